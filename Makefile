@@ -1,0 +1,71 @@
+# Every target installs .venv first if it is not there or its pins have changed.
+PYTHON ?= python3
+CONFIG ?= pipeline.yaml
+ITERATIONS ?=
+SEED ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+LOCAL := $(BIN)/python -m flows.local
+# One thread for each test worker; torch would take every core in each of them.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install pipeline up down status test test-slow check format check-config pretrain parity clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
+		awk -F'|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) ## make .venv with pinned versions (the other targets do it on first need)
+
+# The stamp is written last, so that an interrupted installation is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; give another one with PYTHON=..."; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+		{ echo "error: $(PYTHON) cannot make virtual environments; install its venv module"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0]
+	@$(LOCAL) pipeline --config '$(CONFIG)' \
+		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
+
+up: $(INSTALLED) ## start servers and a worker, register the deployment self-play/iterate
+	@$(LOCAL) up
+
+down: $(INSTALLED) ## stop what we have started
+	@$(LOCAL) down
+
+status: $(INSTALLED) ## show what runs, and where
+	@$(LOCAL) status
+
+check-config: $(INSTALLED) ## check a config and its inputs without running [CONFIG=...]
+	@$(LOCAL) check-config --config '$(CONFIG)'
+
+test: $(INSTALLED) ## run the quick tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+
+test-slow: $(INSTALLED) ## run the slow tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+
+check: $(INSTALLED) ## check format, lint, types and import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## format the code and repair what lint can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pretrain: $(INSTALLED) ## make the shipped base checkpoint anew
+	$(BIN)/python -m tasks.pretrain
+
+parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]
+	$(BIN)/python -m models.parity $(or $(DIR),tests/parity/showo_tiny)
+
+clean: ## delete caches and build output; artifacts and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Config, store, runtime: knows nothing of the other layers."""

@@ -1,0 +1,69 @@
+"""Command lines: error handling shared by all, and one for every stage module."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from core.artifact import ArtifactRef
+from core.errors import UserError
+from core.runtime import setup_logging
+from core.stage import Stage, run_stage
+from core.store import Store
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def stage_command(stages: Mapping[str, Stage], arguments: Sequence[str] | None = None) -> int:
+    """Run one of a module's stages from the command line; prints its ref as JSON."""
+    parser = argparse.ArgumentParser(description="Run one stage of the pipeline.")
+    parser.add_argument("stage", choices=sorted(stages))
+    parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("--store", required=True, help="folder or fsspec URI of the artifacts")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=URI",
+        help="an input artifact; repeat it for several, NAME= for none",
+    )
+    parser.add_argument("--seed", type=int, help="replaces the seed of the config")
+    options = parser.parse_args(arguments)
+    setup_logging()
+    return run_command(lambda: _run(stages[options.stage], options))
+
+
+def _run(stage: Stage, options: argparse.Namespace) -> None:
+    # Here, so that --help does not wait for the schema.
+    from core.config import load_config
+
+    overrides = {} if options.seed is None else {"seed": options.seed}
+    config = load_config(options.config, overrides)
+    store = Store(options.store)
+    store.check()
+    result = run_stage(stage, config, store, _parse_inputs(options.input, store))
+    print(json.dumps(asdict(result.ref)))
+
+
+def _parse_inputs(given: Sequence[str], store: Store) -> dict[str, list[ArtifactRef]]:
+    inputs: dict[str, list[ArtifactRef]] = {}
+    for text in given:
+        name, equals, uri = text.partition("=")
+        if not equals:
+            raise UserError(f"--input {text}: no '='; give it as NAME=URI")
+        refs = inputs.setdefault(name, [])
+        if uri:
+            refs.append(store.open(uri).ref)
+    return inputs

@@ -1,0 +1,232 @@
+"""The one schema of `pipeline.yaml` and its siblings under `configs/`.
+
+Every field has a reader. A stage's cache key holds exactly the fields that the stage declares, so
+changing one redoes that stage and those after it; `runtime`, `tracking` and `gate` never redo work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from core.settings import Section, load_settings
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Model(Section):
+    """The unified model that improves itself."""
+
+    family: Literal["showo"] = Field(description="model family; decides how the folder is read")
+    checkpoint: str = Field(min_length=1, description="folder of the base checkpoint")
+
+
+class ShapesData(Section):
+    """Scenes of the built-in world."""
+
+    source: Literal["shapes"]
+    pool_records: int = Field(ge=6, description="records that the loop samples from and trains on")
+    test_records: int = Field(
+        ge=6, description="held-out records that every checkpoint is judged on"
+    )
+    eval_split: Literal["validation", "test"] = Field(
+        description="split that judges; tune on validation, look at test once"
+    )
+    seed: int = Field(ge=0, description="seed of the scenes, apart from the seed of self-play")
+
+
+class ParquetData(Section):
+    """Image-caption pairs of the user in the pool schema."""
+
+    source: Literal["parquet"]
+    pool: str = Field(min_length=1, description="Parquet file or folder of the self-play pool")
+    test: str = Field(min_length=1, description="Parquet file or folder of held-out records")
+
+
+class TextSettings(Section):
+    """How one or several captions of an image are sampled."""
+
+    temperature: Positive = Field(description="divides the logits, before top-k")
+    top_k: Count | None = Field(
+        description="most probable tokens to choose from; null: all; 1: greedy"
+    )
+    num_samples: Count = Field(description="captions with these settings")
+
+
+class CaptionSampling(Section):
+    """Captions sampled for each image."""
+
+    settings: list[TextSettings] = Field(min_length=1, description="groups of samples")
+    max_new_tokens: Count = Field(description="longest caption, in tokens")
+
+
+class ImageSampling(Section):
+    """Images sampled for each prompt."""
+
+    num_samples: int = Field(ge=2, description="images for each prompt")
+    steps: Count = Field(description="mask-predict steps")
+    guidance: NotNegative = Field(description="g of (1+g)*conditional - g*unconditional logits")
+    temperature: NotNegative = Field(description="start of the re-masking noise")
+
+
+class Sampling(Section):
+    """What the current checkpoint produces in every iteration."""
+
+    captions: CaptionSampling
+    images: ImageSampling
+    shard_records: Count = Field(description="records a part; a kill loses at most one part")
+
+
+class Scoring(Section):
+    """How samples are scored."""
+
+    caption_encoder: str = Field(
+        min_length=1, description="folder of a sentence-transformers model"
+    )
+    answer_by: Literal["likelihood", "decoding"] = Field(
+        description="self-VQA by likelihood over the choices, or by a decoded answer as published"
+    )
+    image_score: Literal["hard", "soft"] = Field(
+        description="share of right answers, or mean probability of the right choice"
+    )
+    judge: Literal["self", "oracle"] = Field(
+        description="self: the current checkpoint; oracle: an upper bound, shapes world only"
+    )
+
+
+class PairRule(Section):
+    """When a record's samples of one modality become a pair, and which sample loses."""
+
+    min_best: float = Field(ge=-1.0, le=1.0, description="the best score must be above this")
+    min_margin: float = Field(
+        ge=0.0, le=2.0, description="winner and loser differ by at least this"
+    )
+    loser: Literal["worst", "two_sigma"] = Field(
+        description="lowest score, or the one nearest mean minus two standard deviations"
+    )
+
+
+class Pairing(Section):
+    """Homologous pairs: both modalities of the same record, or the record is left out."""
+
+    caption: PairRule
+    image: PairRule
+    iteration_rule: Literal["fresh", "beaten", "published"] = Field(
+        description="fresh pairs; or a beaten old winner loses; or the published update"
+    )
+    beaten_margin: float = Field(
+        ge=0.0, le=2.0, description="how far the new best must exceed an old winner to beat it"
+    )
+
+
+class Branch(Section):
+    """Pair-DPO settings of one modality."""
+
+    learning_rate: NotNegative = Field(description="AdamW rate of this modality's gradient")
+    beta: Positive = Field(description="strength of the tie to the reference")
+    weight: NotNegative = Field(description="factor of this modality's term; 0 switches it off")
+    nll_weight: NotNegative = Field(description="factor of the winner's negative log-likelihood")
+    length_normalized: bool = Field(description="divide log-probabilities by the token count")
+
+
+class Training(Section):
+    """Pair-DPO."""
+
+    objective: Literal["sum", "joint"] = Field(
+        description="sum of two sigmoid terms, or one sigmoid over both margins"
+    )
+    caption: Branch
+    image: Branch
+    masks_per_pair: Count = Field(description="image masks averaged for each pair and epoch")
+    epochs: Count = Field(description="passes over the pairs")
+    batch_size: Count = Field(description="pairs a step")
+    warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
+    weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
+    max_grad_norm: Positive = Field(description="clipping threshold, each modality for itself")
+    collapse_nats: Positive = Field(
+        description="stop when winners lose this much log-probability a token against the reference"
+    )
+
+
+class Evaluation(Section):
+    """Judging a checkpoint on held-out records."""
+
+    judge: Literal["oracle", "base"] = Field(
+        description="who answers about generated images: pixel oracle, or the frozen base checkpoint"
+    )
+    images_per_prompt: Count = Field(description="generated images for each held-out prompt")
+    bootstrap_samples: int = Field(ge=100, description="resamples of records for the intervals")
+    confidence: float = Field(ge=0.5, lt=1.0, description="coverage of the intervals")
+
+
+class Gate(Section):
+    """What a candidate must show against the champion, on the same records, to replace it."""
+
+    min_generation_gain: float = Field(ge=-1.0, le=1.0, description="G must rise by more than this")
+    max_understanding_loss: float = Field(ge=0.0, le=1.0, description="U may fall by at most this")
+    beyond_interval: bool = Field(
+        description="judge the gain by the lower end of its paired interval, the loss by the upper"
+    )
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    enabled: bool = Field(description="false: run without MLflow")
+    experiment: str = Field(min_length=1, description="MLflow experiment")
+    registered_model: str = Field(min_length=1, description="name in the model registry")
+
+
+class Runtime(Section):
+    """Where and how wide it runs; results do not depend on it."""
+
+    device: str = Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
+    threads: int = Field(ge=0, description="CPU threads; 0: all cores")
+    batch_records: Count = Field(description="records sampled or scored at once")
+    save_every_steps: Count = Field(description="training steps between saved states")
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(ge=0, lt=2**31, description="seed of sampling and training")
+    iterations: int = Field(ge=0, le=100, description="self-play iterations")
+    store: str = Field(min_length=1, description="artifact store: folder or fsspec URI")
+    model: Model
+    data: ShapesData | ParquetData = Field(discriminator="source")
+    sampling: Sampling
+    scoring: Scoring
+    pairing: Pairing
+    training: Training
+    evaluation: Evaluation
+    gate: Gate
+    tracking: Tracking
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _oracle_needs_shapes(self) -> Config:
+        oracles = (self.scoring.judge, "scoring.judge"), (self.evaluation.judge, "evaluation.judge")
+        for judge, field in oracles:
+            if judge == "oracle" and self.data.source != "shapes":
+                way_out = "self" if field.startswith("scoring") else "base"
+                raise ValueError(
+                    f"{field} = 'oracle' reads shapes only, but data.source = "
+                    f"{self.data.source!r}; set {field}: {way_out}"
+                )
+        if self.training.caption.weight == 0 and self.training.image.weight == 0:
+            raise ValueError(
+                "training.caption.weight and training.image.weight are both 0, so nothing would "
+                "be trained; set one above 0"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
+    """Read a run's config; UserError lists every problem with field, value and way out."""
+    return load_settings(path, Config, overrides or {})

@@ -1,0 +1,84 @@
+"""Progress of long steps: a bar in a terminal, occasional lines elsewhere, and observers."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+
+from tqdm import tqdm
+
+Observer = Callable[[str, int, int], None]
+
+OBSERVE_SECONDS = 1.0
+LINE_SECONDS = 15.0
+
+# A context variable, so that steps running in several threads keep their own observers.
+_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Call `observer(description, done, total)` about once a second for steps begun inside."""
+    token = _observers.set((*_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
+class Progress:
+    """One running step; use as a context manager and call `update` as work gets done."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self._observers = _observers.get()
+        self._started = self._observed = self._printed = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(desc=description, total=total, file=sys.stderr) if terminal else None
+
+    def update(self, amount: int = 1) -> None:
+        """Count `amount` more units as done."""
+        self.done += amount
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(amount)
+        elif now - self._printed >= LINE_SECONDS:
+            self._print_line(now)
+        if now - self._observed >= OBSERVE_SECONDS:
+            self._observed = now
+            self._notify()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line(time.monotonic())
+        self._notify()
+
+    def _notify(self) -> None:
+        for observer in self._observers:
+            observer(self.description, self.done, self.total)
+
+    def _print_line(self, now: float) -> None:
+        self._printed = now
+        seconds = now - self._started
+        print(
+            f"{self.description}: {self.done}/{self.total} after {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def progress(description: str, total: int) -> Progress:
+    """Start showing a step of `total` units."""
+    return Progress(description, total)

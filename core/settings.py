@@ -1,0 +1,196 @@
+"""Strict YAML settings: every problem listed at once, by the path of its field."""
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from core.errors import UserError
+
+
+class Section(BaseModel):
+    """Base of every settings section: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+FieldPath = tuple[str | int, ...]
+
+
+def load_settings(
+    path: str | Path, model: type[SectionT], overrides: Mapping[str, object]
+) -> SectionT:
+    """Read the YAML file at `path` into `model`; `overrides` maps dotted paths to values.
+
+    Raises UserError that lists every problem with its field, value, line and way out.
+    """
+    values, lines, problems = _read_yaml(Path(path))
+    for dotted, value in overrides.items():
+        problems += _override(values, dotted, value)
+        lines.pop(tuple(dotted.split(".")), None)
+    try:
+        settings = model.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(detail, model, lines) for detail in error.errors(include_url=False)]
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"{path} has {len(problems)} {noun}:\n{listing}")
+    return settings
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int], list[str]]:
+    """The mapping in a file, the line of every field, and its duplicate keys as problems."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"config file {path} does not exist; give the path of a YAML file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"config file {path} cannot be read: {error}; give a YAML text file"
+        ) from None
+    loader = yaml.SafeLoader(text)
+    lines: dict[FieldPath, int] = {}
+    problems: list[str] = []
+    try:
+        node = loader.get_single_node()
+        if node is not None:
+            problems = list(_walk(node, (), lines, set()))
+        values = {} if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"config file {path} is not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict):
+        raise UserError(
+            f"config file {path} holds {_show(values)}; it must hold `key: value` lines"
+        )
+    return values, lines, problems
+
+
+def _walk(
+    node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int], seen: set[int]
+) -> Iterator[str]:
+    """Note the line of every field below `node`, and yield a problem for each repeated key."""
+    if id(node) in seen:  # an alias, possibly of its own parent
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _walk(item, (*path, index), lines, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        field = (*path, str(key_node.value))
+        line = key_node.start_mark.line + 1
+        if field in lines:
+            first = lines[field]
+            yield f"{dotted(field)} (line {line}): given twice, first in line {first}; keep one"
+        lines[field] = line
+        yield from _walk(value_node, field, lines, seen)
+
+
+def _override(values: dict[str, Any], path: str, value: object) -> list[str]:
+    """Set one dotted path in place; returns the problem if it runs through a plain value."""
+    *parents, last = path.split(".")
+    for depth, parent in enumerate(parents):
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            return [f"{path} = {_show(value)}: {'.'.join(parents[: depth + 1])} is no section"]
+        values = child
+    values[last] = value
+    return []
+
+
+def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldPath, int]) -> str:
+    """One validation error as: field (line) = value: what is wrong; way out."""
+    kind, value = detail["type"], detail["input"]
+    path, section, description = _resolve(model, detail["loc"])
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        # The fault lies in the field that chooses between sections.
+        name = detail["ctx"]["discriminator"].strip("'")
+        path, value = (*path, name), detail["ctx"].get("tag", value)
+        description = ""
+    # A missing key has no line of its own: show the section that lacks it.
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    where = (dotted(path) or "the file") + (f" (line {line})" if line else "")
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{where}: missing; add it{description}"
+    shown = "" if isinstance(value, dict | BaseModel) else f" = {_show(value)}"
+    if kind == "extra_forbidden":
+        known = sorted(section.model_fields) if section else []
+        return f"{where}{shown}: unknown key; {_suggest(str(path[-1]), known)}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = detail["ctx"].get("expected") or detail["ctx"]["expected_tags"]
+        choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        message = f"should be one of {', '.join(choices)}"
+        message += f"; did you mean {near[0]}?" if near else ""
+    return f"{where}{shown}: {message}{description}"
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
+
+
+def _resolve(
+    model: type[BaseModel], location: FieldPath
+) -> tuple[FieldPath, type[BaseModel] | None, str]:
+    """The path in the file, the section that holds its last part, and '; <description>'.
+
+    Pydantic puts the tag of a chosen section into the location; the file has no such level.
+    """
+    section: type[BaseModel] | None = model
+    child: type[BaseModel] | None = model
+    path: list[str | int] = []
+    description = ""
+    parts = list(location)
+    while parts:
+        part = parts.pop(0)
+        path.append(part)
+        section, child = child, None
+        field = section.model_fields.get(str(part)) if section else None
+        description = f"; {field.description}" if field and field.description else ""
+        if field is None:
+            continue
+        sections = _sections_of(field.annotation)
+        if isinstance(field.discriminator, str) and parts:
+            tag = parts.pop(0)
+            sections = [s for s in sections if _has_tag(s, field.discriminator, tag)]
+        child = sections[0] if sections else None
+    return tuple(path), section, description
+
+
+def _sections_of(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [section for part in get_args(annotation) for section in _sections_of(part)]
+    return []
+
+
+def _has_tag(section: type[BaseModel], discriminator: str, tag: object) -> bool:
+    return tag in get_args(section.model_fields[discriminator].annotation)
+
+
+def dotted(path: FieldPath) -> str:
+    """`("train", "steps", 0)` as `train.steps[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

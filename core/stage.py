@@ -1,0 +1,197 @@
+"""Stages: functions of (config, input artifacts), cached by everything that they read."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel
+
+from core.artifact import Artifact, ArtifactRef
+from core.errors import UserError
+from core.progress import Progress
+from core.progress import progress as show_progress
+from core.runtime import derive_seed, peak_memory_bytes
+from core.store import Draft, Store
+
+if TYPE_CHECKING:
+    from core.config import Config
+
+RUNTIME = "runtime"  # device, threads, batch sizes: may be read by all, never enters a key
+
+Inputs = Mapping[str, ArtifactRef | Sequence[ArtifactRef]]
+ProgressFactory = Callable[[str, int], Progress]
+logger = logging.getLogger(__name__)
+
+
+class UndeclaredReadError(Exception):
+    """A stage read a config value that is not in its `reads`, and so not in its key."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What the body of a stage may use: the declared config, its inputs and its draft."""
+
+    stage: "Stage"
+    config: "Config"
+    draft: Draft
+    progress: ProgressFactory
+    inputs: Mapping[str, Sequence[Artifact]]
+    logger: logging.Logger
+
+    def input(self, name: str) -> Artifact:
+        """The only artifact of input `name`."""
+        artifacts = self.inputs[name]
+        if len(artifacts) != 1:
+            raise UserError(
+                f"stage {self.stage.name}: input {name} has {len(artifacts)} artifacts; give one"
+            )
+        return artifacts[0]
+
+    @property
+    def seed(self) -> int:
+        """Seed of this stage from the config's `seed`, which must be among its `reads`.
+
+        The same for all inputs and iterations: mix in (`derive_seed`) what has to differ.
+        """
+        return derive_seed(self.config.seed, self.stage.name)
+
+
+Body = Callable[[StageContext], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cached step of the pipeline.
+
+    `reads` are dotted config paths, `inputs` the names of input artifacts (each may be given
+    none, one or several). `body` writes parts into the draft and returns counts and metrics
+    for the manifest. Raise `version` whenever the body starts to compute something else.
+    """
+
+    name: str
+    version: int
+    reads: tuple[str, ...]
+    inputs: tuple[str, ...]
+    body: Body
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A published artifact, whether it was there before, and the seconds it took now."""
+
+    ref: ArtifactRef
+    cached: bool
+    seconds: float
+
+
+class ConfigView:
+    """The declared part of a config; reading anything else raises UndeclaredReadError."""
+
+    def __init__(self, stage: Stage, section: BaseModel, path: str = "") -> None:
+        self._stage, self._section, self._path = stage, section, path
+
+    def __getattr__(self, name: str) -> Any:
+        path = f"{self._path}.{name}" if self._path else name
+        if path in self._stage.reads or path == RUNTIME:
+            return getattr(self._section, name)
+        if any(declared.startswith(f"{path}.") for declared in self._stage.reads):
+            return ConfigView(self._stage, getattr(self._section, name), path)
+        declared = ", ".join(self._stage.reads) or "nothing"
+        raise UndeclaredReadError(
+            f"stage {self._stage.name} read config value {path}, but declares {declared}; "
+            "add it to the `reads` of the stage"
+        )
+
+
+def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
+    """The config values at the `reads` of a stage, in JSON form."""
+    document = config.model_dump(mode="json")
+    values: dict[str, Any] = {}
+    for path in stage.reads:
+        if path.split(".")[0] == RUNTIME:
+            raise ValueError(f"stage {stage.name}: {path} must not be in `reads`")
+        value: Any = document
+        for part in path.split("."):
+            value = value[part]
+        values[path] = value
+    return values
+
+
+def stage_key(stage: Stage, config: BaseModel, inputs: Inputs) -> str:
+    """SHA-256 over stage name and version, its declared config and its inputs' digests."""
+    digests = {
+        name: [ref.digest for ref in refs] for name, refs in _as_lists(stage, inputs).items()
+    }
+    parts = [stage.name, stage.version, declared_config(stage, config), digests]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(text.encode()).hexdigest()
+
+
+def run_stage(
+    stage: Stage,
+    config: "Config",
+    store: Store,
+    inputs: Inputs,
+    progress: ProgressFactory = show_progress,
+) -> StageResult:
+    """Return the published artifact of this stage, running its body only if there is none."""
+    started = time.monotonic()
+    key = stage_key(stage, config, inputs)
+    ref = store.find(stage.name, key)
+    cached = ref is not None
+    if ref is None:
+        ref = _run_body(stage, config, store, inputs, progress, key)
+    return StageResult(ref, cached, time.monotonic() - started)
+
+
+def _run_body(
+    stage: Stage,
+    config: "Config",
+    store: Store,
+    inputs: Inputs,
+    progress: ProgressFactory,
+    key: str,
+) -> ArtifactRef:
+    started = time.monotonic()
+    refs = _as_lists(stage, inputs)
+    with store.draft(stage.name, key) as draft:
+        context = StageContext(
+            stage=stage,
+            # Looks like the config to the body and to the type checker.
+            config=cast("Config", ConfigView(stage, config)),
+            draft=draft,
+            progress=progress,
+            inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
+            logger=logging.getLogger(f"stage.{stage.name}"),
+        )
+        results = stage.body(context)
+        return draft.publish(
+            {
+                "stage_version": stage.version,
+                "config": declared_config(stage, config),
+                "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
+                "results": dict(results),
+                "seed": config.seed,
+                "seconds": round(time.monotonic() - started, 3),
+                "peak_memory_bytes": peak_memory_bytes(),
+            }
+        )
+
+
+def _as_lists(stage: Stage, inputs: Inputs) -> dict[str, list[ArtifactRef]]:
+    """Inputs by name in the declared order; UserError for a missing or an unknown name."""
+    for name in sorted({*inputs, *stage.inputs}):
+        if name not in inputs or name not in stage.inputs:
+            problem = "is missing" if name in stage.inputs else "is unknown"
+            raise UserError(
+                f"stage {stage.name}: input {name} {problem}; "
+                f"it takes: {', '.join(stage.inputs) or 'none'}"
+            )
+    return {
+        name: [given] if isinstance(given := inputs[name], ArtifactRef) else list(given)
+        for name in stage.inputs
+    }

@@ -1,0 +1,1 @@
+"""Tables on disk and the worlds that fill them."""

@@ -1,0 +1,1 @@
+"""The built-in world of coloured shapes: scenes, pictures, language and an exact oracle."""

@@ -1,0 +1,172 @@
+"""Reading and writing tables as Parquet in batches, checked both ways."""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from core.errors import UserError
+from core.files import writing_to
+from data.checks import check_schema, check_table, check_unique
+from data.schemas import arrow_schema, table_named
+
+ROW_GROUP = 256  # rows; bounds the memory of readers and writers
+
+Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
+Paths: TypeAlias = str | Path | Sequence[str | Path]
+
+
+class TableWriter:
+    """Writes one Parquet file in batches; use as a context manager.
+
+    Values are checked as they come, keys for uniqueness over the whole file at the end.
+    """
+
+    def __init__(self, path: str | Path, name: str) -> None:
+        self._path, self._name = Path(path), name
+        self._schema = arrow_schema(name)
+        self._waiting: list[pa.Table] = []
+        with writing_to(path):
+            self._writer = pq.ParquetWriter(self._path, self._schema)
+
+    def write(self, rows: Rows) -> None:
+        """Add rows (a table, or dicts with every column); UserError names the first bad one."""
+        table = _as_table(rows, self._name, self._schema)
+        check_table(self._name, table, deep=True)
+        self._waiting.append(table)
+        if sum(waiting.num_rows for waiting in self._waiting) >= ROW_GROUP:
+            self._flush()
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with writing_to(self._path):
+            if error is None:
+                self._flush()
+            self._writer.close()
+        if error is None:
+            _check_keys([self._path], self._name)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            with writing_to(self._path):
+                self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=ROW_GROUP)
+            self._waiting.clear()
+
+
+def write_table(path: str | Path, name: str, rows: Rows) -> None:
+    """Write a whole table at once."""
+    with TableWriter(path, name) as writer:
+        writer.write(rows)
+
+
+def iter_batches(
+    paths: Paths,
+    name: str,
+    columns: Sequence[str] | None = None,
+    batch_size: int = ROW_GROUP,
+    deep: bool = False,
+) -> Iterator[pa.Table]:
+    """Yield tables of at most `batch_size` rows from the files in order; `deep` decodes images.
+
+    Schemas and keys of all files are checked before the first batch, values with each batch.
+    """
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    wanted = tuple(columns or (column.name for column in table_named(name).columns))
+    for file in files:
+        with _open(file) as parquet:
+            check_schema(name, parquet.schema_arrow, wanted, str(file))
+    _check_keys(files, name)
+    for file in files:
+        with _open(file) as parquet:
+            for batch in parquet.iter_batches(batch_size, columns=list(wanted)):
+                table = pa.Table.from_batches([batch]).select(wanted)
+                check_table(name, table, deep=deep, where=str(file))
+                yield table
+
+
+def read_table(
+    paths: Paths, name: str, columns: Sequence[str] | None = None, deep: bool = False
+) -> pa.Table:
+    """Read whole files into one table, checked like `iter_batches`."""
+    tables = list(iter_batches(paths, name, columns, deep=deep))
+    if tables:
+        return pa.concat_tables(tables)
+    empty = arrow_schema(name).empty_table()
+    return empty if columns is None else empty.select(list(columns))
+
+
+def count_rows(paths: Iterable[str | Path]) -> int:
+    """Number of rows in all files, from their footers."""
+    total = 0
+    for path in paths:
+        with _open(Path(path)) as parquet:
+            total += parquet.metadata.num_rows
+    return total
+
+
+def encode_image(image: Image.Image) -> dict[str, Any]:
+    """A PIL image as the value of an image column (lossless PNG)."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def decode_image(value: Mapping[str, Any]) -> Image.Image:
+    """The value of an image column as an RGB PIL image."""
+    with Image.open(io.BytesIO(value["bytes"])) as image:
+        return image.convert("RGB")
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError(f"table file {path} does not exist; give a Parquet file") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({error}); make it anew") from None
+
+
+def _check_keys(files: Sequence[Path], name: str) -> None:
+    key = list(table_named(name).key)
+    parts = []
+    for file in files:
+        with _open(file) as parquet:
+            check_schema(name, parquet.schema_arrow, tuple(key), str(file))
+            # Metadata may differ between files; only the columns matter here.
+            parts.append(parquet.read(columns=key).replace_schema_metadata(None))
+    if parts:
+        where = str(files[0]) if len(files) == 1 else f"{name} in {len(files)} files"
+        check_unique(name, pa.concat_tables(parts), where)
+
+
+def _as_table(rows: Rows, name: str, schema: pa.Schema) -> pa.Table:
+    if isinstance(rows, pa.Table):
+        check_schema(name, rows.schema, tuple(schema.names), name)
+        return rows.select(schema.names).replace_schema_metadata(schema.metadata)
+    for row in rows:
+        unknown = set(row) - set(schema.names)
+        if unknown:
+            raise UserError(
+                f"{name}: column {sorted(unknown)[0]!r} is unknown; known: "
+                f"{', '.join(schema.names)}"
+            )
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        try:
+            columns.append(pa.array(values, type=field.type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise UserError(f"{name}: column {field.name} takes {field.type}: {error}") from None
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,1 @@
+"""Unified models behind one protocol, their tokenizers, decoding, packing and losses."""

@@ -1,0 +1,132 @@
+"""The protocol of a unified multimodal model: reads images, writes images, scores both.
+
+Shapes: B records or images, N image tokens, M images a prompt, K captions an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor, nn
+
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TextSampling:
+    """How to sample one text. Temperature acts before top-k; top_k of 1 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    max_new_tokens: int = 100
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How to sample images. Guidance g weighs (1+g)*conditional - g*unconditional."""
+
+    steps: int
+    guidance: float
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Homologous pairs: for each image and prompt a better and a worse caption and image.
+
+    `mask_seeds` fix the masks of image tokens, the same ones for winner and loser, policy and
+    reference; each pair is averaged over `num_masks` of them.
+    """
+
+    codes_BN: Codes
+    captions_win: Sequence[str]
+    captions_lose: Sequence[str]
+    prompts: Sequence[str]
+    codes_win_BN: Codes
+    codes_lose_BN: Codes
+    mask_seeds: Sequence[int]
+    num_masks: int = 1
+
+
+@dataclass(frozen=True)
+class BranchLogps:
+    """One modality of a batch of pairs: sums of log-probabilities in nats and how many tokens.
+
+    The chosen and rejected branches carry gradients. With several masks a pair the sums and counts
+    are means over them.
+    """
+
+    chosen_logps_B: Tensor
+    rejected_logps_B: Tensor
+    chosen_tokens_B: Tensor
+    rejected_tokens_B: Tensor
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Both modalities of a batch of pairs."""
+
+    caption: BranchLogps
+    image: BranchLogps
+
+
+class UnifiedModel(Protocol):
+    """What every family of models offers to sampling, scoring, training and evaluation.
+
+    Image codes are those of the model's own tokenizer. All randomness comes from the seeds, one for
+    each record, so results do not depend on how records are batched.
+    """
+
+    @property
+    def pair_module(self) -> nn.Module:
+        """Maps what `pack_pairs` gives to `PairLogps`; holds the trained weights.
+
+        Training wraps this module and calls it, so that autocast and data parallelism apply.
+        """
+        ...
+
+    def save(self, path: Path | str) -> None:
+        """Write a folder from which the family's `from_folder` restores the model."""
+        ...
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Codes:
+        """Codes [B,N] of images of any size and mode."""
+        ...
+
+    def decode_images(self, codes_BN: Codes) -> list[Image.Image]:
+        """RGB images of codes."""
+        ...
+
+    def caption(
+        self, codes_BN: Codes, samplings: Sequence[TextSampling], seeds: Sequence[int]
+    ) -> list[list[str]]:
+        """One caption of each image for each sampling."""
+        ...
+
+    def answer(
+        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[npt.NDArray[np.float64]]]:
+        """Probabilities over the choices of each (question, choices) of each image."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        num_samples: int,
+        sampling: ImageSampling,
+        seeds: Sequence[int],
+    ) -> Codes:
+        """Codes [B,M,N] of `num_samples` images for each prompt."""
+        ...
+
+    def pack_pairs(self, batch: PairBatch) -> object:
+        """Model input of a batch of pairs, on the model's device."""
+        ...
+
+    def pair_logps(self, batch: PairBatch) -> PairLogps:
+        """Log-probabilities of both branches of both modalities."""
+        ...

@@ -1,0 +1,1 @@
+"""Numbers of the published implementation, and whether this one gives them too."""

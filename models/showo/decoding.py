@@ -1,0 +1,209 @@
+"""Captions and images from a Show-o network, with every prefix computed once.
+
+Shapes: B records, K samples of text a record, M images a prompt, R = B*M rows, P prefix positions,
+S key positions, T tokens of one forward, N image tokens, C codebook entries, V vocabulary,
+D width.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.base import ImageSampling, TextSampling
+from models.packing import Segment, Tree, num_tokens, pack
+from models.showo.logps import prompt_root
+from models.showo.network import KVCache, Showo
+from models.showo.noise import Noise
+from models.showo.prompting import Ids, SpecialIds, t2i_prompt
+
+UNKNOWN = -1
+
+
+def prefill(network: Showo, rows: Sequence[Tree], pad_id: int) -> tuple[KVCache, Tensor, Tensor]:
+    """Run prefixes of any lengths: a cache of just their width, hidden states, lengths [B].
+
+    Padding stands on the right; who reads the cache has to mask it, see `visible`.
+    """
+    batch = pack(rows, pad_id).to(network.device)
+    num_rows, width = batch.input_ids_BT.shape
+    cache = network.new_cache(num_rows, width)
+    hidden_BPD = network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, cache)
+    cache.advance(width)
+    length_B = torch.tensor([num_tokens(row) for row in rows], device=network.device)
+    return cache, hidden_BPD, length_B
+
+
+def visible(lengths_B: Tensor, width: int) -> Tensor:
+    """[B,P], True where a prefix has a token and False where it has padding."""
+    return torch.arange(width, device=lengths_B.device) < lengths_B[:, None]
+
+
+@torch.inference_mode()
+def generate_text(
+    network: Showo,
+    prefixes: Sequence[Tree],
+    samplings: Sequence[TextSampling],
+    stop_id: int,
+    noise: Noise,
+    pad_id: int,
+) -> list[list[list[int]]]:
+    """Continue each prefix once for each sampling; token ids by prefix and sampling.
+
+    A stop token ends a sample and is kept. The K samples of a prefix are the K queries of one row,
+    over keys that hold the prefix once and then K tokens a step, of which each sees its own.
+    """
+    num_rows, num_samples = len(prefixes), len(samplings)
+    budget_K = torch.tensor([s.max_new_tokens for s in samplings], device=network.device)
+    max_steps = max(s.max_new_tokens for s in samplings)
+    prefix_cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id)
+    every_row = torch.arange(num_rows, device=network.device)
+    logits_BV = network.logits(hidden_BPD[every_row, length_B - 1])
+    logits_BKV = logits_BV[:, None].expand(-1, num_samples, -1)
+    cache = prefix_cache.take_rows(every_row, (max_steps - 1) * num_samples)
+    attend_B1KS = _sample_mask(visible(length_B, cache.length), num_samples, max_steps - 1)
+    position_BK = length_B[:, None].expand(-1, num_samples)
+    cut = TopK(samplings, network.config.vocab_size, network.device)
+    stopped_BK = torch.zeros(num_rows, num_samples, dtype=torch.bool, device=network.device)
+    steps_BKT: list[Tensor] = []
+    for step in range(max_steps):
+        probs_BKV = cut(logits_BKV.float())
+        ids_BK = noise.categorical(probs_BKV.flatten(0, 1)[:, None]).view(num_rows, num_samples)
+        steps_BKT.append(ids_BK)
+        stopped_BK |= (ids_BK == stop_id) | (step + 1 >= budget_K)
+        if stopped_BK.all():
+            break
+        attend = attend_B1KS[..., : cache.length + num_samples]
+        hidden_BKD = network(ids_BK, attend, position_BK + step, cache)
+        cache.advance(num_samples)
+        logits_BKV = network.logits(hidden_BKD)
+    tokens = torch.stack(steps_BKT, dim=2).tolist()
+    return [
+        [_until(ids[: s.max_new_tokens], stop_id) for ids, s in zip(row, samplings, strict=True)]
+        for row in tokens
+    ]
+
+
+def _sample_mask(visible_BP: Tensor, num_samples: int, num_steps: int) -> Tensor:
+    """[B,1,K,P+K*steps]: each sample sees its prefix and, of the later keys, every K-th."""
+    own_KK = torch.eye(num_samples, dtype=torch.bool, device=visible_BP.device)
+    own_BKS = own_KK.repeat(1, num_steps).expand(len(visible_BP), -1, -1)
+    prefix_BKP = visible_BP[:, None].expand(-1, num_samples, -1)
+    return torch.cat((prefix_BKP, own_BKS), dim=2)[:, None]
+
+
+def _until(ids: list[int], stop_id: int) -> list[int]:
+    return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
+
+
+class TopK:
+    """Temperature, then top-k with ties kept, for samples that each have their own settings."""
+
+    def __init__(
+        self, samplings: Sequence[TextSampling], vocab_size: int, device: torch.device
+    ) -> None:
+        counts = [min(s.top_k or vocab_size, vocab_size) for s in samplings]
+        self.max_k = max(counts)
+        self.rank_K1 = torch.tensor([[count - 1] for count in counts], device=device)
+        self.temperature_K1 = torch.tensor([[s.temperature] for s in samplings], device=device)
+
+    def __call__(self, logits_BKV: Tensor) -> Tensor:
+        """Probabilities [B,K,V]."""
+        scaled_BKV = logits_BKV / self.temperature_K1
+        best_BKk = scaled_BKV.topk(self.max_k, dim=-1).values
+        rank_BK1 = self.rank_K1.expand(len(logits_BKV), -1, -1)
+        worst_BK1 = best_BKk.gather(-1, rank_BK1)
+        return scaled_BKV.masked_fill(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
+
+
+@torch.inference_mode()
+def generate_images(
+    network: Showo,
+    prompts: Sequence[Ids],
+    num_samples: int,
+    sampling: ImageSampling,
+    noise: Noise,
+    special: SpecialIds,
+    given_RN: Tensor | None = None,
+) -> Tensor:
+    """Image codes [B*M,N] by iterated mask prediction, `num_samples` for each prompt.
+
+    `prompts` are unpadded (`t2i_prompt`). Codes in `given_RN` other than UNKNOWN are kept. Only
+    the image block runs in each step; guidance of 0 leaves the unconditional rows out.
+    """
+    config, device = network.config, network.device
+    cache, attend = _prompt_cache(network, prompts, num_samples, sampling.guidance > 0, special)
+    num_rows = len(prompts) * num_samples
+    if given_RN is None:
+        given_RN = torch.full((num_rows, config.num_vq_tokens), UNKNOWN, device=device)
+    unknown_RN = given_RN == UNKNOWN
+    codes_RN = given_RN
+    position_1T = torch.arange(config.num_vq_tokens + 2, device=device)[None]
+    position_1T = position_1T + config.max_text_len + 1
+    border_R1 = torch.tensor([[special.soi, special.eoi]], device=device).expand(num_rows, -1)
+    temperature = sampling.temperature
+    for step in range(sampling.steps):
+        ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
+        ids_RT = torch.cat((border_R1[:, :1], ids_RN, border_R1[:, 1:]), dim=1)
+        copies = cache.rows // num_rows
+        hidden_RTD = network(ids_RT.repeat(copies, 1), attend, position_1T, cache)
+        logits_RNC = network.logits(hidden_RTD[:, 1:-1], config.image_columns).float()
+        if copies == 2:
+            cond_RNC, uncond_RNC = logits_RNC.chunk(2)
+            logits_RNC = (1 + sampling.guidance) * cond_RNC - sampling.guidance * uncond_RNC
+        probs_RNC = logits_RNC.softmax(dim=-1)
+        codes_RN = torch.where(unknown_RN, noise.categorical(probs_RNC), codes_RN)
+        ratio = (step + 1) / sampling.steps
+        # Compounds over the steps; the published schedule, which released weights are used with.
+        temperature *= 1 - ratio
+        chosen_RN = probs_RNC.gather(-1, codes_RN[:, :, None])[:, :, 0]
+        chosen_RN = torch.where(unknown_RN, chosen_RN, torch.finfo(chosen_RN.dtype).max)
+        num_masked_R = mask_lengths(ratio, unknown_RN)
+        unknown_RN = remask(chosen_RN, noise.uniform(chosen_RN), temperature, num_masked_R)
+    return codes_RN
+
+
+def _prompt_cache(
+    network: Showo, prompts: Sequence[Ids], num_samples: int, guided: bool, special: SpecialIds
+) -> tuple[KVCache, Tensor]:
+    """Cache of conditional rows, then unconditional ones, and the mask [rows,1,T,S] of a block."""
+    num_image_rows = network.config.num_vq_tokens + 2
+    budget = network.config.max_text_len
+    empty = [t2i_prompt([], special, budget)] if guided else []
+    trees: list[list[Segment]] = [[prompt_root(ids, budget)] for ids in (*prompts, *empty)]
+    prompt_cache, _, length_B = prefill(network, trees, special.pad)
+    rows = torch.arange(len(prompts), device=network.device).repeat_interleave(num_samples)
+    if guided:
+        rows = torch.cat((rows, torch.full_like(rows, len(prompts))))
+    cache = prompt_cache.take_rows(rows, num_image_rows)
+    seen_BP = visible(length_B, prompt_cache.length)[rows]
+    seen_BS = torch.cat((seen_BP, seen_BP.new_ones(len(rows), num_image_rows)), dim=1)
+    return cache, seen_BS[:, None, None].expand(-1, -1, num_image_rows, -1)
+
+
+def mask_lengths(ratio: float, unknown_RN: Tensor) -> Tensor:
+    """Number of tokens [R] to leave masked after the share `ratio` of the steps.
+
+    floor(N * cos(pi/2 * ratio)) with the full N, at most the unknown ones less one, at least 1. In
+    float32 like the published schedule: the floor of a product just below an integer decides.
+    """
+    fraction = torch.cos(torch.tensor(ratio) * math.pi * 0.5).to(unknown_RN.device)
+    length = torch.floor(unknown_RN.shape[1] * fraction)
+    return torch.minimum(unknown_RN.sum(dim=1) - 1, length).clamp(min=1)
+
+
+def remask(probs_RN: Tensor, uniform_RN: Tensor, temperature: float, length_R: Tensor) -> Tensor:
+    """The positions [R,N] to mask again: the least confident ones.
+
+    Confidence is log-probability plus `temperature` times Gumbel noise; positions strictly below
+    the one of rank `length_R` (from 0) are masked.
+    """
+    gumbel_RN = -_safe_log(-_safe_log(uniform_RN))
+    confidence_RN = _safe_log(probs_RN) + temperature * gumbel_RN
+    cut_R1 = confidence_RN.sort(dim=1).values.gather(1, length_R.long()[:, None])
+    return confidence_RN < cut_R1
+
+
+def _safe_log(x: Tensor) -> Tensor:
+    return torch.log(x.clamp(min=1e-20))

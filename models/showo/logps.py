@@ -1,0 +1,106 @@
+"""From trees of Show-o tokens to log-probabilities, through one `forward`.
+
+Everything that is trained or scored by likelihood passes here: pre-training, choices of a
+question, both branches of preference pairs.
+
+Shapes: B images, N image tokens, L labelled tokens, G branches (labelled segments).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.packing import IGNORE, PackedBatch, Segment, Tree, pack_trees, sum_logps
+from models.showo.network import Showo, ShowoConfig
+from models.showo.prompting import (
+    Ids,
+    ShowoTokenizer,
+    SpecialIds,
+    image_block,
+    mmu_answer,
+    mmu_instruction,
+    mmu_prefix,
+    vqa_question,
+)
+
+
+class TokenLogps(nn.Module):
+    """Log-probabilities of the labelled tokens of a packed batch.
+
+    The one module that training wraps (autocast and data parallelism act on `forward`).
+    """
+
+    def __init__(self, network: Showo) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """[L] in nats, over the full vocabulary, in float32."""
+        hidden_BTD = self.network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT)
+        chosen_LD = hidden_BTD.flatten(0, 1).index_select(0, batch.source_L)
+        return self.network.token_logps(chosen_LD, batch.targets_L)
+
+
+def image_root(image_ids_N: Ids, special: SpecialIds) -> Segment:
+    """Root of an understanding tree: mmu, soi, image, eoi, seeing each other."""
+    return Segment(mmu_prefix(image_ids_N, special), full=True)
+
+
+def prompt_root(prompt_ids: Ids, max_text_len: int) -> Segment:
+    """Root of a generation tree; its positions leave room for the padding that is not there."""
+    return Segment(prompt_ids, position=max_text_len + 1 - len(prompt_ids))
+
+
+def masked_image(
+    input_ids_N: Ids, labels_N: Ids, special: SpecialIds, *, borders: bool, parent: int = 0
+) -> Segment:
+    """Image block under a prompt; with `borders` soi and eoi are labelled too, as published.
+
+    The two border labels are visible inputs, so they teach nothing but count in published sums.
+    """
+    ends = (special.soi, special.eoi) if borders else (IGNORE, IGNORE)
+    labels = np.concatenate(([ends[0]], labels_N, [ends[1]]))
+    return Segment(image_block(input_ids_N, special), parent, full=True, labels=labels)
+
+
+def question_trees(
+    codes_BN: Ids,
+    questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
+    tokenizer: ShowoTokenizer,
+    config: ShowoConfig,
+) -> list[Tree]:
+    """For each image a tree of all its questions and all their choices; choices are branches."""
+    trees: list[Tree] = []
+    for codes_N, asked in zip(codes_BN, questions, strict=True):
+        tree = [image_root(codes_N + config.image_offset, tokenizer.special)]
+        for question, choices in asked:
+            wording = vqa_question(question, choices if config.list_choices else ())
+            tree.append(Segment(mmu_instruction(tokenizer, wording), parent=0))
+            parent = len(tree) - 1
+            for choice in choices:
+                ids = mmu_answer(tokenizer, choice, config.max_text_len)
+                tree.append(Segment(ids, parent, labels=ids))
+        trees.append(tree)
+    return trees
+
+
+@torch.inference_mode()
+def choice_logps(
+    module: TokenLogps,
+    codes_BN: Ids,
+    questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
+    tokenizer: ShowoTokenizer,
+) -> list[list[Tensor]]:
+    """Log-probability, on the CPU, of each choice of each question of each image.
+
+    The end token counts, so a choice is not favoured for being the beginning of another.
+    """
+    network = module.network
+    trees = question_trees(codes_BN, questions, tokenizer, network.config)
+    batch = pack_trees(trees, tokenizer.special.pad).to(network.device)
+    sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+    num_choices = [len(choices) for asked in questions for _, choices in asked]
+    by_question = iter(torch.split(sums_G, num_choices))
+    return [[next(by_question) for _ in asked] for asked in questions]

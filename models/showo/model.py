@@ -1,0 +1,169 @@
+"""A whole Show-o model: network, image tokenizer and text tokenizer in one folder.
+
+The folder holds config.json and model.safetensors (published keys), the text tokenizer's files,
+and vq/ with the image tokenizer's config.json and model.safetensors.
+
+Shapes: B images or prompts, N image tokens, M images a prompt, H W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
+
+from core.errors import UserError
+from models.base import Codes, ImageSampling, PairBatch, PairLogps, TextSampling
+from models.magvitv2 import MAGVITv2
+from models.packing import Segment
+from models.showo.decoding import generate_images, generate_text
+from models.showo.logps import choice_logps, image_root
+from models.showo.network import Showo, ShowoConfig
+from models.showo.noise import RecordNoise
+from models.showo.pairs import PackedPairs, PairModule, pack_pairs
+from models.showo.prompting import (
+    CAPTION_QUESTION,
+    ShowoTokenizer,
+    mmu_instruction,
+    t2i_prompt,
+)
+
+
+class ShowoModel:
+    """A `models.base.UnifiedModel` of the Show-o family."""
+
+    def __init__(self, network: Showo, vq: MAGVITv2, tokenizer: ShowoTokenizer) -> None:
+        """Join parts that agree on vocabulary and image size."""
+        config = network.config
+        if len(tokenizer) != config.image_offset:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens, config.json says {config.image_offset}"
+                " (llm_vocab_size + num_new_special_tokens): use the tokenizer of this checkpoint"
+            )
+        self.config = config
+        self.network = network
+        self.vq = vq
+        self.tokenizer = tokenizer
+        self._pair_module = PairModule(network)
+
+    @classmethod
+    def from_folder(
+        cls, path: Path | str, device: str = "cpu", dtype: str = "float32"
+    ) -> "ShowoModel":
+        """Load a folder written by `save`; `dtype` is that of the network, the vq is float32."""
+        folder = Path(path)
+        for name in ("config.json", "model.safetensors", "vq"):
+            if not (folder / name).exists():
+                raise UserError(f"{folder / name}: no such file; a model folder needs it")
+        network = load_network(folder, torch.device(device), getattr(torch, dtype))
+        vq = MAGVITv2.from_folder(folder / "vq").to(device)
+        return cls(network, vq, ShowoTokenizer.from_folder(folder))
+
+    def save(self, path: Path | str) -> None:
+        """Write a folder that `from_folder` reads."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.to_json(folder / "config.json")
+        weights = {key: value.contiguous() for key, value in self.network.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        self.vq.save(folder / "vq")
+        self.tokenizer.save(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return self.network.device
+
+    @property
+    def resolution(self) -> int:
+        """Side of an image in pixels."""
+        return math.isqrt(self.config.num_vq_tokens) * self.vq.config.downsample
+
+    @property
+    def pair_module(self) -> PairModule:
+        """The module that training wraps; shares the network's weights."""
+        return self._pair_module
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> Codes:
+        """Codes [B,N] of images of any size and mode, cropped to the middle square."""
+        size = (self.resolution, self.resolution)
+        squares = [ImageOps.fit(image.convert("RGB"), size) for image in images]
+        pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
+        pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.vq.get_code(pixels_B3HW).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode_images(self, codes_BN: Codes) -> list[Image.Image]:
+        """RGB images; pixels are clipped, then truncated to 8 bits as published."""
+        pixels_B3HW = self.vq.decode_code(torch.from_numpy(codes_BN).to(self.device))
+        bytes_B3HW = (((pixels_B3HW + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
+        return [Image.fromarray(array) for array in bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def caption(
+        self, codes_BN: Codes, samplings: Sequence[TextSampling], seeds: Sequence[int]
+    ) -> list[list[str]]:
+        """One caption of each image for each sampling."""
+        special = self.tokenizer.special
+        instruction = Segment(mmu_instruction(self.tokenizer, CAPTION_QUESTION), parent=0)
+        trees = [
+            [image_root(codes_N + self.config.image_offset, special), instruction]
+            for codes_N in codes_BN
+        ]
+        steps = max(sampling.max_new_tokens for sampling in samplings)
+        noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
+        tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
+        return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
+
+    def answer(
+        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[npt.NDArray[np.float64]]]:
+        """Probabilities over the choices of each (question, choices) of each image."""
+        module = self._pair_module.token_logps
+        logps = choice_logps(module, codes_BN, questions, self.tokenizer)
+        return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        num_samples: int,
+        sampling: ImageSampling,
+        seeds: Sequence[int],
+    ) -> Codes:
+        """Codes [B,M,N] of `num_samples` images for each prompt."""
+        config, special = self.config, self.tokenizer.special
+        ids = [
+            t2i_prompt(self.tokenizer.encode(prompt), special, config.max_text_len)
+            for prompt in prompts
+        ]
+        noise = RecordNoise(
+            seeds, num_samples, 2 * sampling.steps, config.num_vq_tokens, self.device
+        )
+        codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, special)
+        return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
+
+    def pack_pairs(self, batch: PairBatch) -> PackedPairs:
+        """Input of `pair_module` for a batch of pairs, on the model's device."""
+        return pack_pairs(batch, self.tokenizer, self.config).to(self.device)
+
+    def pair_logps(self, batch: PairBatch) -> PairLogps:
+        """Log-probabilities of both branches of both modalities, with gradient where enabled."""
+        logps: PairLogps = self._pair_module(self.pack_pairs(batch))
+        return logps
+
+
+def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> Showo:
+    """Network of a folder with config.json and model.safetensors, never initialised at random."""
+    config = ShowoConfig.from_json(folder / "config.json")
+    with torch.device("meta"):
+        network = Showo(config)
+    weights = load_file(folder / "model.safetensors", device=str(device))
+    network.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
+    # The rotary tables are not in the file, so they are still on the meta device.
+    network.showo.model.rotary_emb = PhiRotaryEmbedding(config.phi_config()).to(device)
+    return network.eval()

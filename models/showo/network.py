@@ -1,0 +1,235 @@
+"""The Show-o network: a Phi transformer over one vocabulary of text, task tokens and image codes.
+
+State-dict keys are those of the published checkpoints. Hidden states and logits are apart on
+purpose: the head is the widest layer by far, so it runs on the rows and columns that are asked for.
+
+Shapes: B rows, T query tokens, S key tokens (cached ones first), R chosen positions, D width,
+V vocabulary, H heads, E head width.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PhiConfig, PhiForCausalLM
+
+CLIP_WIDTH = 1024
+PROJECTOR_WIDTH = 2048
+# Rows of full-vocabulary logits that may exist at once while summing log-probabilities.
+HEAD_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class ShowoConfig:
+    """Sizes and token ids of a Show-o network.
+
+    The vocabulary is text, special tokens, image codes, mask token, in that order.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    llm_vocab_size: int
+    num_new_special_tokens: int
+    codebook_size: int
+    num_vq_tokens: int
+    max_text_len: int
+    bos_token_id: int
+    eos_token_id: int
+    special_ids: Mapping[str, int] = field(default_factory=dict)
+    w_clip_vit: bool = False
+    partial_rotary_factor: float = 0.5
+    rope_theta: float = 1e4
+    layer_norm_eps: float = 1e-5
+    max_position_embeddings: int = 2048
+    list_choices: bool = False
+    """Whether a question names its choices, as the prompt of the released weights does."""
+
+    @classmethod
+    def from_json(cls, path: Path | str) -> "ShowoConfig":
+        """Read a config.json; keys that are not fields (derived sizes, provenance) are left out."""
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in stored.items() if name in known})
+
+    def to_json(self, path: Path | str) -> None:
+        """Write the fields and the sizes that follow from them."""
+        stored = asdict(self) | {
+            "vocab_size": self.vocab_size,
+            "mask_token_id": self.mask_token_id,
+        }
+        Path(path).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def image_offset(self) -> int:
+        """Vocabulary id of image code 0."""
+        return self.llm_vocab_size + self.num_new_special_tokens
+
+    @property
+    def mask_token_id(self) -> int:
+        """Vocabulary id of the mask token, the last one."""
+        return self.image_offset + self.codebook_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the embedding."""
+        return self.mask_token_id + 1
+
+    @property
+    def image_columns(self) -> slice:
+        """Vocabulary columns of the image codes."""
+        return slice(self.image_offset, self.mask_token_id)
+
+    def phi_config(self) -> PhiConfig:
+        """The Phi configuration of the transformer blocks."""
+        phi = PhiConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            # The published "gelu_new", as one fused operation.
+            hidden_act="gelu_pytorch_tanh",
+            max_position_embeddings=self.max_position_embeddings,
+            layer_norm_eps=self.layer_norm_eps,
+            tie_word_embeddings=False,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": self.rope_theta,
+                "partial_rotary_factor": self.partial_rotary_factor,
+            },
+            # Always on, whatever the language model's own configuration says.
+            qk_layernorm=True,
+            bos_token_id=self.bos_token_id,
+            eos_token_id=self.eos_token_id,
+        )
+        phi._attn_implementation = "sdpa"
+        return phi
+
+
+class KVCache:
+    """Keys and values of a growing prefix in buffers of fixed capacity.
+
+    A forward writes behind the first `length` positions. `advance` keeps what was written; without
+    it the next forward overwrites it, which is how an image block is revised over a fixed prompt.
+    """
+
+    def __init__(self, config: ShowoConfig, rows: int, capacity: int, like: Tensor) -> None:
+        """Allocate `rows` times `capacity` positions with the device and dtype of `like`."""
+        heads = config.num_attention_heads
+        shape = (config.num_hidden_layers, rows, heads, capacity, config.hidden_size // heads)
+        self.keys_LBHSE = like.new_empty(shape)
+        self.values_LBHSE = like.new_empty(shape)
+        self.length = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.keys_LBHSE.shape[1]
+
+    def update(self, key_BHTE: Tensor, value_BHTE: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write one layer's new keys and values; return all from the start. Called by Phi."""
+        end = self.length + key_BHTE.shape[2]
+        self.keys_LBHSE[layer, :, :, self.length : end] = key_BHTE
+        self.values_LBHSE[layer, :, :, self.length : end] = value_BHTE
+        return self.keys_LBHSE[layer, :, :, :end], self.values_LBHSE[layer, :, :, :end]
+
+    def advance(self, num_tokens: int) -> None:
+        """Keep the last `num_tokens` written positions."""
+        self.length += num_tokens
+
+    def take_rows(self, rows_R: Tensor, extra_capacity: int) -> "KVCache":
+        """Copy of the given rows, repeats allowed, with room for more positions behind them."""
+        taken = object.__new__(KVCache)
+        taken.length = self.length
+        taken.keys_LBHSE = _take_rows(self.keys_LBHSE, rows_R, self.length, extra_capacity)
+        taken.values_LBHSE = _take_rows(self.values_LBHSE, rows_R, self.length, extra_capacity)
+        return taken
+
+
+def _take_rows(buffer_LBHSE: Tensor, rows_R: Tensor, length: int, extra: int) -> Tensor:
+    layers, _, heads, _, width = buffer_LBHSE.shape
+    grown = buffer_LBHSE.new_empty(layers, len(rows_R), heads, length + extra, width)
+    grown[:, :, :, :length] = buffer_LBHSE[:, rows_R, :, :length]
+    return grown
+
+
+class Showo(nn.Module):
+    """Phi transformer and head under the published key names."""
+
+    def __init__(self, config: ShowoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.showo = PhiForCausalLM(config.phi_config())
+        if config.w_clip_vit:
+            # Carried so that CLIP checkpoints load and save whole; images enter as codes here, so
+            # it takes no part in training.
+            self.mm_projector = nn.Sequential(
+                nn.Linear(CLIP_WIDTH, PROJECTOR_WIDTH),
+                nn.GELU(),
+                nn.Linear(PROJECTOR_WIDTH, PROJECTOR_WIDTH),
+            ).requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        device: torch.device = self.showo.lm_head.weight.device
+        return device
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty key-value cache with the device and dtype of the weights."""
+        return KVCache(self.config, rows, capacity, self.showo.lm_head.weight.detach())
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attend_B1TS: Tensor | None,
+        position_ids_BT: Tensor,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Final hidden states [B,T,D].
+
+        `attend_B1TS` is boolean, True where a query may see a key; None is plain causal attention.
+        Its dimensions of size 1 broadcast. With a cache, S counts the cached positions first.
+        """
+        model = self.showo.model
+        hidden_BTD = model.embed_tokens(input_ids_BT)
+        rotary = model.rotary_emb(hidden_BTD, position_ids=position_ids_BT)
+        for layer in model.layers:
+            hidden_BTD = layer(
+                hidden_BTD,
+                attention_mask=attend_B1TS,
+                position_embeddings=rotary,
+                past_key_values=cache,
+            )
+        return model.final_layernorm(hidden_BTD)  # type: ignore[no-any-return]
+
+    def logits(self, hidden_RD: Tensor, columns: slice | None = None) -> Tensor:
+        """Logits [..., V] of chosen hidden states, for a slice of the vocabulary or all of it."""
+        head = self.showo.lm_head
+        if columns is None:
+            return head(hidden_RD)  # type: ignore[no-any-return]
+        return F.linear(hidden_RD, head.weight[columns], head.bias[columns])
+
+    def token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
+        """Log-probabilities [R] in nats over the full vocabulary, in float32.
+
+        More rows than HEAD_ROWS are taken in chunks whose logits are recomputed in the backward
+        pass, so that memory does not grow with the number of labels.
+        """
+        if hidden_RD.shape[0] <= HEAD_ROWS:
+            return self._token_logps(hidden_RD, targets_R)
+        starts = range(0, len(targets_R), HEAD_ROWS)
+        chunks = ((hidden_RD[i : i + HEAD_ROWS], targets_R[i : i + HEAD_ROWS]) for i in starts)
+        return torch.cat(
+            [checkpoint(self._token_logps, h_RD, t_R, use_reentrant=False) for h_RD, t_R in chunks]
+        )
+
+    def _token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
+        return -F.cross_entropy(self.logits(hidden_RD).float(), targets_R, reduction="none")

@@ -1,0 +1,1 @@
+"""How the shipped models of the shapes world are made."""

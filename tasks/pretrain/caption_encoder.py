@@ -1,0 +1,193 @@
+"""Train the sentence encoder that scores captions of the shapes world.
+
+General encoders call "a red circle left of a blue square" and its role swap nearly the same text.
+This one learns cosine = F1 of the facts that two captions state, so that a true paraphrase scores
+1 and every wrong fact costs its share. It is an ordinary sentence-transformers model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from core.progress import Progress
+from data.shapes.language import INVERSE, NUMBERS, PLURALS, Mention, Prompt, describe, retell
+from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Split, sample_scene
+
+KINDS = ("role swap", "wrong attribute", "wrong count", "object left out", "attributes swapped")
+MAX_WORDS = 32
+
+
+def facts(said: Prompt) -> set[tuple[str, ...]]:
+    """What a description states; a relation and its inverse state the same."""
+    stated: set[tuple[str, ...]] = set()
+    for m in said.mentions:
+        thing = (m.shape,)
+        stated |= {("is", *thing), ("count", *thing, str(m.count))}
+        stated |= {("color", *thing, str(m.color)), ("size", *thing, str(m.size))}
+    if said.relation and len(said.mentions) == 2:
+        a, b = (m.shape for m in said.mentions)
+        forward = said.relation in ("left of", "above")
+        name = said.relation if forward else INVERSE[said.relation]
+        # A swapped role contradicts as much as a wrong object does, so it weighs as much.
+        triple = (a, name, b) if forward else (b, name, a)
+        stated |= {("relation", *triple, str(part)) for part in range(3)}
+    return stated
+
+
+def f1(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+    """Harmonic mean of precision and recall of two sets of facts."""
+    return 2 * len(a & b) / (len(a) + len(b))
+
+
+def nearly_right(said: Prompt, kind: str, rng: np.random.Generator) -> Prompt | None:
+    """The description with one mistake of a kind, or None where the kind does not apply."""
+    mentions = list(said.mentions)
+    i = int(rng.integers(len(mentions)))
+    if kind == "wrong attribute":
+        name, values = (("color", tuple(COLORS)), ("size", SIZES), ("shape", SHAPES))[rng.integers(3)]
+        options = [v for v in values if v != getattr(mentions[i], name)]
+        mentions[i] = replace(mentions[i], **{name: str(rng.choice(options))})
+    elif kind == "wrong count":
+        counts = [n for n in range(1, 5) if n != mentions[i].count]
+        mentions[i] = replace(mentions[i], count=int(rng.choice(counts)))
+        said = replace(said, relation=None)
+    elif len(mentions) < 2:
+        return None
+    elif kind == "object left out":
+        return Prompt((mentions[i],))
+    elif kind == "role swap":
+        if not said.relation:
+            return None
+        mentions = mentions[::-1]
+    else:
+        a, b = mentions
+        if (a.color, a.size) == (b.color, b.size):
+            return None
+        mentions = [
+            replace(a, color=b.color, size=b.size),
+            replace(b, color=a.color, size=a.size),
+        ]
+    return Prompt(tuple(mentions), said.relation)
+
+
+def draw_pair(split: Split, rng: np.random.Generator) -> tuple[str, str, float]:
+    """Two captions and the F1 of their facts."""
+    said = describe(sample_scene(str(rng.choice(CATEGORIES)), split, rng))
+    other: Prompt | None = said
+    roll = rng.random()
+    if roll < 0.15:
+        other = describe(sample_scene(str(rng.choice(CATEGORIES)), split, rng))
+    elif roll < 0.75:
+        for _ in range(1 + int(rng.integers(2))):
+            other = nearly_right(other or said, KINDS[int(rng.integers(len(KINDS)))], rng)
+    other = other or said
+    score = f1(facts(said), facts(other))
+    texts = [str(retell(p) if rng.random() < 0.4 else p) for p in (said, other)]
+    return texts[0], texts[1], score
+
+
+def build_encoder(folder: Path) -> SentenceTransformer:
+    """An untrained encoder: word-level tokenizer, two-layer BERT, mean pooling."""
+    words = [*COLORS, *SHAPES, *PLURALS.values(), *SIZES, *NUMBERS, "a", "and", "left", "right"]
+    words += ["of", "above", "below"]
+    special = ["[PAD]", "[UNK]"]
+    vocabulary = {w: i for i, w in enumerate([*special, *words])}
+    raw = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    split = Regex(r"[A-Za-z]+|\d+|[^\sA-Za-z\d]")
+    raw.pre_tokenizer = pre_tokenizers.Split(split, behavior="removed", invert=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", model_max_length=MAX_WORDS
+    )
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=MAX_WORDS,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=MAX_WORDS)
+    pooling = Pooling(config.hidden_size, "mean")
+    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
+
+
+def train_caption_encoder(
+    scratch: Path, *, steps: int, batch_size: int, lr: float, seed: int
+) -> SentenceTransformer:
+    """Regress the cosine of two captions on the F1 of their facts."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = build_encoder(scratch).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
+    pairs = [draw_pair("train", rng) for _ in range(40_000)]
+    with Progress("caption encoder", steps) as bar:
+        for _ in range(steps):
+            batch = [pairs[int(i)] for i in rng.integers(len(pairs), size=batch_size)]
+            a_BD, b_BD = (_embed(model, [p[side] for p in batch]) for side in (0, 1))
+            target_B = torch.tensor([p[2] for p in batch])
+            cosine_B = torch.nn.functional.cosine_similarity(a_BD, b_BD)
+            loss = (cosine_B - target_B).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update(1)
+    return model.eval()
+
+
+def _embed(model: SentenceTransformer, texts: list[str]) -> torch.Tensor:
+    out: torch.Tensor = model(model.preprocess(texts))["sentence_embedding"]
+    return out
+
+
+def ranking_table(model: SentenceTransformer, split: Split, num: int) -> dict[str, tuple[float, float]]:
+    """By kind of mistake: mean similarity, and how often the true paraphrase scores higher."""
+    rng = np.random.default_rng(11)
+    rows: dict[str, list[tuple[float, float]]] = {}
+    triples = []
+    for _ in range(num):
+        said = describe(sample_scene(str(rng.choice(CATEGORIES)), split, rng))
+        for kind in KINDS:
+            wrong = nearly_right(said, kind, rng)
+            if wrong and facts(wrong) != facts(said):
+                triples.append((kind, str(said), str(retell(said)), str(wrong)))
+    flat = [text for t in triples for text in t[1:]]
+    vectors = model.encode(flat, normalize_embeddings=True, batch_size=512).reshape(len(triples), 3, -1)
+    for (kind, *_), (true, same, wrong) in zip(triples, vectors, strict=True):
+        rows.setdefault(kind, []).append((float(true @ wrong), float(true @ same)))
+    table = {
+        kind: (float(np.mean([w for w, _ in r])), float(np.mean([s > w for w, s in r])))
+        for kind, r in rows.items()
+    }
+    same = [s for r in rows.values() for _, s in r]
+    return {"true paraphrase": (float(np.mean(same)), 1.0), **table}
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        encoder = train_caption_encoder(
+            Path(scratch), steps=int(sys.argv[1]), batch_size=128, lr=2e-3, seed=0
+        )
+        for kind, (similarity, right) in ranking_table(encoder, "validation", 1000).items():
+            print(f"{kind:20s} {similarity:.3f} {right:.3f}")
+        encoder.save(sys.argv[2])

@@ -1,0 +1,66 @@
+"""The tiny Show-o model of the parity files, whole, for tests."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from models.base import PairBatch
+from models.magvitv2 import MAGVITv2
+from models.showo.model import ShowoModel
+from models.showo.network import Showo, ShowoConfig
+from models.showo.prompting import ShowoTokenizer
+
+PARITY = Path(__file__).parent / "parity"
+QUESTIONS = [
+    [("What color is the cat?", ["red", "blue"]), ("How many balls?", ["a", "a red", "the dog"])],
+    [("Is the mat red?", ["the", "a cat", "a"])],
+    [],
+]
+
+
+@cache
+def tiny_model() -> ShowoModel:
+    config = ShowoConfig.from_json(PARITY / "showo_tiny/config.json")
+    network = Showo(config)
+    network.load_state_dict(load_file(PARITY / "showo_tiny/model.safetensors"))
+    vq = MAGVITv2.from_folder(PARITY / "magvitv2_tiny")
+    return ShowoModel(network, vq, ShowoTokenizer.from_folder(PARITY / "tokenizer_tiny"))
+
+
+def random_codes(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 64, shape)
+
+
+def pair_batch(num_masks: int = 1) -> PairBatch:
+    return PairBatch(
+        codes_BN=random_codes(3, 16, seed=1),
+        captions_win=["a red cat", "the dog and the cat", "a big table"],
+        captions_lose=["the blue ball", "a cat", "a red mat on the table"],
+        prompts=["a red cat", "", "a small red ball on a big table and a blue cat on the red mat"],
+        codes_win_BN=random_codes(3, 16, seed=2),
+        codes_lose_BN=random_codes(3, 16, seed=3),
+        mask_seeds=[5, 6, 7],
+        num_masks=num_masks,
+    )
+
+
+def take(batch: PairBatch, index: int) -> PairBatch:
+    """One pair of a batch as a batch."""
+    one = slice(index, index + 1)
+    return PairBatch(
+        codes_BN=batch.codes_BN[one],
+        captions_win=batch.captions_win[one],
+        captions_lose=batch.captions_lose[one],
+        prompts=batch.prompts[one],
+        codes_win_BN=batch.codes_win_BN[one],
+        codes_lose_BN=batch.codes_lose_BN[one],
+        mask_seeds=batch.mask_seeds[one],
+        num_masks=batch.num_masks,
+    )
+
+
+def tensors(values: object) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(values))

@@ -1,0 +1,81 @@
+"""Numbers of the published implementation, and the checkpoint keys at full size."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from showo_tiny import PARITY
+
+from models.magvitv2 import FULL_SIZE, MAGVITv2
+from models.parity.__main__ import cases, main
+from models.parity.magvitv2 import full_size_cases
+from models.showo.network import Showo, ShowoConfig
+
+
+@pytest.mark.parametrize("folder", ["showo_tiny", "magvitv2_tiny"])
+def test_matches_the_published_implementation(folder: str) -> None:
+    missed = [case for case in cases(PARITY / folder) if not case.passed]
+    assert not missed
+
+
+@pytest.mark.slow
+def test_full_size_tokenizer_matches() -> None:
+    missed = [case for case in full_size_cases(PARITY / "magvitv2_tiny") if not case.passed]
+    assert not missed
+
+
+@pytest.mark.parametrize("w_clip_vit", [False, True])
+def test_network_has_the_published_keys_and_shapes(w_clip_vit: bool) -> None:
+    config = ShowoConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        llm_vocab_size=50295,
+        num_new_special_tokens=10,
+        codebook_size=8192,
+        num_vq_tokens=256,
+        max_text_len=128,
+        bos_token_id=50256,
+        eos_token_id=50256,
+        w_clip_vit=w_clip_vit,
+    )
+    with torch.device("meta"):
+        network = Showo(config)
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    published = json.loads((PARITY / "showo_full_keys.json").read_text())
+    assert shapes == published["tensors"][f"w_clip_vit_{w_clip_vit}"]
+    assert sum(p.numel() for p in network.parameters()) >= 1_448_176_770
+
+
+def test_command_succeeds_and_prints_one_line_for_each_case(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([str(PARITY / "magvitv2_tiny")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(cases(PARITY / "magvitv2_tiny")))
+    assert all(line.startswith("ok") for line in lines)
+
+
+def test_command_fails_when_a_number_is_off(tmp_path: Path) -> None:
+    folder = shutil.copytree(PARITY / "magvitv2_tiny", tmp_path / "off")
+    vq = MAGVITv2.from_folder(folder)
+    with torch.no_grad():
+        vq.encoder.conv_in.bias += 1
+    vq.save(folder)
+    assert main([str(folder)]) == 1
+
+
+def test_command_names_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(PARITY / "showo_tiny/config.json", tmp_path)
+    assert main([str(tmp_path)]) == 1
+    assert str(tmp_path / "runs.json") in capsys.readouterr().err
+
+
+def test_tokenizer_has_the_published_keys_and_shapes() -> None:
+    with torch.device("meta"):
+        shapes = {key: list(v.shape) for key, v in MAGVITv2(FULL_SIZE).state_dict().items()}
+    published = json.loads((PARITY / "magvitv2_full_keys.json").read_text())
+    assert shapes == {key: entry["shape"] for key, entry in published["tensors"].items()}

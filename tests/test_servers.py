@@ -1,0 +1,254 @@
+"""Local servers: started once, reused, found by their records, and only ours are ever ended."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.errors import UserError
+from flows import local, processes, servers
+from flows.processes import Record, launch, read_record, stop
+from flows.servers import Urls, client_environment, ensure_servers, ensure_worker, running, stop_all
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(120)"]
+# The child leaves the session of its parent, as the web server of MLflow does.
+PARENT = [
+    sys.executable,
+    "-c",
+    "import subprocess, sys, time\n"
+    f"child = subprocess.Popen({SLEEP!r}, start_new_session=True)\n"
+    "print(child.pid, flush=True); time.sleep(120)",
+]
+FLOW = """
+from pathlib import Path
+from prefect import flow
+
+@flow(name="scratch")
+def scratch(target: str, config: str = "pipeline.yaml") -> None:
+    Path(target).write_text(config)
+"""
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "thing.json"
+    yield path
+    stop(path)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / ".hermesflow"
+    yield path
+    stop_all(path)
+
+
+def start(record: Path, command: list[str]) -> Record:
+    return launch(record, record.with_suffix(".log"), "http://nowhere", command, os.environ)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        return bool(reply.status == 200)
+
+
+def test_launched_process_is_on_record_and_outlives_its_launcher(record: Path) -> None:
+    started = start(record, SLEEP)
+    assert read_record(record) == started
+    assert started.alive
+    assert psutil.Process(started.pid).ppid() != os.getpid()
+    assert stop(record)
+    assert not started.alive
+    assert not record.exists()
+    assert not stop(record)
+
+
+def test_detached_children_end_with_a_parent_that_was_killed(record: Path) -> None:
+    started = start(record, PARENT)
+    log = record.with_suffix(".log")
+    while not (text := log.read_text(encoding="utf-8")).endswith("\n"):
+        pass
+    child = psutil.Process(int(text))
+    os.kill(started.pid, signal.SIGKILL)
+    assert child.is_running()
+    assert stop(record)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_process_that_ignores_the_request_to_end_is_killed(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "STOP_SECONDS", 0.5)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
+    started = start(record, [sys.executable, "-c", code + "; time.sleep(120)"])
+    while not record.with_suffix(".log").read_text(encoding="utf-8"):
+        pass
+    assert stop(record)
+    assert not started.alive
+
+
+def test_stranger_with_a_recycled_id_is_left_alone(record: Path) -> None:
+    with subprocess.Popen(SLEEP) as stranger:
+        identity = {"pid": stranger.pid, "started": 1.0, "url": "http://x", "mark": "none"}
+        record.write_text(json.dumps(identity), encoding="utf-8")
+        found = read_record(record)
+        assert found is not None
+        assert not found.alive
+        assert not stop(record)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_damaged_record_counts_as_none(record: Path) -> None:
+    for text in ('{"pid": 1', "[]", '{"pid": 1}'):
+        record.write_text(text, encoding="utf-8")
+        assert read_record(record) is None
+        assert not stop(record)
+
+
+def _fake_server(code: str) -> servers._Server:
+    return servers._Server("fake", "Fake server", free_port(), "/health", lambda *_: ["-c", code])
+
+
+def test_server_that_does_not_start_shows_the_end_of_its_log(state: Path) -> None:
+    folder = servers._prepare(state)
+    server = _fake_server("raise SystemExit('no database')")
+    record = servers._start_if_needed(folder, server)
+    with pytest.raises(UserError, match=r"(?s)Fake server ended at once; the end of .*no database"):
+        servers._await(folder, (server,), {"fake": record})
+    assert not (folder / "fake.json").exists()
+
+
+def test_server_that_hangs_is_ended(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "START_SECONDS", 1.0)
+    folder = servers._prepare(state)
+    server = _fake_server("import time; print('waiting', flush=True); time.sleep(120)")
+    record = servers._start_if_needed(folder, server)
+    with pytest.raises(UserError, match="gave no answer within 1 s"):
+        servers._await(folder, (server,), {"fake": record})
+    assert not record.alive
+
+
+def test_taken_port_is_named_and_the_next_free_one_used(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = _fake_server("")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        port = servers._free_port(server)
+    assert server.port < port < server.port + 100
+    assert f"port {server.port} is taken by another program" in capsys.readouterr().err
+
+
+def test_state_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be written"):
+        ensure_servers(tmp_path / "file/state")
+
+
+def test_stopping_without_a_state_folder_makes_none(tmp_path: Path) -> None:
+    assert stop_all(tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_commands_exit_with_2_and_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local.main(["check-config", "--config", "none.yaml"]) == 2
+    assert "config file none.yaml does not exist" in capsys.readouterr().err
+    assert local.main(["pipeline", "--config", "none.yaml"]) == 2
+    assert local.main(["status"]) == 0
+    assert local.main(["down"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def _urls(state: Path) -> Urls:
+    return ensure_servers(state, free_port(), free_port())
+
+
+def test_servers_answer_are_reused_and_end(state: Path) -> None:
+    urls = _urls(state)
+    assert answers(urls.prefect_api + "/health")
+    assert answers(urls.mlflow + "/health")
+    assert _urls(state) == urls
+    assert sorted(stop_all(state)) == ["mlflow", "prefect"]
+    assert running(state) == {}
+
+
+@pytest.mark.slow
+def test_servers_start_once_survive_kills_and_stop(state: Path, tmp_path: Path) -> None:
+    """Both servers for real: started twice at once, one killed, then all stopped."""
+    found: list[Urls] = []
+    threads = [threading.Thread(target=lambda: found.append(_urls(state))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    urls = found[0]
+    assert found == [urls, urls]
+    assert answers(urls.prefect_api + "/health")
+    assert answers(urls.mlflow + "/health")
+
+    before = running(state)
+    os.kill(before["mlflow"].pid, signal.SIGKILL)
+    while before["mlflow"].alive:
+        pass
+    again = ensure_servers(state, free_port(), free_port())
+    assert again.prefect == urls.prefect
+    assert answers(again.mlflow + "/health")
+
+    assert sorted(stop_all(state)) == ["mlflow", "prefect"]
+    assert running(state) == {}
+    marks = {record.mark for record in before.values()}
+    assert not any(
+        processes._bears(process, mark) for process in psutil.process_iter() for mark in marks
+    )
+
+
+@pytest.mark.slow
+def test_plain_prefect_command_runs_a_deployment(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user does it: in the project folder, without any variable set."""
+    urls = _urls(state)
+    project = tmp_path
+    (project / "scratch.py").write_text(FLOW, encoding="utf-8")
+    settings = '[tool.prefect]\nprofiles_path = ".hermesflow/prefect/profiles.toml"\n'
+    (project / "pyproject.toml").write_text(settings, encoding="utf-8")
+    # Another process, because Prefect reads its settings once.
+    register = f"""
+from pathlib import Path
+from flows.local import register_deployment
+register_deployment("scratch.py:scratch", "iterate", Path({str(project)!r}))
+"""
+    environment = {**os.environ, **client_environment(urls, state)}
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", register], env=environment, cwd=root, check=True)
+    ensure_worker(urls, state)
+    worker = running(state)["worker"]
+    ensure_worker(urls, state)
+    assert running(state)["worker"] == worker
+
+    command = [sys.executable, "-P", "-m", "prefect", "deployment", "run", "scratch/iterate"]
+    command += ["-p", f"target={project}/out.txt", "-p", "config=other.yaml", "--watch"]
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    subprocess.run(command, env=plain, cwd=project, check=True, timeout=120)
+    assert (project / "out.txt").read_text(encoding="utf-8") == "other.yaml"
+    assert sorted(stop_all(state)) == ["mlflow", "prefect", "worker"]

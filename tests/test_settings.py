@@ -1,0 +1,126 @@
+"""Settings: strict YAML whose problems are all listed, each with field, value and way out."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from core.errors import UserError
+from core.settings import Section, load_settings
+
+
+class Train(Section):
+    lr: float = Field(1e-4, gt=0, le=1, description="learning rate of the captions")
+    rule: Literal["worst", "two_sigma"] = "worst"
+    steps: tuple[int, ...] = ()
+
+
+class Shapes(Section):
+    source: Literal["shapes"] = "shapes"
+    size: int = Field(8, gt=0, description="pixels of a side")
+
+
+class Folder(Section):
+    source: Literal["folder"]
+    path: str
+
+
+class Settings(Section):
+    seed: int
+    data: Shapes | Folder = Field(Shapes(), discriminator="source")
+    train: Train = Train()
+    extra: Train | None = None
+
+
+def load(tmp_path: Path, text: str, **overrides: object) -> Settings:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_settings(path, Settings, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def problems(tmp_path: Path, text: str, **overrides: object) -> str:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, text, **overrides)
+    return str(error.value)
+
+
+def test_valid_file_gives_frozen_settings(tmp_path: Path) -> None:
+    settings = load(tmp_path, "seed: 1\ntrain: {lr: 1e-3, steps: [1, 2]}\n")
+    assert settings == Settings(seed=1, train=Train(lr=1e-3, steps=(1, 2)))
+    with pytest.raises(ValidationError):
+        settings.seed = 2
+
+
+def test_overrides_replace_values_by_dotted_path(tmp_path: Path) -> None:
+    settings = load(tmp_path, "seed: 1\n", seed=5, train__lr=0.5)
+    assert (settings.seed, settings.train.lr) == (5, 0.5)
+
+
+def test_every_problem_is_listed_with_its_line(tmp_path: Path) -> None:
+    text = "seed: x\ntrain:\n  lr: 7\n  rule: wurst\n  stepz: 1\n"
+    message = problems(tmp_path, text)
+    assert "has 4 problems" in message
+    assert "seed (line 1) = 'x'" in message
+    assert "train.lr (line 3) = 7: should be less than or equal to 1" in message
+    assert "learning rate of the captions" in message
+    assert "did you mean worst?" in message
+    assert "train.stepz (line 5) = 1: unknown key; did you mean steps?" in message
+
+
+def test_item_of_a_list_is_named_by_its_index(tmp_path: Path) -> None:
+    assert "train.steps[1] (line 2) = 'b'" in problems(tmp_path, "seed: 1\ntrain: {steps: [1, b]}")
+
+
+def test_fields_of_a_chosen_section_have_their_place_in_the_file(tmp_path: Path) -> None:
+    message = problems(tmp_path, "seed: 1\ndata:\n  source: shapes\n  size: 0\n")
+    assert "data.size (line 4) = 0" in message
+    assert "pixels of a side" in message
+    message = problems(tmp_path, "seed: 1\ndata:\n  source: folder\n  pth: x\n")
+    assert "data.path (line 2): missing" in message
+    assert "data.pth (line 4) = 'x': unknown key; did you mean path?" in message
+    message = problems(tmp_path, "seed: 1\ndata: {source: shape}")
+    assert (
+        "data.source (line 2) = 'shape': should be one of shapes, folder; did you mean" in message
+    )
+    assert "data.source (line 2): missing" in problems(tmp_path, "seed: 1\ndata: {size: 3}")
+
+
+def test_description_is_found_in_an_optional_section(tmp_path: Path) -> None:
+    message = problems(tmp_path, "seed: 1\nextra: {lr: 2}")
+    assert "extra.lr (line 2) = 2" in message
+    assert "learning rate of the captions" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {}\n", "seed: missing; add it"),
+        ("seed: 1\nseed: 2\n", "seed (line 2): given twice, first in line 1; keep one"),
+        ("seed: .nan\n", "seed (line 1) = nan"),
+        ("seed: 1\ntrain: {lr: .inf}\n", "train.lr (line 2) = inf"),
+        ("- 1\n", "it must hold `key: value` lines"),
+        ("seed: [1\n", "is not valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+        ("seed: 1\ntrain: &a {lr: *a}\n", "train.lr"),
+        ("", "seed: missing"),
+    ],
+)
+def test_bad_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(tmp_path, text)
+
+
+def test_bad_override_is_refused(tmp_path: Path) -> None:
+    assert "seed = 'x'" in problems(tmp_path, "seed: 1\n", seed="x")
+    assert "seed.a = 1: seed is no section" in problems(tmp_path, "seed: 1\n", seed__a=1)
+
+
+def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_settings(tmp_path / "none.yaml", Settings, {})
+    with pytest.raises(UserError, match="cannot be read"):
+        load_settings(tmp_path, Settings, {})
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_settings(binary, Settings, {})

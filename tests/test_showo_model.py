@@ -1,0 +1,249 @@
+"""The whole model: folders, images, answers, pairs."""
+
+import copy
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from showo_tiny import QUESTIONS, pair_batch, random_codes, take, tensors, tiny_model
+from torch import nn
+
+from core.errors import UserError
+from models.base import ImageSampling, PairLogps, TextSampling, UnifiedModel
+from models.packing import pack, sum_logps
+from models.showo.logps import TokenLogps, choice_logps, question_trees
+from models.showo.model import ShowoModel
+from models.showo.network import HEAD_ROWS, Showo, ShowoConfig
+from models.showo.pairs import PairModule
+from models.showo.prompting import ShowoTokenizer
+
+MODEL = tiny_model()
+IMAGE = ImageSampling(4, 2.0)
+
+
+def test_it_is_a_unified_model() -> None:
+    model: UnifiedModel = MODEL
+    assert model.pair_module is MODEL.pair_module
+
+
+def test_a_saved_model_loads_to_the_same_numbers(tmp_path: Path) -> None:
+    MODEL.save(tmp_path)
+    loaded = ShowoModel.from_folder(tmp_path)
+    assert loaded.config == MODEL.config
+    batch = pair_batch()
+    for got, wanted in zip(
+        sums(loaded.pair_logps(batch)), sums(MODEL.pair_logps(batch)), strict=True
+    ):
+        assert torch.equal(got, wanted)
+    seeds = [1, 2]
+    texts = ["a red cat", "a dog"]
+    codes = loaded.generate(texts, 2, IMAGE, seeds)
+    assert (codes == MODEL.generate(texts, 2, IMAGE, seeds)).all()
+    assert loaded.decode_images(codes[0])[0].size == (64, 64)
+
+
+def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
+    MODEL.save(tmp_path)
+    loaded = ShowoModel.from_folder(tmp_path, dtype="bfloat16")
+    assert loaded.network.showo.lm_head.weight.dtype == torch.bfloat16
+    logps = loaded.pair_logps(pair_batch()).image.chosen_logps_B
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(
+        logps, MODEL.pair_logps(pair_batch()).image.chosen_logps_B, rtol=0.05, atol=1.0
+    )
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    MODEL.config.to_json(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        ShowoModel.from_folder(tmp_path)
+
+
+def test_a_tokenizer_of_another_size_is_refused() -> None:
+    config = replace(MODEL.config, llm_vocab_size=199)
+    with pytest.raises(UserError, match="210 tokens"):
+        ShowoModel(Showo(config), MODEL.vq, MODEL.tokenizer)
+
+
+def test_config_survives_json(tmp_path: Path) -> None:
+    config = replace(MODEL.config, w_clip_vit=True, list_choices=True)
+    config.to_json(tmp_path / "config.json")
+    assert ShowoConfig.from_json(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"), [("RGB", (64, 64)), ("L", (100, 70)), ("RGBA", (30, 90))]
+)
+def test_images_of_any_size_and_mode_are_encoded(mode: str, size: tuple[int, int]) -> None:
+    codes = MODEL.encode_images([Image.new(mode, size)] * 2)
+    assert codes.shape == (2, 16)
+    assert codes.dtype == np.int64
+    assert (codes[0] == codes[1]).all()
+
+
+def test_decoded_pixels_are_clipped_and_truncated() -> None:
+    codes = random_codes(1, 16)
+    pixels = MODEL.vq.decode_code(tensors(codes)).detach()[0]
+    wanted = np.floor(np.clip((pixels.numpy() + 1) / 2, 0, 1) * np.float32(255)).transpose(1, 2, 0)
+    image = MODEL.decode_images(codes)[0]
+    assert (np.asarray(image) == wanted).all()
+    image.save(io.BytesIO(), "PNG")
+
+
+def test_captions_come_by_image_and_sampling() -> None:
+    codes = random_codes(2, 16)
+    samplings = [TextSampling(1.0, 1, 6), TextSampling(1.0, 5, 6)]
+    captions = MODEL.caption(codes, samplings, [1, 2])
+    assert [len(row) for row in captions] == [2, 2]
+    assert MODEL.caption(codes[1:], samplings, [2])[0] == captions[1]
+
+
+def test_generated_codes_repeat_with_the_seed_and_differ_by_sample() -> None:
+    codes = MODEL.generate(["a cat", "a dog"], 3, IMAGE, [5, 6])
+    assert codes.shape == (2, 3, 16)
+    assert (MODEL.generate(["a dog"], 3, IMAGE, [6])[0] == codes[1]).all()
+    assert not (codes[0, 0] == codes[0, 1]).all()
+
+
+def test_answers_are_probabilities_over_the_choices() -> None:
+    answers = MODEL.answer(random_codes(3, 16), QUESTIONS)
+    assert [[len(a) for a in image] for image in answers] == [[2, 3], [3], []]
+    assert all(a.sum() == pytest.approx(1) for image in answers for a in image)
+
+
+@pytest.mark.parametrize("list_choices", [False, True])
+def test_choices_of_a_shared_row_score_as_in_rows_of_their_own(list_choices: bool) -> None:
+    network = Showo(replace(MODEL.config, list_choices=list_choices))
+    network.load_state_dict(MODEL.network.state_dict())
+    module, codes = TokenLogps(network), random_codes(3, 16)
+    together = choice_logps(module, codes, QUESTIONS, MODEL.tokenizer)
+    for tree, image in zip(
+        question_trees(codes, QUESTIONS, MODEL.tokenizer, network.config), together, strict=True
+    ):
+        logps = iter(torch.cat(image) if image else ())
+        for segment in tree:
+            if segment.labels is not None:
+                instruction = tree[segment.parent]
+                chain = [tree[0], instruction, segment._replace(parent=1)]
+                batch = pack([chain], MODEL.tokenizer.special.pad)
+                with torch.no_grad():
+                    alone = sum_logps(module(batch), batch.branch_L, 1)[0]
+                torch.testing.assert_close(next(logps), alone, rtol=1e-5, atol=1e-4)
+
+
+def test_naming_the_choices_changes_the_prompt() -> None:
+    plain, listed = (
+        question_trees(
+            random_codes(3, 16), QUESTIONS, MODEL.tokenizer, replace(MODEL.config, list_choices=on)
+        )
+        for on in (False, True)
+    )
+    assert len(listed[0][1].ids) > len(plain[0][1].ids)
+
+
+def sums(logps: PairLogps) -> list[torch.Tensor]:
+    branches = (logps.caption, logps.image)
+    return [
+        value
+        for b in branches
+        for value in (b.chosen_logps_B, b.rejected_logps_B, b.chosen_tokens_B, b.rejected_tokens_B)
+    ]
+
+
+@pytest.mark.parametrize("num_masks", [1, 3])
+def test_pairs_score_alike_alone_and_in_a_batch(num_masks: int) -> None:
+    batch = pair_batch(num_masks)
+    together = sums(MODEL.pair_logps(batch))
+    for index in range(3):
+        alone = sums(MODEL.pair_logps(take(batch, index)))
+        for value_B, value_1 in zip(together, alone, strict=True):
+            torch.testing.assert_close(value_B[index : index + 1], value_1, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_of_a_batch_are_the_sum_over_its_pairs() -> None:
+    batch, parameters = pair_batch(2), list(MODEL.network.parameters())
+
+    def gradient(logps: PairLogps) -> tuple[torch.Tensor, ...]:
+        margin_B = logps.image.chosen_logps_B - logps.image.rejected_logps_B
+        margin_B = margin_B + logps.caption.chosen_logps_B - logps.caption.rejected_logps_B
+        return torch.autograd.grad(margin_B.sum(), parameters)
+
+    together = gradient(MODEL.pair_logps(batch))
+    parts = [gradient(MODEL.pair_logps(take(batch, index))) for index in range(3)]
+    for got, wanted in zip(together, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-4)
+
+
+def test_winner_and_loser_share_their_masks() -> None:
+    batch = pair_batch(4)
+    logps = MODEL.pair_logps(replace(batch, codes_lose_BN=batch.codes_win_BN)).image
+    assert torch.equal(logps.chosen_tokens_B, logps.rejected_tokens_B)
+    torch.testing.assert_close(logps.chosen_logps_B, logps.rejected_logps_B)
+
+
+def test_a_mask_does_not_change_when_more_are_averaged() -> None:
+    tokens = [MODEL.pack_pairs(pair_batch(masks)).batch for masks in (1, 2)]
+    mask = MODEL.config.mask_token_id
+    first = (tokens[0].input_ids_BT == mask).sum()
+    assert 0 < first < (tokens[1].input_ids_BT == mask).sum()
+
+
+def test_many_labels_are_scored_in_chunks_with_the_same_result() -> None:
+    hidden_RD = torch.randn(HEAD_ROWS + 5, 64, generator=torch.Generator().manual_seed(0))
+    hidden_RD.requires_grad_()
+    targets_R = torch.arange(HEAD_ROWS + 5) % MODEL.config.vocab_size
+    chunked_R = MODEL.network.token_logps(hidden_RD, targets_R)
+    logits_RV = MODEL.network.logits(hidden_RD)
+    plain_R = logits_RV.log_softmax(-1).gather(1, targets_R[:, None])[:, 0]
+    torch.testing.assert_close(chunked_R, plain_R)
+    got, wanted = (torch.autograd.grad(x.sum(), hidden_RD)[0] for x in (chunked_R, plain_R))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:
+    hidden_RD = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    columns = MODEL.config.image_columns
+    torch.testing.assert_close(
+        MODEL.network.logits(hidden_RD, columns), MODEL.network.logits(hidden_RD)[:, columns]
+    )
+
+
+def test_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
+    MODEL.save(tmp_path)
+    assert ShowoTokenizer.from_folder(tmp_path).special == MODEL.tokenizer.special
+
+
+def test_mixed_precision_applies_to_a_wrapped_pair_module() -> None:
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    module = accelerator.prepare(PairModule(copy.deepcopy(MODEL.network)))
+    pairs = MODEL.pack_pairs(pair_batch())
+    got, wanted = module(pairs).image.chosen_logps_B, MODEL.pair_module(pairs).image.chosen_logps_B
+    assert not torch.equal(got, wanted)
+    torch.testing.assert_close(got, wanted, rtol=0.05, atol=1.0)
+
+
+def test_gradients_pass_through_data_parallel(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        network = copy.deepcopy(MODEL.network)
+        wrapped = nn.parallel.DistributedDataParallel(PairModule(network))
+        logps = wrapped(MODEL.pack_pairs(pair_batch()))
+        (logps.image.chosen_logps_B.sum() + logps.caption.chosen_logps_B.sum()).backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_decoding_runs_in_half_precision(tmp_path: Path) -> None:
+    MODEL.save(tmp_path)
+    loaded = ShowoModel.from_folder(tmp_path, dtype="bfloat16")
+    assert loaded.generate(["a cat"], 2, IMAGE, [1]).shape == (1, 2, 16)
+    assert len(loaded.caption(random_codes(2, 16), [TextSampling(1.0, 3, 4)], [1, 2])) == 2
+    assert len(loaded.answer(random_codes(3, 16), QUESTIONS)) == 3

@@ -1,0 +1,262 @@
+"""The artifact store: atomic, resumable, safe with two writers, and clear when things break."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from core.artifact import ArtifactRef
+from core.errors import UserError
+from core.store import Draft, Store
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A local store, and one that is only reachable by upload and download."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    uri = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    return Store(uri)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def put(draft: Draft, name: str, text: str) -> None:
+    with draft.write(name) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def publish(store: Store, key: str = "k", text: str = "hello", **manifest: object) -> ArtifactRef:
+    with store.draft("sample", key) as draft:
+        put(draft, "parts/a.txt", text)
+        return draft.publish(manifest)
+
+
+def folder_of(ref: ArtifactRef) -> Path:
+    return Path(ref.uri.removeprefix("file://"))
+
+
+def test_published_artifact_is_found_and_read(store: Store) -> None:
+    assert store.find("sample", "k") is None
+    ref = publish(store, rows=3)
+    assert store.find("sample", "k") == ref
+    assert ArtifactRef(**json.loads(json.dumps(asdict(ref)))) == ref
+    artifact = store.open(ref)
+    artifact.verify()
+    assert artifact.names() == ["parts/a.txt"]
+    assert artifact.path("parts/a.txt").read_text(encoding="utf-8") == "hello"
+    assert [path.name for path in artifact.path("parts").iterdir()] == ["a.txt"]
+    assert artifact.manifest["rows"] == 3
+    assert store.open(ref.uri).ref == ref
+
+
+def test_equal_contents_have_equal_digests_whatever_the_manifest(store: Store) -> None:
+    first, second = publish(store, "a", seconds=1), publish(store, "b", seconds=2)
+    assert first.digest == second.digest
+    assert publish(store, "c", text="other").digest != first.digest
+
+
+def test_parts_survive_an_unpublished_draft_and_scratch_does_not_survive_publishing(
+    store: Store,
+) -> None:
+    with store.draft("train", "k") as draft:
+        put(draft, "shard-0", "zero")
+        put(draft, "state/step", "1")
+        put(draft, "state/step", "2")
+    assert store.find("train", "k") is None
+    with store.draft("train", "k") as draft:
+        assert draft.has("shard-0")
+        assert draft.path("state/step").read_text(encoding="utf-8") == "2"
+        assert draft.names() == ["shard-0", "state/step"]
+        put(draft, "shard-1", "one")
+        draft.discard("shard-1")
+        draft.discard("shard-1")
+        ref = draft.publish({})
+    assert store.open(ref).names() == ["shard-0"]
+    assert not draft.has("state/step")
+
+
+def test_failed_write_leaves_no_part(store: Store) -> None:
+    with store.draft("train", "k") as draft:
+        with pytest.raises(RuntimeError), draft.write("part") as path:
+            path.write_text("half", encoding="utf-8")
+            raise RuntimeError
+        assert draft.names() == []
+
+
+def test_first_publication_stays(store: Store) -> None:
+    late = store.draft("sample", "k")
+    put(late, "parts/a.txt", "hello")
+    ref = publish(store)
+    put(late, "parts/a.txt", "different")
+    put(late, "parts/b.txt", "more")
+    late.discard("parts/a.txt")
+    assert late.publish({"late": True}) == ref
+    store.open(ref).verify()
+    assert "late" not in store.open(ref).manifest
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/x", "manifest.json", ".tmp/x", "a/../../x"])
+def test_part_names_stay_inside_the_artifact(store: Store, name: str) -> None:
+    with store.draft("s", "k") as draft, pytest.raises(ValueError, match="cannot name"):
+        draft.has(name)
+
+
+def test_local_store_holds_nothing_but_parts_and_manifest(local: Store) -> None:
+    folder = folder_of(publish(local))
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "manifest.json", "parts"]
+
+
+def test_unknown_artifact_and_unknown_part_are_refused(store: Store) -> None:
+    with pytest.raises(UserError, match="no artifact at"):
+        store.open(f"{store.uri}/sample/none")
+    with pytest.raises(UserError, match=r"has no 'b'; it has: parts/a\.txt"):
+        store.open(publish(store)).path("b")
+
+
+def test_damaged_files_are_named(local: Store) -> None:
+    ref = publish(local)
+    part = folder_of(ref) / "parts/a.txt"
+    part.write_text("jello", encoding="utf-8")
+    with pytest.raises(UserError, match=r"parts/a\.txt is damaged: its content.*delete the folder"):
+        local.open(ref).verify()
+    part.write_text("hell", encoding="utf-8")
+    with pytest.raises(UserError, match="it has 4 bytes instead of 5"):
+        local.open(ref)
+    part.unlink()
+    with pytest.raises(UserError, match="it is missing"):
+        local.open(ref)
+    (folder_of(ref) / "manifest.json").write_text('{"half', encoding="utf-8")
+    with pytest.raises(UserError, match="not valid JSON"):
+        local.find("sample", "k")
+
+
+def test_artifact_made_anew_does_not_pass_for_the_old_one(local: Store) -> None:
+    ref = publish(local)
+    (folder_of(ref) / "manifest.json").unlink()
+    publish(local, text="other")
+    with pytest.raises(UserError, match="it was made anew meanwhile"):
+        local.open(ref)
+
+
+def test_check_accepts_a_new_and_an_old_store(store: Store) -> None:
+    store.check()
+    store.check()
+
+
+def test_store_of_another_version_is_refused(local: Store, tmp_path: Path) -> None:
+    local.check()
+    document = tmp_path / "store/store.json"
+    for text in ('{"schema_version": 99}', "[]"):
+        document.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"has schema version .* needs 1; choose another"):
+            local.check()
+
+
+def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for uri in (tmp_path / "file", tmp_path / "file/store"):
+        with pytest.raises(UserError, match="cannot be written"):
+            Store(str(uri)).check()
+    with pytest.raises(UserError, match="'nosuch://x' cannot be used"):
+        Store("nosuch://x")
+    with pytest.raises(UserError, match="'nosuch://x' cannot be used"):
+        Store(str(tmp_path / "store")).open("nosuch://x")
+
+
+def test_full_disk_names_the_path_and_keeps_finished_parts(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with local.draft("s", "k") as draft:
+        put(draft, "first", "1")
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"disk full while writing .*/second; free some space"):
+            put(draft, "second", "2")
+        with pytest.raises(UserError, match="disk full"):
+            draft.publish({})
+    monkeypatch.undo()
+    with local.draft("s", "k") as draft:
+        assert draft.names() == ["first"]
+
+
+def test_full_disk_reported_by_native_code_is_recognised(local: Store) -> None:
+    with (
+        local.draft("s", "k") as draft,
+        pytest.raises(UserError, match="disk full"),
+        draft.write("a"),
+    ):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+KILLED = """
+import os, sys, time
+from core.store import Store
+draft = Store(sys.argv[1]).draft("train", "k")
+with draft.write("shard-0") as path:
+    path.write_text("zero")
+with draft.write("shard-1") as path:
+    path.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_writer_is_continued_and_swept(local: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        temporary = tmp_path / "store/train/k/.tmp"
+        with local.draft("train", "k") as other:  # the writer lives: its files are left alone
+            assert (
+                len(list(temporary.glob("*/0-shard-0*")) + list(temporary.glob("*/1-shard-1"))) == 1
+            )
+            assert not other.has("shard-1")
+        process.send_signal(signal.SIGKILL)
+    with local.draft("train", "k") as draft:
+        assert not temporary.exists()
+        assert draft.names() == ["shard-0"]
+        put(draft, "shard-1", "one")
+        ref = draft.publish({})
+    local.open(ref).verify()
+
+
+def _write_all(uri: str, start: float) -> None:
+    store = Store(uri)
+    time.sleep(max(0.0, start - time.time()))
+    with store.draft("s", "k") as draft:
+        for number in range(30):
+            put(draft, f"part-{number}", str(number) * 1000)
+        draft.publish({})
+
+
+def test_two_writers_of_one_key_do_not_disturb_each_other(local: Store, tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (str(tmp_path / "store"), time.time() + 1.0)
+    writers = [spawn.Process(target=_write_all, args=arguments) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    ref = local.find("s", "k")
+    assert ref is not None
+    artifact = local.open(ref)
+    artifact.verify()
+    assert len(artifact.names()) == 30
+    assert not (folder_of(ref) / ".tmp").exists()
