@@ -89,6 +89,10 @@ class Artifact:
         """Sorted names of the files that start with `prefix`."""
         return sorted(name for name in self._files if name.startswith(prefix))
 
+    def parts(self) -> list[Path]:
+        """Local paths of the Parquet parts of a table, in order."""
+        return [self.path(name) for name in self.names("part-")]
+
     def path(self, name: str = "") -> Path:
         """Local path of a file, or of a folder of files; a remote one is fetched first."""
         folder = f"{name}/" if name else ""

@@ -5,12 +5,18 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from core.artifact import ArtifactRef
 from core.errors import UserError
 from core.runtime import setup_logging
-from core.stage import Stage, run_stage
+from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
+
+if TYPE_CHECKING:
+    from core.config import Config
+
+Runner = Callable[[Stage, "Config", Store, Inputs], StageResult]
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -26,8 +32,12 @@ def run_command(command: Callable[[], None]) -> int:
     return 0
 
 
-def stage_command(stages: Mapping[str, Stage], arguments: Sequence[str] | None = None) -> int:
-    """Run one of a module's stages from the command line; prints its ref as JSON."""
+def stage_command(
+    stages: Mapping[str, Stage],
+    arguments: Sequence[str] | None = None,
+    run: Runner = run_stage,
+) -> int:
+    """Run one of a module's stages from the command line by `run`; prints its ref as JSON."""
     parser = argparse.ArgumentParser(description="Run one stage of the pipeline.")
     parser.add_argument("stage", choices=sorted(stages))
     parser.add_argument("--config", required=True, help="YAML file")
@@ -42,10 +52,10 @@ def stage_command(stages: Mapping[str, Stage], arguments: Sequence[str] | None =
     parser.add_argument("--seed", type=int, help="replaces the seed of the config")
     options = parser.parse_args(arguments)
     setup_logging()
-    return run_command(lambda: _run(stages[options.stage], options))
+    return run_command(lambda: _run(stages[options.stage], options, run))
 
 
-def _run(stage: Stage, options: argparse.Namespace) -> None:
+def _run(stage: Stage, options: argparse.Namespace, run: Runner) -> None:
     # Here, so that --help does not wait for the schema.
     from core.config import load_config
 
@@ -53,7 +63,7 @@ def _run(stage: Stage, options: argparse.Namespace) -> None:
     config = load_config(options.config, overrides)
     store = Store(options.store)
     store.check()
-    result = run_stage(stage, config, store, _parse_inputs(options.input, store))
+    result = run(stage, config, store, _parse_inputs(options.input, store))
     print(json.dumps(asdict(result.ref)))
 
 

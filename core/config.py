@@ -146,7 +146,12 @@ class Training(Section):
     masks_per_pair: Count = Field(description="image masks averaged for each pair and epoch")
     epochs: Count = Field(description="passes over the pairs")
     batch_size: Count = Field(description="pairs a step")
-    warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(
+        ge=0, description="steps of linear warm-up, at most half of all steps"
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        description="how the learning rates fall to zero after warm-up"
+    )
     weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
     max_grad_norm: Positive = Field(description="clipping threshold, each modality for itself")
     collapse_nats: Positive = Field(

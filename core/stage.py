@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
 from core.artifact import Artifact, ArtifactRef
 from core.errors import UserError
+from core.files import sha256_of
 from core.progress import Progress
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
@@ -20,6 +22,7 @@ from core.store import Draft, Store
 if TYPE_CHECKING:
     from core.config import Config
 
+ABSENT = "?"  # ends a declared path that not every variant of a section has
 RUNTIME = "runtime"  # device, threads, batch sizes: may be read by all, never enters a key
 
 Inputs = Mapping[str, ArtifactRef | Sequence[ArtifactRef]]
@@ -67,9 +70,10 @@ Body = Callable[[StageContext], Mapping[str, object]]
 class Stage:
     """A cached step of the pipeline.
 
-    `reads` are dotted config paths, `inputs` the names of input artifacts (each may be given
+    `reads` are dotted config paths (one that ends in "?" may be absent), `inputs` the names of input artifacts (each may be given
     none, one or several). `body` writes parts into the draft and returns counts and metrics
-    for the manifest. Raise `version` whenever the body starts to compute something else.
+    for the manifest. Raise `version` whenever the body starts to compute something else. `files`
+    names what the body reads outside the store; their contents enter the key.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Stage:
     reads: tuple[str, ...]
     inputs: tuple[str, ...]
     body: Body
+    files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class ConfigView:
 
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}" if self._path else name
-        if path in self._stage.reads or path == RUNTIME:
+        if {path, path + ABSENT} & set(self._stage.reads) or path == RUNTIME:
             return getattr(self._section, name)
         if any(declared.startswith(f"{path}.") for declared in self._stage.reads):
             return ConfigView(self._stage, getattr(self._section, name), path)
@@ -115,18 +120,19 @@ def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
         if path.split(".")[0] == RUNTIME:
             raise ValueError(f"stage {stage.name}: {path} must not be in `reads`")
         value: Any = document
-        for part in path.split("."):
-            value = value[part]
+        for part in path.removesuffix(ABSENT).split("."):
+            value = value.get(part) if path.endswith(ABSENT) else value[part]
         values[path] = value
     return values
 
 
 def stage_key(stage: Stage, config: BaseModel, inputs: Inputs) -> str:
-    """SHA-256 over stage name and version, its declared config and its inputs' digests."""
+    """SHA-256 over stage name and version, declared config, inputs' digests and outside files."""
     digests = {
-        name: [ref.digest for ref in refs] for name, refs in _as_lists(stage, inputs).items()
+        name: [ref.digest for ref in refs] for name, refs in as_lists(stage, inputs).items()
     }
-    parts = [stage.name, stage.version, declared_config(stage, config), digests]
+    files = [sha256_of(path) for path in stage.files(cast("Config", config))]
+    parts = [stage.name, stage.version, declared_config(stage, config), digests, files]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
 
@@ -157,7 +163,7 @@ def _run_body(
     key: str,
 ) -> ArtifactRef:
     started = time.monotonic()
-    refs = _as_lists(stage, inputs)
+    refs = as_lists(stage, inputs)
     with store.draft(stage.name, key) as draft:
         context = StageContext(
             stage=stage,
@@ -182,7 +188,7 @@ def _run_body(
         )
 
 
-def _as_lists(stage: Stage, inputs: Inputs) -> dict[str, list[ArtifactRef]]:
+def as_lists(stage: Stage, inputs: Inputs) -> dict[str, list[ArtifactRef]]:
     """Inputs by name in the declared order; UserError for a missing or an unknown name."""
     for name in sorted({*inputs, *stage.inputs}):
         if name not in inputs or name not in stage.inputs:

@@ -156,7 +156,36 @@ _TABLES = (
             _text("side", filled=True),
             Column("mask_seed", pa.int64()),
             Column("logp", pa.float64(), low=-1e30, high=1e30),
-            _count("num_tokens", low=1),
+            Column("num_tokens", pa.float64(), low=0),  # a mean over the masks of a seed
+        ),
+    ),
+    Table(
+        "eval_answers",
+        ("record_id", "subject", "sample", "question"),
+        (
+            _ID,
+            _text("subject", filled=True),
+            _count("sample"),
+            _text("type", filled=True),
+            _text("question", filled=True),
+            _text("answer", filled=True),
+            _text("prediction"),
+            _score("right"),
+        ),
+    ),
+    Table(
+        "record_metrics",
+        ("record_id",),
+        (
+            _ID,
+            _text("category"),
+            _text("composition"),
+            _score("understanding"),
+            _score("generation"),
+            _score("all_right"),
+            _score("malformed"),
+            _score("diversity"),
+            _score("caption_similarity", low=-1.0),
         ),
     ),
     Table(

@@ -6,7 +6,7 @@ Shapes: B records or images, N image tokens, M images a prompt, K captions an im
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 Codes = npt.NDArray[np.int64]
+Modality = Literal["caption", "image"]
+MODALITIES: tuple[Modality, ...] = ("caption", "image")
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,6 @@ class BranchLogps:
     rejected_tokens_B: Tensor
 
 
-@dataclass(frozen=True)
-class PairLogps:
-    """Both modalities of a batch of pairs."""
-
-    caption: BranchLogps
-    image: BranchLogps
-
-
 class UnifiedModel(Protocol):
     """What every family of models offers to sampling, scoring, training and evaluation.
 
@@ -83,7 +77,7 @@ class UnifiedModel(Protocol):
 
     @property
     def pair_module(self) -> nn.Module:
-        """Maps what `pack_pairs` gives to `PairLogps`; holds the trained weights.
+        """Maps what `pack_pairs` gives to `BranchLogps`; holds the trained weights.
 
         Training wraps this module and calls it, so that autocast and data parallelism apply.
         """
@@ -123,10 +117,10 @@ class UnifiedModel(Protocol):
         """Codes [B,M,N] of `num_samples` images for each prompt."""
         ...
 
-    def pack_pairs(self, batch: PairBatch) -> object:
-        """Model input of a batch of pairs, on the model's device."""
+    def pack_pairs(self, batch: PairBatch, modality: Modality) -> object:
+        """Model input of one modality of a batch of pairs, on the model's device."""
         ...
 
-    def pair_logps(self, batch: PairBatch) -> PairLogps:
-        """Log-probabilities of both branches of both modalities."""
+    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
+        """Log-probabilities of one modality of a batch of pairs."""
         ...

@@ -289,20 +289,5 @@ class MAGVITv2(nn.Module):
         save_file({k: v.contiguous() for k, v in weights.items()}, path / "model.safetensors")
 
 
-def lfq_entropy_loss(z_BZhw: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Entropy of single codes and of the mean code, in nats, with bits taken as independent.
-
-    Small per-code entropy means decided bits, large mean entropy an evenly used codebook
-    (Yu et al. 2023, arXiv 2310.05737, eq. 6, factorised by bit as they propose for wide codes).
-    """
-    p_MZ = torch.sigmoid(2 * scale * z_BZhw.movedim(1, -1).flatten(0, -2))
-    return _binary_entropy(p_MZ).sum(-1).mean(), _binary_entropy(p_MZ.mean(0)).sum()
-
-
-def _binary_entropy(p: Tensor) -> Tensor:
-    p = p.clamp(1e-6, 1 - 1e-6)
-    return -(p * p.log() + (1 - p) * (1 - p).log())
-
-
 def _norm(c: int, cfg: MAGVITv2Config) -> nn.GroupNorm:
     return nn.GroupNorm(cfg.groupnorm_groups, c, eps=cfg.groupnorm_eps)

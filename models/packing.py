@@ -32,7 +32,8 @@ class Segment(NamedTuple):
 
     Labels equal to IGNORE do not count. In a causal segment a label is predicted from the token
     before it (for the first one, the parent's last token), in a full segment from the token at its
-    own place, which then is a mask token. A causal root has no label on its first token.
+    own place, which then is a mask token. A causal root has no label on its first token. A causal
+    leaf may have one label more than ids: its last token is predicted and never read.
     """
 
     ids: Ints
@@ -233,7 +234,7 @@ def _labels(
         return empty, empty, empty, 0
     labels = [labels for segment in segments if (labels := segment.labels) is not None]
     targets_N = np.concatenate(labels)
-    length_G = layout.end_S[labelled] - layout.start_S[labelled]
+    length_G = np.array([len(label) for label in labels])
     inside_N = np.arange(len(targets_N)) - np.repeat(np.cumsum(length_G) - length_G, length_G)
     branch_N = np.repeat(np.arange(len(labelled)), length_G)
     segment_N = np.repeat(labelled, length_G)

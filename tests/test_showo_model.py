@@ -14,7 +14,7 @@ from showo_tiny import QUESTIONS, pair_batch, random_codes, take, tensors, tiny_
 from torch import nn
 
 from core.errors import UserError
-from models.base import ImageSampling, PairLogps, TextSampling, UnifiedModel
+from models.base import MODALITIES, ImageSampling, PairBatch, TextSampling, UnifiedModel
 from models.packing import pack, sum_logps
 from models.showo.logps import TokenLogps, choice_logps, question_trees
 from models.showo.model import ShowoModel
@@ -36,9 +36,7 @@ def test_a_saved_model_loads_to_the_same_numbers(tmp_path: Path) -> None:
     loaded = ShowoModel.from_folder(tmp_path)
     assert loaded.config == MODEL.config
     batch = pair_batch()
-    for got, wanted in zip(
-        sums(loaded.pair_logps(batch)), sums(MODEL.pair_logps(batch)), strict=True
-    ):
+    for got, wanted in zip(sums(loaded, batch), sums(MODEL, batch), strict=True):
         assert torch.equal(got, wanted)
     seeds = [1, 2]
     texts = ["a red cat", "a dog"]
@@ -51,11 +49,11 @@ def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
     MODEL.save(tmp_path)
     loaded = ShowoModel.from_folder(tmp_path, dtype="bfloat16")
     assert loaded.network.showo.lm_head.weight.dtype == torch.bfloat16
-    logps = loaded.pair_logps(pair_batch()).image.chosen_logps_B
-    assert logps.dtype == torch.float32
-    torch.testing.assert_close(
-        logps, MODEL.pair_logps(pair_batch()).image.chosen_logps_B, rtol=0.05, atol=1.0
+    logps, wanted = (
+        model.pair_logps(pair_batch(), "image").chosen_logps_B for model in (loaded, MODEL)
     )
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(logps, wanted, rtol=0.05, atol=1.0)
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
@@ -146,8 +144,8 @@ def test_naming_the_choices_changes_the_prompt() -> None:
     assert len(listed[0][1].ids) > len(plain[0][1].ids)
 
 
-def sums(logps: PairLogps) -> list[torch.Tensor]:
-    branches = (logps.caption, logps.image)
+def sums(model: ShowoModel, batch: PairBatch) -> list[torch.Tensor]:
+    branches = [model.pair_logps(batch, modality) for modality in MODALITIES]
     return [
         value
         for b in branches
@@ -158,9 +156,9 @@ def sums(logps: PairLogps) -> list[torch.Tensor]:
 @pytest.mark.parametrize("num_masks", [1, 3])
 def test_pairs_score_alike_alone_and_in_a_batch(num_masks: int) -> None:
     batch = pair_batch(num_masks)
-    together = sums(MODEL.pair_logps(batch))
+    together = sums(MODEL, batch)
     for index in range(3):
-        alone = sums(MODEL.pair_logps(take(batch, index)))
+        alone = sums(MODEL, take(batch, index))
         for value_B, value_1 in zip(together, alone, strict=True):
             torch.testing.assert_close(value_B[index : index + 1], value_1, rtol=1e-5, atol=1e-4)
 
@@ -168,26 +166,26 @@ def test_pairs_score_alike_alone_and_in_a_batch(num_masks: int) -> None:
 def test_gradients_of_a_batch_are_the_sum_over_its_pairs() -> None:
     batch, parameters = pair_batch(2), list(MODEL.network.parameters())
 
-    def gradient(logps: PairLogps) -> tuple[torch.Tensor, ...]:
-        margin_B = logps.image.chosen_logps_B - logps.image.rejected_logps_B
-        margin_B = margin_B + logps.caption.chosen_logps_B - logps.caption.rejected_logps_B
+    def gradient(batch: PairBatch) -> tuple[torch.Tensor, ...]:
+        logps = [MODEL.pair_logps(batch, modality) for modality in MODALITIES]
+        margin_B = sum(m.chosen_logps_B - m.rejected_logps_B for m in logps)
         return torch.autograd.grad(margin_B.sum(), parameters)
 
-    together = gradient(MODEL.pair_logps(batch))
-    parts = [gradient(MODEL.pair_logps(take(batch, index))) for index in range(3)]
+    together = gradient(batch)
+    parts = [gradient(take(batch, index)) for index in range(3)]
     for got, wanted in zip(together, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-4)
 
 
 def test_winner_and_loser_share_their_masks() -> None:
     batch = pair_batch(4)
-    logps = MODEL.pair_logps(replace(batch, codes_lose_BN=batch.codes_win_BN)).image
+    logps = MODEL.pair_logps(replace(batch, codes_lose_BN=batch.codes_win_BN), "image")
     assert torch.equal(logps.chosen_tokens_B, logps.rejected_tokens_B)
     torch.testing.assert_close(logps.chosen_logps_B, logps.rejected_logps_B)
 
 
 def test_a_mask_does_not_change_when_more_are_averaged() -> None:
-    tokens = [MODEL.pack_pairs(pair_batch(masks)).batch for masks in (1, 2)]
+    tokens = [MODEL.pack_pairs(pair_batch(masks), "image").batch for masks in (1, 2)]
     mask = MODEL.config.mask_token_id
     first = (tokens[0].input_ids_BT == mask).sum()
     assert 0 < first < (tokens[1].input_ids_BT == mask).sum()
@@ -221,8 +219,8 @@ def test_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
 def test_mixed_precision_applies_to_a_wrapped_pair_module() -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     module = accelerator.prepare(PairModule(copy.deepcopy(MODEL.network)))
-    pairs = MODEL.pack_pairs(pair_batch())
-    got, wanted = module(pairs).image.chosen_logps_B, MODEL.pair_module(pairs).image.chosen_logps_B
+    pairs = MODEL.pack_pairs(pair_batch(), "image")
+    got, wanted = (m(pairs).chosen_logps_B for m in (module, MODEL.pair_module))
     assert not torch.equal(got, wanted)
     torch.testing.assert_close(got, wanted, rtol=0.05, atol=1.0)
 
@@ -234,8 +232,7 @@ def test_gradients_pass_through_data_parallel(tmp_path: Path) -> None:
     try:
         network = copy.deepcopy(MODEL.network)
         wrapped = nn.parallel.DistributedDataParallel(PairModule(network))
-        logps = wrapped(MODEL.pack_pairs(pair_batch()))
-        (logps.image.chosen_logps_B.sum() + logps.caption.chosen_logps_B.sum()).backward()
+        wrapped(MODEL.pack_pairs(pair_batch(), "image")).chosen_logps_B.sum().backward()
         assert all(parameter.grad is not None for parameter in network.parameters())
     finally:
         torch.distributed.destroy_process_group()

@@ -91,7 +91,7 @@ def test_key_depends_on_what_is_read_and_on_nothing_else(store: Store) -> None:
 
 
 def test_key_is_the_same_on_every_machine_and_in_every_version(store: Store) -> None:
-    expected = "00a7a731f5ca945ea234f02ba23233171a86616e4c5de0920038f66f7462cc33"
+    expected = "d1ba99883ee17b5e547da419c2c37223b07c8cfe35cef380da8cf3d6e1047ac5"
     assert stage_key(STAGE, Config(), {"pool": ()}) == expected
 
 

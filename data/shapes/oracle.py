@@ -7,11 +7,14 @@ K templates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.shapes.questions import answer
 from data.shapes.render import BACKGROUND, CELL, mask
 from data.shapes.scene import COLORS, GRID, SHAPES, SIZES, Object, Scene
 
@@ -46,8 +49,8 @@ def read(images: NDArray[np.uint8]) -> list[Scene]:
             if area[i] < MIN_AREA:
                 continue
             if known[i]:
-                shape, size, dx, dy = looks[best[i]]
-                objects.append(Object(cell, shape, names[int(votes[i].argmax())], size, dx, dy))
+                shape, size = looks[best[i]]
+                objects.append(Object(cell, shape, names[int(votes[i].argmax())], size))
             else:
                 malformed += 1
         scenes.append(Scene(tuple(objects), malformed))
@@ -64,13 +67,17 @@ def _nearest_color(cells: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 @cache
-def _templates() -> tuple[list[tuple[str, str, int, int]], NDArray[np.float32]]:
-    """Every (shape, size, dx, dy) and its pixels [K, P]."""
-    looks = [
-        (shape, size, dx, dy)
-        for shape in SHAPES
-        for size in SIZES
-        for dx in (-1, 0, 1)
-        for dy in (-1, 0, 1)
-    ]
+def _templates() -> tuple[list[tuple[str, str]], NDArray[np.float32]]:
+    """Every (shape, size) and its pixels [K, P]."""
+    looks = [(shape, size) for shape in SHAPES for size in SIZES]
     return looks, np.stack([mask(*look).ravel() for look in looks]).astype(np.float32)
+
+
+def answer_images(
+    images: NDArray[np.uint8], questions: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[list[str | None]]:
+    """True answers to the questions of each image [B, H, W, 3]; None where nothing is true."""
+    return [
+        [answer(row["question"], scene) for row in asked]
+        for scene, asked in zip(read(images), questions, strict=True)
+    ]

@@ -16,11 +16,11 @@ _RADIUS = {"small": 4.0, "large": 6.5}
 
 
 @cache
-def mask(shape: str, size: str, dx: int, dy: int) -> NDArray[np.bool_]:
-    """Pixels [h, w] of a shape in its cell, its centre moved by (dx, dy)."""
+def mask(shape: str, size: str) -> NDArray[np.bool_]:
+    """Pixels [h, w] of a shape in its cell."""
     centre = (CELL - 1) / 2
     y, x = np.mgrid[0:CELL, 0:CELL].astype(float)
-    x, y, r = x - centre - dx, y - centre - dy, _RADIUS[size]
+    x, y, r = x - centre, y - centre, _RADIUS[size]
     distance = np.hypot(x, y)
     if shape == "circle":
         return distance <= r
@@ -37,7 +37,7 @@ def cell_pixels(item: Object) -> NDArray[np.uint8]:
     """Cell [h, w, 3] with one object on the background."""
     pixels = np.empty((CELL, CELL, 3), np.uint8)
     pixels[:] = BACKGROUND
-    pixels[mask(item.shape, item.size, item.dx, item.dy)] = COLORS[item.color]
+    pixels[mask(item.shape, item.size)] = COLORS[item.color]
     return pixels
 
 

@@ -46,14 +46,12 @@ HELD_OUT_RELATIONS = frozenset({("circle", "left of", "cross"), ("square", "abov
 
 @dataclass(frozen=True, order=True)
 class Object:
-    """One shape: its cell (reading order), looks, and offset from the cell's centre in pixels."""
+    """One shape: its cell in reading order, and its looks."""
 
     cell: int
     shape: str
     color: str
     size: str
-    dx: int = 0
-    dy: int = 0
 
     @property
     def row(self) -> int:
@@ -73,9 +71,8 @@ class Scene:
 
     @property
     def digest(self) -> str:
-        """Identity of the scene without the offsets, which change pixels but no fact."""
-        facts = [(o.cell, o.shape, o.color, o.size) for o in sorted(self.objects)]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        """Identity of the scene, whatever the order of its objects."""
+        return hashlib.sha256(repr(sorted(self.objects)).encode()).hexdigest()
 
 
 def relation_holds(a: Object, relation: str, b: Object) -> bool:
@@ -130,7 +127,8 @@ def _draw(category: str, rng: np.random.Generator) -> Scene:
     cells = rng.permutation(MAX_OBJECTS)[: len(looks)]
     if category == "position":
         cells = _adjacent_cells(rng)
-    return Scene(tuple(sorted(_place(look, int(cell), rng) for look, cell in zip(looks, cells))))
+    placed = zip(cells, looks, strict=False)
+    return Scene(tuple(sorted(Object(int(cell), *look) for cell, look in placed)))
 
 
 def _counted_looks(rng: np.random.Generator) -> list[tuple[str, str, str]]:
@@ -151,13 +149,7 @@ def _adjacent_cells(rng: np.random.Generator) -> list[int]:
 
 
 def _look(rng: np.random.Generator) -> tuple[str, str, str]:
-    return (_pick(SHAPES, rng), _pick(tuple(COLORS), rng), _pick(SIZES, rng))
-
-
-def _place(look: tuple[str, str, str], cell: int, rng: np.random.Generator) -> Object:
-    shape, color, size = look
-    dx, dy = (int(v) for v in rng.integers(-1, 2, size=2))
-    return Object(cell, shape, color, size, dx, dy)
+    return _pick(SHAPES, rng), _pick(tuple(COLORS), rng), _pick(SIZES, rng)
 
 
 def _pick(options: Iterable[str], rng: np.random.Generator) -> str:

@@ -49,21 +49,72 @@ def generate_text(
     noise: Noise,
     pad_id: int,
 ) -> list[list[list[int]]]:
-    """Continue each prefix once for each sampling; token ids by prefix and sampling.
+    """Continue each prefix once for each sampling; token ids by prefix and sampling."""
+    cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id)
+    last_BD = hidden_BPD[torch.arange(len(prefixes), device=network.device), length_B - 1]
+    seen_BP = visible(length_B, cache.length)
+    return _continue(network, cache, seen_BP, last_BD, samplings, stop_id, noise)
+
+
+@torch.inference_mode()
+def generate_replies(
+    network: Showo,
+    images: Sequence[Tree],
+    turns: Sequence[Sequence[Ids]],
+    sampling: TextSampling,
+    stop_id: int,
+    noise: Noise,
+    pad_id: int,
+) -> list[list[list[int]]]:
+    """Reply to each turn of each image; the image prefix is computed once for all its turns.
+
+    `images` are prefixes of equal length. Returns token ids by image and turn.
+    """
+    device = network.device
+    prefix_cache, _, _ = prefill(network, images, pad_id)
+    prefix = prefix_cache.length
+    length_R = torch.tensor([len(turn) for turns_here in turns for turn in turns_here])
+    length_R = length_R.to(device)
+    width = int(length_R.max())
+    ids_RT = torch.full((len(length_R), width), pad_id, device=device)
+    flat = [turn for turns_here in turns for turn in turns_here]
+    for row, turn in enumerate(flat):
+        ids_RT[row, : len(turn)] = torch.from_numpy(turn)
+    owner = torch.tensor([i for i, asked in enumerate(turns) for _ in asked], device=device)
+    cache = prefix_cache.take_rows(owner, width)
+    causal_TS = torch.ones(width, prefix + width, dtype=torch.bool, device=device).tril(prefix)
+    position_1T = torch.arange(prefix, prefix + width, device=device)[None]
+    # Pads stand behind every token of their turn, so causality hides them here.
+    hidden_RTD = network(ids_RT, causal_TS[None, None], position_1T, cache)
+    cache.advance(width)
+    last_RD = hidden_RTD[torch.arange(len(flat), device=device), length_R - 1]
+    seen_RP = visible(length_R + prefix, cache.length)
+    replies = iter(_continue(network, cache, seen_RP, last_RD, [sampling], stop_id, noise))
+    return [[next(replies)[0] for _ in asked] for asked in turns]
+
+
+def _continue(
+    network: Showo,
+    prefix_cache: KVCache,
+    seen_BP: Tensor,
+    last_BD: Tensor,
+    samplings: Sequence[TextSampling],
+    stop_id: int,
+    noise: Noise,
+) -> list[list[list[int]]]:
+    """Decode behind cached prefixes, of which `seen_BP` tells tokens from padding.
 
     A stop token ends a sample and is kept. The K samples of a prefix are the K queries of one row,
     over keys that hold the prefix once and then K tokens a step, of which each sees its own.
     """
-    num_rows, num_samples = len(prefixes), len(samplings)
+    num_rows, num_samples = len(last_BD), len(samplings)
     budget_K = torch.tensor([s.max_new_tokens for s in samplings], device=network.device)
     max_steps = max(s.max_new_tokens for s in samplings)
-    prefix_cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id)
     every_row = torch.arange(num_rows, device=network.device)
-    logits_BV = network.logits(hidden_BPD[every_row, length_B - 1])
-    logits_BKV = logits_BV[:, None].expand(-1, num_samples, -1)
+    logits_BKV = network.logits(last_BD)[:, None].expand(-1, num_samples, -1)
     cache = prefix_cache.take_rows(every_row, (max_steps - 1) * num_samples)
-    attend_B1KS = _sample_mask(visible(length_B, cache.length), num_samples, max_steps - 1)
-    position_BK = length_B[:, None].expand(-1, num_samples)
+    attend_B1KS = _sample_mask(seen_BP, num_samples, max_steps - 1)
+    position_BK = seen_BP.sum(dim=1)[:, None].expand(-1, num_samples)
     cut = TopK(samplings, network.config.vocab_size, network.device)
     stopped_BK = torch.zeros(num_rows, num_samples, dtype=torch.bool, device=network.device)
     steps_BKT: list[Tensor] = []

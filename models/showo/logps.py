@@ -81,7 +81,7 @@ def question_trees(
             parent = len(tree) - 1
             for choice in choices:
                 ids = mmu_answer(tokenizer, choice, config.max_text_len)
-                tree.append(Segment(ids, parent, labels=ids))
+                tree.append(Segment(ids[:-1], parent, labels=ids))
         trees.append(tree)
     return trees
 

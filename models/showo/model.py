@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from core.errors import UserError
-from models.base import Codes, ImageSampling, PairBatch, PairLogps, TextSampling
+from models.base import (
+    BranchLogps,
+    Codes,
+    ImageSampling,
+    Modality,
+    PairBatch,
+    TextSampling,
+)
 from models.magvitv2 import MAGVITv2
 from models.packing import Segment
 from models.showo.decoding import generate_images, generate_text
@@ -147,13 +154,13 @@ class ShowoModel:
         codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, special)
         return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
 
-    def pack_pairs(self, batch: PairBatch) -> PackedPairs:
-        """Input of `pair_module` for a batch of pairs, on the model's device."""
-        return pack_pairs(batch, self.tokenizer, self.config).to(self.device)
+    def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
+        """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
+        return pack_pairs(batch, modality, self.tokenizer, self.config).to(self.device)
 
-    def pair_logps(self, batch: PairBatch) -> PairLogps:
-        """Log-probabilities of both branches of both modalities, with gradient where enabled."""
-        logps: PairLogps = self._pair_module(self.pack_pairs(batch))
+    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
+        """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
+        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
         return logps
 
 

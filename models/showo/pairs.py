@@ -1,7 +1,8 @@
 """Homologous pairs as packed trees, and their log-probabilities.
 
-A pair is two trees: image -> instruction -> chosen / rejected caption, and
-prompt -> chosen / rejected image, the latter once for each mask.
+A pair is a tree in each modality: image -> instruction -> chosen / rejected caption, and
+prompt -> chosen / rejected image, the latter once for each mask. The modalities are packed apart,
+so that each has a gradient of its own.
 
 Shapes: B pairs, N image tokens, K masks a pair, G branches.
 """
@@ -11,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.base import BranchLogps, PairBatch, PairLogps
+from models.base import BranchLogps, Modality, PairBatch
 from models.packing import PackedBatch, Segment, Tree, count_tokens, pack_trees, sum_logps
 from models.showo.logps import TokenLogps, image_root, masked_image, prompt_root
 from models.showo.masks import mask_pair
@@ -30,7 +31,7 @@ from models.showo.prompting import (
 
 @dataclass(frozen=True)
 class PackedPairs:
-    """Pairs in model form; each has two caption branches, then two image branches for each mask."""
+    """One modality of pairs in model form; branches are chosen, rejected, once for each mask."""
 
     batch: PackedBatch
     num_pairs: int
@@ -47,33 +48,22 @@ class PairModule(nn.Module):
         super().__init__()
         self.token_logps = TokenLogps(network)
 
-    def forward(self, pairs: PackedPairs) -> PairLogps:
+    def forward(self, pairs: PackedPairs) -> BranchLogps:
         """Sums by branch, averaged over the masks of a pair."""
         batch = pairs.batch
-        logps_L = self.token_logps(batch)
-        logps_BG = sum_logps(logps_L, batch.branch_L, batch.num_branches)
-        tokens_BG = count_tokens(batch.branch_L, batch.num_branches).to(logps_BG.dtype)
-        return _by_modality(logps_BG.view(pairs.num_pairs, -1), tokens_BG.view(pairs.num_pairs, -1))
+        sums_G = sum_logps(self.token_logps(batch), batch.branch_L, batch.num_branches)
+        tokens_G = count_tokens(batch.branch_L, batch.num_branches).to(sums_G.dtype)
+        logps_B2 = sums_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
+        tokens_B2 = tokens_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
+        return BranchLogps(logps_B2[:, 0], logps_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
 
 
-def _by_modality(logps_BG: Tensor, tokens_BG: Tensor) -> PairLogps:
-    return PairLogps(
-        caption=BranchLogps(logps_BG[:, 0], logps_BG[:, 1], tokens_BG[:, 0], tokens_BG[:, 1]),
-        image=BranchLogps(
-            logps_BG[:, 2::2].mean(dim=1),
-            logps_BG[:, 3::2].mean(dim=1),
-            tokens_BG[:, 2::2].mean(dim=1),
-            tokens_BG[:, 3::2].mean(dim=1),
-        ),
-    )
-
-
-def pack_pairs(pairs: PairBatch, tokenizer: ShowoTokenizer, config: ShowoConfig) -> PackedPairs:
-    """Both trees of every pair, packed into rows of about equal length."""
-    trees: list[Tree] = []
-    for index in range(len(pairs.prompts)):
-        trees.append(_caption_tree(pairs, index, tokenizer, config))
-        trees.append(_image_tree(pairs, index, tokenizer, config))
+def pack_pairs(
+    pairs: PairBatch, modality: Modality, tokenizer: ShowoTokenizer, config: ShowoConfig
+) -> PackedPairs:
+    """The trees of one modality of every pair, packed into rows of about equal length."""
+    tree_of = _caption_tree if modality == "caption" else _image_tree
+    trees = [tree_of(pairs, index, tokenizer, config) for index in range(len(pairs.prompts))]
     return PackedPairs(pack_trees(trees, tokenizer.special.pad), len(pairs.prompts))
 
 

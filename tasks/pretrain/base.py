@@ -153,8 +153,8 @@ class Rows:
         ]
 
 
-def pretrain(vq: MAGVITv2, settings: BaseSettings, out: Path) -> Showo:
-    """Train with a rate that is annealed to zero; writes the network's state dict under `out`."""
+def pretrain(vq: MAGVITv2, settings: BaseSettings) -> Showo:
+    """Train with a rate that is annealed to zero."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     tokenizer = build_tokenizer()
@@ -197,8 +197,6 @@ def pretrain(vq: MAGVITv2, settings: BaseSettings, out: Path) -> Showo:
             if (step + 1) % 100 == 0:
                 print(step + 1, (sums / 100).round(4), flush=True)
                 sums[:] = 0
-            if (step + 1) % 500 == 0:
-                torch.save(model.state_dict(), out / "network.pt")
     return model.eval()
 
 

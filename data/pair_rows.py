@@ -1,0 +1,168 @@
+"""Puts finished pair rows together from the pool, the samples and the old pairs.
+
+Contents are fetched by row number, batch by batch, so memory does not grow with the pool.
+Shapes: R records, B records of a batch.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.config import PairRule
+from core.errors import UserError
+from core.progress import Progress
+from data.pairing import Flags, Ints, LoserFrom, Picks
+from data.rows import RowReader
+from data.schemas import arrow_schema
+from data.tables import ROW_GROUP
+
+FRESH = "fresh"
+OLD_SIDES = {LoserFrom.OLD_WINNER: "win", LoserFrom.OLD_LOSER: "lose"}
+SAMPLE_COLUMNS = {"caption": ["text"], "image": ["image", "tokens"]}
+POOL_COLUMNS = ["record_id", "image", "prompt", "caption"]
+
+Columns = dict[str, pa.ChunkedArray]
+
+
+def provenance(origin: LoserFrom, iteration: int) -> str:
+    """How a loser came to be in the pairs of `iteration`."""
+    names = {
+        LoserFrom.SAMPLES: FRESH,
+        LoserFrom.OLD_WINNER: f"beaten winner of iteration {iteration - 1}",
+        LoserFrom.OLD_LOSER: f"old loser of iteration {iteration - 1}",
+    }
+    return names[origin]
+
+
+@dataclass(frozen=True)
+class PickedBranch:
+    """One modality: its samples, what was picked from them and what became of each record."""
+
+    modality: str
+    rule: PairRule
+    samples: RowReader
+    picks: Picks
+    fate_R: Ints
+
+
+@dataclass
+class Tally:
+    """What happened while rows were put together."""
+
+    pairs: int = 0
+    identical: Counter[str] = field(default_factory=Counter)
+    old_losers: Counter[str] = field(default_factory=Counter)
+    score_sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, table: pa.Table) -> None:
+        """Count finished rows and sum up their scores."""
+        self.pairs += table.num_rows
+        for modality in SAMPLE_COLUMNS:
+            for side in ("win", "lose"):
+                column = f"{modality}_{side}_score"
+                total = pc.sum(table[column].cast(pa.float64())).as_py()
+                self.score_sums[column] = self.score_sums.get(column, 0.0) + total
+            fresh = pc.sum(pc.equal(table[f"{modality}_provenance"], FRESH)).as_py()
+            self.old_losers[modality] += table.num_rows - fresh
+
+
+class PairAssembler:
+    """Fetches the contents of picked rows; `old` are the pairs of the iteration before."""
+
+    def __init__(
+        self,
+        pool: RowReader,
+        branches: Sequence[PickedBranch],
+        old: RowReader | None,
+        iteration: int,
+    ) -> None:
+        self.tally = Tally()
+        self._pool, self._branches = pool, branches
+        self._old, self._iteration = old, iteration
+
+    def batches(self, records: Ints, progress: Progress) -> Iterator[pa.Table]:
+        """Tables of at most ROW_GROUP finished rows, none of them empty."""
+        for start in range(0, len(records), ROW_GROUP):
+            chosen_B = records[start : start + ROW_GROUP]
+            table = self._rows(chosen_B)
+            if table.num_rows:
+                self.tally.add(table)
+                yield table
+            progress.update(len(chosen_B))
+
+    def _rows(self, chosen_B: Ints) -> pa.Table:
+        columns = _columns(self._pool.take(chosen_B, POOL_COLUMNS))
+        same_B = np.zeros(len(chosen_B), dtype=np.bool_)
+        for branch in self._branches:
+            columns |= self._sides(branch, chosen_B)
+            identical_B = _identical(columns, branch.modality)
+            self.tally.identical[branch.modality] += int((identical_B & ~same_B).sum())
+            same_B |= identical_B
+        columns["iteration"] = pa.array(np.full(len(chosen_B), self._iteration, dtype=np.int32))
+        schema = arrow_schema("pairs")
+        table = pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
+        return table.filter(pa.array(~same_B))
+
+    def _sides(self, branch: PickedBranch, chosen_B: Ints) -> Columns:
+        modality, picks = branch.modality, branch.picks
+        from_B = picks.loser_from_R[chosen_B]
+        fresh_B = np.full(len(chosen_B), LoserFrom.SAMPLES)
+        columns = self._content(branch, "win", picks.winner_row_R[chosen_B], fresh_B)
+        columns |= self._content(branch, "lose", picks.loser_row_R[chosen_B], from_B)
+        columns[f"{modality}_win_score"] = _floats(picks.winner_score_R[chosen_B])
+        columns[f"{modality}_lose_score"] = _floats(picks.loser_score_R[chosen_B])
+        names = pa.array([provenance(origin, self._iteration) for origin in LoserFrom])
+        columns[f"{modality}_provenance"] = names.take(pa.array(from_B))
+        return columns
+
+    def _content(self, branch: PickedBranch, side: str, row_B: Ints, from_B: Ints) -> Columns:
+        """Text, or image and tokens, of these rows of the samples or of the old pairs."""
+        pieces, places = [], []
+        for origin in (LoserFrom(int(value)) for value in np.unique(from_B)):
+            place = np.flatnonzero(from_B == origin)
+            if origin is LoserFrom.SAMPLES:
+                piece = branch.samples.take(row_B[place], SAMPLE_COLUMNS[branch.modality])
+            else:
+                assert self._old is not None
+                names = _content_names(branch, OLD_SIDES[origin])
+                piece = self._old.take(row_B[place], names)
+            pieces.append(piece.rename_columns(_content_names(branch, side)))
+            places.append(place)
+        return _columns(pa.concat_tables(pieces).take(np.argsort(np.concatenate(places))))
+
+
+def _columns(table: pa.Table) -> Columns:
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _content_names(branch: PickedBranch, side: str) -> list[str]:
+    name = f"{branch.modality}_{side}"
+    return [name] if branch.modality == "caption" else [name, f"{name}_tokens"]
+
+
+def _floats(values: npt.NDArray[np.float64]) -> pa.Array:
+    return pa.array(values.astype(np.float32))
+
+
+def _identical(columns: Mapping[str, pa.ChunkedArray], modality: str) -> Flags:
+    """Rows whose winner and loser would train as the same tokens."""
+    if modality == "caption":
+        win, lose = (pc.utf8_trim_whitespace(columns[f"caption_{s}"]) for s in ("win", "lose"))
+        equal: Flags = pc.equal(win, lose).to_numpy()
+        return equal
+    tokens = [columns[f"image_{side}_tokens"].combine_chunks() for side in ("win", "lose")]
+    lengths = np.unique(np.concatenate([pc.list_value_length(side).to_numpy() for side in tokens]))
+    if len(lengths) != 1:
+        raise UserError(
+            f"images have {lengths.tolist()} tokens; pair images of one image tokenizer only"
+        )
+    win_BN, lose_BN = (
+        pc.list_flatten(side).to_numpy().reshape(len(side), lengths[0]) for side in tokens
+    )
+    same: Flags = (win_BN == lose_BN).all(axis=1)
+    return same

@@ -1,0 +1,59 @@
+"""Multiple-choice questions put to a model. Shapes: B images, N image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from models.base import Codes, UnifiedModel
+
+
+class QuestionRow(TypedDict):
+    """A question as the pool table stores it."""
+
+    type: str
+    question: str
+    choices: list[str]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answer: its choice, and the probability it gives to the right one."""
+
+    question: QuestionRow
+    prediction: str
+    probability: float
+
+    @property
+    def right(self) -> bool:
+        return self.prediction == self.question["answer"]
+
+
+def ask(
+    model: UnifiedModel,
+    codes_BN: Codes,
+    questions: Sequence[Sequence[QuestionRow]],
+) -> list[list[Answered]]:
+    """Answers to the questions of each image, by likelihood over the choices."""
+    asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
+    answers = []
+    for rows, probabilities in zip(questions, model.answer(codes_BN, asked), strict=True):
+        image = []
+        for row, probability_C in zip(rows, probabilities, strict=True):
+            prediction = row["choices"][int(probability_C.argmax())]
+            right = float(probability_C[row["choices"].index(row["answer"])])
+            image.append(Answered(row, prediction, right))
+        answers.append(image)
+    return answers
+
+
+def hard_score(answers: Sequence[Answered]) -> float:
+    """Share of right answers."""
+    return sum(a.right for a in answers) / len(answers)
+
+
+def soft_score(answers: Sequence[Answered]) -> float:
+    """Mean probability of the right choice; separates what the hard score ties."""
+    return sum(a.probability for a in answers) / len(answers)

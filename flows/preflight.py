@@ -1,0 +1,172 @@
+"""What can go wrong with a config's inputs, said within seconds and before any work.
+
+Without torch unless the device is a GPU. Stages check their inputs again, in full.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from core.config import Config
+from core.errors import UserError
+from core.store import Store
+from data.checks import check_table
+from data.schemas import table_named
+from data.tables import count_rows, iter_batches
+from tasks.pool import parquet_files
+
+MODEL_FILES = {
+    "showo": (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vq/config.json",
+        "vq/model.safetensors",
+    )
+}
+# Up to here every image is decoded; of more records, some images from all over the files.
+DEEP_RECORDS = 1000
+SPREAD_GROUPS = 8
+SPREAD_IMAGES = 32
+
+
+def check(config: Config) -> None:
+    """Raise UserError that lists everything found wrong with what `config` points to."""
+    checks: tuple[Callable[[Config], None], ...] = (
+        _check_device,
+        _check_model,
+        _check_caption_encoder,
+        _check_data,
+        _check_store,
+    )
+    problems = []
+    for check_part in checks:
+        try:
+            check_part(config)
+        except UserError as error:
+            problems.append(str(error))
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"{len(problems)} problems were found:\n{listing}")
+
+
+def _check_device(config: Config) -> None:
+    device = config.runtime.device
+    if device == "cpu":
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(device.partition(":")[2] or 0)
+    if index >= found:
+        raise UserError(
+            f"runtime.device = {device!r}: torch {torch.__version__} sees {found} CUDA devices "
+            "here; set it to cpu, or to one of them"
+        )
+
+
+def _check_model(config: Config) -> None:
+    folder = _folder("model.checkpoint", config.model.checkpoint)
+    _check_files("model.checkpoint", folder, MODEL_FILES[config.model.family])
+
+
+def _check_caption_encoder(config: Config) -> None:
+    field = "scoring.caption_encoder"
+    folder = _folder(field, config.scoring.caption_encoder)
+    _check_files(field, folder, ("modules.json",))
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        transformer = folder / modules[0]["path"]
+    except (LookupError, TypeError):
+        raise UserError(
+            f"{field}: {folder / 'modules.json'} does not list modules with a path; give a folder "
+            "saved by sentence-transformers"
+        ) from None
+    _check_files(field, transformer, ("config.json", "model.safetensors", "tokenizer.json"))
+
+
+def _folder(field: str, path: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise UserError(
+            f"{field} = {path!r} {what} (looked for {folder.absolute()}); give the path of a folder"
+        )
+    return folder
+
+
+def _check_files(field: str, folder: Path, names: Iterable[str]) -> None:
+    """Raise UserError unless these files are there and can be read as what they are."""
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{field}: {path} is missing; give a complete folder")
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="numpy"):
+                    pass  # compares the header with the size of the file
+            else:
+                json.loads(path.read_text(encoding="utf-8"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{field}: {path} cannot be read ({error}); replace it by an undamaged copy"
+            ) from None
+
+
+def _check_data(config: Config) -> None:
+    if config.data.source == "shapes":
+        return
+    pool = _check_records("data.pool", config.data.pool)
+    test = _check_records("data.test", config.data.test)
+    shared = pool & test
+    if shared:
+        raise UserError(
+            f"data.test: {len(shared)} of its {len(test)} records are in data.pool too, "
+            f"{min(shared)!r} for one; held-out records must not be trained on, remove them from "
+            "the pool"
+        )
+
+
+def _check_records(field: str, path: str) -> set[str]:
+    """The ids of a table of records; UserError for the first invalid record."""
+    try:
+        files = parquet_files(path)
+        deep = count_rows(files) <= DEEP_RECORDS
+        columns = [c.name for c in table_named("pool").columns if deep or c.name != "image"]
+        ids: set[str] = set()
+        for batch in iter_batches(files, "pool", columns, deep=deep):
+            ids.update(batch["record_id"].to_pylist())
+        for sample in () if deep else _spread_images(files):
+            check_table("pool", sample, deep=True, where=path)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
+    if not ids:
+        raise UserError(f"{field}: {path} has no records; give a table with at least one")
+    return ids
+
+
+def _spread_images(files: Sequence[Path]) -> Iterator[pa.Table]:
+    """The first images of some row groups, evenly spread over all files."""
+    groups = []
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            groups += [(file, index) for index in range(parquet.num_row_groups)]
+    for file, index in groups[:: max(1, len(groups) // SPREAD_GROUPS)]:
+        with pq.ParquetFile(file) as parquet:
+            table = parquet.read_row_group(index, columns=["record_id", "image"])
+            yield table.slice(0, SPREAD_IMAGES)
+
+
+def _check_store(config: Config) -> None:
+    try:
+        Store(config.store).check()
+    except UserError as error:
+        raise UserError(f"store: {error}") from None

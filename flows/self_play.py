@@ -1,0 +1,155 @@
+"""The self-play loop as a Prefect flow: sample, score, pair, train, evaluate, register, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prefect import flow, get_run_logger
+
+from core.artifact import ArtifactRef
+from core.config import Config, load_config
+from core.stage import Inputs, Stage
+from core.store import Store
+from data.tables import read_table
+from evals.gate import paired_changes
+from flows.preflight import check
+from flows.stages import label, run_in_flow
+from report.table import Checkpoint, final_table
+from tasks._tracking.runs import IterationRun, Tracker, open_tracker
+from tasks.base import BASE
+from tasks.evaluate import EVALUATE
+from tasks.pair import PAIR
+from tasks.pool import POOL, TEST
+from tasks.reference import REFERENCE
+from tasks.register import register
+from tasks.sample import CAPTIONS, IMAGES
+from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
+from tasks.train import METRICS, TRAIN, read_metrics
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint with its evaluation."""
+
+    iteration: int
+    checkpoint: ArtifactRef
+    evaluation: ArtifactRef
+
+
+@flow(name="self-play", flow_run_name="self-play {config}")
+def self_play(
+    config: str = "pipeline.yaml", iterations: int | None = None, seed: int | None = None
+) -> str:
+    """Improve the model of a config by its own samples.
+
+    Args:
+        config: path of the YAML file, from the project folder.
+        iterations: replaces the number of iterations of the config.
+        seed: replaces the seed of the config.
+
+    Returns:
+        The table of all checkpoints, as text.
+    """
+    given = {"iterations": iterations, "seed": seed}
+    resolved = load_config(config, {k: v for k, v in given.items() if v is not None})
+    check(resolved)
+    with open_tracker(resolved) as tracker:
+        return SelfPlay(resolved, tracker).run()
+
+
+class SelfPlay:
+    """One run of the loop; every step is a cached stage."""
+
+    def __init__(self, config: Config, tracker: Tracker) -> None:
+        self._config, self._tracker = config, tracker
+        self._store = Store(config.store)
+
+    def run(self) -> str:
+        """All iterations; returns the final table."""
+        self._pool = self._stage(POOL, {}, 0)
+        self._test = self._stage(TEST, {}, 0)
+        self._base = self._stage(BASE, {}, 0)
+        judged = [self._judge(self._base, 0, None)]
+        pairs: ArtifactRef | None = None
+        for iteration in range(1, self._config.iterations + 1):
+            with self._tracker.iteration(iteration) as run:
+                checkpoint, pairs = self._improve(judged[-1].checkpoint, pairs, iteration, run)
+                judged.append(self._judge(checkpoint, iteration, judged[0].evaluation, run))
+        table = self._table(judged)
+        print(f"\n{table}\n", flush=True)
+        return table
+
+    def _improve(
+        self,
+        checkpoint: ArtifactRef,
+        previous: ArtifactRef | None,
+        iteration: int,
+        run: IterationRun,
+    ) -> tuple[ArtifactRef, ArtifactRef]:
+        """The next checkpoint, and the pairs that it was trained on."""
+        made: dict[str, ArtifactRef] = {"pool": self._pool, "checkpoint": checkpoint}
+
+        def stage(name: str, stage: Stage, inputs: Sequence[str]) -> None:
+            made[name] = self._stage(stage, {i: made[i] for i in inputs}, iteration)
+
+        stage("captions", CAPTIONS, ("pool", "checkpoint"))
+        stage("images", IMAGES, ("pool", "checkpoint"))
+        stage("caption_scores", SCORE_CAPTIONS, ("pool", "captions"))
+        stage("image_scores", SCORE_IMAGES, ("pool", "checkpoint", "images"))
+        sampled = ("pool", "captions", "images", "caption_scores", "image_scores")
+        inputs: dict[str, ArtifactRef | list[ArtifactRef]] = {name: made[name] for name in sampled}
+        inputs["previous"] = [previous] if previous else []
+        made["pairs"] = self._stage(PAIR, inputs, iteration)
+        stage("reference", REFERENCE, ("checkpoint", "pairs"))
+        stage("trained", TRAIN, ("checkpoint", "pairs", "reference"))
+        self._log(run, made)
+        return made["trained"], made["pairs"]
+
+    def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
+        run.log_refs(made)
+        for name in ("pairs", "trained"):
+            run.log_values(_numbers(self._store.open(made[name]).manifest["results"], name))
+        run.log_curves(read_metrics(self._store.open(made["trained"]).path(METRICS)))
+
+    def _judge(
+        self,
+        checkpoint: ArtifactRef,
+        iteration: int,
+        baseline: ArtifactRef | None,
+        run: IterationRun | None = None,
+    ) -> Judged:
+        """Evaluate and register a checkpoint."""
+        if run is None:
+            with self._tracker.iteration(iteration) as own:
+                return self._judge(checkpoint, iteration, baseline, own)
+        inputs = {"test": self._test, "checkpoint": checkpoint, "base": self._base}
+        evaluation = self._stage(EVALUATE, inputs, iteration)
+        metrics = self._store.open(evaluation).path("metrics.parquet")
+        run.log_refs({"evaluation": evaluation})
+        run.log_metrics(read_table(metrics, "metrics"))
+        done = register(
+            self._config, self._store, checkpoint, evaluation, baseline, run_id=run.run_id
+        )
+        get_run_logger().info("%s: %s", label(iteration), done.reason)
+        return Judged(iteration, checkpoint, evaluation)
+
+    def _stage(self, stage: Stage, inputs: Inputs, iteration: int) -> ArtifactRef:
+        return run_in_flow(stage, self._config, inputs, iteration).ref
+
+    def _table(self, judged: Sequence[Judged]) -> str:
+        opened = [self._store.open(j.evaluation) for j in judged]
+        columns = [
+            Checkpoint(label(j.iteration), read_table(a.path("metrics.parquet"), "metrics"))
+            for j, a in zip(judged, opened, strict=True)
+        ]
+        first, last = (
+            read_table(a.path("records.parquet"), "record_metrics") for a in (opened[0], opened[-1])
+        )
+        changes = paired_changes(last, first, self._config.evaluation, seed=0)
+        return final_table(columns, changes, confidence=self._config.evaluation.confidence)
+
+
+def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:
+    """The numeric results of a stage, under its name."""
+    return {f"{prefix}/{k}": float(v) for k, v in results.items() if isinstance(v, int | float)}

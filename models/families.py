@@ -1,0 +1,24 @@
+"""Families of unified models by the name that `model.family` gives them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from models.base import UnifiedModel
+from models.showo.model import ShowoModel
+
+_LOADERS: dict[str, Callable[[Path | str, str], UnifiedModel]] = {
+    "showo": ShowoModel.from_folder,
+}
+
+
+def load_model(family: str, folder: Path | str, device: str) -> UnifiedModel:
+    """The model in a folder that the family's `save` has written, in evaluation mode."""
+    return _LOADERS[family](folder, device)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch compute with this many CPU threads, 0: all that this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

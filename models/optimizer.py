@@ -1,0 +1,93 @@
+"""One AdamW for each modality over the same weights, and what a saved state holds of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from core.config import Training
+from models.base import Modality
+from models.preference import branch_settings
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Parameter groups for AdamW: matrices decay, embeddings, norms and biases do not."""
+    embeddings = {
+        id(parameter)
+        for child in module.modules()
+        if isinstance(child, nn.Embedding)
+        for parameter in child.parameters()
+    }
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
+    chosen = {id(p) for p in decayed}
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in chosen], "weight_decay": 0.0},
+    ]
+
+
+def rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Share of the learning rate at `step`, counted from 0.
+
+    Rises to 1 over the warm-up, then falls so that it would be 0 one step after the last.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (num_steps - warmup_steps)
+    return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+class BranchOptimizer:
+    """AdamW of one modality; `step` takes that modality's gradient alone."""
+
+    def __init__(self, module: nn.Module, modality: Modality, training: Training) -> None:
+        self.modality = modality
+        self._settings = branch_settings(training, modality)
+        self._max_norm = training.max_grad_norm
+        self._names = {p: name for name, p in module.named_parameters() if p.requires_grad}
+        self._adamw = torch.optim.AdamW(decay_groups(module, training.weight_decay), lr=0.0)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights, in the order in which gradients are given."""
+        return list(self._names)
+
+    def clip(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Scale the gradients in place to the largest norm allowed; the norm before."""
+        given = [gradient for gradient in gradients if gradient is not None]
+        norm = torch.nn.utils.get_total_norm(given)
+        for gradient in given:
+            gradient.mul_(torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
+        return norm
+
+    def step(self, gradients: Sequence[Tensor | None], factor: float) -> float:
+        """Move the weights along clipped gradients; the learning rate used."""
+        rate = factor * self._settings.learning_rate
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        for parameter, gradient in zip(self._names, gradients, strict=True):
+            parameter.grad = gradient
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        return rate
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by `modality.kind.weight`."""
+        return {
+            f"{self.modality}.{kind}.{self._names[cast('nn.Parameter', parameter)]}": value
+            for parameter, moments in self._adamw.state.items()
+            for kind, value in moments.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        for parameter, name in self._names.items():
+            for kind in ("step", "exp_avg", "exp_avg_sq"):
+                value = state.get(f"{self.modality}.{kind}.{name}")
+                if value is not None:
+                    # AdamW keeps its step counts on the CPU.
+                    place = "cpu" if kind == "step" else parameter.device
+                    self._adamw.state[parameter][kind] = value.to(place, copy=True)

@@ -1,0 +1,152 @@
+"""The table at the end of a run: every score of every checkpoint with its interval, as plain text.
+
+Wide runs are split into blocks below each other, so that lines stay within a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import pyarrow as pa
+
+WIDTH = 120
+GAP = 2
+ALL = "all"
+CHANGE = "change from base"
+
+
+class Interval(Protocol):
+    """A value with the ends of its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A column: its title and the `metrics` table of the checkpoint."""
+
+    label: str
+    metrics: pa.Table
+
+
+Scores: TypeAlias = Mapping[tuple[str, str], str]
+Row: TypeAlias = tuple[str, tuple[str, str]]  # title, (name, group)
+
+# Title, metric, and the groups that are shown below it with their own suffix.
+SHOWN: tuple[tuple[str, str, str, str], ...] = (
+    ("understanding U", "understanding", "composition/", " scenes"),
+    ("generation G", "generation", "composition/", " scenes"),
+    ("gap U - G", "gap", "", ""),
+    ("GenEval-like", "all_right", "category/", ""),
+    ("malformed", "malformed", "", ""),
+    ("diversity", "diversity", "", ""),
+    ("caption similarity", "caption_similarity", "", ""),
+)
+
+
+def final_table(
+    checkpoints: Sequence[Checkpoint],
+    changes: Mapping[str, Interval],
+    *,
+    confidence: float,
+    width: int = WIDTH,
+) -> str:
+    """All checkpoints side by side, the base first.
+
+    `changes` are the paired changes from the base to the last checkpoint, by metric name; they
+    make the last column.
+    """
+    rows = _rows([checkpoint.metrics for checkpoint in checkpoints])
+    titles = [title for title, _ in rows]
+    columns = [
+        _column(checkpoint.label, _cells(checkpoint.metrics), rows) for checkpoint in checkpoints
+    ]
+    if changes and len(checkpoints) > 1:
+        signed = {(name, ALL): _show(change, signed=True) for name, change in changes.items()}
+        columns.append(_column(CHANGE, signed, rows))
+    blocks = _blocks(_column("", {}, rows, titles), columns, width)
+    note = (
+        f"Held-out records; in brackets {confidence:.0%} bootstrap intervals"
+        f"{'; changes are paired by record' if changes and len(checkpoints) > 1 else ''}."
+    )
+    return "\n\n".join([*blocks, note])
+
+
+def _rows(tables: Sequence[pa.Table]) -> list[Row]:
+    """What there is to show, in its order: every metric and group of any checkpoint."""
+    known = dict.fromkeys(
+        (row["name"], row["group"])
+        for table in tables
+        for row in table.select(["name", "group"]).to_pylist()
+    )
+    rows: list[Row] = []
+    for title, name, prefix, suffix in SHOWN:
+        if (name, ALL) in known:
+            rows.append((title, (name, ALL)))
+        for metric, group in known:
+            part = group.removeprefix(prefix)
+            if prefix and metric == name and part and part != group:
+                rows.append((f"  {part.replace('_', ' ')}{suffix}", (metric, group)))
+    return rows
+
+
+def _cells(metrics: pa.Table) -> Scores:
+    return {
+        (row["name"], row["group"]): _show(_Estimate(row["value"], row["low"], row["high"]))
+        for row in metrics.to_pylist()
+    }
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    value: float
+    low: float
+    high: float
+
+
+def _show(interval: Interval, *, signed: bool = False) -> str:
+    """`.713 [.695, .731]`: shares without the zero that nearly all start with."""
+    value, low, high = (
+        _number(number, signed) for number in (interval.value, interval.low, interval.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _number(number: float, signed: bool) -> str:
+    """Four characters and a sign; 1 loses a digit to keep columns narrow."""
+    text = f"{abs(number):.3f}"
+    if text == "0.000":
+        return ".000"  # without a sign, which would make it a loss
+    sign = "-" if number < 0 else "+" if signed else ""
+    return sign + (text[1:] if text.startswith("0.") else f"{abs(number):.2f}")
+
+
+def _column(
+    label: str, cells: Scores, rows: Sequence[Row], titles: Sequence[str] | None = None
+) -> list[str]:
+    """The lines of a column, all of the same width: label, rule and a cell for each row."""
+    body = list(titles or (cells.get(at, "") for _, at in rows))
+    width = max(len(line) for line in (label, *body))
+    # Numbers line up on the right, titles on the left.
+    return [
+        line.ljust(width) if titles else line.rjust(width) for line in (label, "-" * width, *body)
+    ]
+
+
+def _blocks(titles: list[str], columns: Sequence[list[str]], width: int) -> Iterator[str]:
+    """Lines of as many columns as fit, with the titles at the left of every block."""
+    waiting = list(columns)
+    while waiting:
+        block, used = [titles], len(titles[0])
+        while waiting and (len(block) == 1 or used + GAP + len(waiting[0][0]) <= width):
+            used += GAP + len(waiting[0][0])
+            block.append(waiting.pop(0))
+        lines = [cells for cells in zip(*block, strict=True) if any(map(str.strip, cells[1:]))]
+        yield "\n".join((" " * GAP).join(cells).rstrip() for cells in lines)

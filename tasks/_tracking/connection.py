@@ -1,0 +1,112 @@
+"""The connection to MLflow: made once, given up with one warning when it cannot be had or kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.request
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from core.config import Tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+ADDRESS = "MLFLOW_TRACKING_URI"
+PROBE_SECONDS = 5.0
+# MLflow's own patience with a server that is gone is several minutes for every call.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+WAY_OUT = (
+    f"start the local servers with `make up` and set {ADDRESS}, or set tracking.enabled: false; "
+    "running the same command again later fills in what is missing"
+)
+T = TypeVar("T")
+
+
+class Connection:
+    """A client of one experiment, or nothing: then every attempt gives None."""
+
+    def __init__(self, client: MlflowClient | None, uri: str = "", experiment_id: str = "") -> None:
+        self._client, self.uri, self.experiment_id = client, uri, experiment_id
+
+    @property
+    def open(self) -> bool:
+        """Whether MLflow is used and has answered so far."""
+        return self._client is not None
+
+    def attempt(self, call: Callable[[MlflowClient], T]) -> T | None:
+        """What `call` returns; None, after one warning for all, once MLflow has failed."""
+        if self._client is None:
+            return None
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return call(self._client)
+        except (MlflowException, OSError) as error:
+            self._client = None
+            logger.warning(
+                "MLflow at %s failed (%s); the run goes on without it and all its artifacts are "
+                "kept; %s",
+                self.uri,
+                str(error).splitlines()[0],
+                WAY_OUT,
+            )
+            return None
+
+
+def connect(tracking: Tracking) -> Connection:
+    """Connect to MLFLOW_TRACKING_URI and make the experiment; a closed connection if it fails."""
+    if not tracking.enabled:
+        return Connection(None)
+    uri = os.environ.get(ADDRESS, "")
+    problem = _problem(uri)
+    if problem:
+        logger.warning("tracking is off: %s; %s", problem, WAY_OUT)
+        return Connection(None)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    return _connected(uri, tracking.experiment)
+
+
+def _connected(uri: str, experiment: str) -> Connection:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        logger.warning("tracking is off: %s = %s: %s; %s", ADDRESS, uri, error, WAY_OUT)
+        return Connection(None)
+    connection = Connection(client, uri)
+    connection.experiment_id = connection.attempt(lambda c: _experiment(c, experiment)) or ""
+    return connection
+
+
+def _problem(uri: str) -> str:
+    """What is wrong with an address, found within seconds and without importing MLflow."""
+    if not uri:
+        return f"{ADDRESS} is not set"
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
+        except (OSError, ValueError) as error:
+            return f"no MLflow server answers at {ADDRESS} = {uri} ({error})"
+    return ""
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    for _ in range(2):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # another run may have made it just now
+            continue
+    raise MlflowException(f"experiment {name!r} can neither be found nor made")

@@ -1,0 +1,262 @@
+"""Stage `evaluate`: judge a checkpoint on held-out records.
+
+Noise depends on the record alone, so that checkpoints, of any seed, are compared on the same draws.
+Shapes: B records, M images a prompt, N image tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from PIL import Image
+
+from core.command import stage_command
+from core.config import Config
+from core.runtime import derive_seed
+from core.stage import Stage, StageContext
+from data.shapes.oracle import answer_images, read
+from data.tables import (
+    TableWriter,
+    count_rows,
+    decode_image,
+    encode_image,
+    iter_batches,
+    read_table,
+    write_table,
+)
+from evals.gap import record_scores, summarize
+from evals.vqa import QuestionRow, ask
+from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
+from models.caption_scorer import CaptionScorer, encoder_files
+from models.families import load_model
+
+Row = dict[str, Any]
+
+
+class Judge:
+    """Reads generated images: the pixel oracle, or a frozen checkpoint."""
+
+    def __init__(self, model: UnifiedModel | None) -> None:
+        self._model = model
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[str]]:
+        """The answer to each question of each image; empty where nothing is true."""
+        if self._model is None:
+            read_answers = answer_images(_stack(images), questions)
+            return [[answer or "" for answer in image] for image in read_answers]
+        # It sees pixels, as any judge from outside would, not the tokens of the artist.
+        answered = ask(self._model, self._model.encode_images(images), questions)
+        return [[a.prediction for a in image] for image in answered]
+
+    def malformed(self, images: Sequence[Image.Image]) -> list[float]:
+        """1 for each image with something that is no known shape; only the oracle can tell."""
+        if self._model is not None:
+            return [0.0] * len(images)
+        return [float(scene.malformed > 0) for scene in read(_stack(images))]
+
+
+def _stack(images: Sequence[Image.Image]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.stack([np.asarray(image) for image in images])
+
+
+class Evaluator:
+    """Turns records into the rows of one part of each table."""
+
+    def __init__(self, context: StageContext) -> None:
+        config = context.config
+        family, device = config.model.family, config.runtime.device
+        self.model = load_model(family, context.input("checkpoint").path("model"), device)
+        by_oracle = config.evaluation.judge == "oracle"
+        base = context.input("base").path("model")
+        self.judge = Judge(None if by_oracle else load_model(family, base, device))
+        self.scorer = CaptionScorer(config.scoring.caption_encoder, device)
+        chosen = config.sampling.images
+        self.sampling = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
+        self.greedy = TextSampling(1.0, 1, config.sampling.captions.max_new_tokens)
+        self.num_images = config.evaluation.images_per_prompt
+
+    def rows(self, records: list[Row], seeds: list[int]) -> dict[str, list[Row]]:
+        """Rows of `answers`, `records` and `images`."""
+        questions = [record["questions"] for record in records]
+        codes_BN = self.model.encode_images([decode_image(r["image"]) for r in records])
+        codes_BMN = self.model.generate(
+            [record["prompt"] for record in records], self.num_images, self.sampling, seeds
+        )
+        images = self.model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
+        repeated = [asked for asked in questions for _ in range(self.num_images)]
+        about_drawn = self.judge.answers(images, repeated)
+        about_real = [
+            [a.prediction for a in image] for image in ask(self.model, codes_BN, questions)
+        ]
+        answers: list[Row] = []
+        for index, record in enumerate(records):
+            answers += _answer_rows(record, "real", 0, about_real[index])
+            for sample in range(self.num_images):
+                drawn = about_drawn[index * self.num_images + sample]
+                answers += _answer_rows(record, "generated", sample, drawn)
+        return {
+            "eval_answers": answers,
+            "record_metrics": self._records(records, codes_BN, codes_BMN, images, answers),
+            "images": self._images(records, seeds, codes_BMN, images),
+        }
+
+    def _records(
+        self,
+        records: list[Row],
+        codes_BN: Codes,
+        codes_BMN: Codes,
+        images: Sequence[Image.Image],
+        answers: list[Row],
+    ) -> list[Row]:
+        scores = record_scores(pd.DataFrame(answers))
+        captions = [row[0] for row in self.model.caption(codes_BN, [self.greedy], [0] * len(records))]
+        references = [record["references"] or [record["caption"]] for record in records]
+        similarity = self.scorer.score(captions, references)
+        malformed = np.array(self.judge.malformed(images)).reshape(len(records), -1).mean(1)
+        return [
+            {
+                "record_id": record["record_id"],
+                "category": record["category"],
+                "composition": record["composition"],
+                **scores.loc[record["record_id"]].to_dict(),
+                "malformed": float(malformed[i]),
+                "diversity": token_diversity(codes_BMN[i]),
+                "caption_similarity": min(similarity[i], 1.0),
+            }
+            for i, record in enumerate(records)
+        ]
+
+    def _images(
+        self,
+        records: list[Row],
+        seeds: list[int],
+        codes_BMN: Codes,
+        images: Sequence[Image.Image],
+    ) -> list[Row]:
+        drawn = iter(images)
+        return [
+            {
+                "record_id": record["record_id"],
+                "sample": sample,
+                "image": encode_image(next(drawn)),
+                "tokens": codes_N.tolist(),
+                "guidance": self.sampling.guidance,
+                "steps": self.sampling.steps,
+                "temperature": self.sampling.temperature,
+                "seed": seed,
+            }
+            for record, seed, codes_MN in zip(records, seeds, codes_BMN, strict=True)
+            for sample, codes_N in enumerate(codes_MN)
+        ]
+
+
+def token_diversity(codes_MN: Codes) -> float:
+    """Mean share of positions in which two of a prompt's images differ; 0 for a single image."""
+    num_images = len(codes_MN)
+    if num_images < 2:
+        return 0.0
+    differ_MM = (codes_MN[:, None] != codes_MN[None]).mean(2)
+    return float(differ_MM.sum() / (num_images * (num_images - 1)))
+
+
+def _answer_rows(record: Row, subject: str, sample: int, predictions: Sequence[str]) -> list[Row]:
+    return [
+        {
+            "record_id": record["record_id"],
+            "subject": subject,
+            "sample": sample,
+            "type": question["type"],
+            "question": question["question"],
+            "answer": question["answer"],
+            "prediction": prediction,
+            "right": float(prediction == question["answer"]),
+        }
+        for question, prediction in zip(record["questions"], predictions, strict=True)
+    ]
+
+
+FOLDERS = {"eval_answers": "answers", "record_metrics": "parts", "images": "images"}
+
+
+def _body(context: StageContext) -> Mapping[str, object]:
+    config, draft = context.config, context.draft
+    test = context.input("test").parts()
+    evaluator = Evaluator(context)
+    batches = iter_batches(test, "pool", batch_size=config.sampling.shard_records)
+    with context.progress("evaluate", count_rows(test)) as bar:
+        for index, batch in enumerate(batches):
+            names = {t: f"{folder}/part-{index:05d}.parquet" for t, folder in FOLDERS.items()}
+            if not all(map(draft.has, names.values())):
+                _write_shard(context, evaluator, batch, names)
+            bar.update(batch.num_rows)
+    return _finish(context)
+
+
+def _write_shard(
+    context: StageContext, evaluator: Evaluator, batch: pa.Table, names: Mapping[str, str]
+) -> None:
+    size = context.config.runtime.batch_records
+    rows: dict[str, list[Row]] = {table: [] for table in names}
+    for first in range(0, batch.num_rows, size):
+        records = batch.slice(first, size).to_pylist()
+        seeds = [derive_seed("evaluate", record["record_id"]) for record in records]
+        for table, new in evaluator.rows(records, seeds).items():
+            rows[table] += new
+    for table, name in names.items():
+        with context.draft.write(name) as path, TableWriter(path, table) as writer:
+            writer.write(rows[table])
+
+
+def _finish(context: StageContext) -> Mapping[str, object]:
+    """Join the shards and summarise them; returns the figures over all records."""
+    draft, evaluation = context.draft, context.config.evaluation
+
+    def whole(table: str) -> pa.Table:
+        return read_table([draft.path(n) for n in draft.names(FOLDERS[table] + "/")], table)
+
+    records, answers = whole("record_metrics"), whole("eval_answers")
+    metrics = summarize(
+        records.to_pandas(),
+        answers.to_pandas(),
+        samples=evaluation.bootstrap_samples,
+        confidence=evaluation.confidence,
+        seed=0,
+    )
+    with draft.write("metrics.parquet") as path:
+        write_table(path, "metrics", metrics)
+    with draft.write("records.parquet") as path:
+        write_table(path, "record_metrics", records)
+    return {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"}
+
+
+def _encoder_files(config: Config) -> Sequence[Path]:
+    return encoder_files(config.scoring.caption_encoder)
+
+
+EVALUATE = Stage(
+    "evaluate",
+    1,
+    reads=(
+        "model.family",
+        "evaluation",
+        "scoring.caption_encoder",
+        "sampling.images.steps",
+        "sampling.images.guidance",
+        "sampling.images.temperature",
+        "sampling.captions.max_new_tokens",
+        "sampling.shard_records",
+    ),
+    inputs=("test", "checkpoint", "base"),
+    body=_body,
+    files=_encoder_files,
+)
+
+if __name__ == "__main__":
+    sys.exit(stage_command({"evaluate": EVALUATE}))

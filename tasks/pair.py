@@ -1,0 +1,265 @@
+"""Stage `pair`: scored samples of both modalities become homologous pairs.
+
+Reads pool, captions, images and their scores, joined by record and sample; writes one row for each
+record whose captions and images both give a pair, `part-*.parquet` of table `pairs`.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.artifact import Artifact
+from core.command import stage_command
+from core.config import Pairing, PairRule
+from core.errors import UserError
+from core.stage import Stage, StageContext
+from core.store import Draft
+from data.pair_rows import SAMPLE_COLUMNS, PairAssembler, PickedBranch, Tally
+from data.pairing import (
+    NONE,
+    Fate,
+    Ints,
+    Picks,
+    Previous,
+    Scored,
+    beaten_winners_lose,
+    judge,
+    pick,
+    published_update,
+)
+from data.rows import RowReader
+from data.schemas import arrow_schema
+from data.tables import TableWriter, iter_batches
+
+KEY_ROWS = 65_536  # rows of narrow columns read at once
+PART_BATCHES = 16  # batches of rows a part
+FEW = 0.1  # share of the records below which the log warns
+WAYS_OUT = {
+    Fate.NO_SCORES: "no {modality} of theirs has a score; see what stages sample and score did",
+    Fate.NO_WINNER: "all their captions are empty; see what stage sample did",
+    Fate.BELOW_MIN_BEST: "their best {modality} is not above pairing.{modality}.min_best = "
+    "{rule.min_best} (the best of all has {best:.3f}); lower it",
+    Fate.NO_LOSER: "they have one {modality} only; raise num_samples in sampling.{modality}s",
+    Fate.NOT_ABOVE_LOSER: "their best {modality} is not above the old loser; set "
+    "pairing.iteration_rule: fresh",
+    Fate.BELOW_MARGIN: "winner and loser {modality} differ by less than pairing.{modality}."
+    "min_margin = {rule.min_margin}, or not at all; lower it, or sample more varied {modality}s",
+}
+IDENTICAL = "identical"
+
+
+def run(context: StageContext) -> Mapping[str, object]:
+    """Pair the samples of one iteration."""
+    pool_ids = _read(context.inputs["pool"], "pool", ["record_id"])["record_id"].combine_chunks()
+    old, iteration = _previous(context)
+    branches = [_caption_branch(context, pool_ids, old), _image_branch(context, pool_ids, old)]
+    kept_R = np.logical_and.reduce([branch.fate_R == Fate.KEPT for branch in branches])
+    old_rows = None if old is None else RowReader(_paths(context.inputs["previous"]))
+    pool = RowReader(_paths(context.inputs["pool"]))
+    assembler = PairAssembler(pool, branches, old_rows, iteration)
+    with context.progress("pairs", int(kept_R.sum())) as progress:
+        _write_parts(context.draft, assembler.batches(np.flatnonzero(kept_R), progress))
+    tally = assembler.tally
+    most, reason = max(_drops(branches, tally))
+    if tally.pairs == 0:
+        raise UserError(
+            f"no pairs: of {len(pool_ids)} records {most} were dropped because {reason}"
+        )
+    if tally.pairs < FEW * len(pool_ids):
+        context.logger.warning(
+            "only %d of %d records became pairs; %d were dropped because %s",
+            *(tally.pairs, len(pool_ids), most, reason),
+        )
+    return _results(branches, tally) | {"iteration": iteration}
+
+
+PAIR = Stage(
+    "pair",
+    1,
+    ("pairing", "scoring.image_score"),
+    ("pool", "captions", "images", "caption_scores", "image_scores", "previous"),
+    run,
+)
+
+
+def _paths(artifacts: Sequence[Artifact]) -> list[Path]:
+    return [path for artifact in artifacts for path in artifact.parts()]
+
+
+def _read(artifacts: Sequence[Artifact], table: str, columns: Sequence[str]) -> pa.Table:
+    """Narrow columns of a whole table."""
+    batches = list(iter_batches(_paths(artifacts), table, columns, batch_size=KEY_ROWS))
+    if not batches:
+        return arrow_schema(table).empty_table().select(list(columns))
+    return pa.concat_tables(batches)
+
+
+def _index(ids: pa.ChunkedArray, pool_ids: pa.Array) -> Ints:
+    """Where each id stands in the pool; NONE if it does not."""
+    index = pc.fill_null(pc.index_in(ids, value_set=pool_ids), NONE)
+    rows: Ints = index.to_numpy().astype(np.int64)
+    return rows
+
+
+def _previous(context: StageContext) -> tuple[pa.Table | None, int]:
+    """Record and scores of the old pairs, if there are any, and the number of this iteration."""
+    if not context.inputs["previous"]:
+        return None, 1
+    columns = [
+        f"{modality}_{side}_score" for modality in SAMPLE_COLUMNS for side in ("win", "lose")
+    ]
+    table = _read(context.inputs["previous"], "pairs", ["record_id", *columns])
+    return table, int(context.input("previous").manifest["results"]["iteration"]) + 1
+
+
+def _old_scores(old: pa.Table, modality: str, pool_ids: pa.Array) -> Previous:
+    """Rows and scores of the old pairs by record of the pool."""
+    index = _index(old["record_id"], pool_ids)
+    inside = np.flatnonzero(index != NONE)
+    row_R = np.full(len(pool_ids), NONE)
+    row_R[index[inside]] = inside
+    scores = []
+    for side in ("win", "lose"):
+        score_R = np.full(len(pool_ids), np.nan)
+        score_R[index[inside]] = old[f"{modality}_{side}_score"].to_numpy()[inside]
+        scores.append(score_R)
+    return Previous(row_R, *scores)
+
+
+def _caption_branch(
+    context: StageContext, pool_ids: pa.Array, old: pa.Table | None
+) -> PickedBranch:
+    captions = context.inputs["captions"]
+    parts = []
+    columns = ("record_id", "sample", "text")
+    for batch in iter_batches(_paths(captions), "captions", columns, batch_size=KEY_ROWS):
+        filled = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(batch["text"])), 0)
+        parts.append(batch.drop_columns("text").append_column("may_win", filled))
+    samples = pa.concat_tables(parts) if parts else _read(captions, "captions", columns[:2])
+    scores = _read(
+        context.inputs["caption_scores"], "caption_scores", ("record_id", "sample", "score")
+    )
+    return _branch(context, "caption", samples, scores, pool_ids, old)
+
+
+def _image_branch(context: StageContext, pool_ids: pa.Array, old: pa.Table | None) -> PickedBranch:
+    column = context.config.scoring.image_score
+    samples = _read(context.inputs["images"], "images", ("record_id", "sample"))
+    scores = _read(
+        context.inputs["image_scores"], "image_scores", ("record_id", "sample", column)
+    ).rename_columns(["record_id", "sample", "score"])
+    return _branch(context, "image", samples, scores, pool_ids, old)
+
+
+def _branch(
+    context: StageContext,
+    modality: str,
+    samples: pa.Table,
+    scores: pa.Table,
+    pool_ids: pa.Array,
+    old: pa.Table | None,
+) -> PickedBranch:
+    pairing = context.config.pairing
+    rule = pairing.caption if modality == "caption" else pairing.image
+    picks = pick(_join(samples, scores, pool_ids), len(pool_ids), rule.loser)
+    if old is not None:
+        picks = _update(picks, _old_scores(old, modality, pool_ids), pairing, rule)
+    reader = RowReader(_paths(context.inputs[f"{modality}s"]))
+    return PickedBranch(modality, rule, reader, picks, judge(picks, rule))
+
+
+def _update(picks: Picks, previous: Previous, pairing: Pairing, rule: PairRule) -> Picks:
+    if pairing.iteration_rule == "beaten":
+        return beaten_winners_lose(picks, previous, pairing.beaten_margin, rule.min_margin)
+    if pairing.iteration_rule == "published":
+        return published_update(picks, previous)
+    return picks
+
+
+def _join(samples: pa.Table, scores: pa.Table, pool_ids: pa.Array) -> Scored:
+    """Samples of pool records that have a score, by (record, sample)."""
+    record_S, sample_S, key_S = _keys(samples, pool_ids)
+    _, _, score_key = _keys(scores, pool_ids)
+    order = np.argsort(score_key)
+    ordered = np.append(score_key[order], np.iinfo(np.int64).max)
+    place_S = np.searchsorted(ordered, key_S)
+    matched = np.flatnonzero((ordered[place_S] == key_S) & (record_S != NONE))
+    score = scores["score"].to_numpy().astype(np.float64)
+    may_win = np.ones(len(key_S), dtype=np.bool_)
+    if "may_win" in samples.column_names:
+        may_win = samples["may_win"].to_numpy()
+    return Scored(
+        record_S=record_S[matched],
+        sample_S=sample_S[matched],
+        row_S=matched,
+        score_S=score[order[place_S[matched]]],
+        may_win_S=may_win[matched],
+    )
+
+
+def _keys(table: pa.Table, pool_ids: pa.Array) -> tuple[Ints, Ints, Ints]:
+    """Record, sample and one number for both."""
+    record = _index(table["record_id"], pool_ids)
+    sample = table["sample"].to_numpy().astype(np.int64)
+    return record, sample, (record << 32) | sample
+
+
+def _write_parts(draft: Draft, batches: Iterator[pa.Table]) -> None:
+    for number, first in enumerate(batches):
+        with (
+            draft.write(f"part-{number:05d}.parquet") as path,
+            TableWriter(path, "pairs") as writer,
+        ):
+            for table in chain([first], islice(batches, PART_BATCHES - 1)):
+                writer.write(table)
+
+
+def _results(branches: Sequence[PickedBranch], tally: Tally) -> dict[str, object]:
+    """Numbers for the manifest: what each filter dropped and passed, scores of what is left."""
+    records = len(branches[0].fate_R)
+    kept_R = np.stack([branch.fate_R == Fate.KEPT for branch in branches])
+    results: dict[str, object] = {
+        "records": records,
+        "pairs": tally.pairs,
+        "share": tally.pairs / records,
+        "dropped/one_modality": int((kept_R.any(axis=0) & ~kept_R.all(axis=0)).sum()),
+    }
+    for branch in branches:
+        modality, left = branch.modality, records
+        for fate in list(Fate)[1:]:
+            dropped = int((branch.fate_R == fate).sum())
+            results[f"{modality}/dropped/{fate.name.lower()}"] = dropped
+            results[f"{modality}/passed/{fate.name.lower()}"] = 1 - dropped / left if left else 0.0
+            left -= dropped
+        results[f"{modality}/dropped/{IDENTICAL}"] = tally.identical[modality]
+        results[f"{modality}/kept"] = left
+        results[f"{modality}/kept_share"] = left / records
+        results[f"{modality}/old_losers"] = tally.old_losers[modality]
+        for side in ("win", "lose"):
+            total = tally.score_sums[f"{modality}_{side}_score"]
+            results[f"{modality}/{side}_score"] = total / tally.pairs
+    return results
+
+
+def _drops(branches: Sequence[PickedBranch], tally: Tally) -> Iterator[tuple[int, str]]:
+    """How many records each filter dropped, and why with a way out."""
+    for branch in branches:
+        modality = branch.modality
+        scores_R = branch.picks.winner_score_R
+        best = float(np.nanmax(scores_R)) if np.isfinite(scores_R).any() else float("nan")
+        for fate, text in WAYS_OUT.items():
+            reason = text.format(modality=modality, rule=branch.rule, best=best)
+            yield int((branch.fate_R == fate).sum()), reason
+        yield (
+            tally.identical[modality],
+            f"winner and loser {modality} are identical; sample more varied {modality}s",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(stage_command({PAIR.name: PAIR}))

@@ -1,0 +1,131 @@
+"""Stages `sample-captions` and `sample-images`: what the current checkpoint says and draws.
+
+Parts are published shard by shard, and a record's samples depend on its id, the seed and the
+checkpoint alone, so a killed stage continues and ends with the same tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import pyarrow as pa
+
+from core.command import stage_command
+from core.runtime import derive_seed
+from core.stage import Stage, StageContext
+from data.tables import TableWriter, count_rows, decode_image, encode_image, iter_batches
+from models.base import ImageSampling, TextSampling, UnifiedModel
+from models.families import load_model
+
+Rows = list[dict[str, object]]
+
+
+def _captions(context: StageContext) -> Mapping[str, object]:
+    sampling = context.config.sampling.captions
+    settings = [
+        TextSampling(group.temperature, group.top_k, sampling.max_new_tokens)
+        for group in sampling.settings
+        for _ in range(group.num_samples)
+    ]
+
+    def sample(model: UnifiedModel, records: pa.Table, seeds: list[int]) -> Rows:
+        images = [decode_image(value) for value in records["image"].to_pylist()]
+        texts = model.caption(model.encode_images(images), settings, seeds)
+        return [
+            {
+                "record_id": record_id,
+                "sample": index,
+                "text": text,
+                "temperature": setting.temperature,
+                "top_k": setting.top_k or 0,
+                "seed": seed,
+            }
+            for record_id, row, seed in zip(records["record_id"].to_pylist(), texts, seeds, strict=True)
+            for index, (text, setting) in enumerate(zip(row, settings, strict=True))
+        ]
+
+    return _sample_all(context, "captions", ["record_id", "image"], sample)
+
+
+def _images(context: StageContext) -> Mapping[str, object]:
+    chosen = context.config.sampling.images
+    settings = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
+
+    def sample(model: UnifiedModel, records: pa.Table, seeds: list[int]) -> Rows:
+        prompts = records["prompt"].to_pylist()
+        codes_BMN = model.generate(prompts, chosen.num_samples, settings, seeds)
+        images = iter(model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1])))
+        return [
+            {
+                "record_id": record_id,
+                "sample": index,
+                "image": encode_image(next(images)),
+                "tokens": codes_N.tolist(),
+                "guidance": settings.guidance,
+                "steps": settings.steps,
+                "temperature": settings.temperature,
+                "seed": seed,
+            }
+            for record_id, codes_MN, seed in zip(
+                records["record_id"].to_pylist(), codes_BMN, seeds, strict=True
+            )
+            for index, codes_N in enumerate(codes_MN)
+        ]
+
+    return _sample_all(context, "images", ["record_id", "prompt"], sample)
+
+
+def _sample_all(
+    context: StageContext,
+    table: str,
+    columns: list[str],
+    sample: Callable[[UnifiedModel, pa.Table, list[int]], Rows],
+) -> Mapping[str, object]:
+    """Write one part for each shard of the pool that has none yet."""
+    config, draft = context.config, context.draft
+    pool, checkpoint = context.input("pool").parts(), context.input("checkpoint")
+    model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
+    shards = iter_batches(pool, "pool", columns, batch_size=config.sampling.shard_records)
+    num_rows = 0
+    with context.progress(context.stage.name, count_rows(pool)) as bar:
+        for index, shard in enumerate(shards):
+            name = f"part-{index:05d}.parquet"
+            if draft.has(name):
+                bar.update(shard.num_rows)
+                num_rows += count_rows([draft.path(name)])
+                continue
+            with draft.write(name) as path, TableWriter(path, table) as writer:
+                for records in _batches(shard, config.runtime.batch_records):
+                    seeds = [
+                        derive_seed(context.seed, checkpoint.ref.digest, record_id)
+                        for record_id in records["record_id"].to_pylist()
+                    ]
+                    rows = sample(model, records, seeds)
+                    writer.write(rows)
+                    num_rows += len(rows)
+                    bar.update(records.num_rows)
+    return {"rows": num_rows}
+
+
+def _batches(table: pa.Table, size: int) -> Iterator[pa.Table]:
+    return (table.slice(first, size) for first in range(0, table.num_rows, size))
+
+
+CAPTIONS = Stage(
+    "sample-captions",
+    1,
+    reads=("seed", "model.family", "sampling.captions", "sampling.shard_records"),
+    inputs=("pool", "checkpoint"),
+    body=_captions,
+)
+IMAGES = Stage(
+    "sample-images",
+    1,
+    reads=("seed", "model.family", "sampling.images", "sampling.shard_records"),
+    inputs=("pool", "checkpoint"),
+    body=_images,
+)
+
+if __name__ == "__main__":
+    sys.exit(stage_command({"captions": CAPTIONS, "images": IMAGES}))

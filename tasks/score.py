@@ -1,0 +1,154 @@
+"""Stages `score-captions` and `score-images`: how good each sample is.
+
+A caption is compared with the true ones by a sentence encoder. An image is put to the questions of
+its prompt: the current checkpoint answers (self-VQA), or the oracle where an upper bound is wanted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from core.command import stage_command
+from core.config import Config
+from core.stage import Stage, StageContext
+from data.shapes.oracle import answer_images
+from data.tables import TableWriter, count_rows, decode_image, iter_batches, read_table
+from evals.vqa import Answered, QuestionRow, ask, hard_score, soft_score
+from models.caption_scorer import CaptionScorer, encoder_files
+from models.families import load_model
+
+Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered]]]
+
+
+def _score_captions(context: StageContext) -> Mapping[str, object]:
+    config = context.config
+    pool = read_table(context.input("pool").parts(), "pool", ["record_id", "caption", "references"])
+    true_captions = {
+        row["record_id"]: row["references"] or [row["caption"]] for row in pool.to_pylist()
+    }
+    scorer = CaptionScorer(config.scoring.caption_encoder, config.runtime.device)
+
+    def score(batch: pa.Table) -> list[dict[str, object]]:
+        ids = batch["record_id"].to_pylist()
+        references = [true_captions[record_id] for record_id in ids]
+        scores = scorer.score(batch["text"].to_pylist(), references)
+        keys = zip(ids, batch["sample"].to_pylist(), strict=True)
+        return [
+            # Rounding may carry a cosine past its bounds.
+            {"record_id": i, "sample": k, "score": min(max(s, -1.0), 1.0)}
+            for (i, k), s in zip(keys, scores, strict=True)
+        ]
+
+    columns = ["record_id", "sample", "text"]
+    return _score_parts(context, "captions", columns, "caption_scores", 4096, score)
+
+
+def _score_images(context: StageContext) -> Mapping[str, object]:
+    config = context.config
+    pool = read_table(context.input("pool").parts(), "pool", ["record_id", "questions"])
+    questions = dict(zip(*(pool[c].to_pylist() for c in pool.column_names), strict=True))
+    by_oracle = config.scoring.judge == "oracle"
+    judge = _oracle if by_oracle else _self_vqa(context)
+
+    def score(batch: pa.Table) -> list[dict[str, object]]:
+        ids = batch["record_id"].to_pylist()
+        answers = judge(batch, [questions[record_id] for record_id in ids])
+        keys = zip(ids, batch["sample"].to_pylist(), strict=True)
+        return [
+            {
+                "record_id": record_id,
+                "sample": sample,
+                "hard": hard_score(image),
+                "soft": soft_score(image),
+                "answers": [
+                    {
+                        "question": a.question["question"],
+                        "answer": a.question["answer"],
+                        "prediction": a.prediction,
+                        "probability": a.probability,
+                    }
+                    for a in image
+                ],
+            }
+            for (record_id, sample), image in zip(keys, answers, strict=True)
+        ]
+
+    columns = ["record_id", "sample", "image" if by_oracle else "tokens"]
+    size = config.runtime.batch_records
+    return _score_parts(context, "images", columns, "image_scores", size, score)
+
+
+def _self_vqa(context: StageContext) -> Judge:
+    checkpoint = context.input("checkpoint")
+    config = context.config
+    model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
+
+    def judge(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
+        # The tokens are what was generated; decoding and encoding again would blur them.
+        codes_BN = np.array(batch["tokens"].to_pylist(), dtype=np.int64)
+        return ask(model, codes_BN, questions)
+
+    return judge
+
+
+def _oracle(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
+    images = np.stack([np.asarray(decode_image(value)) for value in batch["image"].to_pylist()])
+    return [
+        [Answered(q, a or "", float(a == q["answer"])) for q, a in zip(asked, read, strict=True)]
+        for asked, read in zip(questions, answer_images(images, questions), strict=True)
+    ]
+
+
+def _score_parts(
+    context: StageContext,
+    source: str,
+    columns: list[str],
+    table: str,
+    batch_size: int,
+    score: Callable[[pa.Table], list[dict[str, object]]],
+) -> Mapping[str, object]:
+    """One part of scores for each part of samples."""
+    artifact = context.input(source)
+    files = {name: artifact.path(name) for name in artifact.names("part-")}
+    num_rows = 0
+    with context.progress(context.stage.name, count_rows(files.values())) as bar:
+        for name, file in files.items():
+            rows_here = count_rows([file])
+            if not context.draft.has(name):
+                with context.draft.write(name) as path, TableWriter(path, table) as writer:
+                    for batch in iter_batches(file, source, columns, batch_size=batch_size):
+                        writer.write(score(batch))
+                        bar.update(batch.num_rows)
+            else:
+                bar.update(rows_here)
+            num_rows += rows_here
+    return {"rows": num_rows}
+
+
+def _encoder_files(config: Config) -> Sequence[Path]:
+    return encoder_files(config.scoring.caption_encoder)
+
+
+SCORE_CAPTIONS = Stage(
+    "score-captions",
+    1,
+    reads=("scoring.caption_encoder",),
+    inputs=("pool", "captions"),
+    body=_score_captions,
+    files=_encoder_files,
+)
+SCORE_IMAGES = Stage(
+    "score-images",
+    1,
+    reads=("model.family", "scoring.judge"),
+    inputs=("pool", "checkpoint", "images"),
+    body=_score_images,
+)
+
+if __name__ == "__main__":
+    sys.exit(stage_command({"captions": SCORE_CAPTIONS, "images": SCORE_IMAGES}))

@@ -1,0 +1,105 @@
+"""Hand-made evaluations and checkpoints, for tests of gate, registry, tracking and table."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+
+from core.artifact import ArtifactRef
+from core.store import Store
+from data.schemas import arrow_schema
+from data.tables import write_table
+
+CATEGORIES = ("single_object", "counting")
+
+
+def records(
+    understanding: Sequence[float], generation: Sequence[float], prefix: str = "r"
+) -> pa.Table:
+    """A `record_metrics` table with one row for each pair of scores."""
+    rows = [
+        {
+            "record_id": f"{prefix}{index}",
+            "category": CATEGORIES[index % 2],
+            "composition": "seen",
+            "understanding": u,
+            "generation": g,
+            "all_right": float(g == 1.0),
+            "malformed": 0.0,
+            "diversity": 0.5,
+            "caption_similarity": 0.9,
+        }
+        for index, (u, g) in enumerate(zip(understanding, generation, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=arrow_schema("record_metrics"))
+
+
+def metrics(understanding: float, generation: float) -> pa.Table:
+    """A `metrics` table around two scores, intervals 0.02 to both sides."""
+    values = {
+        ("understanding", "all"): understanding,
+        ("generation", "all"): generation,
+        ("gap", "all"): understanding - generation,
+        ("all_right", "all"): generation / 2,
+        ("malformed", "all"): 0.0,
+        ("diversity", "all"): 0.5,
+        ("caption_similarity", "all"): 1.0,
+        **{("all_right", f"category/{c}"): generation / 2 for c in CATEGORIES},
+        ("generation", "composition/seen"): generation,
+        ("generation", "composition/held-out"): generation - 0.1,
+        ("understanding", "composition/seen"): understanding,
+        ("understanding", "composition/held-out"): understanding - 0.1,
+        ("generation", "type/color"): generation,
+        ("generation", "composition/"): generation,
+    }
+    rows = [
+        {
+            "name": name,
+            "group": group,
+            "value": value,
+            "low": value - 0.02,
+            "high": value + 0.02,
+            "count": 4,
+        }
+        for (name, group), value in values.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=arrow_schema("metrics"))
+
+
+def publish_evaluation(
+    store: Store,
+    table: pa.Table,
+    checkpoint: ArtifactRef,
+    settings: Mapping[str, object] | None = None,
+) -> ArtifactRef:
+    """An artifact of stage `evaluate` that holds this `record_metrics` table."""
+    means = [sum(table[n].to_pylist()) / len(table) for n in ("understanding", "generation")]
+    key = sha256(repr((table.to_pylist(), checkpoint, settings)).encode()).hexdigest()
+    with store.draft("evaluate", key) as draft:
+        with draft.write("records.parquet") as path:
+            write_table(path, "record_metrics", table)
+        with draft.write("metrics.parquet") as path:
+            write_table(path, "metrics", metrics(*means))
+        return draft.publish(
+            {
+                "stage_version": 1,
+                "config": {"evaluation": {"judge": "oracle"}, **(settings or {})},
+                "inputs": {"test": [], "checkpoint": [asdict(checkpoint)], "base": []},
+            }
+        )
+
+
+def publish_checkpoint(store: Store, name: str, folder: Path | None = None) -> ArtifactRef:
+    """A checkpoint artifact: that of a model folder, or one that cannot be loaded."""
+    with store.draft("train", sha256(name.encode()).hexdigest()) as draft:
+        for file in sorted(folder.rglob("*")) if folder else ():
+            if file.is_file():
+                with draft.write(f"model/{file.relative_to(folder)}") as path:
+                    shutil.copyfile(file, path)
+        if folder is None:
+            with draft.write("model/model.safetensors") as path:
+                path.write_text(name, encoding="utf-8")
+        return draft.publish({})

@@ -1,0 +1,120 @@
+"""A config and hand-made artifacts, for tests of single stages."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from PIL import Image
+
+from core.artifact import ArtifactRef
+from core.config import Config
+from core.store import Store
+from data.tables import encode_image, write_table
+
+BRANCH = {
+    "learning_rate": 1e-3,
+    "beta": 0.2,
+    "weight": 1.0,
+    "nll_weight": 0.0,
+    "length_normalized": False,
+}
+RULE = {"min_best": 0.6, "min_margin": 0.0, "loser": "worst"}
+SETTINGS: dict[str, Any] = {
+    "seed": 0,
+    "iterations": 1,
+    "store": "unused",
+    "model": {"family": "showo", "checkpoint": "unused"},
+    "data": {
+        "source": "shapes",
+        "pool_records": 6,
+        "test_records": 6,
+        "eval_split": "validation",
+        "seed": 0,
+    },
+    "sampling": {
+        "captions": {
+            "settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}],
+            "max_new_tokens": 8,
+        },
+        "images": {"num_samples": 2, "steps": 2, "guidance": 0.0, "temperature": 1.0},
+        "shard_records": 4,
+    },
+    "scoring": {
+        "caption_encoder": "unused",
+        "answer_by": "likelihood",
+        "image_score": "soft",
+        "judge": "self",
+    },
+    "pairing": {"caption": RULE, "image": RULE, "iteration_rule": "fresh", "beaten_margin": 0.1},
+    "training": {
+        "objective": "sum",
+        "caption": BRANCH,
+        "image": BRANCH,
+        "masks_per_pair": 2,
+        "epochs": 2,
+        "batch_size": 4,
+        "warmup_steps": 0,
+        "schedule": "linear",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "collapse_nats": 50.0,
+    },
+    "evaluation": {
+        "judge": "oracle",
+        "images_per_prompt": 1,
+        "bootstrap_samples": 100,
+        "confidence": 0.95,
+    },
+    "gate": {"min_generation_gain": 0.0, "max_understanding_loss": 0.0, "beyond_interval": True},
+    "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
+    "runtime": {"device": "cpu", "threads": 1, "batch_records": 3, "save_every_steps": 2},
+}
+
+
+def make_config(**changes: object) -> Config:
+    """The config with changes by path, two underscores between its parts."""
+    settings = copy.deepcopy(SETTINGS)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        section = settings
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return Config.model_validate(settings)
+
+
+def publish(
+    store: Store,
+    name: str,
+    parts: Sequence[Sequence[Mapping[str, object]]],
+    results: Mapping[str, object] | None = None,
+) -> ArtifactRef:
+    """An artifact of table `name` with a file for each list of rows."""
+    key = sha256(repr((name, parts)).encode()).hexdigest()
+    with store.draft(name, key) as draft:
+        for number, rows in enumerate(parts):
+            with draft.write(f"part-{number:05d}.parquet") as path:
+                write_table(path, name, list(rows))
+        return draft.publish({"results": dict(results or {})})
+
+
+def picture(shade: int) -> dict[str, object]:
+    """A small grey picture."""
+    return encode_image(Image.new("RGB", (8, 8), (shade % 256, 0, 0)))
+
+
+def pool_row(record_id: str, **changes: object) -> dict[str, object]:
+    """A valid pool record."""
+    question = {"type": "color", "question": "What?", "choices": ["a", "b"], "answer": "a"}
+    row = {
+        "record_id": record_id,
+        "image": picture(7),
+        "prompt": f"prompt {record_id}",
+        "caption": f"caption {record_id}",
+        "references": [f"caption {record_id}"],
+        "category": "single",
+        "composition": "",
+        "questions": [question],
+    }
+    return row | changes

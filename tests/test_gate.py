@@ -1,0 +1,76 @@
+"""The gate: a gain must be established, a loss too; records are joined by id."""
+
+import numpy as np
+import pytest
+
+from core.config import Config
+from core.errors import UserError
+from evals.gate import judge, paired_changes
+from tests.evaluations import records
+from tests.stage_inputs import make_config
+
+RIGHT, WRONG = [1.0] * 40, [0.0] * 40
+HALF = [0.0, 1.0] * 20
+
+
+def decide(config: Config, candidate: tuple[list[float], list[float]]) -> tuple[bool, str]:
+    champion = records(HALF, HALF)
+    decision = judge(records(*candidate), champion, config.gate, config.evaluation, seed=0)
+    return decision.promote, decision.reason
+
+
+def raised(scores: list[float], number: int, to: float = 1.0) -> list[float]:
+    """The scores with as many of the zeros (or ones, to 0) changed."""
+    changed = [index for index, score in enumerate(scores) if score != to][:number]
+    return [to if index in changed else score for index, score in enumerate(scores)]
+
+
+def test_clear_gain_without_loss_is_promoted() -> None:
+    promote, reason = decide(make_config(), (HALF, RIGHT))
+    assert promote
+    assert reason.startswith("promoted: G changes by +0.500 [+0.3")
+    assert "above the required +0.000" in reason
+    assert "U by +0.000 [+0.000, +0.000], not below the allowed" in reason
+
+
+def test_gain_within_its_interval_is_not_enough() -> None:
+    slight = (HALF, raised(HALF, 1))
+    promote, reason = decide(make_config(), slight)
+    assert not promote
+    assert "+0.025 [+0.000" in reason
+    assert "not above the required +0.000" in reason
+    assert decide(make_config(gate__beyond_interval=False), slight)[0]
+
+
+def test_only_an_established_loss_blocks() -> None:
+    slight = (raised(HALF, 1, to=0.0), RIGHT)
+    assert decide(make_config(), slight)[0]
+    assert not decide(make_config(gate__beyond_interval=False), slight)[0]
+    promote, reason = decide(make_config(), (WRONG, RIGHT))
+    assert not promote
+    assert "U by -0.500" in reason
+    assert ", below the allowed -0.000" in reason
+
+
+def test_limits_of_the_config_decide() -> None:
+    loss = (raised(HALF, 10, to=0.0), RIGHT)
+    assert not decide(make_config(), loss)[0]
+    assert decide(make_config(gate__max_understanding_loss=0.2), loss)[0]
+    assert not decide(make_config(gate__min_generation_gain=0.7), (HALF, RIGHT))[0]
+
+
+def test_rows_are_joined_by_record_id() -> None:
+    evaluation = make_config().evaluation
+    champion = records(HALF, HALF)
+    shuffled = champion.take(np.random.default_rng(0).permutation(40))
+    changes = paired_changes(shuffled, champion, evaluation, seed=0)
+    for name in ("understanding", "generation", "gap"):
+        change = changes[name]
+        assert (change.value, change.low, change.high, change.count) == (0, 0, 0, 40)
+
+
+def test_different_records_are_refused() -> None:
+    config = make_config()
+    others = records(HALF, HALF, prefix="s")
+    with pytest.raises(UserError, match=r"40 only before, 40 only after, 'r0' is one"):
+        judge(others, records(HALF, HALF), config.gate, config.evaluation, seed=0)

@@ -1,0 +1,315 @@
+"""Registering: the gate decides, the reason is on record, and nothing is registered twice."""
+
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from PIL import Image
+
+from core.artifact import ArtifactRef
+from core.config import Config
+from core.errors import UserError
+from core.files import sha256_of
+from core.store import Store
+from tasks.register import REGISTER, Registration, register, register_stage
+from tasks._tracking.runs import open_tracker
+from tests.evaluations import publish_checkpoint, publish_evaluation, records
+from tests.showo_tiny import tiny_model
+from tests.stage_inputs import make_config
+
+ROOT = Path(__file__).parent.parent
+HALF, RIGHT, WRONG = [0.0, 1.0] * 20, [1.0] * 40, [0.0] * 40
+Scores = tuple[list[float], list[float]]
+BASE: Scores = (HALF, HALF)
+BETTER: Scores = (HALF, RIGHT)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save(folder)
+    return folder
+
+
+def tracked(**changes: object) -> Config:
+    return make_config(tracking__enabled=True, **changes)
+
+
+def checkpoint(
+    store: Store, name: str, scores: Scores, folder: Path | None = None, **settings: object
+) -> tuple[ArtifactRef, ArtifactRef]:
+    """A checkpoint and its evaluation."""
+    ref = publish_checkpoint(store, name, folder)
+    return ref, publish_evaluation(store, records(*scores), ref, settings)
+
+
+def versions(uri: str) -> list[ModelVersion]:
+    client = MlflowClient(tracking_uri=uri)
+    found = client.search_model_versions("name = 'test'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def aliases(uri: str) -> dict[str, str]:
+    client = MlflowClient(tracking_uri=uri)
+    return {str(k): str(v) for k, v in client.get_registered_model("test").aliases.items()}
+
+
+def test_first_version_becomes_champion_and_a_better_one_replaces_it(
+    mlflow_uri: str, store: Store
+) -> None:
+    base, base_evaluation = checkpoint(store, "base", BASE)
+    with open_tracker(tracked()) as tracker, tracker.iteration(0) as run:
+        first = register(tracked(), store, base, base_evaluation, None, run.run_id)
+    assert (first.promoted, first.reason, first.version) == (True, "first version", "1")
+    assert aliases(mlflow_uri) == {"candidate": "1", "champion": "1"}
+
+    better, evaluation = checkpoint(store, "better", BETTER)
+    second = register(tracked(), store, better, evaluation, base_evaluation)
+    assert second.promoted
+    assert second.reason.startswith("promoted: G changes by +0.500")
+    assert aliases(mlflow_uri) == {"candidate": "2", "champion": "2"}
+    third = register(tracked(), store, *checkpoint(store, "worse", (WRONG, HALF)), base_evaluation)
+    assert not third.promoted
+    assert aliases(mlflow_uri) == {"candidate": "3", "champion": "2"}
+
+    found = versions(mlflow_uri)
+    assert found[0].run_id == run.run_id
+    tags = found[1].tags
+    assert tags["store_uri"] == better.uri
+    assert tags["sha256"] == sha256_of(store.open(better).path("model/model.safetensors"))
+    assert (tags["understanding"], tags["generation"], tags["gap"]) == (
+        *("0.5000", "1.0000", "-0.5000"),
+    )
+    assert tags["reason"] == second.reason
+    assert tags["evaluation_uri"] == evaluation.uri
+    assert tags["compared_with"] == base_evaluation.uri
+    assert found[1].description.startswith(second.reason)
+    assert "U 0.5000, G 1.0000" in found[1].description
+
+
+def test_decision_is_published(mlflow_uri: str, store: Store) -> None:
+    base, evaluation = checkpoint(store, "base", BASE)
+    done = register(tracked(), store, base, evaluation, None)
+    document = json.loads(store.open(done.ref).path("registration.json").read_text("utf-8"))
+    assert document["promote"] is True
+    assert document["checkpoint"]["uri"] == base.uri
+    assert document["scores"]["gap"] == 0.0
+
+
+def test_same_checkpoint_is_registered_once_for_each_gate(mlflow_uri: str, store: Store) -> None:
+    base = checkpoint(store, "base", BASE)
+    better = checkpoint(store, "better", BETTER)
+    register(tracked(), store, *base, None)
+    first = register(tracked(), store, *better, base[1])
+    again = register(tracked(), store, *better, base[1])
+    assert (again.cached, again.version, again.reason) == (True, first.version, first.reason)
+    assert register(tracked(), store, *base, None).version == "1"
+    assert aliases(mlflow_uri) == {"candidate": "2", "champion": "2"}
+    assert len(versions(mlflow_uri)) == 2
+    other = register(tracked(gate__min_generation_gain=0.1), store, *better, base[1])
+    assert (other.version, other.promoted) == ("3", False)
+    assert "G changes by +0.000" in other.reason
+
+
+def test_version_of_a_killed_registration_gets_its_aliases(
+    mlflow_uri: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = checkpoint(store, "base", BASE)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MlflowClient, "set_registered_model_alias", _interrupt)
+        register(tracked(), store, *base, None)
+    assert register(tracked(), store, *base, None).version == "1"
+    assert aliases(mlflow_uri) == {"candidate": "1", "champion": "1"}
+
+
+def _interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_deleted_registry_is_filled_again_from_cached_decisions(
+    mlflow_uri: str, mlflow_database: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, better = checkpoint(store, "base", BASE), checkpoint(store, "better", BETTER)
+
+    def both() -> list[Registration]:
+        return [
+            register(tracked(), store, *base, None),
+            register(tracked(), store, *better, base[1]),
+        ]
+
+    before = both()
+    shutil.copyfile(mlflow_database, "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    after = both()
+    assert [done.cached for done in after] == [True, True]
+    assert [done.version for done in after] == ["1", "2"]
+    assert [done.reason for done in after] == [done.reason for done in before]
+    assert aliases("sqlite:///other.db") == {"candidate": "2", "champion": "2"}
+
+
+@pytest.mark.parametrize("how", ["gone", "other records", "other settings"])
+def test_champion_that_cannot_be_compared_gives_way_to_the_base_of_the_run(
+    mlflow_uri: str, store: Store, how: str
+) -> None:
+    scores = (RIGHT, RIGHT)[: 2 if how != "other records" else 2]
+    champion = publish_checkpoint(store, "champion")
+    table = records(*scores, prefix="x" if how == "other records" else "r")
+    settings = {"evaluation": {"judge": "base"}} if how == "other settings" else {}
+    evaluation = publish_evaluation(store, table, champion, settings)
+    register(tracked(), store, champion, evaluation, None)
+    if how == "gone":
+        shutil.rmtree(store.open(evaluation).path())
+
+    base, better = checkpoint(store, "base", BASE), checkpoint(store, "better", BETTER)
+    first = register(tracked(), store, *base, None)
+    assert not first.promoted
+    second = register(tracked(), store, *better, base[1])
+    assert second.promoted
+    expected = "is gone" if how == "gone" else "was made on other records or with other settings"
+    for done in (first, second):
+        assert "compared with the base evaluation of this run" in done.reason
+        assert f"the champion, version 1, {expected}" in done.reason
+    # From here on the champion is comparable again.
+    assert "compared with" not in register(
+        tracked(), store, *checkpoint(store, "last", (RIGHT, RIGHT)), base[1]
+    ).reason
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_without_mlflow_the_gate_is_judged_all_the_same(
+    store: Store, enabled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = make_config(tracking__enabled=enabled)
+    base, better = checkpoint(store, "base", BASE), checkpoint(store, "better", BETTER)
+    first = register(config, store, *base, None)
+    assert (first.promoted, first.reason, first.version) == (True, "first version", None)
+    second = register(config, store, *better, base[1])
+    assert (second.promoted, second.version) == (True, None)
+    assert store.open(second.ref).manifest["results"]["promote"] is True
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert bool(warned) == enabled
+
+
+def test_command_line_registers_too(mlflow_uri: str, store: Store) -> None:
+    base = checkpoint(store, "base", BASE)
+    inputs = {"checkpoint": [base[0]], "evaluation": [base[1]], "baseline": []}
+    result = register_stage(REGISTER, tracked(), store, inputs)
+    assert result.ref.stage == "register"
+    assert len(versions(mlflow_uri)) == 1
+    with pytest.raises(UserError, match="input evaluation has 0 artifacts; give one"):
+        register_stage(REGISTER, tracked(), store, {**inputs, "evaluation": []})
+
+
+REQUESTS = """
+import io, json, sys
+import mlflow, pandas as pd
+from PIL import Image
+model = mlflow.pyfunc.load_model("models:/test@champion")
+red = Image.new("RGB", (16, 16), (255, 0, 0))
+red.save("red.png")
+done = model.predict(pd.DataFrame([
+    {"task": "caption", "image": "red.png", "num_samples": 2},
+    {"task": "answer", "image": red, "question": "red?", "choices": ["a cat", "the mat"]},
+    {"task": "generate", "prompt": "a red cat", "num_samples": 2, "seed": 3},
+]))
+sizes = [Image.open(io.BytesIO(png)).size for png in done["images"][2]]
+print(json.dumps([done["captions"][0], done["choice"][1], done["probabilities"][1], sizes]))
+"""
+
+
+def test_champion_is_loaded_elsewhere_and_captions_answers_and_generates(
+    mlflow_uri: str, store: Store, model_folder: Path, tmp_path: Path
+) -> None:
+    register(tracked(), store, *checkpoint(store, "tiny", BASE, model_folder), None)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    # As where the package is installed.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": mlflow_uri}
+    done = subprocess.run(
+        [sys.executable, "-c", REQUESTS],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    captions, choice, probabilities, sizes = json.loads(done.stdout)
+    assert len(captions) == 2
+    assert choice in ("a cat", "the mat")
+    assert sum(probabilities) == pytest.approx(1)
+    assert sizes == [[16, 16], [16, 16]]
+    # Neither weights nor pickles are copied.
+    kept = [path for path in tmp_path.rglob("mlruns/**/*") if path.is_file()]
+    assert kept
+    assert max(path.stat().st_size for path in kept) < 20_000
+    assert not [path for path in kept if path.suffix in (".pkl", ".safetensors")]
+
+
+def test_loaded_model_reads_bytes_and_names_bad_requests(
+    mlflow_uri: str, store: Store, model_folder: Path
+) -> None:
+    import mlflow
+
+    register(tracked(), store, *checkpoint(store, "tiny", BASE, model_folder), None)
+    model = mlflow.pyfunc.load_model("models:/test@champion", model_config={"device": "cpu"})
+    buffer = io.BytesIO()
+    Image.new("L", (30, 20)).save(buffer, format="JPEG")
+    first, second = (
+        model.predict(pd.DataFrame([{"task": "caption", "image": buffer.getvalue()}], index=[7]))
+        for _ in range(2)
+    )
+    assert len(first["captions"][7]) == 1
+    assert first.equals(second)
+    for request, expected in (
+        ({"task": "draw"}, r"row 0: task = 'draw' is unknown; give one of caption, answer"),
+        ({"task": "caption"}, "row 0: image is missing; task 'caption' needs it"),
+        ({"task": "caption", "image": b"x"}, "row 0: image = '1 bytes' cannot be read"),
+        ({"task": "generate", "prompt": " "}, "row 0: prompt = ' ' is no text"),
+        (
+            {"task": "generate", "prompt": "a", "num_samples": 0},
+            "row 0: num_samples = 0 is out of range; give a whole number from 1",
+        ),
+        (
+            {"task": "answer", "image": buffer.getvalue(), "question": "a", "choices": "yes"},
+            "row 0: choices = 'yes' are no choices",
+        ),
+    ):
+        with pytest.raises(UserError, match=expected):
+            model.predict(pd.DataFrame([request]))
+
+
+def test_checkpoint_that_is_gone_or_changed_is_refused(
+    mlflow_uri: str, store: Store, model_folder: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    ref, evaluation = checkpoint(store, "tiny", BASE, model_folder)
+    register(tracked(), store, ref, evaluation, None)
+    folder = store.open(ref).path()
+    moved = shutil.move(folder, tmp_path / "moved")
+    with pytest.raises(UserError, match="the registered checkpoint cannot be opened: no artifact"):
+        mlflow.pyfunc.load_model("models:/test@champion")
+    mlflow.pyfunc.load_model("models:/test@champion", model_config={"uri": str(moved)})
+    weights = moved / "model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="has changed: its digest is"):
+        mlflow.pyfunc.load_model("models:/test@champion", model_config={"uri": str(moved)})
