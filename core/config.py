@@ -163,7 +163,7 @@ class Evaluation(Section):
     """Judging a checkpoint on held-out records."""
 
     judge: Literal["oracle", "base"] = Field(
-        description="who answers about generated images: pixel oracle, or the frozen base checkpoint"
+        description="who answers about generated images: pixel oracle, or frozen base checkpoint"
     )
     images_per_prompt: Count = Field(description="generated images for each held-out prompt")
     bootstrap_samples: int = Field(ge=100, description="resamples of records for the intervals")

@@ -70,9 +70,9 @@ Body = Callable[[StageContext], Mapping[str, object]]
 class Stage:
     """A cached step of the pipeline.
 
-    `reads` are dotted config paths (one that ends in "?" may be absent), `inputs` the names of input artifacts (each may be given
-    none, one or several). `body` writes parts into the draft and returns counts and metrics
-    for the manifest. Raise `version` whenever the body starts to compute something else. `files`
+    `reads` are dotted config paths (one that ends in "?" may be absent), `inputs` the names of
+    input artifacts (each may be given none, one or several). `body` writes parts into the draft
+    and returns counts and metrics for the manifest. Raise `version` whenever the body starts to compute something else. `files`
     names what the body reads outside the store; their contents enter the key.
     """
 
@@ -128,9 +128,7 @@ def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
 
 def stage_key(stage: Stage, config: BaseModel, inputs: Inputs) -> str:
     """SHA-256 over stage name and version, declared config, inputs' digests and outside files."""
-    digests = {
-        name: [ref.digest for ref in refs] for name, refs in as_lists(stage, inputs).items()
-    }
+    digests = {name: [ref.digest for ref in refs] for name, refs in as_lists(stage, inputs).items()}
     files = [sha256_of(path) for path in stage.files(cast("Config", config))]
     parts = [stage.name, stage.version, declared_config(stage, config), digests, files]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)

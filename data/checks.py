@@ -119,7 +119,9 @@ def _first_bad_value(column: Column, rows: np.ndarray, values: pa.Array) -> Prob
         index = _first(pc.equal(pc.binary_length(trimmed), 0))
         if index is not None:
             return int(rows[index]), "the value is empty; give one or drop the row"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    # Whole numbers without bounds are seeds, too large to be compared as floating point.
+    bounded = np.isfinite([column.low, column.high]).any()
+    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and bounded):
         inside = pc.and_(pc.greater_equal(values, column.low), pc.less_equal(values, column.high))
         index = _first(pc.invert(inside))
         if index is not None:

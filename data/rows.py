@@ -14,12 +14,13 @@ Ints = npt.NDArray[np.int64]
 class RowReader:
     """Rows by their number, counted through all files in order.
 
-    Reads whole row groups and keeps one at a time, so rows that lie close together are cheap, and
-    the files must be known to be valid.
+    Holds one row group at a time and keeps one file open, so rows that lie close together are
+    cheap. The files must be known to be valid.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._groups: list[tuple[Path, int]] = []
+        self._file: tuple[Path, pq.ParquetFile] | None = None
         lengths = [0]
         for path in paths:
             with pq.ParquetFile(path) as file:
@@ -43,6 +44,8 @@ class RowReader:
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         path, index = self._groups[group]
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(index, columns=list(columns))
+        if self._file is None or self._file[0] != path:
+            # Parsing the footer of a large file takes longer than reading a row group.
+            self._file = path, pq.ParquetFile(path)
+        table = self._file[1].read_row_group(index, columns=list(columns))
         return table.select(list(columns)).replace_schema_metadata(None)

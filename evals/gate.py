@@ -43,10 +43,10 @@ def judge(
     lost = kept < -gate.max_understanding_loss
     sentence = (
         f"{'promoted' if rises and not lost else 'not promoted'}: "
-        f"G changes by {_show(gain)}, {'above' if rises else 'not above'} the required "
-        f"{gate.min_generation_gain:+.3f}, and U by {_show(change)}, "
-        f"{'below' if lost else 'not below'} the allowed {-gate.max_understanding_loss:+.3f}"
-        f"{', by the ends of the intervals' if gate.beyond_interval else ''}"
+        f"G changed by {_show(gain)}, which {'exceeds' if rises else 'does not exceed'} the "
+        f"required {gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
+        f"{'a' if lost else 'no'} loss beyond the allowed {gate.max_understanding_loss:.3f} "
+        f"(judged by the {'intervals' if gate.beyond_interval else 'values'})"
     )
     return GateDecision(rises and not lost, sentence, gain, change)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from models.base import Codes, UnifiedModel
+from models.caption_scorer import CaptionScorer
 
 
 class QuestionRow(TypedDict):
@@ -47,6 +48,35 @@ def ask(
             image.append(Answered(row, prediction, right))
         answers.append(image)
     return answers
+
+
+def ask_by_decoding(
+    model: UnifiedModel,
+    codes_BN: Codes,
+    questions: Sequence[Sequence[QuestionRow]],
+    scorer: CaptionScorer,
+) -> list[list[Answered]]:
+    """Decoded answers mapped to the choice that they repeat, else to the nearest by embedding.
+
+    The published way. There is no probability, so a right answer counts 1 and a wrong one 0.
+    """
+    asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
+    answers = []
+    for rows, replies in zip(questions, model.reply(codes_BN, asked), strict=True):
+        image = []
+        for row, reply in zip(rows, replies, strict=True):
+            prediction = nearest_choice(reply, row["choices"], scorer)
+            image.append(Answered(row, prediction, float(prediction == row["answer"])))
+        answers.append(image)
+    return answers
+
+
+def nearest_choice(reply: str, choices: Sequence[str], scorer: CaptionScorer) -> str:
+    """The choice that a reply means; the first of equally near ones."""
+    if reply in choices:
+        return reply
+    similarity = scorer.score([reply] * len(choices), [[choice] for choice in choices])
+    return choices[similarity.index(max(similarity))]
 
 
 def hard_score(answers: Sequence[Answered]) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefect import flow, get_run_logger
+from prefect import flow
 
 from core.artifact import ArtifactRef
 from core.config import Config, load_config
-from core.stage import Inputs, Stage
+from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
@@ -26,6 +27,8 @@ from tasks.register import register
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,17 @@ def self_play(
     resolved = load_config(config, {k: v for k, v in given.items() if v is not None})
     check(resolved)
     with open_tracker(resolved) as tracker:
-        return SelfPlay(resolved, tracker).run()
+        return SelfPlay(resolved, tracker, run_in_flow).run()
+
+
+Runner = Callable[[Stage, Config, Inputs, int], StageResult]
 
 
 class SelfPlay:
-    """One run of the loop; every step is a cached stage."""
+    """One run of the loop; every step is a cached stage, run by `runner`."""
 
-    def __init__(self, config: Config, tracker: Tracker) -> None:
-        self._config, self._tracker = config, tracker
+    def __init__(self, config: Config, tracker: Tracker, runner: Runner) -> None:
+        self._config, self._tracker, self._runner = config, tracker, runner
         self._store = Store(config.store)
 
     def run(self) -> str:
@@ -128,14 +134,12 @@ class SelfPlay:
         metrics = self._store.open(evaluation).path("metrics.parquet")
         run.log_refs({"evaluation": evaluation})
         run.log_metrics(read_table(metrics, "metrics"))
-        done = register(
-            self._config, self._store, checkpoint, evaluation, baseline, run_id=run.run_id
-        )
-        get_run_logger().info("%s: %s", label(iteration), done.reason)
+        done = register(self._config, self._store, checkpoint, evaluation, baseline, run=run)
+        logger.info("%s: %s", label(iteration), done.reason)
         return Judged(iteration, checkpoint, evaluation)
 
     def _stage(self, stage: Stage, inputs: Inputs, iteration: int) -> ArtifactRef:
-        return run_in_flow(stage, self._config, inputs, iteration).ref
+        return self._runner(stage, self._config, inputs, iteration).ref
 
     def _table(self, judged: Sequence[Judged]) -> str:
         opened = [self._store.open(j.evaluation) for j in judged]

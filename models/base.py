@@ -107,6 +107,12 @@ class UnifiedModel(Protocol):
         """Probabilities over the choices of each (question, choices) of each image."""
         ...
 
+    def reply(
+        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[str]]:
+        """Greedily decoded reply to each (question, choices) of each image."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[str],

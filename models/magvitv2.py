@@ -3,14 +3,17 @@
 State-dict keys and numbers are those of the published Show-o tokenizer, sized by config, so that
 the released 95 M weights and the small tokenizer of the shapes world are one code path.
 
-Shapes: B batch, C channels, H W pixels, h w latent rows and columns, N = h*w codes, Z bits of a code.
+Shapes: B batch, C channels, H W pixels, h w latent rows and columns, N = h*w codes, Z bits.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +92,8 @@ class ResnetBlock(nn.Module):
         y_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
         y_BCHW = self.conv2(F.silu(self.norm2(y_BCHW)))
         skip = self.nin_shortcut(x_BCHW) if y_BCHW.shape[1] != x_BCHW.shape[1] else x_BCHW
-        return skip + y_BCHW
+        out: Tensor = skip + y_BCHW
+        return out
 
 
 class AttnBlock(nn.Module):
@@ -104,7 +108,8 @@ class AttnBlock(nn.Module):
         n_BCHW = self.norm(x_BCHW)
         q, k, v = (f(n_BCHW).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
         y_BNC = F.scaled_dot_product_attention(q, k, v)
-        return x_BCHW + self.proj_out(y_BNC.transpose(1, 2).reshape(x_BCHW.shape))
+        out: Tensor = x_BCHW + self.proj_out(y_BNC.transpose(1, 2).reshape(x_BCHW.shape))
+        return out
 
 
 class Middle(nn.Module):
@@ -141,14 +146,15 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution and the change to the next; a name for the state dict."""
+    """Residual blocks of one resolution and, but for the last level, the change to the next."""
+
+    downsample: Downsample
+    upsample: Upsample
 
     def __init__(self, c_in: int, c_out: int, blocks: int, cfg: MAGVITv2Config) -> None:
         super().__init__()
         sizes = [c_in] + [c_out] * blocks
-        self.block = nn.ModuleList(
-            ResnetBlock(a, b, cfg) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
+        self.block = nn.ModuleList(ResnetBlock(a, b, cfg) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for block in self.block:
@@ -177,7 +183,7 @@ class Encoder(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         x = self.conv_in(pixels_B3HW)
-        for i, level in enumerate(self.down):
+        for i, level in enumerate(cast("Iterable[Level]", self.down)):
             x = level(x)
             if i < len(self.down) - 1:
                 x = level.downsample(x)
@@ -208,9 +214,10 @@ class Decoder(nn.Module):
     def forward(self, entries_BZhw: Tensor) -> Tensor:
         x = self.mid(self.conv_in(self.post_quant_conv(entries_BZhw)))
         for i in reversed(range(len(self.up))):
-            x = self.up[i](x)
+            level = cast(Level, self.up[i])
+            x = level(x)
             if i > 0:
-                x = self.up[i].upsample(x)
+                x = level.upsample(x)
         pixels_B3HW: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return pixels_B3HW
 
@@ -232,7 +239,7 @@ class LFQuantizer(nn.Module):
         """Entries [B, Z, h, w] with a straight-through gradient, and codes [B, h*w]."""
         bits = z_BZhw > 0
         entries = torch.where(bits, 1.0, -1.0).to(z_BZhw.dtype)
-        codes_BN = torch.einsum("bzhw,z->bhw", bits.long(), self.power_vals).flatten(1)
+        codes_BN = (bits * self.power_vals[:, None, None]).sum(1).flatten(1)
         return z_BZhw + (entries - z_BZhw).detach(), codes_BN
 
     def entries(self, codes_BN: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import UserError
-from core.progress import Progress
 from core.runtime import derive_seed
+from core.stage import ProgressFactory
 from data.tables import count_rows, decode_image, iter_batches
 from models.base import Modality, PairBatch, UnifiedModel
 
@@ -112,26 +112,28 @@ def _tokens(table: pa.Table, column: str, num_tokens: int) -> Ints:
 
 @contextmanager
 def open_pairs(
-    paths: Sequence[Path], model: UnifiedModel, batch_size: int, progress: Progress
+    paths: Sequence[Path], model: UnifiedModel, batch_size: int, progress: ProgressFactory
 ) -> Iterator[PairRows]:
     """All pairs of some files, images encoded once; codes lie on disk, so memory stays small."""
-    texts = []
-    filled = 0
-    codes: npt.NDArray[np.int32] | None = None
+    num_pairs = count_rows(paths)
+    if num_pairs == 0:
+        raise UserError("there are no pairs to train on; see the results of stage pair")
+    texts, filled = [], 0
+    codes_R3N: npt.NDArray[np.int32] | None = None
     # Unlinked from the start, so that even a killed process leaves nothing behind.
     with TemporaryFile() as file:
-        for table in iter_batches(paths, "pairs", COLUMNS):
-            part = encode_pairs(table, model, batch_size)
-            if codes is None:
-                shape = (count_rows(paths), *part.codes_R3N.shape[1:])
-                codes = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)
-            codes[filled : filled + len(part)] = part.codes_R3N
-            filled += len(part)
-            texts.append(part.text)
-            progress.update(len(part))
-        if codes is None:
-            raise UserError("there are no pairs to train on; see the results of stage pair")
-        yield PairRows(pa.concat_tables(texts).combine_chunks(), codes)
+        with progress("encode images", num_pairs) as bar:
+            for table in iter_batches(paths, "pairs", COLUMNS):
+                part = encode_pairs(table, model, batch_size)
+                if codes_R3N is None:
+                    shape = (num_pairs, *part.codes_R3N.shape[1:])
+                    codes_R3N = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)
+                codes_R3N[filled : filled + len(part)] = part.codes_R3N
+                filled += len(part)
+                texts.append(part.text)
+                bar.update(len(part))
+        assert codes_R3N is not None
+        yield PairRows(pa.concat_tables(texts).combine_chunks(), codes_R3N)
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,14 @@ def pair_loss(
         loss = _objective(leaves, reference, training)
     flat = [leaf for b in leaves.values() for leaf in (b.chosen_logps_B, b.rejected_logps_B)]
     gradients = iter(torch.autograd.grad(loss, flat, materialize_grads=True))
+    loss = loss.detach()
     metrics = {"loss": float(loss)}
     for modality, branch in logps.items():
         settings = branch_settings(training, modality)
         for name, value in _branch_metrics(branch, reference[modality], settings).items():
             metrics[f"{modality}/{name}"] = float(value)
     return PairLoss(
-        loss=loss.detach(),
+        loss=loss,
         gradients={modality: (next(gradients), next(gradients)) for modality in logps},
         metrics=metrics,
     )

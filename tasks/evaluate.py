@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from evals.gap import record_scores, summarize
 from evals.vqa import QuestionRow, ask
 from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
 from models.caption_scorer import CaptionScorer, encoder_files
-from models.families import load_model
+from models.families import load_model, use_threads
 
 Row = dict[str, Any]
 
@@ -72,6 +73,7 @@ class Evaluator:
     def __init__(self, context: StageContext) -> None:
         config = context.config
         family, device = config.model.family, config.runtime.device
+        use_threads(config.runtime.threads)
         self.model = load_model(family, context.input("checkpoint").path("model"), device)
         by_oracle = config.evaluation.judge == "oracle"
         base = context.input("base").path("model")
@@ -116,7 +118,9 @@ class Evaluator:
         answers: list[Row],
     ) -> list[Row]:
         scores = record_scores(pd.DataFrame(answers))
-        captions = [row[0] for row in self.model.caption(codes_BN, [self.greedy], [0] * len(records))]
+        captions = [
+            row[0] for row in self.model.caption(codes_BN, [self.greedy], [0] * len(records))
+        ]
         references = [record["references"] or [record["caption"]] for record in records]
         similarity = self.scorer.score(captions, references)
         malformed = np.array(self.judge.malformed(images)).reshape(len(records), -1).mean(1)
@@ -125,7 +129,7 @@ class Evaluator:
                 "record_id": record["record_id"],
                 "category": record["category"],
                 "composition": record["composition"],
-                **scores.loc[record["record_id"]].to_dict(),
+                **{str(k): v for k, v in scores.loc[record["record_id"]].items()},
                 "malformed": float(malformed[i]),
                 "diversity": token_diversity(codes_BMN[i]),
                 "caption_similarity": min(similarity[i], 1.0),

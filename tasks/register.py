@@ -35,7 +35,7 @@ from core.store import Store
 from data.tables import read_table
 from evals.gate import judge, same_records
 from tasks._tracking.registry import Registry, Version, open_registry
-from tasks._tracking.runs import flatten
+from tasks._tracking.runs import Run, flatten
 
 RESULT = "registration.json"
 WEIGHTS = "model/model.safetensors"
@@ -100,15 +100,16 @@ def register(
     checkpoint: ArtifactRef,
     evaluation: ArtifactRef,
     baseline: ArtifactRef | None,
-    run_id: str = "",
+    *,
+    run: Run | None = None,
 ) -> Registration:
     """Judge a checkpoint against the champion, and register it unless that is done already.
 
     `baseline` is the evaluation to compare with where there is no champion that was judged on the
-    same records with the same settings; None for the base checkpoint itself. `run_id` is the MLflow
+    same records with the same settings; None for the base checkpoint itself. `run` is the MLflow
     run that made the checkpoint.
     """
-    registry = open_registry(config.tracking)
+    registry = run.registry if run else open_registry(config.tracking)
     version = registry.find(_registration_key(config, checkpoint, evaluation))
     if version is None:
         opponent, note = _choose_opponent(registry, store, evaluation, baseline)
@@ -124,6 +125,7 @@ def register(
     document = json.loads(store.open(result.ref).path(RESULT).read_text(encoding="utf-8"))
     if version is None:
         document["reason"] += note
+        run_id = run.run_id if run else ""
         version = _make_version(registry, config, result.ref, document, run_id)
     if version is not None:
         document["promote"] = version.tags["promoted"] == "true"
@@ -170,7 +172,8 @@ def _choose_opponent(
     """The evaluation to beat (None: first version), and a remark if it is not the champion's."""
     champion = registry.champion()
     if champion is None:
-        first = registry.open and registry.empty()
+        # In this order: a registry that was lost on asking is not known to be empty.
+        first = registry.empty() and registry.open
         return (None if first else baseline), ""
     problem = ""
     try:
@@ -215,7 +218,9 @@ def _terms(evaluation: Artifact) -> list[object]:
     manifest = evaluation.manifest
     settings = flatten(manifest["config"])
     # The base checkpoint has a say only where it is the judge.
-    silent = {"checkpoint"} if settings.get("evaluation.judge") == "base" else {"checkpoint", "base"}
+    silent = (
+        {"checkpoint"} if settings.get("evaluation.judge") == "base" else {"checkpoint", "base"}
+    )
     digests = {
         name: [ref["digest"] for ref in refs]
         for name, refs in manifest["inputs"].items()

@@ -16,7 +16,7 @@ from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.tables import TableWriter, count_rows, decode_image, encode_image, iter_batches
 from models.base import ImageSampling, TextSampling, UnifiedModel
-from models.families import load_model
+from models.families import load_model, use_threads
 
 Rows = list[dict[str, object]]
 
@@ -41,7 +41,9 @@ def _captions(context: StageContext) -> Mapping[str, object]:
                 "top_k": setting.top_k or 0,
                 "seed": seed,
             }
-            for record_id, row, seed in zip(records["record_id"].to_pylist(), texts, seeds, strict=True)
+            for record_id, row, seed in zip(
+                records["record_id"].to_pylist(), texts, seeds, strict=True
+            )
             for index, (text, setting) in enumerate(zip(row, settings, strict=True))
         ]
 
@@ -85,6 +87,7 @@ def _sample_all(
     """Write one part for each shard of the pool that has none yet."""
     config, draft = context.config, context.draft
     pool, checkpoint = context.input("pool").parts(), context.input("checkpoint")
+    use_threads(config.runtime.threads)
     model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
     shards = iter_batches(pool, "pool", columns, batch_size=config.sampling.shard_records)
     num_rows = 0

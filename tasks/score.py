@@ -18,9 +18,9 @@ from core.config import Config
 from core.stage import Stage, StageContext
 from data.shapes.oracle import answer_images
 from data.tables import TableWriter, count_rows, decode_image, iter_batches, read_table
-from evals.vqa import Answered, QuestionRow, ask, hard_score, soft_score
+from evals.vqa import Answered, QuestionRow, ask, ask_by_decoding, hard_score, soft_score
 from models.caption_scorer import CaptionScorer, encoder_files
-from models.families import load_model
+from models.families import load_model, use_threads
 
 Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered]]]
 
@@ -86,11 +86,17 @@ def _score_images(context: StageContext) -> Mapping[str, object]:
 def _self_vqa(context: StageContext) -> Judge:
     checkpoint = context.input("checkpoint")
     config = context.config
+    use_threads(config.runtime.threads)
     model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
+    scorer = None
+    if config.scoring.answer_by == "decoding":
+        scorer = CaptionScorer(config.scoring.caption_encoder, config.runtime.device)
 
     def judge(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
         # The tokens are what was generated; decoding and encoding again would blur them.
         codes_BN = np.array(batch["tokens"].to_pylist(), dtype=np.int64)
+        if scorer is not None:
+            return ask_by_decoding(model, codes_BN, questions, scorer)
         return ask(model, codes_BN, questions)
 
     return judge
@@ -145,9 +151,15 @@ SCORE_CAPTIONS = Stage(
 SCORE_IMAGES = Stage(
     "score-images",
     1,
-    reads=("model.family", "scoring.judge"),
+    reads=(
+        "model.family",
+        "scoring.judge",
+        "scoring.answer_by",
+        "scoring.caption_encoder",
+    ),
     inputs=("pool", "checkpoint", "images"),
     body=_score_images,
+    files=_encoder_files,
 )
 
 if __name__ == "__main__":

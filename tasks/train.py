@@ -20,13 +20,14 @@ from core.config import Training
 from core.errors import UserError
 from core.stage import Stage, StageContext
 from core.store import SCRATCH, Draft
-from data.tables import count_rows, read_table
+from data.tables import read_table
 from models.base import UnifiedModel
 from models.families import load_model, use_threads
 from models.pair_data import join_reference, open_pairs
 from models.pair_trainer import PairTrainer, make_accelerator
 from models.preference import active_modalities
 
+METRICS = "metrics.jsonl"
 WINDOW = 20  # steps that alarms and the figures of the manifest are averaged over
 REFERENCE_COLUMNS = ["record_id", "branch", "side", "mask_seed", "logp"]
 
@@ -41,10 +42,8 @@ def run(context: StageContext) -> Mapping[str, object]:
     folder = context.input("checkpoint").path("model")
     model = load_model(config.model.family, folder, config.runtime.device)
     paths = context.input("pairs").parts()
-    with (
-        context.progress("encode images", count_rows(paths)) as bar,
-        open_pairs(paths, model, config.runtime.batch_records, bar) as rows,
-    ):
+    batch_size = config.runtime.batch_records
+    with open_pairs(paths, model, batch_size, context.progress) as rows:
         stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
         reference = join_reference(stored, rows, config.seed, training.epochs)
         trainer = PairTrainer(model, accelerator, rows, reference, training, config.seed)
@@ -55,7 +54,7 @@ def run(context: StageContext) -> Mapping[str, object]:
             )  # fmt: skip
         metrics, seconds = _fit(context, trainer)
     _write_model(model, context.draft)
-    with context.draft.write("metrics.jsonl") as path:
+    with context.draft.write(METRICS) as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
     return {
         "pairs": len(rows),
@@ -73,6 +72,11 @@ TRAIN = Stage(
     ("checkpoint", "pairs", "reference"),
     run,
 )
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The metrics of each step from a file named METRICS."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:

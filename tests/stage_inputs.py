@@ -3,9 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from showo_tiny import tiny_model
 
 from core.artifact import ArtifactRef
 from core.config import Config
@@ -46,11 +50,16 @@ SETTINGS: dict[str, Any] = {
         "image_score": "soft",
         "judge": "self",
     },
-    "pairing": {"caption": RULE, "image": RULE, "iteration_rule": "fresh", "beaten_margin": 0.1},
+    "pairing": {
+        "caption": dict(RULE),
+        "image": dict(RULE),
+        "iteration_rule": "fresh",
+        "beaten_margin": 0.1,
+    },
     "training": {
         "objective": "sum",
-        "caption": BRANCH,
-        "image": BRANCH,
+        "caption": dict(BRANCH),
+        "image": dict(BRANCH),
         "masks_per_pair": 2,
         "epochs": 2,
         "batch_size": 4,
@@ -118,3 +127,38 @@ def pool_row(record_id: str, **changes: object) -> dict[str, object]:
         "questions": [question],
     }
     return row | changes
+
+
+def pair_row(number: int) -> dict[str, object]:
+    """A valid pair of iteration 1; its prompt and captions tell it from nine others."""
+    rng = np.random.default_rng(number)
+    words = ["a", "red", "blue", "cat", "dog", "ball", "table", "the", "mat", "small"]
+    return {
+        "record_id": f"r{number}",
+        "image": picture(number),
+        "prompt": words[number],
+        "caption": "unused",
+        "caption_win": f"a {words[number]} cat",
+        "caption_lose": f"the {words[number]} ball on the table",
+        "caption_win_score": 0.9,
+        "caption_lose_score": 0.1,
+        "image_win": picture(1),
+        "image_lose": picture(2),
+        "image_win_tokens": rng.integers(0, 64, 16).tolist(),
+        "image_lose_tokens": rng.integers(0, 64, 16).tolist(),
+        "image_win_score": 0.9,
+        "image_lose_score": 0.1,
+        "caption_provenance": "fresh",
+        "image_provenance": "fresh",
+        "iteration": 1,
+    }
+
+
+def publish_model(store: Store) -> ArtifactRef:
+    """The tiny model as a checkpoint artifact."""
+    with TemporaryDirectory() as folder, store.draft("base", "0" * 64) as draft:
+        tiny_model().save(folder)
+        for file in [path for path in Path(folder).rglob("*") if path.is_file()]:
+            with draft.write(f"model/{file.relative_to(folder)}") as path:
+                path.write_bytes(file.read_bytes())
+        return draft.publish({"results": {}})

@@ -28,9 +28,9 @@ def raised(scores: list[float], number: int, to: float = 1.0) -> list[float]:
 def test_clear_gain_without_loss_is_promoted() -> None:
     promote, reason = decide(make_config(), (HALF, RIGHT))
     assert promote
-    assert reason.startswith("promoted: G changes by +0.500 [+0.3")
-    assert "above the required +0.000" in reason
-    assert "U by +0.000 [+0.000, +0.000], not below the allowed" in reason
+    assert reason.startswith("promoted: G changed by +0.500 [+0.3")
+    assert "which exceeds the required +0.000" in reason
+    assert "U by +0.000 [+0.000, +0.000], which is no loss beyond the allowed 0.000" in reason
 
 
 def test_gain_within_its_interval_is_not_enough() -> None:
@@ -38,7 +38,7 @@ def test_gain_within_its_interval_is_not_enough() -> None:
     promote, reason = decide(make_config(), slight)
     assert not promote
     assert "+0.025 [+0.000" in reason
-    assert "not above the required +0.000" in reason
+    assert "does not exceed the required +0.000" in reason
     assert decide(make_config(gate__beyond_interval=False), slight)[0]
 
 
@@ -49,7 +49,7 @@ def test_only_an_established_loss_blocks() -> None:
     promote, reason = decide(make_config(), (WRONG, RIGHT))
     assert not promote
     assert "U by -0.500" in reason
-    assert ", below the allowed -0.000" in reason
+    assert "a loss beyond the allowed 0.000 (judged by the intervals)" in reason
 
 
 def test_limits_of_the_config_decide() -> None:

@@ -20,8 +20,8 @@ from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
 from core.store import Store
-from tasks.register import REGISTER, Registration, register, register_stage
 from tasks._tracking.runs import open_tracker
+from tasks.register import REGISTER, Registration, register, register_stage
 from tests.evaluations import publish_checkpoint, publish_evaluation, records
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
@@ -73,14 +73,14 @@ def test_first_version_becomes_champion_and_a_better_one_replaces_it(
 ) -> None:
     base, base_evaluation = checkpoint(store, "base", BASE)
     with open_tracker(tracked()) as tracker, tracker.iteration(0) as run:
-        first = register(tracked(), store, base, base_evaluation, None, run.run_id)
+        first = register(tracked(), store, base, base_evaluation, None, run=run)
     assert (first.promoted, first.reason, first.version) == (True, "first version", "1")
     assert aliases(mlflow_uri) == {"candidate": "1", "champion": "1"}
 
     better, evaluation = checkpoint(store, "better", BETTER)
     second = register(tracked(), store, better, evaluation, base_evaluation)
     assert second.promoted
-    assert second.reason.startswith("promoted: G changes by +0.500")
+    assert second.reason.startswith("promoted: G changed by +0.500")
     assert aliases(mlflow_uri) == {"candidate": "2", "champion": "2"}
     third = register(tracked(), store, *checkpoint(store, "worse", (WRONG, HALF)), base_evaluation)
     assert not third.promoted
@@ -122,7 +122,7 @@ def test_same_checkpoint_is_registered_once_for_each_gate(mlflow_uri: str, store
     assert len(versions(mlflow_uri)) == 2
     other = register(tracked(gate__min_generation_gain=0.1), store, *better, base[1])
     assert (other.version, other.promoted) == ("3", False)
-    assert "G changes by +0.000" in other.reason
+    assert "G changed by +0.000" in other.reason
 
 
 def test_version_of_a_killed_registration_gets_its_aliases(
@@ -165,9 +165,8 @@ def test_deleted_registry_is_filled_again_from_cached_decisions(
 def test_champion_that_cannot_be_compared_gives_way_to_the_base_of_the_run(
     mlflow_uri: str, store: Store, how: str
 ) -> None:
-    scores = (RIGHT, RIGHT)[: 2 if how != "other records" else 2]
     champion = publish_checkpoint(store, "champion")
-    table = records(*scores, prefix="x" if how == "other records" else "r")
+    table = records(RIGHT, RIGHT, prefix="x" if how == "other records" else "r")
     settings = {"evaluation": {"judge": "base"}} if how == "other settings" else {}
     evaluation = publish_evaluation(store, table, champion, settings)
     register(tracked(), store, champion, evaluation, None)
@@ -184,9 +183,12 @@ def test_champion_that_cannot_be_compared_gives_way_to_the_base_of_the_run(
         assert "compared with the base evaluation of this run" in done.reason
         assert f"the champion, version 1, {expected}" in done.reason
     # From here on the champion is comparable again.
-    assert "compared with" not in register(
-        tracked(), store, *checkpoint(store, "last", (RIGHT, RIGHT)), base[1]
-    ).reason
+    assert (
+        "compared with"
+        not in register(
+            tracked(), store, *checkpoint(store, "last", (RIGHT, RIGHT)), base[1]
+        ).reason
+    )
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -232,7 +234,8 @@ print(json.dumps([done["captions"][0], done["choice"][1], done["probabilities"][
 """
 
 
-def test_champion_is_loaded_elsewhere_and_captions_answers_and_generates(
+@pytest.mark.slow
+def test_champion_is_loaded_in_a_fresh_process_elsewhere(
     mlflow_uri: str, store: Store, model_folder: Path, tmp_path: Path
 ) -> None:
     register(tracked(), store, *checkpoint(store, "tiny", BASE, model_folder), None)
@@ -254,7 +257,32 @@ def test_champion_is_loaded_elsewhere_and_captions_answers_and_generates(
     assert len(captions) == 2
     assert choice in ("a cat", "the mat")
     assert sum(probabilities) == pytest.approx(1)
-    assert sizes == [[16, 16], [16, 16]]
+    assert sizes == [[64, 64], [64, 64]]
+
+
+def test_champion_captions_answers_and_generates(
+    mlflow_uri: str, store: Store, model_folder: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    register(tracked(), store, *checkpoint(store, "tiny", BASE, model_folder), None)
+    model = mlflow.pyfunc.load_model("models:/test@champion")
+    picture = Image.new("RGB", (16, 16), (255, 0, 0))
+    picture.save(tmp_path / "red.png")
+    done = model.predict(
+        pd.DataFrame(
+            [
+                {"task": "caption", "image": str(tmp_path / "red.png"), "num_samples": 2},
+                {"task": "answer", "image": picture, "question": "red?", "choices": ["a", "mat"]},
+                {"task": "generate", "prompt": "a red cat", "num_samples": 2, "seed": 3},
+            ]
+        )
+    )
+    assert len(done["captions"][0]) == 2
+    assert done["choice"][1] == ["a", "mat"][int(done["probabilities"][1][0] < 0.5)]
+    assert sum(done["probabilities"][1]) == pytest.approx(1)
+    assert [Image.open(io.BytesIO(png)).size for png in done["images"][2]] == [(64, 64)] * 2
+    assert done["images"][0] is None
     # Neither weights nor pickles are copied.
     kept = [path for path in tmp_path.rglob("mlruns/**/*") if path.is_file()]
     assert kept

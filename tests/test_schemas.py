@@ -215,3 +215,9 @@ def test_unwritable_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"):
         write_table(tmp_path / "file/t.parquet", "image_scores", [score()])
+
+
+def test_seeds_may_use_63_bits(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_table(path, "images", [generated(seed=2**63 - 1)])
+    assert read_table(path, "images")["seed"].to_pylist() == [2**63 - 1]

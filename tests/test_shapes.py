@@ -98,7 +98,9 @@ def test_every_question_of_a_record_is_answered_right_by_its_scene(split: str) -
 
 
 def test_questions_catch_extra_objects_swapped_attributes_and_wrong_relations() -> None:
-    prompt = Prompt((Mention(1, None, "red", "circle"), Mention(1, None, "blue", "ring")), "left of")
+    prompt = Prompt(
+        (Mention(1, None, "red", "circle"), Mention(1, None, "blue", "ring")), "left of"
+    )
     asked = prompt_questions(prompt, np.random.default_rng(0))
 
     def share(scene: Scene) -> float:

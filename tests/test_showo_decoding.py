@@ -8,7 +8,7 @@ from showo_tiny import random_codes, tiny_model
 from models.base import ImageSampling, TextSampling
 from models.packing import Segment, Tree
 from models.showo.decoding import TopK, generate_images, generate_text, mask_lengths, remask
-from models.showo.logps import image_root
+from models.showo.logps import image_root, instruction
 from models.showo.masks import mmu_attention, t2i_attention
 from models.showo.network import Showo
 from models.showo.noise import GeneratorNoise, RecordNoise, ReplayNoise
@@ -210,3 +210,27 @@ def test_replayed_numbers_pick_the_winner_of_the_race() -> None:
     probs = torch.tensor([[[0.5, 0.5, 0.0]]])
     noise = ReplayNoise(torch.tensor([[[1.0, 0.1, 1e-6]]]))
     assert noise.categorical(probs).tolist() == [[1]]
+
+
+def test_replies_are_the_greedy_continuations_of_each_question() -> None:
+    """Questions of different lengths share an image prefix and get what each gets alone."""
+    model = tiny_model()
+    codes = np.random.default_rng(0).integers(0, model.config.codebook_size, (2, 16))
+    asked = [
+        [("a red cat", ["a"]), ("the dog and the blue ball on the mat", ["a"])],
+        [("a", ["a"])],
+    ]
+    together = model.reply(codes, asked)
+    for image, questions in enumerate(asked):
+        for index, question in enumerate(questions):
+            alone = model.reply(codes[image : image + 1], [[question]])
+            assert together[image][index] == alone[0][0]
+            special = model.tokenizer.special
+            tree = [
+                image_root(codes[image] + model.config.image_offset, special),
+                Segment(instruction(model.tokenizer, model.config, *question), parent=0),
+            ]
+            greedy = [TextSampling(1.0, 1, model.config.max_text_len)]
+            noise = RecordNoise([0], 1, model.config.max_text_len, 1, model.device)
+            ids = generate_text(model.network, [tree], greedy, special.eos, noise, special.pad)
+            assert model.tokenizer.decode(ids[0][0]) == together[image][index]

@@ -25,7 +25,8 @@ def test_three_iterations_stand_side_by_side_within_a_terminal() -> None:
     text = table(3)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
-    assert lines[0].split() == "base iteration 1 iteration 2 iteration 3 change from base".split()
+    labels = ("base", "iteration 1", "iteration 2", "iteration 3", "change from base")
+    assert lines[0].split() == " ".join(labels).split()
     assert [cell.strip() for cell in line(text, "generation G").split("  ") if cell] == [
         *("generation G", ".700 [.680, .720]", ".720 [.700, .740]", ".740 [.720, .760]"),
         *(".760 [.740, .780]", "+.210 [+.150, +.270]"),

@@ -1,6 +1,5 @@
-"""Pair-DPO: the loss on leaves, optimizers by branch, the stages reference and train."""
+"""The stages reference and train on a tiny model."""
 
-import json
 import math
 import os
 import signal
@@ -11,35 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
-from stage_inputs import BRANCH, make_config, picture, publish
-from torch import nn
+from stage_inputs import make_config, pair_row, publish, publish_model
 
 import models.pair_trainer
 from core.artifact import Artifact, ArtifactRef
-from core.config import Config, Training
+from core.config import Config
 from core.errors import UserError
 from core.stage import run_stage, stage_key
 from core.store import Store
-from data.tables import read_table
-from models.base import BranchLogps, Modality, PairBatch
-from models.losses import margins
-from models.optimizer import BranchOptimizer, decay_groups, rate_factor
-from models.pair_data import PairRows, batches_of_epoch, encode_pairs, mask_seed
+from data.schemas import arrow_schema
+from data.tables import TableWriter, read_table
+from models.base import Modality, PairBatch
+from models.optimizer import BranchOptimizer
+from models.pair_data import encode_pairs, mask_seed
 from models.pair_trainer import PairTrainer
-from models.preference import ReferenceBranch, active_modalities, pair_loss
 from models.showo.model import ShowoModel
-from tasks.reference import REFERENCE
-from tasks.train import TRAIN
+from tasks.reference import REFERENCE, _Reference
+from tasks.train import METRICS, TRAIN, read_metrics
 
 LN_2 = math.log(2)
 NUM_PAIRS = 10
-Logps = dict[Modality, BranchLogps]
-References = dict[Modality, ReferenceBranch]
 
 
 @pytest.fixture(autouse=True)
@@ -50,183 +46,8 @@ def _fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def training(**changes: object) -> Training:
-    return make_config(**{f"training__{path}": value for path, value in changes.items()}).training
-
-
-# --- the loss on leaves
-
-
-def example() -> tuple[Logps, References]:
-    """Margins 3 (caption) and -1 (image), in 4 to 8 tokens."""
-
-    def branch(*values: float) -> BranchLogps:
-        return BranchLogps(*(torch.tensor([value]) for value in values))
-
-    logps: Logps = {"caption": branch(-6.0, -9.0, 4, 8), "image": branch(-20.0, -10.0, 5, 5)}
-    reference: References = {
-        "caption": ReferenceBranch(torch.tensor([-8.0]), torch.tensor([-8.0])),
-        "image": ReferenceBranch(torch.tensor([-20.0]), torch.tensor([-11.0])),
-    }
-    return logps, reference
-
-
-def softplus(value: float) -> float:
-    return math.log1p(math.exp(value))
-
-
-def sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value))
-
-
-def test_sum_objective_adds_weighted_sigmoid_terms() -> None:
-    settings = training(caption__weight=2.0, image__beta=0.5)
-    result = pair_loss(*example(), settings)
-    assert result.loss.item() == pytest.approx(2 * softplus(-0.2 * 3) + softplus(0.5))
-    chosen, rejected = result.gradients["caption"]
-    assert chosen.item() == pytest.approx(-2 * 0.2 * sigmoid(-0.6))
-    assert rejected.item() == pytest.approx(2 * 0.2 * sigmoid(-0.6))
-    assert result.gradients["image"][0].item() == pytest.approx(-0.5 * sigmoid(0.5))
-
-
-def test_joint_objective_has_one_sigmoid_over_weighted_margins() -> None:
-    settings = training(objective="joint", caption__weight=2.0, image__beta=0.5)
-    result = pair_loss(*example(), settings)
-    margin = 2 * 0.2 * 3 - 0.5 * 1
-    assert result.loss.item() == pytest.approx(softplus(-margin))
-    assert result.gradients["caption"][0].item() == pytest.approx(-0.4 * sigmoid(-margin))
-    assert result.gradients["image"][0].item() == pytest.approx(-0.5 * sigmoid(-margin))
-
-
-def test_the_objectives_agree_on_a_single_modality() -> None:
-    logps, reference = example()
-    one: Logps = {"image": logps["image"]}
-    losses = [pair_loss(one, reference, training(objective=name)) for name in ("sum", "joint")]
-    assert losses[0].loss == losses[1].loss
-    assert losses[0].gradients["image"] == losses[1].gradients["image"]
-
-
-def test_length_normalisation_divides_policy_and_reference_by_tokens() -> None:
-    result = pair_loss(*example(), training(caption__length_normalized=True, image__weight=0.0))
-    margin = (-6 / 4 + 8 / 4) - (-9 / 8 + 8 / 8)
-    assert result.metrics["caption/rewards/margins"] == pytest.approx(0.2 * margin)
-    assert result.metrics["caption/loss"] == pytest.approx(softplus(-0.2 * margin))
-    chosen, rejected = result.gradients["caption"]
-    assert chosen.item() == pytest.approx(-0.2 / 4 * sigmoid(-0.2 * margin))
-    assert rejected.item() == pytest.approx(0.2 / 8 * sigmoid(-0.2 * margin))
-
-
-def test_nll_pulls_at_the_winner_alone() -> None:
-    plain = pair_loss(*example(), training())
-    pulled = pair_loss(*example(), training(image__nll_weight=3.0))
-    assert (pulled.loss - plain.loss).item() == pytest.approx(3 * 20 / 5)
-    change = [
-        (pulled.gradients["image"][side] - plain.gradients["image"][side]).item() for side in (0, 1)
-    ]
-    assert change == pytest.approx([-3 / 5, 0.0])
-
-
-@pytest.mark.parametrize("objective", ["sum", "joint"])
-def test_a_weight_of_zero_leaves_only_the_nll(objective: str) -> None:
-    settings = training(objective=objective, image__weight=0.0, image__nll_weight=1.0)
-    gradients = pair_loss(*example(), settings).gradients
-    assert [gradient.item() for gradient in gradients["image"]] == pytest.approx([-0.2, 0.0])
-
-
-def test_branches_without_a_term_are_not_active() -> None:
-    assert active_modalities(training()) == ["caption", "image"]
-    assert active_modalities(training(image__weight=0.0)) == ["caption"]
-    assert active_modalities(training(caption__weight=0.0, caption__nll_weight=1.0)) == [
-        "caption",
-        "image",
-    ]
-
-
-def test_losses_are_means_over_pairs() -> None:
-    logps, reference = example()
-    twice: Logps = {
-        "image": BranchLogps(*(value.repeat(2) for value in vars(logps["image"]).values()))
-    }
-    doubled = {
-        "image": ReferenceBranch(*(value.repeat(2) for value in vars(reference["image"]).values()))
-    }
-    once = pair_loss({"image": logps["image"]}, reference, training())
-    both = pair_loss(twice, doubled, training())
-    assert both.loss == once.loss
-    torch.testing.assert_close(both.gradients["image"][0].sum(), once.gradients["image"][0][0])
-
-
-def test_metrics_bear_the_names_of_their_branch() -> None:
-    metrics = pair_loss(*example(), training()).metrics
-    assert metrics["caption/logps/chosen"] == -6
-    assert metrics["caption/rewards/margins"] == pytest.approx(0.6)
-    assert metrics["image/rewards/accuracies"] == 0
-    assert metrics["caption/logratios/chosen"] == pytest.approx(2 / 4)
-    assert metrics["image/logratios/rejected"] == pytest.approx(1 / 5)
-
-
-# --- optimizers and order
-
-
-def test_only_matrices_decay() -> None:
-    network = tiny_model().network
-    decayed, kept = decay_groups(network, 0.1)
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    decayed_names = {names[p] for p in decayed["params"]}  # type: ignore[attr-defined]
-    kept_names = {names[p] for p in kept["params"]}  # type: ignore[attr-defined]
-    assert decayed["weight_decay"] == 0.1
-    assert kept["weight_decay"] == 0.0
-    assert "showo.lm_head.weight" in decayed_names
-    assert all(name.endswith("weight") and "layernorm" not in name for name in decayed_names)
-    assert "showo.model.embed_tokens.weight" in kept_names
-    assert decayed_names | kept_names == set(names.values())
-
-
-def test_weight_decay_moves_matrices_and_nothing_else() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = BranchOptimizer(
-        module, "image", training(weight_decay=0.5, image__learning_rate=0.1)
-    )
-    optimizer.step([torch.zeros_like(p) for p in module.parameters()], 1.0)
-    for name, parameter in module.named_parameters():
-        factor = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
-        torch.testing.assert_close(parameter, before[name] * factor)
-
-
-def test_the_rate_warms_up_then_falls_to_zero() -> None:
-    assert [rate_factor(step, 6, 2, "linear") for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
-    cosine = [rate_factor(step, 4, 0, "cosine") for step in range(5)]
-    assert cosine == pytest.approx([1, 0.8536, 0.5, 0.1464, 0], abs=1e-4)
-
-
-def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None:
-    module = nn.Linear(2, 1, bias=False)
-    optimizer = BranchOptimizer(module, "image", training(max_grad_norm=1.0))
-    gradient = torch.tensor([[3.0, 4.0]])
-    assert optimizer.clip([gradient]).item() == 5
-    assert gradient.norm().item() == pytest.approx(1)
-    small = torch.tensor([[0.3, 0.4]])
-    optimizer.clip([small])
-    assert small.tolist() == [pytest.approx([0.3, 0.4])]
-
-
-def test_every_epoch_sees_every_pair_once_in_even_batches() -> None:
-    batches = batches_of_epoch(10, 4, seed=0, iteration=1, epoch=0)
-    assert [len(batch) for batch in batches] == [4, 3, 3]
-    assert sorted(np.concatenate(batches).tolist()) == list(range(10))
-    other = [batches_of_epoch(10, 4, 0, *key)[0].tolist() for key in ((1, 1), (2, 0))]
-    again = batches_of_epoch(10, 4, 0, 1, 0)[0].tolist()
-    assert batches[0].tolist() == again
-    assert again not in other
-
-
-def test_mask_seeds_differ_by_everything_they_depend_on() -> None:
-    keys = [(0, "a", 1, 0), (1, "a", 1, 0), (0, "b", 1, 0), (0, "a", 2, 0), (0, "a", 1, 1)]
-    assert len({mask_seed(*key) for key in keys}) == len(keys)
-
-
-# --- the stages
+class KilledError(Exception):
+    """Stands for the end of a process."""
 
 
 class Loop:
@@ -234,20 +55,8 @@ class Loop:
 
     def __init__(self, folder: Path) -> None:
         self.store = Store(str(folder))
-        self.checkpoint = self._checkpoint()
+        self.checkpoint = publish_model(self.store)
         self.pairs = publish(self.store, "pairs", [[pair_row(n) for n in range(NUM_PAIRS)]])
-
-    def _checkpoint(self) -> ArtifactRef:
-        with self.store.draft("base", "0" * 64) as draft:
-            folder = Path(draft.path("x")).parent / "scratch"
-            tiny_model().save(folder)
-            for file in [path for path in folder.rglob("*") if path.is_file()]:
-                with draft.write(f"model/{file.relative_to(folder)}") as path:
-                    file.rename(path)
-            for leaf in sorted(folder.rglob("*"), reverse=True):
-                leaf.rmdir()
-            folder.rmdir()
-            return draft.publish({"results": {}})
 
     def reference(self, config: Config) -> ArtifactRef:
         inputs = {"checkpoint": self.checkpoint, "pairs": self.pairs}
@@ -261,30 +70,6 @@ class Loop:
         return self.store.open(run_stage(TRAIN, config, self.store, self.inputs(config)).ref)
 
 
-def pair_row(number: int) -> dict[str, object]:
-    rng = np.random.default_rng(number)
-    words = ["a", "red", "blue", "cat", "dog", "ball", "table", "the", "mat", "small"]
-    return {
-        "record_id": f"r{number}",
-        "image": picture(number),
-        "prompt": words[number],
-        "caption": "unused",
-        "caption_win": f"a {words[number]} cat",
-        "caption_lose": f"the {words[number]} ball on the table",
-        "caption_win_score": 0.9,
-        "caption_lose_score": 0.1,
-        "image_win": picture(1),
-        "image_lose": picture(2),
-        "image_win_tokens": rng.integers(0, 64, 16).tolist(),
-        "image_lose_tokens": rng.integers(0, 64, 16).tolist(),
-        "image_win_score": 0.9,
-        "image_lose_score": 0.1,
-        "caption_provenance": "fresh",
-        "image_provenance": "fresh",
-        "iteration": 1,
-    }
-
-
 @pytest.fixture
 def loop(tmp_path: Path) -> Loop:
     return Loop(tmp_path / "store")
@@ -295,8 +80,7 @@ def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
 
 
 def metrics(artifact: Artifact) -> list[dict[str, float]]:
-    lines = artifact.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_metrics(artifact.path(METRICS))
 
 
 def assert_same_weights(one: Artifact, other: Artifact) -> None:
@@ -334,6 +118,29 @@ def test_reference_is_reused_unless_masks_or_epochs_change(loop: Loop) -> None:
     assert stage_key(REFERENCE, same, inputs) == key
     for path, value in (("training__masks_per_pair", 3), ("training__epochs", 3), ("seed", 1)):
         assert stage_key(REFERENCE, make_config(**{path: value}), inputs) != key
+
+
+def test_a_killed_reference_keeps_its_finished_parts(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [pair_row(number) for number in range(NUM_PAIRS)]
+    loop.pairs = publish(loop.store, "pairs", [rows[:5], rows[5:]])
+    original, written = _Reference.write, []
+
+    def write(reference: _Reference, pairs: pa.Table, writer: TableWriter) -> None:
+        if len(written) == 1 and written[0] == "r0":
+            written.append("killed")
+            raise KilledError
+        written.append(pairs["record_id"][0].as_py())
+        original(reference, pairs, writer)
+
+    monkeypatch.setattr(_Reference, "write", write)
+    with pytest.raises(KilledError):
+        loop.reference(make_config())
+    artifact = loop.store.open(loop.reference(make_config()))
+    assert written == ["r0", "killed", "r5"]
+    assert artifact.names() == ["part-00000.parquet", "part-00001.parquet"]
+    assert artifact.manifest["results"] == {"pairs": NUM_PAIRS, "rows": NUM_PAIRS * 6}
 
 
 def test_training_raises_the_margins(loop: Loop) -> None:
@@ -429,16 +236,12 @@ def test_the_joint_loss_starts_at_ln_2(loop: Loop) -> None:
     assert metrics(artifact)[0]["loss"] == pytest.approx(LN_2, abs=1e-3)
 
 
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
 def kill_at(step_to_kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = PairTrainer.step
 
     def step(trainer: PairTrainer, number: int) -> dict[str, float]:
         if number == step_to_kill:
-            raise Killed
+            raise KilledError
         return original(trainer, number)
 
     monkeypatch.setattr(PairTrainer, "step", step)
@@ -453,7 +256,7 @@ def test_killed_and_resumed_training_ends_as_straight_training(
     inputs = loop.inputs(config)
     with monkeypatch.context() as patch:
         kill_at(5, patch)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run_stage(TRAIN, config, loop.store, inputs)
     draft = loop.store.draft("train", stage_key(TRAIN, config, inputs))
     assert draft.names("state/") == ["state/step-000004.json", "state/step-000004.safetensors"]
@@ -467,16 +270,15 @@ def test_killed_and_resumed_training_ends_as_straight_training(
 
 
 SCRIPT = """
-import os, signal, sys
+import os
+import signal
+import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from stage_inputs import make_config
 from test_train import Loop, PairTrainer, TRAIN, run_stage
 
-class Again(Loop):
-    pass
-
-loop, config = Again(Path({store!r})), make_config()
+loop, config = Loop(Path({store!r})), make_config()
 inputs = loop.inputs(config)
 original = PairTrainer.step
 def step(trainer, number):
@@ -511,7 +313,7 @@ def test_an_incomplete_state_is_not_used(loop: Loop, monkeypatch: pytest.MonkeyP
     inputs = loop.inputs(config)
     with monkeypatch.context() as patch:
         kill_at(5, patch)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run_stage(TRAIN, config, loop.store, inputs)
     draft = loop.store.draft("train", stage_key(TRAIN, config, inputs))
     with draft.write("state/step-000005.safetensors") as path:
@@ -575,22 +377,6 @@ def test_too_long_a_warm_up_is_shortened_and_said(
 
 def test_tokens_of_another_tokenizer_are_refused() -> None:
     rows = [pair_row(0) | {"image_lose_tokens": [1, 2]}]
-    from data.schemas import arrow_schema
-    from data.tables import _as_table
-
-    table = _as_table(rows, "pairs", arrow_schema("pairs"))
+    table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     with pytest.raises(UserError, match="image_lose_tokens has 2 tokens"):
         encode_pairs(table, tiny_model(), 4)
-
-
-def test_the_loss_of_trained_leaves_equals_the_margin(loop: Loop) -> None:
-    """The margins logged are those of the network against the stored reference."""
-    rows: PairRows = encode_pairs(
-        read_table(loop.store.open(loop.pairs).parts(), "pairs"), tiny_model(), 4
-    )
-    logps = tiny_model().pair_logps(rows.batch(np.arange(3), 0, (0, 1)), "caption")
-    chosen, rejected = logps.chosen_logps_B.detach(), logps.rejected_logps_B.detach()
-    reference = ReferenceBranch(chosen - 1, rejected + 1)
-    result = pair_loss({"caption": logps}, {"caption": reference}, training())
-    margin = margins(chosen, rejected, chosen - 1, rejected + 1).mean().item()
-    assert result.metrics["caption/rewards/margins"] == pytest.approx(BRANCH["beta"] * margin)

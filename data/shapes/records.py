@@ -14,7 +14,6 @@ from data.shapes.questions import Question, prompt_questions
 from data.shapes.render import render
 from data.shapes.scene import CATEGORIES, Scene, Split, held_out, sample_scene
 
-
 MAX_REJECTED = 200
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.shapes.scene import COLORS, GRID, Object, Scene
+from data.shapes.scene import COLORS, GRID, SHAPES, Object, Scene
 
 CELL = 16
 CANVAS = CELL * GRID
@@ -22,15 +22,14 @@ def mask(shape: str, size: str) -> NDArray[np.bool_]:
     y, x = np.mgrid[0:CELL, 0:CELL].astype(float)
     x, y, r = x - centre, y - centre, _RADIUS[size]
     distance = np.hypot(x, y)
-    if shape == "circle":
-        return distance <= r
-    if shape == "ring":
-        return (distance <= r) & (distance > 0.55 * r)
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) <= 0.88 * r
-    if shape == "cross":
-        return (np.minimum(np.abs(x), np.abs(y)) <= 0.3 * r) & (distance <= r + 0.5)
-    return (y <= 0.8 * r) & (np.abs(x) <= (y + r) * 0.6)
+    inside = {
+        "circle": distance <= r,
+        "ring": (distance <= r) & (distance > 0.55 * r),
+        "square": np.maximum(np.abs(x), np.abs(y)) <= 0.88 * r,
+        "cross": (np.minimum(np.abs(x), np.abs(y)) <= 0.3 * r) & (distance <= r + 0.5),
+        "triangle": (y <= 0.8 * r) & (np.abs(x) <= (y + r) * 0.6),
+    }
+    return np.asarray(inside[shape])
 
 
 def cell_pixels(item: Object) -> NDArray[np.uint8]:
@@ -61,7 +60,7 @@ def render_broken(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     victim = scene.objects[int(rng.integers(len(scene.objects)))]
     stranger = Object(
         victim.cell,
-        str(rng.choice([s for s in ("circle", "square", "triangle", "cross", "ring")])),
+        str(rng.choice(SHAPES)),
         str(rng.choice(list(COLORS))),
         str(rng.choice(list(_RADIUS))),
     )

@@ -124,11 +124,11 @@ def _draw(category: str, rng: np.random.Generator) -> Scene:
             category == "color_attr" and looks[0][1] == looks[1][1]
         ):
             looks[1] = _look(rng)
-    cells = rng.permutation(MAX_OBJECTS)[: len(looks)]
+    cells = [int(cell) for cell in rng.permutation(MAX_OBJECTS)[: len(looks)]]
     if category == "position":
         cells = _adjacent_cells(rng)
-    placed = zip(cells, looks, strict=False)
-    return Scene(tuple(sorted(Object(int(cell), *look) for cell, look in placed)))
+    placed = zip(cells, looks, strict=True)
+    return Scene(tuple(sorted(Object(cell, *look) for cell, look in placed)))
 
 
 def _counted_looks(rng: np.random.Generator) -> list[tuple[str, str, str]]:

@@ -65,6 +65,14 @@ def masked_image(
     return Segment(image_block(input_ids_N, special), parent, full=True, labels=labels)
 
 
+def instruction(
+    tokenizer: ShowoTokenizer, config: ShowoConfig, question: str, choices: Sequence[str]
+) -> Ids:
+    """The user's turn that asks a question; whether it names the choices is up to the config."""
+    wording = vqa_question(question, choices if config.list_choices else ())
+    return mmu_instruction(tokenizer, wording)
+
+
 def question_trees(
     codes_BN: Ids,
     questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
@@ -76,8 +84,7 @@ def question_trees(
     for codes_N, asked in zip(codes_BN, questions, strict=True):
         tree = [image_root(codes_N + config.image_offset, tokenizer.special)]
         for question, choices in asked:
-            wording = vqa_question(question, choices if config.list_choices else ())
-            tree.append(Segment(mmu_instruction(tokenizer, wording), parent=0))
+            tree.append(Segment(instruction(tokenizer, config, question, choices), parent=0))
             parent = len(tree) - 1
             for choice in choices:
                 ids = mmu_answer(tokenizer, choice, config.max_text_len)

@@ -28,8 +28,8 @@ from models.base import (
 )
 from models.magvitv2 import MAGVITv2
 from models.packing import Segment
-from models.showo.decoding import generate_images, generate_text
-from models.showo.logps import choice_logps, image_root
+from models.showo.decoding import generate_images, generate_replies, generate_text
+from models.showo.logps import choice_logps, image_root, instruction
 from models.showo.network import Showo, ShowoConfig
 from models.showo.noise import RecordNoise
 from models.showo.pairs import PackedPairs, PairModule, pack_pairs
@@ -134,6 +134,24 @@ class ShowoModel:
         module = self._pair_module.token_logps
         logps = choice_logps(module, codes_BN, questions, self.tokenizer)
         return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
+
+    def reply(
+        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[str]]:
+        """Greedily decoded reply to each (question, choices) of each image."""
+        special = self.tokenizer.special
+        images = [[image_root(codes_N + self.config.image_offset, special)] for codes_N in codes_BN]
+        turns = [
+            [instruction(self.tokenizer, self.config, *question) for question in asked]
+            for asked in questions
+        ]
+        greedy = TextSampling(1.0, 1, self.config.max_text_len)
+        num_replies = sum(map(len, turns))
+        noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
+        tokens = generate_replies(
+            self.network, images, turns, greedy, special.eos, noise, special.pad
+        )
+        return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
 
     def generate(
         self,

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ADDRESS = "MLFLOW_TRACKING_URI"
 PROBE_SECONDS = 5.0
-# MLflow's own patience with a server that is gone is several minutes for every call.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+SHOWN = 160  # characters of an error
+# MLflow's own patience with a server that is gone is several minutes for every call, and it talks.
+MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 WAY_OUT = (
     f"start the local servers with `make up` and set {ADDRESS}, or set tracking.enabled: false; "
     "running the same command again later fills in what is missing"
@@ -50,7 +56,7 @@ class Connection:
                 "MLflow at %s failed (%s); the run goes on without it and all its artifacts are "
                 "kept; %s",
                 self.uri,
-                str(error).splitlines()[0],
+                str(error).splitlines()[0][:SHOWN],
                 WAY_OUT,
             )
             return None
@@ -65,8 +71,10 @@ def connect(tracking: Tracking) -> Connection:
     if problem:
         logger.warning("tracking is off: %s; %s", problem, WAY_OUT)
         return Connection(None)
-    for name, value in PATIENCE.items():
+    for name, value in MANNERS.items():
         os.environ.setdefault(name, value)
+    # It would announce every retry; what comes of them is said once.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return _connected(uri, tracking.experiment)
 
 

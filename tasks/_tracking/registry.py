@@ -79,6 +79,7 @@ class Registry:
                 tags={KEY: key, **tags},
                 description=description,
                 model_id=model_id,
+                await_creation_for=0,
             )
             return _version(version)
 
@@ -121,7 +122,7 @@ class Registry:
         from mlflow.models import Model
         from mlflow.pyfunc import save_model
 
-        from tasks._tracking.stored_model import SIGNATURE
+        from tasks._tracking.stored_model import EXAMPLE, SIGNATURE
 
         logged = client.create_logged_model(
             self._connection.experiment_id, "checkpoint", source_run_id=run_id or None
@@ -133,6 +134,7 @@ class Registry:
                 python_model=str(SCRIPT),
                 model_config=dict(served),
                 signature=SIGNATURE,
+                input_example=EXAMPLE,
                 # Given, because finding out would load the checkpoint.
                 pip_requirements=_requirements(),
                 mlflow_model=Model(model_id=logged.model_id, run_id=run_id or None),

@@ -13,13 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from core.artifact import ArtifactRef
 from core.config import Config
 from tasks._tracking.connection import Connection, connect
+from tasks._tracking.registry import Registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,6 +68,11 @@ class Run:
         experiment = self._connection.experiment_id
         return f"{self._connection.uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
 
+    @property
+    def registry(self) -> Registry:
+        """The model registry behind the same connection."""
+        return Registry(self._connection, self._config.tracking.registered_model)
+
     def log_values(self, values: Mapping[str, float]) -> None:
         """Log metrics that have one value a run; an unchanged value is not logged again."""
         given = {metric_name(name): float(value) for name, value in values.items()}
@@ -108,7 +114,7 @@ class Run:
                 )
                 self._tags[name] = value
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -41,6 +41,11 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
+EXAMPLE = pd.DataFrame(
+    [["generate", "a red circle", 1, 0]],
+    # As objects, because MLflow compares names with numbers, which pandas' own strings warn of.
+    columns=pd.Index(["task", "prompt", "num_samples", "seed"], dtype=object),
+)
 
 
 class StoredModel(PythonModel):

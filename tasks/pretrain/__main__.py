@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from core.command import run_command
 from core.runtime import setup_logging
 from models.magvitv2 import MAGVITv2
 from models.showo.model import ShowoModel
-from tasks.pretrain.base import BaseSettings, build_tokenizer, pretrain
+from tasks.pretrain.base import NUM_SCENES, PHASES, build_tokenizer, pretrain
 from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
 from tasks.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 
@@ -33,8 +34,8 @@ def make(out: Path, seed: int, quick: bool) -> None:
         vq.save(out / "base" / "vq")
     if not (out / "base" / "model.safetensors").is_file():
         vq = MAGVITv2.from_folder(out / "base" / "vq")
-        settings = BaseSettings(steps=20, num_scenes=300, labelled_scenes=300) if quick else None
-        network = pretrain(vq, settings or BaseSettings(seed=seed))
+        phases = [replace(phase, steps=10) for phase in PHASES] if quick else PHASES
+        network = pretrain(vq, phases, num_scenes=600 if quick else NUM_SCENES, seed=seed)
         ShowoModel(network, vq, build_tokenizer()).save(out / "base")
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:

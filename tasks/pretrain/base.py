@@ -6,26 +6,25 @@ one prompt followed by a masked picture, as Show-o is trained, from scratch and 
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from core.progress import Progress
 from data.shapes.language import INVERSE, NUMBERS, PLURALS, caption, make_prompt
 from data.shapes.oracle import read
 from data.shapes.questions import HOW_MANY, WHOLE, training_questions
-from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES
+from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Scene
 from models.magvitv2 import MAGVITv2
 from models.packing import IGNORE, Segment, Tree, pack
 from models.showo.logps import TokenLogps
@@ -43,24 +42,40 @@ from models.showo.prompting import (
 )
 from tasks.pretrain.tokenizer import scene_images, to_pixels
 
+Ids = NDArray[np.int64]
+Rng = np.random.Generator
 END = "<|endoftext|>"
+LOG_EVERY = 100
+logger = logging.getLogger(__name__)
 MAX_TEXT_LEN = 18
 
 
 @dataclass(frozen=True)
-class BaseSettings:
-    """Length and mixture of pre-training."""
+class Phase:
+    """A stretch of training with its own mixture and its own optimizer state.
 
-    steps: int = 5000
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
-    t2i_rows: int = 48
-    mmu_rows: int = 20
-    questions: int = 3
-    num_scenes: int = 24_000
-    labelled_scenes: int = 3000
-    prompt_dropout: float = 0.1
-    seed: int = 0
+    The rate falls on a cosine that would reach zero after `horizon` steps.
+    """
+
+    steps: int
+    horizon: int
+    learning_rate: float
+    t2i_rows: int
+    mmu_rows: int
+    questions: int
+    captioned_share: float
+    labelled_scenes: int
+
+
+# Pictures first, then mostly questions: drawing was learnt in 1,000 steps, when yes/no questions
+# were still answered by their prior. Few labelled scenes leave room for understanding to grow.
+PHASES = (
+    Phase(1000, 3000, 2e-3, 56, 16, 3, 1.0, 1500),
+    Phase(2000, 2000, 1.5e-3, 24, 24, 8, 0.3, 4000),
+)
+NUM_SCENES = 24_000
+BROKEN_SHARE = 0.2
+PROMPT_DROPOUT = 0.1
 
 
 def build_tokenizer() -> ShowoTokenizer:
@@ -102,23 +117,11 @@ def base_config(tokenizer: ShowoTokenizer, vq: MAGVITv2) -> ShowoConfig:
     )
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Tokenised pictures and everything true that may be said about them."""
-
-    ids_BN: NDArray[np.int64]
-    categories: Sequence[str]
-    scenes: Sequence[object]
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-
 class Rows:
     """Draws packed training rows."""
 
-    def __init__(self, tokenizer: ShowoTokenizer, config: ShowoConfig, settings: BaseSettings) -> None:
-        self.tokenizer, self.config, self.settings = tokenizer, config, settings
+    def __init__(self, tokenizer: ShowoTokenizer, config: ShowoConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
         self.answer = cache(lambda text: mmu_answer(tokenizer, text, 64))
         self.instruction = cache(lambda text: mmu_instruction(tokenizer, text))
         self.prompt = cache(
@@ -126,20 +129,25 @@ class Rows:
         )
 
     def branch(self, question: str, answer: str) -> Segment:
+        """A turn of the user and the reply, of which only the reply is learnt."""
         asked, said = self.instruction(question), self.answer(answer)
         labels = np.concatenate((np.full(len(asked), IGNORE), said))
-        return Segment(np.concatenate((asked, said)), parent=0, labels=labels)
+        return Segment(np.concatenate((asked, said[:-1])), parent=0, labels=labels)
 
-    def understanding(self, ids_N, scene, whole: bool, rng) -> Tree:  # type: ignore[no-untyped-def]
+    def understanding(
+        self, ids_N: Ids, scene: Scene, questions: int, captioned: bool, rng: Rng
+    ) -> Tree:
+        """A picture, questions about it, and its caption if wanted."""
         prefix = Segment(mmu_prefix(ids_N, self.tokenizer.special), full=True)
-        asked = training_questions(scene, rng, self.settings.questions)
+        asked = training_questions(scene, rng, questions)
         branches = [self.branch(vqa_question(q.question), q.answer) for q in asked]
-        if whole:
+        if captioned:
             branches.append(self.branch(CAPTION_QUESTION, caption(scene)))
         return [prefix, *branches]
 
-    def generation(self, ids_N, category: str, scene, rng) -> Tree:  # type: ignore[no-untyped-def]
-        dropped = rng.random() < self.settings.prompt_dropout
+    def generation(self, ids_N: Ids, category: str, scene: Scene, rng: Rng) -> Tree:
+        """A prompt and a masked picture."""
+        dropped = rng.random() < PROMPT_DROPOUT
         prompt = self.prompt("" if dropped else str(make_prompt(category, scene, rng)))
         time, order = rng.random(1, np.float32), rng.random((1, len(ids_N)), np.float32)
         mask_N = cosine_mask(time, order)[0][0]
@@ -153,51 +161,74 @@ class Rows:
         ]
 
 
-def pretrain(vq: MAGVITv2, settings: BaseSettings) -> Showo:
-    """Train with a rate that is annealed to zero."""
-    torch.manual_seed(settings.seed)
-    rng = np.random.default_rng(settings.seed)
+class Corpus:
+    """Tokenised pictures of the training split, whole ones and ones with mistakes."""
+
+    def __init__(self, vq: MAGVITv2, num_scenes: int, offset: int, rng: Rng) -> None:
+        self.scenes, images = scene_images(num_scenes, "train", rng, 0.0)
+        self.ids_BN = encode(vq, images) + offset
+        _, images = scene_images(num_scenes // 12, "train", rng, 1.0)
+        # What is on a picture with mistakes is what the oracle reads there.
+        self.broken_scenes = read(images)
+        self.broken_ids_BN = encode(vq, images) + offset
+
+    def trees(self, rows: Rows, phase: Phase, rng: Rng) -> list[Tree]:
+        """Generation rows of a step, then its understanding rows."""
+        trees: list[Tree] = []
+        for i in rng.integers(len(self.scenes), size=phase.t2i_rows):
+            category = CATEGORIES[i % len(CATEGORIES)]
+            trees.append(rows.generation(self.ids_BN[i], category, self.scenes[i], rng))
+        labelled = min(phase.labelled_scenes, len(self.scenes))
+        for i in rng.integers(labelled, size=phase.mmu_rows):
+            if rng.random() < BROKEN_SHARE:
+                ids_BN, scenes, captioned = self.broken_ids_BN, self.broken_scenes, False
+            else:
+                ids_BN, scenes = self.ids_BN, self.scenes
+                captioned = bool(rng.random() < phase.captioned_share)
+            k = int(i) % len(scenes)
+            asked = phase.questions
+            trees.append(rows.understanding(ids_BN[k], scenes[k], asked, captioned, rng))
+        return trees
+
+
+def pretrain(
+    vq: MAGVITv2, phases: Sequence[Phase], *, num_scenes: int = NUM_SCENES, seed: int
+) -> Showo:
+    """Train from scratch through all phases; the last one anneals its rate to zero."""
+    torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     config = base_config(tokenizer, vq)
-    model = Showo(config).train()
-    module = TokenLogps(model)
-    rows = Rows(tokenizer, config, settings)
-    scenes, images = scene_images(settings.num_scenes, "train", rng, 0.0)
-    clean = encode(vq, images) + config.image_offset
-    _, images = scene_images(settings.labelled_scenes // 3, "train", rng, 1.0)
-    # What is on a picture with mistakes is what the oracle reads there.
-    broken_scenes, broken = read(images), encode(vq, images) + config.image_offset
+    network = Showo(config).train()
+    corpus = Corpus(vq, num_scenes, config.image_offset, np.random.default_rng(seed))
+    rows = Rows(tokenizer, config)
+    for number, phase in enumerate(phases):
+        _run_phase(network, rows, corpus, phase, np.random.default_rng([seed, number]))
+    return network.eval()
+
+
+def _run_phase(network: Showo, rows: Rows, corpus: Corpus, phase: Phase, rng: Rng) -> None:
     optimizer = torch.optim.AdamW(
-        model.parameters(), settings.learning_rate, (0.9, 0.98), weight_decay=settings.weight_decay
+        network.parameters(), phase.learning_rate, (0.9, 0.98), weight_decay=0.02
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200) * _anneal(step / settings.steps)
+        optimizer, lambda step: min(1.0, (step + 1) / 200) * _anneal(step / phase.horizon)
     )
+    module, pad = TokenLogps(network), rows.tokenizer.special.pad
     sums = np.zeros(2)
-    with Progress("pre-training", settings.steps) as bar:
-        for step in range(settings.steps):
-            trees: list[Tree] = []
-            for i in rng.integers(settings.num_scenes, size=settings.t2i_rows):
-                category = CATEGORIES[i % len(CATEGORIES)]
-                trees.append(rows.generation(clean[i], category, scenes[i], rng))
-            for i in rng.integers(settings.labelled_scenes, size=settings.mmu_rows):
-                if rng.random() < 0.2:
-                    i = i % len(broken)
-                    trees.append(rows.understanding(broken[i], broken_scenes[i], False, rng))
-                else:
-                    trees.append(rows.understanding(clean[i], scenes[i], True, rng))
-            t2i, mmu = _loss(module, trees, settings.t2i_rows, tokenizer.special.pad)
+    with Progress("pre-training", phase.steps) as bar:
+        for step in range(1, phase.steps + 1):
+            t2i, mmu = _loss(module, corpus.trees(rows, phase, rng), phase.t2i_rows, pad)
             optimizer.zero_grad(set_to_none=True)
             (t2i + mmu).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             bar.update(1)
             sums += (t2i.item(), mmu.item())
-            if (step + 1) % 100 == 0:
-                print(step + 1, (sums / 100).round(4), flush=True)
+            if step % LOG_EVERY == 0:
+                t2i_mean, mmu_mean = sums / LOG_EVERY
+                logger.info("step %d: t2i %.3f, mmu %.3f nats a token", step, t2i_mean, mmu_mean)
                 sums[:] = 0
-    return model.eval()
 
 
 def _loss(module: TokenLogps, trees: Sequence[Tree], num_t2i: int, pad: int) -> list[Tensor]:
@@ -213,5 +244,7 @@ def _anneal(done: float) -> float:
 @torch.no_grad()
 def encode(vq: MAGVITv2, images_BHW3: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Codes [B, N] of uint8 images."""
-    chunks = [vq.get_code(to_pixels(images_BHW3[i : i + 256])) for i in range(0, len(images_BHW3), 256)]
+    chunks = [
+        vq.get_code(to_pixels(images_BHW3[i : i + 256])) for i in range(0, len(images_BHW3), 256)
+    ]
     return torch.cat(chunks).numpy()

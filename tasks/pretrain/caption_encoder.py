@@ -7,6 +7,7 @@ This one learns cosine = F1 of the facts that two captions state, so that a true
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,9 +54,12 @@ def nearly_right(said: Prompt, kind: str, rng: np.random.Generator) -> Prompt | 
     mentions = list(said.mentions)
     i = int(rng.integers(len(mentions)))
     if kind == "wrong attribute":
-        name, values = (("color", tuple(COLORS)), ("size", SIZES), ("shape", SHAPES))[rng.integers(3)]
+        name, values = (("color", tuple(COLORS)), ("size", SIZES), ("shape", SHAPES))[
+            rng.integers(3)
+        ]
         options = [v for v in values if v != getattr(mentions[i], name)]
-        mentions[i] = replace(mentions[i], **{name: str(rng.choice(options))})
+        changed = {**vars(mentions[i]), name: str(rng.choice(options))}
+        mentions[i] = Mention(**changed)
     elif kind == "wrong count":
         counts = [n for n in range(1, 5) if n != mentions[i].count]
         mentions[i] = replace(mentions[i], count=int(rng.choice(counts)))
@@ -139,8 +143,9 @@ def train_caption_encoder(
     with Progress("caption encoder", steps) as bar:
         for _ in range(steps):
             batch = [pairs[int(i)] for i in rng.integers(len(pairs), size=batch_size)]
-            a_BD, b_BD = (_embed(model, [p[side] for p in batch]) for side in (0, 1))
-            target_B = torch.tensor([p[2] for p in batch])
+            left, right, scores = zip(*batch, strict=True)
+            a_BD, b_BD = _embed(model, left), _embed(model, right)
+            target_B = torch.tensor(scores)
             cosine_B = torch.nn.functional.cosine_similarity(a_BD, b_BD)
             loss = (cosine_B - target_B).square().mean()
             optimizer.zero_grad(set_to_none=True)
@@ -151,12 +156,14 @@ def train_caption_encoder(
     return model.eval()
 
 
-def _embed(model: SentenceTransformer, texts: list[str]) -> torch.Tensor:
-    out: torch.Tensor = model(model.preprocess(texts))["sentence_embedding"]
+def _embed(model: SentenceTransformer, texts: Sequence[str]) -> torch.Tensor:
+    out: torch.Tensor = model(model.preprocess(list(texts)))["sentence_embedding"]
     return out
 
 
-def ranking_table(model: SentenceTransformer, split: Split, num: int) -> dict[str, tuple[float, float]]:
+def ranking_table(
+    model: SentenceTransformer, split: Split, num: int
+) -> dict[str, tuple[float, float]]:
     """By kind of mistake: mean similarity, and how often the true paraphrase scores higher."""
     rng = np.random.default_rng(11)
     rows: dict[str, list[tuple[float, float]]] = {}
@@ -168,7 +175,9 @@ def ranking_table(model: SentenceTransformer, split: Split, num: int) -> dict[st
             if wrong and facts(wrong) != facts(said):
                 triples.append((kind, str(said), str(retell(said)), str(wrong)))
     flat = [text for t in triples for text in t[1:]]
-    vectors = model.encode(flat, normalize_embeddings=True, batch_size=512).reshape(len(triples), 3, -1)
+    vectors = model.encode(flat, normalize_embeddings=True, batch_size=512).reshape(
+        len(triples), 3, -1
+    )
     for (kind, *_), (true, same, wrong) in zip(triples, vectors, strict=True):
         rows.setdefault(kind, []).append((float(true @ wrong), float(true @ same)))
     table = {

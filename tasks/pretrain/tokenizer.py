@@ -51,9 +51,7 @@ def scene_images(
 ) -> tuple[list[Scene], NDArray[np.uint8]]:
     """Scenes of all categories in turn and their pictures [num, H, W, 3]."""
     scenes = [sample_scene(CATEGORIES[i % len(CATEGORIES)], split, rng) for i in range(num)]
-    draw = [
-        render_broken(s, rng) if rng.random() < broken_share else render(s) for s in scenes
-    ]
+    draw = [render_broken(s, rng) if rng.random() < broken_share else render(s) for s in scenes]
     return scenes, np.stack(draw)
 
 
@@ -112,7 +110,9 @@ class Corpus:
 
     def _lookup(self, image: NDArray[np.uint8]) -> list[int]:
         side = len(image) // PATCH
-        tiles = image.reshape(side, PATCH, side, PATCH, 3).swapaxes(1, 2).reshape(-1, PATCH, PATCH, 3)
+        tiles = (
+            image.reshape(side, PATCH, side, PATCH, 3).swapaxes(1, 2).reshape(-1, PATCH, PATCH, 3)
+        )
         return [self._index[tile.tobytes()] for tile in tiles]
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Tensor]:
@@ -132,7 +132,8 @@ def train_tokenizer(*, steps: int, batch_size: int, learning_rate: float, seed: 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     corpus = Corpus(rng)
-    model = MAGVITv2(CONFIG).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = MAGVITv2(CONFIG)
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
@@ -149,8 +150,9 @@ def train_tokenizer(*, steps: int, batch_size: int, learning_rate: float, seed: 
             schedule.step()
             average.update_parameters(model)
             bar.update(1)
-    averaged: MAGVITv2 = average.module
-    return averaged.eval()
+    model.load_state_dict(average.module.state_dict())
+    model.eval()
+    return model
 
 
 def _loss(model: MAGVITv2, pixels: Tensor, bits_BZhw: Tensor) -> Tensor:
@@ -166,8 +168,9 @@ def _loss(model: MAGVITv2, pixels: Tensor, bits_BZhw: Tensor) -> Tensor:
     weight = 0.3 + near * 2
     error = ((out - pixels).abs() + (out - pixels) ** 2).mean(1, keepdim=True)
     reconstruction = (weight * error).sum() / weight.sum()
-    named = torch.nn.functional.binary_cross_entropy_with_logits(2 * z_BZhw, bits_BZhw)
-    return reconstruction + BITS_WEIGHT * named
+    named: Tensor = torch.nn.functional.binary_cross_entropy_with_logits(2 * z_BZhw, bits_BZhw)
+    loss: Tensor = reconstruction + BITS_WEIGHT * named
+    return loss
 
 
 def _rate(step: int, steps: int) -> float:
@@ -181,14 +184,10 @@ def evaluate_tokenizer(model: MAGVITv2, split: Split, num: int) -> dict[str, flo
     scenes, images = scene_images(num, split, np.random.default_rng(7), broken_share=0.0)
     codes_BN = model.get_code(to_pixels(images))
     seen = read(to_images(model.decode_code(codes_BN)))
-    objects = [(set(map(_look, s.objects)), set(map(_look, r.objects))) for s, r in zip(scenes, seen)]
+    kept = [len({*a.objects} & {*b.objects}) for a, b in zip(scenes, seen, strict=True)]
     return {
-        "scenes": float(np.mean([s.digest == r.digest and not r.malformed for s, r in zip(scenes, seen)])),
-        "objects": sum(len(a & b) for a, b in objects) / sum(len(a) for a, _ in objects),
-        "malformed": float(np.mean([r.malformed > 0 for r in seen])),
+        "scenes": float(np.mean([a == b for a, b in zip(scenes, seen, strict=True)])),
+        "objects": sum(kept) / sum(len(scene.objects) for scene in scenes),
+        "malformed": float(np.mean([scene.malformed > 0 for scene in seen])),
         "codes": float(len(codes_BN.unique())),
     }
-
-
-def _look(item: Object) -> tuple[int, str, str, str]:
-    return (item.cell, item.shape, item.color, item.size)

@@ -1,0 +1,199 @@
+"""Pair-DPO: the loss on leaves, optimizers by branch, the order of pairs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from showo_tiny import pair_batch, tiny_model
+from stage_inputs import BRANCH, make_config
+from torch import nn
+
+from core.config import Training
+from models.base import BranchLogps, Modality
+from models.losses import margins
+from models.optimizer import BranchOptimizer, decay_groups, rate_factor
+from models.pair_data import batches_of_epoch, mask_seed
+from models.preference import ReferenceBranch, active_modalities, pair_loss
+
+Logps = dict[Modality, BranchLogps]
+References = dict[Modality, ReferenceBranch]
+
+
+def training(**changes: object) -> Training:
+    return make_config(**{f"training__{path}": value for path, value in changes.items()}).training
+
+
+def example() -> tuple[Logps, References]:
+    """Margins 3 (caption) and -1 (image), in 4 to 8 tokens."""
+
+    def branch(*values: float) -> BranchLogps:
+        return BranchLogps(*(torch.tensor([value]) for value in values))
+
+    logps: Logps = {"caption": branch(-6.0, -9.0, 4, 8), "image": branch(-20.0, -10.0, 5, 5)}
+    reference: References = {
+        "caption": ReferenceBranch(torch.tensor([-8.0]), torch.tensor([-8.0])),
+        "image": ReferenceBranch(torch.tensor([-20.0]), torch.tensor([-11.0])),
+    }
+    return logps, reference
+
+
+def softplus(value: float) -> float:
+    return math.log1p(math.exp(value))
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def test_sum_objective_adds_weighted_sigmoid_terms() -> None:
+    settings = training(caption__weight=2.0, image__beta=0.5)
+    result = pair_loss(*example(), settings)
+    assert result.loss.item() == pytest.approx(2 * softplus(-0.2 * 3) + softplus(0.5))
+    chosen, rejected = result.gradients["caption"]
+    assert chosen.item() == pytest.approx(-2 * 0.2 * sigmoid(-0.6))
+    assert rejected.item() == pytest.approx(2 * 0.2 * sigmoid(-0.6))
+    assert result.gradients["image"][0].item() == pytest.approx(-0.5 * sigmoid(0.5))
+
+
+def test_joint_objective_has_one_sigmoid_over_weighted_margins() -> None:
+    settings = training(objective="joint", caption__weight=2.0, image__beta=0.5)
+    result = pair_loss(*example(), settings)
+    margin = 2 * 0.2 * 3 - 0.5 * 1
+    assert result.loss.item() == pytest.approx(softplus(-margin))
+    assert result.gradients["caption"][0].item() == pytest.approx(-0.4 * sigmoid(-margin))
+    assert result.gradients["image"][0].item() == pytest.approx(-0.5 * sigmoid(-margin))
+
+
+def test_the_objectives_agree_on_a_single_modality() -> None:
+    logps, reference = example()
+    one: Logps = {"image": logps["image"]}
+    losses = [pair_loss(one, reference, training(objective=name)) for name in ("sum", "joint")]
+    assert losses[0].loss == losses[1].loss
+    assert losses[0].gradients["image"] == losses[1].gradients["image"]
+
+
+def test_length_normalisation_divides_policy_and_reference_by_tokens() -> None:
+    result = pair_loss(*example(), training(caption__length_normalized=True, image__weight=0.0))
+    margin = (-6 / 4 + 8 / 4) - (-9 / 8 + 8 / 8)
+    assert result.metrics["caption/rewards/margins"] == pytest.approx(0.2 * margin)
+    assert result.metrics["caption/loss"] == pytest.approx(softplus(-0.2 * margin))
+    chosen, rejected = result.gradients["caption"]
+    assert chosen.item() == pytest.approx(-0.2 / 4 * sigmoid(-0.2 * margin))
+    assert rejected.item() == pytest.approx(0.2 / 8 * sigmoid(-0.2 * margin))
+
+
+def test_nll_pulls_at_the_winner_alone() -> None:
+    plain = pair_loss(*example(), training())
+    pulled = pair_loss(*example(), training(image__nll_weight=3.0))
+    assert (pulled.loss - plain.loss).item() == pytest.approx(3 * 20 / 5)
+    change = [
+        (pulled.gradients["image"][side] - plain.gradients["image"][side]).item() for side in (0, 1)
+    ]
+    assert change == pytest.approx([-3 / 5, 0.0])
+
+
+@pytest.mark.parametrize("objective", ["sum", "joint"])
+def test_a_weight_of_zero_leaves_only_the_nll(objective: str) -> None:
+    settings = training(objective=objective, image__weight=0.0, image__nll_weight=1.0)
+    gradients = pair_loss(*example(), settings).gradients
+    assert [gradient.item() for gradient in gradients["image"]] == pytest.approx([-0.2, 0.0])
+
+
+def test_branches_without_a_term_are_not_active() -> None:
+    assert active_modalities(training()) == ["caption", "image"]
+    assert active_modalities(training(image__weight=0.0)) == ["caption"]
+    assert active_modalities(training(caption__weight=0.0, caption__nll_weight=1.0)) == [
+        "caption",
+        "image",
+    ]
+
+
+def test_losses_are_means_over_pairs() -> None:
+    logps, reference = example()
+    twice: Logps = {
+        "image": BranchLogps(*(value.repeat(2) for value in vars(logps["image"]).values()))
+    }
+    doubled = {
+        "image": ReferenceBranch(*(value.repeat(2) for value in vars(reference["image"]).values()))
+    }
+    once = pair_loss({"image": logps["image"]}, reference, training())
+    both = pair_loss(twice, doubled, training())
+    assert both.loss == once.loss
+    torch.testing.assert_close(both.gradients["image"][0].sum(), once.gradients["image"][0][0])
+
+
+def test_metrics_bear_the_names_of_their_branch() -> None:
+    metrics = pair_loss(*example(), training()).metrics
+    assert metrics["caption/logps/chosen"] == -6
+    assert metrics["caption/rewards/margins"] == pytest.approx(0.6)
+    assert metrics["image/rewards/accuracies"] == 0
+    assert metrics["caption/logratios/chosen"] == pytest.approx(2 / 4)
+    assert metrics["image/logratios/rejected"] == pytest.approx(1 / 5)
+
+
+def test_only_matrices_decay() -> None:
+    network = tiny_model().network
+    decayed, kept = decay_groups(network, 0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    decayed_names = {names[p] for p in decayed["params"]}  # type: ignore[attr-defined]
+    kept_names = {names[p] for p in kept["params"]}  # type: ignore[attr-defined]
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0.0
+    assert "showo.lm_head.weight" in decayed_names
+    assert all(name.endswith("weight") and "layernorm" not in name for name in decayed_names)
+    assert "showo.model.embed_tokens.weight" in kept_names
+    assert decayed_names | kept_names == set(names.values())
+
+
+def test_weight_decay_moves_matrices_and_nothing_else() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = BranchOptimizer(
+        module, "image", training(weight_decay=0.5, image__learning_rate=0.1)
+    )
+    optimizer.step([torch.zeros_like(p) for p in module.parameters()], 1.0)
+    for name, parameter in module.named_parameters():
+        factor = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
+        torch.testing.assert_close(parameter, before[name] * factor)
+
+
+def test_the_rate_warms_up_then_falls_to_zero() -> None:
+    assert [rate_factor(step, 6, 2, "linear") for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    cosine = [rate_factor(step, 4, 0, "cosine") for step in range(5)]
+    assert cosine == pytest.approx([1, 0.8536, 0.5, 0.1464, 0], abs=1e-4)
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    optimizer = BranchOptimizer(module, "image", training(max_grad_norm=1.0))
+    gradient = torch.tensor([[3.0, 4.0]])
+    assert optimizer.clip([gradient]).item() == 5
+    assert gradient.norm().item() == pytest.approx(1)
+    small = torch.tensor([[0.3, 0.4]])
+    optimizer.clip([small])
+    assert small.tolist() == [pytest.approx([0.3, 0.4])]
+
+
+def test_every_epoch_sees_every_pair_once_in_even_batches() -> None:
+    batches = batches_of_epoch(10, 4, seed=0, iteration=1, epoch=0)
+    assert [len(batch) for batch in batches] == [4, 3, 3]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(10))
+    other = [batches_of_epoch(10, 4, 0, *key)[0].tolist() for key in ((1, 1), (2, 0))]
+    again = batches_of_epoch(10, 4, 0, 1, 0)[0].tolist()
+    assert batches[0].tolist() == again
+    assert again not in other
+
+
+def test_mask_seeds_differ_by_everything_they_depend_on() -> None:
+    keys = [(0, "a", 1, 0), (1, "a", 1, 0), (0, "b", 1, 0), (0, "a", 2, 0), (0, "a", 1, 1)]
+    assert len({mask_seed(*key) for key in keys}) == len(keys)
+
+
+def test_margins_are_those_of_the_network_against_the_reference() -> None:
+    logps = tiny_model().pair_logps(pair_batch(), "caption")
+    chosen, rejected = logps.chosen_logps_B.detach(), logps.rejected_logps_B.detach()
+    reference = ReferenceBranch(chosen - 1, rejected + 1)
+    result = pair_loss({"caption": logps}, {"caption": reference}, training())
+    margin = margins(chosen, rejected, chosen - 1, rejected + 1).mean().item()
+    assert result.metrics["caption/rewards/margins"] == pytest.approx(BRANCH["beta"] * margin)
