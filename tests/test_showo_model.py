@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from showo_tiny import QUESTIONS, pair_batch, random_codes, take, tensors, tiny_model
 from torch import nn
@@ -216,6 +218,15 @@ def test_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
     assert ShowoTokenizer.from_folder(tmp_path).special == MODEL.tokenizer.special
 
 
+@pytest.fixture
+def _own_accelerate() -> Iterator[None]:
+    """Accelerate keeps its first settings for a whole process; other tests need others."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_own_accelerate")
 def test_mixed_precision_applies_to_a_wrapped_pair_module() -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     module = accelerator.prepare(PairModule(copy.deepcopy(MODEL.network)))

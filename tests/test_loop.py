@@ -1,0 +1,156 @@
+"""The whole loop on a few records, stage by stage without servers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core.config import Config, load_config
+from core.stage import Inputs, Stage, StageResult, run_stage
+from core.store import Store
+from data.tables import read_table
+from flows.self_play import SelfPlay
+from tasks._tracking.runs import open_tracker
+
+QUICK = Path(__file__).parent / "configs/quick.yaml"
+
+
+class Runner:
+    """Runs stages in this process and remembers which were cached."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int, StageResult]] = []
+
+    def __call__(self, stage: Stage, config: Config, inputs: Inputs, iteration: int) -> StageResult:
+        result = run_stage(stage, config, Store(config.store), inputs)
+        self.done.append((stage.name, iteration, result))
+        return result
+
+    def fresh(self) -> list[str]:
+        """Stages whose body ran."""
+        return [name for name, _, result in self.done if not result.cached]
+
+
+def quick(store: Path, **changes: object) -> Config:
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    fixed = {"store": str(store), "tracking.enabled": False, "runtime.threads": 1, "iterations": 1}
+    return load_config(QUICK, fixed | changes)
+
+
+def play(config: Config) -> tuple[Runner, str]:
+    Store(config.store).check()
+    runner = Runner()
+    with open_tracker(config) as tracker:
+        return runner, SelfPlay(config, tracker, runner).run()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, str]:
+    store = tmp_path_factory.mktemp("loop") / "store"
+    runner, table = play(quick(store, iterations=2))
+    return store, runner, table
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Runner, str], tmp_path: Path) -> Path:
+    """The finished store at a place where a test may go on."""
+    store = tmp_path / "store"
+    shutil.copytree(finished[0], store)
+    return store
+
+
+def digests(runner: Runner) -> list[tuple[str, int, str]]:
+    return [(name, iteration, result.ref.digest) for name, iteration, result in runner.done]
+
+
+def test_table_shows_every_checkpoint(finished: tuple[Path, Runner, str]) -> None:
+    _, _, table = finished
+    assert "base" in table
+    assert "iteration 2" in table
+    assert "understanding" in table
+    assert "position" in table
+
+
+def test_second_run_finds_every_stage_in_the_store(finished: tuple[Path, Runner, str]) -> None:
+    store, first, table = finished
+    again, same = play(quick(store, iterations=2))
+    assert again.fresh() == []
+    assert digests(again) == digests(first)
+    assert same == table
+
+
+def test_runtime_settings_redo_nothing(copied: Path) -> None:
+    runner, _ = play(quick(copied, iterations=2, runtime__batch_records=7))
+    assert runner.fresh() == []
+
+
+def test_a_knob_redoes_the_stages_that_read_it_and_those_after_them(copied: Path) -> None:
+    runner, _ = play(quick(copied, training__image__beta=0.11))
+    assert runner.fresh() == ["train", "evaluate"]
+
+
+def test_a_pairing_knob_leaves_samples_and_scores_alone(copied: Path) -> None:
+    runner, _ = play(quick(copied, pairing__image__min_best=0.31))
+    assert "sample-images" not in runner.fresh()
+    assert "pair" in runner.fresh()
+
+
+def test_more_iterations_continue_where_the_last_run_ended(copied: Path) -> None:
+    runner, _ = play(quick(copied, iterations=3))
+    assert {(name, i) for name, i, result in runner.done if not result.cached} == {
+        (name, 3)
+        for name in (
+            "sample-captions",
+            "sample-images",
+            "score-captions",
+            "score-images",
+            "pair",
+            "reference",
+            "train",
+            "evaluate",
+        )
+    }
+
+
+def test_another_seed_shares_pool_and_base_but_not_samples(copied: Path) -> None:
+    runner, _ = play(quick(copied, seed=1))
+    fresh = runner.fresh()
+    assert "pool" not in fresh
+    assert fresh.count("evaluate") == 1  # the base's own evaluation is of no seed
+    assert "sample-images" in fresh
+
+
+def test_results_do_not_depend_on_batch_size(
+    finished: tuple[Path, Runner, str], tmp_path: Path
+) -> None:
+    _, first, _ = finished
+    other, _ = play(quick(tmp_path / "store", runtime__batch_records=5))
+    assert digests(other) == digests(first)[: len(other.done)]
+
+
+def test_oracle_may_judge_the_samples(copied: Path) -> None:
+    runner, _ = play(quick(copied, scoring__judge="oracle"))
+    assert "sample-images" not in runner.fresh()
+    assert "score-images" in runner.fresh()
+
+
+def test_self_vqa_may_decode_its_answers(copied: Path) -> None:
+    runner, _ = play(quick(copied, scoring__answer_by="decoding", scoring__image_score="hard"))
+    scores = [result for name, _, result in runner.done if name == "score-images"]
+    parts = Store(str(copied)).open(scores[0].ref).parts()
+    table = read_table(parts, "image_scores")
+    assert table["hard"].to_pylist() == pytest.approx(table["soft"].to_pylist())
+
+
+def test_own_pool_runs_with_the_base_checkpoint_as_judge(copied: Path, tmp_path: Path) -> None:
+    """A user's Parquet files take the place of the built-in world."""
+    runner, _ = play(quick(copied))
+    refs = {name: result.ref for name, _, result in runner.done}
+    files = {}
+    for name in ("pool", "test"):
+        files[name] = tmp_path / f"{name}.parquet"
+        shutil.copyfile(Store(str(copied)).open(refs[name]).parts()[0], files[name])
+    data = {"source": "parquet", "pool": str(files["pool"]), "test": str(files["test"])}
+    own, table = play(quick(copied, data=data, evaluation__judge="base"))
+    assert "evaluate" in own.fresh()
+    assert "generation" in table
