@@ -72,8 +72,9 @@ class Stage:
 
     `reads` are dotted config paths (one that ends in "?" may be absent), `inputs` the names of
     input artifacts (each may be given none, one or several). `body` writes parts into the draft
-    and returns counts and metrics for the manifest. Raise `version` whenever the body starts to compute something else. `files`
-    names what the body reads outside the store; their contents enter the key.
+    and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
+    compute something else. `files` names what the body reads outside the store; their contents
+    enter the key.
     """
 
     name: str

@@ -72,6 +72,8 @@ def pipeline(config: str, iterations: int | None, seed: int | None) -> None:
     # Prefect reads its settings at import, so the flow comes after the environment.
     os.environ.update(client_environment(urls))
     os.environ.pop("PREFECT_API_KEY", None)
+    # The terminal belongs to the progress bars; the Prefect UI still gets every line.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from flows.self_play import self_play
 
     self_play(config=config, iterations=iterations, seed=seed)

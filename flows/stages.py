@@ -6,6 +6,7 @@ run in this process or anywhere that reaches the store.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,6 +40,8 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, iteration: int) ->
 
     with tags(label(iteration).replace(" ", "-"), stage.name):
         done = run(config.model_dump(mode="json"), _documents(inputs), iteration)
+    how = "cached" if done["cached"] else f"{done['seconds']:.1f} s"
+    print(f"{label(iteration):12} {stage.name:16} {how}", file=sys.stderr, flush=True)
     return StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
 
 

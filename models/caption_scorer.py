@@ -17,7 +17,9 @@ class CaptionScorer:
     def __init__(self, folder: Path | str, device: str) -> None:
         # Here, because the import alone takes seconds.
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of loading weights, which takes no time
         self._model = SentenceTransformer(str(folder), device=device, local_files_only=True)
         self._known: dict[str, NDArray[np.float32]] = {}
 

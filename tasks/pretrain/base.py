@@ -62,6 +62,7 @@ class Phase:
     learning_rate: float
     t2i_rows: int
     mmu_rows: int
+    mmu_weight: float
     questions: int
     captioned_share: float
     labelled_scenes: int
@@ -70,8 +71,9 @@ class Phase:
 # Pictures first, then mostly questions: drawing was learnt in 1,000 steps, when yes/no questions
 # were still answered by their prior. Few labelled scenes leave room for understanding to grow.
 PHASES = (
-    Phase(1000, 3000, 2e-3, 56, 16, 3, 1.0, 1500),
-    Phase(2000, 2000, 1.5e-3, 24, 24, 8, 0.3, 4000),
+    Phase(1000, 3000, 2e-3, 56, 16, 1.0, 3, 1.0, 1500),
+    Phase(500, 2000, 1.5e-3, 24, 24, 1.0, 8, 0.3, 4000),
+    Phase(1600, 1600, 1.5e-3, 16, 32, 5.0, 8, 0.3, 6000),
 )
 NUM_SCENES = 24_000
 BROKEN_SHARE = 0.2
@@ -219,7 +221,7 @@ def _run_phase(network: Showo, rows: Rows, corpus: Corpus, phase: Phase, rng: Rn
         for step in range(1, phase.steps + 1):
             t2i, mmu = _loss(module, corpus.trees(rows, phase, rng), phase.t2i_rows, pad)
             optimizer.zero_grad(set_to_none=True)
-            (t2i + mmu).backward()
+            (t2i + phase.mmu_weight * mmu).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
