@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -54,21 +55,42 @@ def render_broken(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Canvas of a scene in which one object has quarters of another one or of the background.
 
     This is what a generator's mistakes look like; a model that has to recognise them in its own
-    pictures must have seen some.
+    pictures must have seen some. Half of the strangers differ from the object in one attribute,
+    and half of the quarters come from another corner, as when a generator misplaces a token.
     """
     canvas = render(scene)
     victim = scene.objects[int(rng.integers(len(scene.objects)))]
-    stranger = Object(
-        victim.cell,
-        str(rng.choice(SHAPES)),
-        str(rng.choice(list(COLORS))),
-        str(rng.choice(list(_RADIUS))),
-    )
     half = CELL // 2
-    patch = cell_pixels(stranger) if rng.random() < 0.7 else np.full((CELL, CELL, 3), BACKGROUND)
-    quarters = rng.permutation(4)[: int(rng.integers(1, 3))]
-    for quarter in quarters:
-        y, x = int(quarter) // 2 * half, int(quarter) % 2 * half
+    roll = rng.random()
+    if roll < 0.45:
+        donor = cell_pixels(_stranger(victim, rng))
+    elif roll < 0.8:
+        donor = cell_pixels(victim)
+    else:
+        donor = np.full((CELL, CELL, 3), BACKGROUND, np.uint8)
+    moved = roll < 0.8 and (roll > 0.45 or rng.random() < 0.5)
+    for quarter in rng.permutation(4)[: int(rng.integers(1, 3))]:
+        y, x = _corner(int(quarter))
+        from_y, from_x = _corner(int(rng.integers(4)) if moved else int(quarter))
         top, left = victim.row * CELL + y, victim.column * CELL + x
-        canvas[top : top + half, left : left + half] = patch[y : y + half, x : x + half]
+        canvas[top : top + half, left : left + half] = donor[
+            from_y : from_y + half, from_x : from_x + half
+        ]
     return canvas
+
+
+def _corner(quarter: int) -> tuple[int, int]:
+    """First row and column of a quarter of a cell."""
+    return quarter // 2 * (CELL // 2), quarter % 2 * (CELL // 2)
+
+
+def _stranger(victim: Object, rng: np.random.Generator) -> Object:
+    looks = {
+        "shape": str(rng.choice(SHAPES)),
+        "color": str(rng.choice(list(COLORS))),
+        "size": str(rng.choice(list(_RADIUS))),
+    }
+    if rng.random() < 0.5:
+        name = str(rng.choice(list(looks)))
+        looks = {name: looks[name]}
+    return replace(victim, **looks)

@@ -66,17 +66,19 @@ class Phase:
     questions: int
     captioned_share: float
     labelled_scenes: int
+    broken_share: float
 
 
 # Pictures first, then mostly questions: drawing was learnt in 1,000 steps, when yes/no questions
 # were still answered by their prior. Few labelled scenes leave room for understanding to grow.
 PHASES = (
-    Phase(1000, 3000, 2e-3, 56, 16, 1.0, 3, 1.0, 1500),
-    Phase(500, 2000, 1.5e-3, 24, 24, 1.0, 8, 0.3, 4000),
-    Phase(1600, 1600, 1.5e-3, 16, 32, 5.0, 8, 0.3, 6000),
+    Phase(1000, 3000, 2e-3, 56, 16, 1.0, 3, 1.0, 1500, 0.2),
+    Phase(500, 2000, 1.5e-3, 24, 24, 1.0, 8, 0.3, 4000, 0.2),
+    Phase(500, 1600, 1.5e-3, 16, 32, 5.0, 8, 0.3, 6000, 0.2),
+    Phase(600, 600, 1.2e-3, 40, 12, 1.0, 8, 0.3, 6000, 0.2),
+    Phase(700, 700, 1.0e-3, 24, 24, 3.0, 8, 0.3, 6000, 0.5),
 )
 NUM_SCENES = 24_000
-BROKEN_SHARE = 0.2
 PROMPT_DROPOUT = 0.1
 
 
@@ -182,7 +184,7 @@ class Corpus:
             trees.append(rows.generation(self.ids_BN[i], category, self.scenes[i], rng))
         labelled = min(phase.labelled_scenes, len(self.scenes))
         for i in rng.integers(labelled, size=phase.mmu_rows):
-            if rng.random() < BROKEN_SHARE:
+            if rng.random() < phase.broken_share:
                 ids_BN, scenes, captioned = self.broken_ids_BN, self.broken_scenes, False
             else:
                 ids_BN, scenes = self.ids_BN, self.scenes
