@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
 from flows.preflight import check
-from flows.stages import label, run_in_flow
+from flows.stages import announce, label, run_in_flow
 from report.table import Checkpoint, final_table
 from tasks._tracking.runs import IterationRun, Tracker, open_tracker
 from tasks.base import BASE
@@ -27,8 +26,6 @@ from tasks.register import register
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,8 @@ class SelfPlay:
         run.log_refs({"evaluation": evaluation})
         run.log_metrics(read_table(metrics, "metrics"))
         done = register(self._config, self._store, checkpoint, evaluation, baseline, run=run)
-        logger.info("%s: %s", label(iteration), done.reason)
+        version = f"version {done.version}, " if done.version else ""
+        announce(iteration, "register", version + done.reason)
         return Judged(iteration, checkpoint, evaluation)
 
     def _stage(self, stage: Stage, inputs: Inputs, iteration: int) -> ArtifactRef:

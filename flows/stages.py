@@ -41,13 +41,18 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, iteration: int) ->
     with tags(label(iteration).replace(" ", "-"), stage.name):
         done = run(config.model_dump(mode="json"), _documents(inputs), iteration)
     how = "cached" if done["cached"] else f"{done['seconds']:.1f} s"
-    print(f"{label(iteration):12} {stage.name:16} {how}", file=sys.stderr, flush=True)
+    announce(iteration, stage.name, how)
     return StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
 
 
 def label(iteration: int) -> str:
     """How an iteration is called everywhere; 0 is the base checkpoint."""
     return f"iteration {iteration}" if iteration else "base"
+
+
+def announce(iteration: int, step: str, text: str) -> None:
+    """One line in the terminal for a step that is done."""
+    print(f"{label(iteration):12} {step:16} {text}", file=sys.stderr, flush=True)
 
 
 def _run(stage: Stage, config: Config, inputs: Inputs) -> StageResult:
