@@ -1,0 +1,40 @@
+"""The shipped caption encoder ranks right captions above nearly right ones."""
+
+from pathlib import Path
+
+import pytest
+
+from models.caption_scorer import CaptionScorer
+
+ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
+TRUE = "a small red circle left of a large blue square"
+
+
+@pytest.fixture(scope="module")
+def scorer() -> CaptionScorer:
+    return CaptionScorer(ENCODER, "cpu")
+
+
+def test_paraphrase_scores_above_every_mistake(scorer: CaptionScorer) -> None:
+    paraphrase = "a large blue square right of a small red circle"
+    mistakes = [
+        "a large blue square left of a small red circle",  # roles swapped
+        "a large blue circle left of a small red square",  # attributes swapped
+        "a small green circle left of a large blue square",
+        "two small red circles left of a large blue square",
+        "a small red circle",
+        "",
+    ]
+    right, *wrong = scorer.score([paraphrase, *mistakes], [[TRUE]] * (1 + len(mistakes)))
+    assert right > 0.9
+    assert max(wrong) < right - 0.05
+
+
+def test_the_nearest_of_several_references_counts(scorer: CaptionScorer) -> None:
+    alone, both = scorer.score(["a black ring"] * 2, [[TRUE], [TRUE, "a black ring"]])
+    assert both == pytest.approx(1.0, abs=1e-5)
+    assert both > alone
+
+
+def test_empty_caption_has_the_lowest_score(scorer: CaptionScorer) -> None:
+    assert scorer.score([""], [[TRUE]]) == [-1.0]

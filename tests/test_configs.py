@@ -1,0 +1,68 @@
+"""Shipped configs are valid, and every field of the schema has a reader."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from core.config import Config, load_config
+from core.errors import UserError
+from core.stage import ABSENT
+from tasks.base import BASE
+from tasks.evaluate import EVALUATE
+from tasks.pair import PAIR
+from tasks.pool import POOL, TEST
+from tasks.reference import REFERENCE
+from tasks.register import REGISTER
+from tasks.sample import CAPTIONS, IMAGES
+from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
+from tasks.train import TRAIN
+
+PROJECT = Path(__file__).parent.parent
+SHIPPED = [PROJECT / "pipeline.yaml", *sorted((PROJECT / "tests/configs").glob("*.yaml"))]
+STAGES = (
+    *(POOL, TEST, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
+    *(PAIR, REFERENCE, TRAIN, EVALUATE, REGISTER),
+)
+READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_config_is_valid(path: Path) -> None:
+    load_config(path)
+
+
+def leaves(section: BaseModel, path: str = "") -> list[str]:
+    found = []
+    for name in type(section).model_fields:
+        value, here = getattr(section, name), f"{path}{name}"
+        found += leaves(value, f"{here}.") if isinstance(value, BaseModel) else [here]
+    return found
+
+
+def test_every_field_is_read_by_a_stage_or_by_the_flow() -> None:
+    reads = {path.removesuffix(ABSENT) for stage in STAGES for path in stage.reads} | READ_BY_FLOWS
+    for leaf in leaves(load_config(PROJECT / "pipeline.yaml")):
+        parts = leaf.split(".")
+        above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        assert above & reads, f"nobody reads {leaf}"
+
+
+def test_every_field_says_what_it_is() -> None:
+    def undescribed(model: type[BaseModel]) -> list[str]:
+        names = []
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names += undescribed(kind)
+            elif not field.description and name not in ("data", "source"):
+                names.append(f"{model.__name__}.{name}")
+        return names
+
+    assert undescribed(Config) == []
+
+
+def test_oracle_is_refused_for_a_pool_it_cannot_read() -> None:
+    data = {"source": "parquet", "pool": "pool.parquet", "test": "test.parquet"}
+    with pytest.raises(UserError, match=r"evaluation.judge = 'oracle' reads shapes only.*base"):
+        load_config(PROJECT / "pipeline.yaml", {"data": data})

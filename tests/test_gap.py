@@ -1,0 +1,67 @@
+"""Scores of an evaluation, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evals.gap import record_scores, summarize
+from evals.statistics import bootstrap_difference, bootstrap_mean
+
+
+def answers() -> pd.DataFrame:
+    """Two records with two questions each, one real image and two generated ones."""
+    rows = [
+        *(("a", "real", 0, "color", right) for right in (1.0, 0.0)),
+        *(("a", "generated", 0, "color", right) for right in (1.0, 1.0)),
+        *(("a", "generated", 1, "color", right) for right in (0.0, 1.0)),
+        *(("b", "real", 0, "size", right) for right in (1.0, 1.0)),
+        *(("b", "generated", 0, "size", right) for right in (0.0, 0.0)),
+        *(("b", "generated", 1, "size", right) for right in (0.0, 1.0)),
+    ]
+    return pd.DataFrame(rows, columns=["record_id", "subject", "sample", "type", "right"])
+
+
+def test_scores_of_a_record() -> None:
+    scores = record_scores(answers())
+    assert scores.loc["a"].to_dict() == {
+        "understanding": 0.5,
+        "generation": 0.75,
+        "all_right": 0.5,  # one of its two images has no wrong answer
+    }
+    assert scores.loc["b"].to_dict() == {"understanding": 1.0, "generation": 0.25, "all_right": 0.0}
+
+
+def test_summary_has_groups_and_a_gap_of_their_means() -> None:
+    records = record_scores(answers()).reset_index()
+    records["category"], records["composition"] = ["x", "y"], ["seen", "seen"]
+    rows = summarize(records, answers(), samples=100, confidence=0.95, seed=0)
+    values = {(row["name"], row["group"]): row["value"] for row in rows}
+    assert values["gap", "all"] == pytest.approx(0.75 - 0.5)
+    assert values["generation", "category/x"] == 0.75
+    assert values["understanding", "type/size"] == 1.0
+    assert values["generation", "composition/seen"] == 0.5
+
+
+def test_interval_covers_the_mean_and_shrinks_with_records() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for count in (100, 10_000):
+        estimate = bootstrap_mean(rng.random(count), samples=500, confidence=0.95, seed=0)
+        assert estimate.low < estimate.value < estimate.high
+        assert estimate.count == count
+        widths.append(estimate.high - estimate.low)
+    assert widths[1] == pytest.approx(widths[0] / 10, rel=0.3)
+
+
+def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
+    values = np.random.default_rng(1).normal(size=2000)
+    estimate = bootstrap_mean(values, samples=4000, confidence=0.95, seed=0)
+    half = 1.96 * values.std() / np.sqrt(2000)
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_paired_difference_takes_out_the_spread_between_records() -> None:
+    before = np.random.default_rng(2).normal(scale=10, size=300)
+    change = bootstrap_difference(before + 0.1, before, samples=200, confidence=0.95, seed=0)
+    assert change.low == pytest.approx(0.1)
+    assert change.high == pytest.approx(0.1)
