@@ -85,12 +85,12 @@ def _corner(quarter: int) -> tuple[int, int]:
 
 
 def _stranger(victim: Object, rng: np.random.Generator) -> Object:
-    looks = {
-        "shape": str(rng.choice(SHAPES)),
-        "color": str(rng.choice(list(COLORS))),
-        "size": str(rng.choice(list(_RADIUS))),
-    }
+    shape, color, size = (str(rng.choice(list(v))) for v in (SHAPES, COLORS, _RADIUS))
+    near_misses = (
+        replace(victim, shape=shape),
+        replace(victim, color=color),
+        replace(victim, size=size),
+    )
     if rng.random() < 0.5:
-        name = str(rng.choice(list(looks)))
-        looks = {name: looks[name]}
-    return replace(victim, **looks)
+        return near_misses[int(rng.integers(3))]
+    return Object(victim.cell, shape, color, size)
