@@ -60,7 +60,7 @@ format: $(INSTALLED) ## format the code and repair what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-pretrain: $(INSTALLED) ## make the shipped base checkpoint anew
+pretrain: $(INSTALLED) ## make the base checkpoint, tokenizer and caption encoder anew, into models/assets/shapes-new
 	$(BIN)/python -m tasks.pretrain
 
 parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]

@@ -39,7 +39,7 @@ def make(out: Path, seed: int, quick: bool) -> None:
         ShowoModel(network, vq, build_tokenizer()).save(out / "base")
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
-            steps = 20 if quick else 4000
+            steps = 100 if quick else 4000
             encoder = train_caption_encoder(
                 Path(scratch), steps=steps, batch_size=128, lr=2e-3, seed=seed
             )
