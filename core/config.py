@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 
 from core.settings import Section, load_settings
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]

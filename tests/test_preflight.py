@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from core.config import Config
 from core.errors import UserError
@@ -176,10 +175,9 @@ def test_unusable_store_is_refused(valid: dict[str, Any], tmp_path: Path) -> Non
     assert "has schema version 0" in old
 
 
-@pytest.mark.skipif(torch.cuda.device_count() > 8, reason="needs an absent GPU")
 def test_absent_gpu_is_refused(valid: dict[str, Any]) -> None:
-    message = problem(make_config(**valid | {"runtime__device": "cuda:9"}))
-    assert "runtime.device = 'cuda:9': torch" in message
+    message = problem(make_config(**valid | {"runtime__device": "cuda:99"}))
+    assert "runtime.device = 'cuda:99': torch" in message
     assert "set it to cpu, or to one of them" in message
 
 
