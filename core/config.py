@@ -39,6 +39,11 @@ class ShapesData(Section):
     )
     seed: int = Field(ge=0, description="seed of the scenes, apart from the seed of self-play")
 
+    @property
+    def title(self) -> str:
+        """What the pool is called where runs are listed."""
+        return self.source
+
 
 class ParquetData(Section):
     """Image-caption pairs of the user in the pool schema."""
@@ -46,6 +51,11 @@ class ParquetData(Section):
     source: Literal["parquet"]
     pool: str = Field(min_length=1, description="Parquet file or folder of the self-play pool")
     test: str = Field(min_length=1, description="Parquet file or folder of held-out records")
+
+    @property
+    def title(self) -> str:
+        """What the pool is called where runs are listed."""
+        return Path(self.pool).stem
 
 
 class TextSettings(Section):

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
@@ -10,12 +10,14 @@ from types import TracebackType
 from tqdm import tqdm
 
 Observer = Callable[[str, int, int], None]
+ValueObserver = Callable[[Mapping[str, float]], None]
 
 OBSERVE_SECONDS = 1.0
 LINE_SECONDS = 15.0
 
 # A context variable, so that steps running in several threads keep their own observers.
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+_value_observers: ContextVar[tuple[ValueObserver, ...]] = ContextVar("value_observers", default=())
 
 
 @contextmanager
@@ -28,12 +30,22 @@ def observed_by(observer: Observer) -> Iterator[None]:
         _observers.reset(token)
 
 
+@contextmanager
+def values_observed_by(observer: ValueObserver) -> Iterator[None]:
+    """Call `observer(row)` for every row of figures that steps begun inside give to `values`."""
+    token = _value_observers.set((*_value_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _value_observers.reset(token)
+
+
 class Progress:
     """One running step; use as a context manager and call `update` as work gets done."""
 
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total, self.done = description, total, 0
-        self._observers = _observers.get()
+        self._observers, self._value_observers = _observers.get(), _value_observers.get()
         self._started = self._observed = self._printed = time.monotonic()
         terminal = sys.stderr.isatty()
         self._bar = tqdm(desc=description, total=total, file=sys.stderr) if terminal else None
@@ -49,6 +61,11 @@ class Progress:
         if now - self._observed >= OBSERVE_SECONDS:
             self._observed = now
             self._notify()
+
+    def values(self, row: Mapping[str, float]) -> None:
+        """Show what was measured in a part of the work: its `step`, and figures by name."""
+        for observer in self._value_observers:
+            observer(row)
 
     def __enter__(self) -> "Progress":
         return self

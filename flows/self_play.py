@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Annotated, Any
 
-from prefect import flow
+from prefect import State, flow
+from pydantic import Field
 
 from core.artifact import ArtifactRef
 from core.config import Config, load_config
+from core.errors import UserError
 from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
+from flows.pages import RunPages, present
 from flows.preflight import check
-from flows.stages import announce, label, run_in_flow
+from flows.showcase import Showcase
+from flows.stages import Step, announce, label, refused, run_in_flow
+from report.story import Story, Version
 from report.table import Checkpoint, final_table
-from tasks._tracking.runs import IterationRun, Tracker, open_tracker
+from tasks._tracking.runs import BASE as ORIGIN
+from tasks._tracking.runs import IterationRun, Origin, Tracker, open_tracker
 from tasks.base import BASE
+from tasks.champion import Champion, find_champion
 from tasks.evaluate import EVALUATE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
@@ -27,61 +34,105 @@ from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
 
-
-@dataclass(frozen=True)
-class Judged:
-    """A checkpoint with its evaluation."""
-
-    iteration: int
-    checkpoint: ArtifactRef
-    evaluation: ArtifactRef
+ConfigPath = Annotated[str, Field(min_length=1, pattern=r"\.ya?ml$")]
+Iterations = Annotated[int, Field(ge=0, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @flow(name="self-play", flow_run_name="self-play {config}")
 def self_play(
-    config: str = "pipeline.yaml", iterations: int | None = None, seed: int | None = None
-) -> str:
+    config: ConfigPath = "pipeline.yaml",
+    iterations: Iterations | None = None,
+    seed: Seed | None = None,
+    continue_from_champion: bool = False,
+) -> str | State[Any]:
     """Improve the model of a config by its own samples.
 
     Args:
-        config: path of the YAML file, from the project folder.
-        iterations: replaces the number of iterations of the config.
-        seed: replaces the seed of the config.
+        config: Path of the YAML file, from the project folder.
+        iterations: Replaces the number of iterations of the config.
+        seed: Replaces the seed of the config.
+        continue_from_champion: Start from the champion of the config's registered model, and not
+            from the config's base checkpoint.
 
     Returns:
         The table of all checkpoints, as text.
     """
     given = {"iterations": iterations, "seed": seed}
-    resolved = load_config(config, {k: v for k, v in given.items() if v is not None})
-    check(resolved)
-    with open_tracker(resolved) as tracker:
-        return SelfPlay(resolved, tracker, run_in_flow).run()
+    try:
+        resolved = load_config(config, {k: v for k, v in given.items() if v is not None})
+        check(resolved)
+        champion = find_champion(resolved) if continue_from_champion else None
+        origin = Origin(champion.label, champion.checkpoint.digest) if champion else ORIGIN
+        present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
+        with open_tracker(resolved, origin) as tracker:
+            return SelfPlay(resolved, tracker, run_in_flow, champion, RunPages()).run()
+    except UserError as error:
+        return refused(error)
 
 
-Runner = Callable[[Stage, Config, Inputs, int], StageResult]
+def self_play_name(config: Config, origin: Origin) -> str:
+    """`self-play shapes seed 0 · 3 iterations`."""
+    number = f"{config.iterations} iteration{'' if config.iterations == 1 else 's'}"
+    return f"self-play {config.data.title} seed {config.seed}{origin.suffix} · {number}"
+
+
+def self_play_tags(config: Config, origin: Origin) -> list[str]:
+    """What runs of the whole loop are filtered by: model, pool, seed and origin."""
+    start = origin.label.replace(" ", "-")
+    return [config.model.family, config.data.title, f"seed-{config.seed}", f"from-{start}"]
+
+
+Runner = Callable[[Stage, Config, Inputs, Step], StageResult]
 
 
 class SelfPlay:
-    """One run of the loop; every step is a cached stage, run by `runner`."""
+    """One run of the loop; every step is a cached stage, run by `runner`.
 
-    def __init__(self, config: Config, tracker: Tracker, runner: Runner) -> None:
+    Starts at `champion` instead of the config's base checkpoint if there is one, and shows what it
+    does on `pages`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tracker: Tracker,
+        runner: Runner,
+        champion: Champion | None = None,
+        pages: RunPages | None = None,
+    ) -> None:
         self._config, self._tracker, self._runner = config, tracker, runner
-        self._store = Store(config.store)
+        self._store, self._champion = Store(config.store), champion
+        self._showcase = Showcase(self._store, tracker, pages)
 
     def run(self) -> str:
         """All iterations; returns the final table."""
-        self._pool = self._stage(POOL, {}, 0)
-        self._test = self._stage(TEST, {}, 0)
-        self._base = self._stage(BASE, {}, 0)
-        judged = [self._judge(self._base, 0, None)]
-        pairs: ArtifactRef | None = None
+        before = Step(0, self._label(0))
+        self._pool, self._test, self._base = (
+            self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
+        )
+        self._story = Story(
+            self._config.model_dump(mode="json"), self._pool, self._test, self._base
+        )
+        start = self._champion.checkpoint if self._champion else self._base
+        with self._tracker.iteration(0) as run:
+            self._judge(start, 0, {}, run)
         for iteration in range(1, self._config.iterations + 1):
+            last = self._story.versions[-1]
             with self._tracker.iteration(iteration) as run:
-                checkpoint, pairs = self._improve(judged[-1].checkpoint, pairs, iteration, run)
-                judged.append(self._judge(checkpoint, iteration, judged[0].evaluation, run))
-        table = self._table(judged)
+                made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
+                self._judge(made["trained"], iteration, made, run)
+        table = self._table(self._story.versions)
         print(f"\n{table}\n", flush=True)
         return table
+
+    def _label(self, iteration: int) -> str:
+        if iteration == 0 and self._champion:
+            return self._champion.label
+        return label(iteration)
+
+    def _step(self, iteration: int, checkpoint: ArtifactRef, run: IterationRun) -> Step:
+        return Step(iteration, self._label(iteration), checkpoint, run.run_id, run.url)
 
     def _improve(
         self,
@@ -89,12 +140,13 @@ class SelfPlay:
         previous: ArtifactRef | None,
         iteration: int,
         run: IterationRun,
-    ) -> tuple[ArtifactRef, ArtifactRef]:
-        """The next checkpoint, and the pairs that it was trained on."""
+    ) -> dict[str, ArtifactRef]:
+        """What the stages of an iteration make; the next checkpoint is `trained`."""
         made: dict[str, ArtifactRef] = {"pool": self._pool, "checkpoint": checkpoint}
+        step = self._step(iteration, checkpoint, run)
 
         def stage(name: str, stage: Stage, inputs: Sequence[str]) -> None:
-            made[name] = self._stage(stage, {i: made[i] for i in inputs}, iteration)
+            made[name] = self._stage(stage, {i: made[i] for i in inputs}, step)
 
         stage("captions", CAPTIONS, ("pool", "checkpoint"))
         stage("images", IMAGES, ("pool", "checkpoint"))
@@ -103,11 +155,11 @@ class SelfPlay:
         sampled = ("pool", "captions", "images", "caption_scores", "image_scores")
         inputs: dict[str, ArtifactRef | list[ArtifactRef]] = {name: made[name] for name in sampled}
         inputs["previous"] = [previous] if previous else []
-        made["pairs"] = self._stage(PAIR, inputs, iteration)
+        made["pairs"] = self._stage(PAIR, inputs, step)
         stage("reference", REFERENCE, ("checkpoint", "pairs"))
         stage("trained", TRAIN, ("checkpoint", "pairs", "reference"))
         self._log(run, made)
-        return made["trained"], made["pairs"]
+        return {name: ref for name, ref in made.items() if name not in ("pool", "checkpoint")}
 
     def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
         run.log_refs(made)
@@ -119,30 +171,40 @@ class SelfPlay:
         self,
         checkpoint: ArtifactRef,
         iteration: int,
-        baseline: ArtifactRef | None,
-        run: IterationRun | None = None,
-    ) -> Judged:
-        """Evaluate and register a checkpoint."""
-        if run is None:
-            with self._tracker.iteration(iteration) as own:
-                return self._judge(checkpoint, iteration, baseline, own)
+        made: Mapping[str, ArtifactRef],
+        run: IterationRun,
+    ) -> None:
+        """Evaluate and register a checkpoint, and show what the stages `made`."""
         inputs = {"test": self._test, "checkpoint": checkpoint, "base": self._base}
-        evaluation = self._stage(EVALUATE, inputs, iteration)
+        evaluation = self._stage(EVALUATE, inputs, self._step(iteration, checkpoint, run))
         metrics = self._store.open(evaluation).path("metrics.parquet")
-        run.log_refs({"evaluation": evaluation})
+        run.log_refs({"judged": checkpoint, "evaluation": evaluation})
         run.log_metrics(read_table(metrics, "metrics"))
+        promoted, decision = self._register(iteration, checkpoint, evaluation, run)
+        name = self._label(iteration)
+        announce(name, "register", decision)
+        judged = Version(iteration, checkpoint, evaluation, dict(made), promoted, decision, name)
+        self._story = self._story.with_version(judged)
+        self._showcase.show(self._story, run)
+
+    def _register(
+        self, iteration: int, checkpoint: ArtifactRef, evaluation: ArtifactRef, run: IterationRun
+    ) -> tuple[bool, str]:
+        """Whether the checkpoint is the champion, and why."""
+        if iteration == 0 and self._champion:
+            return True, f"version {self._champion.version}, the champion that this run starts from"
+        versions = self._story.versions
+        baseline = versions[0].evaluation if versions else None
         done = register(self._config, self._store, checkpoint, evaluation, baseline, run=run)
-        version = f"version {done.version}, " if done.version else ""
-        announce(iteration, "register", version + done.reason)
-        return Judged(iteration, checkpoint, evaluation)
+        return done.promoted, (f"version {done.version}, " if done.version else "") + done.reason
 
-    def _stage(self, stage: Stage, inputs: Inputs, iteration: int) -> ArtifactRef:
-        return self._runner(stage, self._config, inputs, iteration).ref
+    def _stage(self, stage: Stage, inputs: Inputs, step: Step) -> ArtifactRef:
+        return self._runner(stage, self._config, inputs, step).ref
 
-    def _table(self, judged: Sequence[Judged]) -> str:
+    def _table(self, judged: Sequence[Version]) -> str:
         opened = [self._store.open(j.evaluation) for j in judged]
         columns = [
-            Checkpoint(label(j.iteration), read_table(a.path("metrics.parquet"), "metrics"))
+            Checkpoint(j.label, read_table(a.path("metrics.parquet"), "metrics"))
             for j, a in zip(judged, opened, strict=True)
         ]
         first, last = (

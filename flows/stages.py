@@ -7,42 +7,92 @@ run in this process or anywhere that reaches the store.
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import flow, get_run_logger, tags
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect import State, flow, get_run_logger, tags
+from prefect.states import Failed
 
 from core.artifact import ArtifactRef
 from core.config import Config
+from core.errors import UserError
 from core.progress import observed_by
 from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
+from flows.pages import ProgressPage
+from tasks._tracking.live import shown_live
 
 RefDocument = dict[str, str]
+SHOWN_DIGITS = 8  # of a digest
+DOT = " · "
 
 
-def run_in_flow(stage: Stage, config: Config, inputs: Inputs, iteration: int) -> StageResult:
+@dataclass(frozen=True)
+class Step:
+    """Where in a self-play a stage runs: what people see, and the MLflow run that it belongs to.
+
+    `checkpoint` is the one that samples, is trained or judged; none for what comes before all.
+    """
+
+    iteration: int
+    label: str
+    checkpoint: ArtifactRef | None = None
+    run_id: str = ""
+    url: str = ""
+
+
+def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
     """Run a stage as a child flow run of the current one."""
+    name = run_name(stage, config, step)
 
-    @flow(
-        name=stage.name,
-        flow_run_name=f"{stage.name} {label(iteration)}",
-        validate_parameters=False,
-        log_prints=False,
-    )
+    @flow(name=stage.name, flow_run_name=lambda: name, validate_parameters=False, log_prints=False)
     def run(
-        config: dict[str, Any], inputs: dict[str, list[RefDocument]], iteration: int
-    ) -> dict[str, Any]:
-        return asdict(_run(stage, Config.model_validate(config), _refs(inputs)))
+        config: dict[str, Any], inputs: dict[str, list[RefDocument]], step: dict[str, Any]
+    ) -> dict[str, Any] | State[Any]:
+        try:
+            return asdict(_run(stage, Config.model_validate(config), _refs(inputs), step))
+        except UserError as error:
+            return refused(error)
 
-    with tags(label(iteration).replace(" ", "-"), stage.name):
-        done = run(config.model_dump(mode="json"), _documents(inputs), iteration)
+    with tags(*run_tags(stage, config, step)):
+        given = config.model_dump(mode="json"), _documents(inputs), asdict(step)
+        try:
+            done = outcome(run(*given, return_state=True))
+        except UserError as error:
+            raise UserError(f"{step.label}, stage {stage.name}: {error}") from None
     how = "cached" if done["cached"] else f"{done['seconds']:.1f} s"
-    announce(iteration, stage.name, how)
+    announce(step.label, stage.name, how)
     return StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
+
+
+def run_name(stage: Stage, config: Config, step: Step) -> str:
+    """`sample-images · iteration 2 · checkpoint 1a2b3c4d`; `pool · shapes` before the first."""
+    if step.checkpoint is None:
+        return DOT.join((stage.name, config.data.title))
+    digest = step.checkpoint.digest[:SHOWN_DIGITS]
+    return DOT.join((stage.name, step.label, f"checkpoint {digest}"))
+
+
+def run_tags(stage: Stage, config: Config, step: Step) -> list[str]:
+    """What runs of stages are filtered by: iteration, stage, model and pool."""
+    return [step.label.replace(" ", "-"), stage.name, config.model.family, config.data.title]
+
+
+def refused(error: UserError) -> State[Any]:
+    """The state of a run that ends with a message to its user, and not with a traceback."""
+    get_run_logger().error("%s", error)
+    return Failed(message=str(error))
+
+
+def outcome(state: State[Any]) -> Any:
+    """What a flow returned; UserError after `refused`, and the exception of any other failure."""
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    if not state.is_completed():
+        raise UserError(state.message or f"the run ended as {state.name}")
+    return result
 
 
 def label(iteration: int) -> str:
@@ -50,33 +100,21 @@ def label(iteration: int) -> str:
     return f"iteration {iteration}" if iteration else "base"
 
 
-def announce(iteration: int, step: str, text: str) -> None:
+def announce(label: str, step: str, text: str) -> None:
     """One line in the terminal for a step that is done."""
-    print(f"{label(iteration):12} {step:16} {text}", file=sys.stderr, flush=True)
+    print(f"{label:12} {step:16} {text}", file=sys.stderr, flush=True)
 
 
-def _run(stage: Stage, config: Config, inputs: Inputs) -> StageResult:
-    with observed_by(ProgressMirror(stage.name)):
+def _run(stage: Stage, config: Config, inputs: Inputs, step: Mapping[str, Any]) -> StageResult:
+    logger = get_run_logger()
+    if step["url"]:
+        logger.info("MLflow run: %s", step["url"])
+    page = ProgressPage(stage.name, step["label"])
+    with observed_by(page), shown_live(config.tracking, step["run_id"]):
         result = run_stage(stage, config, Store(config.store), inputs)
     how = "was there already" if result.cached else f"took {result.seconds:.1f} s"
-    get_run_logger().info("%s %s: %s", stage.name, how, result.ref.uri)
+    logger.info("%s %s: %s", stage.name, how, result.ref.uri)
     return result
-
-
-class ProgressMirror:
-    """Shows a terminal's progress bars as progress artifacts of the current flow run."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-        self._artifacts: dict[str, uuid.UUID] = {}
-
-    def __call__(self, description: str, done: int, total: int) -> None:
-        percent = 100.0 * done / max(total, 1)
-        if description in self._artifacts:
-            update_progress_artifact(self._artifacts[description], percent)
-        else:
-            created = create_progress_artifact(percent, description=f"{self._stage}: {description}")
-            self._artifacts[description] = created  # type: ignore[assignment]
 
 
 def _documents(inputs: Inputs) -> dict[str, list[RefDocument]]:

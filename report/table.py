@@ -69,7 +69,7 @@ def final_table(
         _column(checkpoint.label, _cells(checkpoint.metrics), rows) for checkpoint in checkpoints
     ]
     if changes and len(checkpoints) > 1:
-        signed = {(name, ALL): _show(change, signed=True) for name, change in changes.items()}
+        signed = {(name, ALL): show(change, signed=True) for name, change in changes.items()}
         columns.append(_column(CHANGE, signed, rows))
     blocks = _blocks(_column("", {}, rows, titles), columns, width)
     note = (
@@ -99,7 +99,7 @@ def _rows(tables: Sequence[pa.Table]) -> list[Row]:
 
 def _cells(metrics: pa.Table) -> Scores:
     return {
-        (row["name"], row["group"]): _show(_Estimate(row["value"], row["low"], row["high"]))
+        (row["name"], row["group"]): show(_Estimate(row["value"], row["low"], row["high"]))
         for row in metrics.to_pylist()
     }
 
@@ -111,7 +111,7 @@ class _Estimate:
     high: float
 
 
-def _show(interval: Interval, *, signed: bool = False) -> str:
+def show(interval: Interval, *, signed: bool = False) -> str:
     """`.713 [.695, .731]`: shares without the zero that nearly all start with."""
     value, low, high = (
         _number(number, signed) for number in (interval.value, interval.low, interval.high)

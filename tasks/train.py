@@ -84,9 +84,12 @@ def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
     metrics = _resume(context, trainer)
     first, started = len(metrics), time.monotonic()
     with context.progress("train", trainer.num_steps) as bar:
+        for row in metrics:
+            bar.values(row)
         bar.update(first)
         for step in range(first, trainer.num_steps):
             metrics.append(trainer.step(step))
+            bar.values(metrics[-1])
             _check_winners(metrics, context.config.training, trainer.num_steps)
             bar.update()
             done = step + 1

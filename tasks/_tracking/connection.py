@@ -34,8 +34,16 @@ T = TypeVar("T")
 class Connection:
     """A client of one experiment, or nothing: then every attempt gives None."""
 
-    def __init__(self, client: MlflowClient | None, uri: str = "", experiment_id: str = "") -> None:
+    def __init__(
+        self,
+        client: MlflowClient | None,
+        uri: str = "",
+        experiment_id: str = "",
+        *,
+        warn: bool = True,
+    ) -> None:
         self._client, self.uri, self.experiment_id = client, uri, experiment_id
+        self._level = logging.WARNING if warn else logging.DEBUG
 
     @property
     def open(self) -> bool:
@@ -52,7 +60,8 @@ class Connection:
             return call(self._client)
         except (MlflowException, OSError) as error:
             self._client = None
-            logger.warning(
+            logger.log(
+                self._level,
                 "MLflow at %s failed (%s); the run goes on without it and all its artifacts are "
                 "kept; %s",
                 self.uri,
@@ -62,32 +71,37 @@ class Connection:
             return None
 
 
-def connect(tracking: Tracking) -> Connection:
-    """Connect to MLFLOW_TRACKING_URI and make the experiment; a closed connection if it fails."""
+def connect(tracking: Tracking, *, warn: bool = True) -> Connection:
+    """Connect to MLFLOW_TRACKING_URI and make the experiment; a closed connection if it fails.
+
+    `warn` is off where another connection of the same run says what is wrong.
+    """
     if not tracking.enabled:
         return Connection(None)
     uri = os.environ.get(ADDRESS, "")
     problem = _problem(uri)
     if problem:
-        logger.warning("tracking is off: %s; %s", problem, WAY_OUT)
+        if warn:
+            logger.warning("tracking is off: %s; %s", problem, WAY_OUT)
         return Connection(None)
     for name, value in MANNERS.items():
         os.environ.setdefault(name, value)
     # It would announce every retry; what comes of them is said once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return _connected(uri, tracking.experiment)
+    return _connected(uri, tracking.experiment, warn)
 
 
-def _connected(uri: str, experiment: str) -> Connection:
+def _connected(uri: str, experiment: str, warn: bool) -> Connection:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         client = MlflowClient(tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        logger.warning("tracking is off: %s = %s: %s; %s", ADDRESS, uri, error, WAY_OUT)
+        if warn:
+            logger.warning("tracking is off: %s = %s: %s; %s", ADDRESS, uri, error, WAY_OUT)
         return Connection(None)
-    connection = Connection(client, uri)
+    connection = Connection(client, uri, warn=warn)
     connection.experiment_id = connection.attempt(lambda c: _experiment(c, experiment)) or ""
     return connection
 

@@ -7,41 +7,62 @@ that a repeated or resumed self-play continues its runs.
 from __future__ import annotations
 
 import json
-import math
-import re
-import time
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import pyarrow as pa
 
 from core.artifact import ArtifactRef
 from core.config import Config
 from tasks._tracking.connection import Connection, connect
+from tasks._tracking.inputs import InputTable, as_datasets
+from tasks._tracking.points import CURVES, Points, curve_points
 from tasks._tracking.registry import Registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 KEY = "hermesflow.key"
 # These may differ between a run and its continuation.
 NOT_IN_KEY = {"iterations", "store", "tracking", "runtime"}
-BATCH = 1000  # metrics a call, the limit of MLflow
-PARAMS = 100  # parameters a call, likewise
-OVERVIEW = ("understanding", "generation", "gap", "all_right")  # on the parent, by iteration
+NOTE = "mlflow.note.content"  # shown as the description of a run
+PARAMS = 100  # parameters a call, the limit of MLflow
+# The only names without a slash: MLflow's charts begin with these, and its compare page shows them.
+HEADLINE = ("understanding", "generation", "gap")
 
 
-def open_tracker(config: Config) -> Tracker:
+@dataclass(frozen=True)
+class Origin:
+    """Where a self-play starts: at the base checkpoint, or at another one with this digest."""
+
+    label: str = "base"
+    digest: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What is added to the name of a self-play."""
+        return f" from {self.label}" if self.digest else ""
+
+
+BASE = Origin()
+
+
+def open_tracker(config: Config, origin: Origin = BASE) -> Tracker:
     """The run of this self-play, new or continued; a silent tracker if MLflow cannot be had."""
-    return Tracker(connect(config.tracking), config)
+    return Tracker(connect(config.tracking), config, origin)
 
 
-def self_play_key(config: Config) -> str:
+def self_play_key(config: Config, origin: Origin = BASE) -> str:
     """Equal for runs whose results are the same iteration by iteration."""
     document = config.model_dump(mode="json", exclude=NOT_IN_KEY)
+    if origin.digest:
+        document["origin"] = origin.digest
     return sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -53,10 +74,9 @@ class Run:
     ) -> None:
         self._connection, self._config = connection, config
         self.run_id: str = ""
-        self._latest: dict[str, float] = {}
+        self._points = Points(connection, "", {})
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
-        self._history: dict[str, dict[int, float]] = {}
         connection.attempt(lambda client: self._find_or_make(client, name, key, tags))
         self._log_config()
 
@@ -75,25 +95,53 @@ class Run:
 
     def log_values(self, values: Mapping[str, float]) -> None:
         """Log metrics that have one value a run; an unchanged value is not logged again."""
-        given = {metric_name(name): float(value) for name, value in values.items()}
-        new = {k: v for k, v in given.items() if not _same(self._latest.get(k), v)}
-        if self._log([(name, value, 0) for name, value in new.items()]):
-            self._latest.update(new)
+        self._points.log_changed(values)
 
-    def log_curves(self, rows: Sequence[Mapping[str, float]], prefix: str = "train") -> None:
-        """Log each row's values at its `step`; may be called again while rows are added."""
-        points = [
-            (metric_name(f"{prefix}/{name}"), float(value), int(row["step"]))
-            for row in rows
-            for name, value in row.items()
-            if name != "step"
-        ]
+    def log_curves(self, rows: Sequence[Mapping[str, float]], prefix: str = CURVES) -> None:
+        """Log each row's values at its `step`, unless they were shown live already."""
+        points = curve_points(rows, prefix)
         mark = f"hermesflow.logged.{prefix}"
         digest = sha256(json.dumps(points).encode()).hexdigest()
         if self._tags.get(mark) == digest:
             return  # without asking for the history of every curve
-        if self.log_new(points):
+        self._points.refresh()
+        if self._points.log_new(points):
             self.set_tags({mark: digest})
+
+    def log_inputs(self, tables: Sequence[InputTable]) -> None:
+        """Name tables as the datasets of the run; MLflow keeps each of them once."""
+        mark = "hermesflow.inputs"
+        digest = sha256(repr(tables).encode()).hexdigest()
+        if self._tags.get(mark) == digest:
+            return
+
+        def write(client: MlflowClient) -> bool:
+            client.log_inputs(self.run_id, datasets=as_datasets(tables))
+            return True
+
+        if self._connection.attempt(write):
+            self.set_tags({mark: digest})
+
+    def log_picture(self, name: str, source: str, draw: Callable[[], bytes]) -> None:
+        """Store what `draw` gives as file `name`, unless it is there from the same `source`.
+
+        A source that goes on where this one ends is a later state of the same picture, and stays.
+        """
+        mark = f"hermesflow.drawn.{name}"
+        if not self._connection.open or self._tags.get(mark, "").startswith(source):
+            return
+        place = PurePosixPath(name)
+        content = draw()
+
+        def write(client: MlflowClient) -> bool:
+            with tempfile.TemporaryDirectory(prefix="hermesflow-") as folder:
+                path = Path(folder, place.name)
+                path.write_bytes(content)
+                client.log_artifact(self.run_id, str(path), str(place.parent))
+            return True
+
+        if self._connection.attempt(write):
+            self.set_tags({mark: source})
 
     def log_refs(self, refs: Mapping[str, ArtifactRef]) -> None:
         """Tag the run with the artifacts it stands for."""
@@ -104,6 +152,10 @@ class Run:
                 for field, value in (("uri", ref.uri), ("digest", ref.digest))
             }
         )
+
+    def describe(self, text: str) -> None:
+        """Set the description of the run, in Markdown."""
+        self.set_tags({NOTE: text})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags that differ from those on the run."""
@@ -137,7 +189,7 @@ class Run:
         else:
             run = client.create_run(experiment, tags={KEY: key, **tags}, run_name=name)
         self.run_id = run.info.run_id
-        self._latest = dict(run.data.metrics)
+        self._points = Points(self._connection, self.run_id, run.data.metrics)
         self._params = dict(run.data.params)
         self._tags = dict(run.data.tags)
 
@@ -161,40 +213,15 @@ class Run:
         self._connection.attempt(write)
         self.set_tags({"hermesflow.config": digest})
 
-    def log_new(self, points: Sequence[tuple[str, float, int]]) -> bool:
-        """Log those of the points (name, value, step) that are not on the run yet."""
-        for name in {name for name, _, _ in points} - set(self._history):
-            self._history[name] = self._known(name)
-        new = [p for p in points if not _same(self._history[p[0]].get(p[2]), p[1])]
-        done = self._log(new)
-        for name, value, step in new:
-            self._history[name][step] = value
-        return done
-
-    def _known(self, name: str) -> dict[int, float]:
-        if name not in self._latest:
-            return {}
-        history = self._connection.attempt(lambda c: c.get_metric_history(self.run_id, name))
-        return {metric.step: metric.value for metric in history or ()}
-
-    def _log(self, points: Sequence[tuple[str, float, int]]) -> bool:
-        now = int(time.time() * 1000)
-
-        def write(client: MlflowClient) -> bool:
-            metrics = _as_metrics(points, now)
-            for first in range(0, len(metrics), BATCH):
-                client.log_batch(self.run_id, metrics=metrics[first : first + BATCH])
-            return True
-
-        return bool(self._connection.attempt(write))
-
 
 class Tracker(Run):
-    """The run of a whole self-play."""
+    """The run of a whole self-play; `origin` is the checkpoint that it starts from."""
 
-    def __init__(self, connection: Connection, config: Config) -> None:
-        self._key = self_play_key(config)
-        super().__init__(connection, config, f"self-play seed {config.seed}", self._key, {})
+    def __init__(self, connection: Connection, config: Config, origin: Origin) -> None:
+        self._key, self._origin = self_play_key(config, origin), origin
+        name = f"self-play {config.data.title} seed {config.seed}{origin.suffix}"
+        super().__init__(connection, config, name, self._key, {})
+        self._children: dict[int, str] = {}
 
     @property
     def enabled(self) -> bool:
@@ -202,8 +229,23 @@ class Tracker(Run):
         return self._connection.open
 
     def iteration(self, index: int) -> IterationRun:
-        """The nested run of iteration `index`; 0 is the base checkpoint."""
-        return IterationRun(self, index)
+        """The nested run of iteration `index`; 0 is the checkpoint that it starts from."""
+        run = IterationRun(self, index)
+        self._children[index] = run.run_id
+        return run
+
+    @property
+    def compare_url(self) -> str:
+        """Address of the page that compares the iterations so far; empty without a server."""
+        runs = [run_id for _, run_id in sorted(self._children.items())]
+        if not self.url or len(runs) < 2:
+            return ""
+        chosen, experiments = (
+            quote(json.dumps(ids, separators=(",", ":")))
+            for ids in (runs, [self._connection.experiment_id])
+        )
+        root = self._connection.uri.rstrip("/")
+        return f"{root}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
 
 class IterationRun(Run):
@@ -211,37 +253,39 @@ class IterationRun(Run):
 
     def __init__(self, parent: Tracker, index: int) -> None:
         self._parent, self._index = parent, index
-        name = f"iteration {index}" if index else "base"
+        name = f"iteration {index}" if index else parent._origin.label
         tags = {"mlflow.parentRunId": parent.run_id, "iteration": str(index)}
         super().__init__(parent._connection, parent._config, name, f"{parent._key}/{index}", tags)
 
     def log_metrics(self, metrics: pa.Table) -> None:
         """Log a `metrics` table; its main values also on the parent, at the iteration's step."""
-        self.log_values(metric_values(metrics))
-        overview = [
-            (row["name"], row["value"], self._index)
-            for row in metrics.to_pylist()
-            if row["group"] == "all" and row["name"] in OVERVIEW
-        ]
-        self._parent.log_new(overview)
+        values = metric_values(metrics)
+        self.log_values(values)
+        overview = [(name, values[name], self._index) for name in HEADLINE if name in values]
+        self._parent._points.log_new(overview)
 
 
 def metric_values(metrics: pa.Table) -> dict[str, float]:
-    """A `metrics` table under the names of MLflow: gap, gap_low, all_right/counting, ..."""
-    values = {}
-    for row in metrics.to_pylist():
+    """A `metrics` table under the names of MLflow, the headlines first.
+
+    gap, gap/counting, low/gap, high/gap; quality/malformed, quality/malformed/counting, ...
+    """
+    values: dict[str, dict[str, float]] = {"": {}, "low/": {}, "high/": {}}
+    for row in sorted(metrics.to_pylist(), key=_rank):
         group = row["group"].removeprefix("category/")
         if not group or group.endswith("/"):
             continue  # records without a category, or without a composition
-        suffix = "" if group == "all" else f"/{group}"
-        for field, ending in (("value", ""), ("low", "_low"), ("high", "_high")):
-            values[f"{row['name']}{ending}{suffix}"] = row[field]
-    return values
+        name = row["name"] if row["name"] in HEADLINE else f"quality/{row['name']}"
+        name += "" if group == "all" else f"/{group}"
+        values[""][name] = row["value"]
+        values["low/"][name], values["high/"][name] = row["low"], row["high"]
+    return {f"{side}{name}": value for side in values for name, value in values[side].items()}
 
 
-def metric_name(name: str) -> str:
-    """`name` with only those characters that MLflow takes."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
+def _rank(row: Mapping[str, Any]) -> tuple[bool, int]:
+    """Where a row of a `metrics` table stands among the names of MLflow."""
+    name = row["name"]
+    return row["group"] != "all", HEADLINE.index(name) if name in HEADLINE else len(HEADLINE)
 
 
 def flatten(document: Any, path: str = "") -> dict[str, str]:
@@ -250,13 +294,3 @@ def flatten(document: Any, path: str = "") -> dict[str, str]:
         items = [(f"{path}.{key}" if path else key, value) for key, value in document.items()]
         return {k: v for name, value in items for k, v in flatten(value, name).items()}
     return {path: document if isinstance(document, str) else json.dumps(document)}
-
-
-def _same(old: float | None, new: float) -> bool:
-    return old is not None and (old == new or (math.isnan(old) and math.isnan(new)))
-
-
-def _as_metrics(points: Sequence[tuple[str, float, int]], timestamp: int) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    return [Metric(name, value, timestamp, step) for name, value, step in points]

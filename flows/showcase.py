@@ -1,0 +1,95 @@
+"""Shows every checkpoint as soon as it is judged: pictures in MLflow, pages in the Prefect UI.
+
+Everything is read from the store, so a repeated run shows the same without making it again.
+"""
+
+from __future__ import annotations
+
+from core.artifact import ArtifactRef
+from core.store import Store
+from data.tables import count_rows
+from flows.pages import RunPages
+from report.alarms import Alarm, find_alarms
+from report.figures import VersionFigures, for_alarms, read_version
+from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
+from report.plots import gap_plot, training_plot
+from report.story import Story
+from report.summary import checkpoint_rows, iteration_page, run_text
+from tasks._tracking.inputs import InputTable
+from tasks._tracking.runs import IterationRun, Tracker
+
+NUM_PAIRS = 8
+NUM_DRAWN = 18
+SOURCE_DIGITS = 12  # of a digest
+
+
+class Showcase:
+    """What people look at while a self-play runs; shows nothing where nobody can look."""
+
+    def __init__(self, store: Store, tracker: Tracker, pages: RunPages | None) -> None:
+        self._store, self._tracker, self._pages = store, tracker, pages
+        self._figures: list[VersionFigures] = []
+
+    def show(self, story: Story, run: IterationRun) -> None:
+        """Show the last checkpoint of the story, whose MLflow run is `run`."""
+        if not self._tracker.enabled and self._pages is None:
+            return
+        self._figures.append(read_version(self._store, story.versions[-1]))
+        alarms = find_alarms([for_alarms(figures) for figures in self._figures])
+        if self._tracker.enabled:
+            self._track(story, run, alarms)
+        if self._pages is not None:
+            self._publish(self._pages, run, alarms)
+
+    def _track(self, story: Story, run: IterationRun, alarms: list[Alarm]) -> None:
+        version = story.versions[-1]
+        run.describe(run_text(self._figures, alarms))
+        run.log_inputs(self._inputs(story))
+        run.log_picture(
+            "galleries/drawn.png", version.evaluation.digest, lambda: self._drawn(story)
+        )
+        if version.stages:
+            pairs, trained = version.stages["pairs"], version.stages["trained"]
+            run.log_picture("galleries/pairs.png", pairs.digest, lambda: self._pairs(pairs))
+            curve = self._figures[-1].curve
+            run.log_picture("plots/training.png", trained.digest, lambda: training_plot(curve))
+        source = "".join(v.evaluation.digest[:SOURCE_DIGITS] for v in story.versions)
+        self._tracker.log_picture("plots/gap.png", source, lambda: gap_plot(self._figures))
+
+    def _publish(self, pages: RunPages, run: IterationRun, alarms: list[Alarm]) -> None:
+        figures = self._figures[-1]
+        pages.table(checkpoint_rows(self._figures))
+        if self._tracker.url and len(self._figures) == 1:
+            pages.link("mlflow", "MLflow run of this self-play", self._tracker.url, MLFLOW_TEXT)
+        if figures.version.stages:
+            links = {"MLflow run": run.url, "all checkpoints compared": self._tracker.compare_url}
+            paths = self._store.open(figures.version.stages["pairs"]).parts()
+            page = iteration_page(self._figures, alarms, pair_examples(paths, NUM_PAIRS), links)
+            pages.page(figures.label.replace(" ", "-"), page, PAGE_TEXT.format(figures.label))
+
+    def _inputs(self, story: Story) -> list[InputTable]:
+        """The tables that made and judged the last checkpoint."""
+        stages = story.versions[-1].stages
+        given: list[tuple[str, str, ArtifactRef, str]] = [
+            ("test", "evaluation", story.test, "pool")
+        ]
+        if stages:
+            given.append(("pool", "sampling", story.pool, "pool"))
+            given.append(("pairs", "training", stages["pairs"], "pairs"))
+        return [
+            InputTable(name, use, ref, schema, count_rows(self._store.open(ref).parts()))
+            for name, use, ref, schema in given
+        ]
+
+    def _pairs(self, pairs: ArtifactRef) -> bytes:
+        return pair_sheet(pair_examples(self._store.open(pairs).parts(), NUM_PAIRS))
+
+    def _drawn(self, story: Story) -> bytes:
+        evaluation = self._store.open(story.versions[-1].evaluation)
+        images = [evaluation.path(name) for name in evaluation.names("images/")]
+        records = self._store.open(story.test).parts()
+        return drawn_sheet(drawn_examples(records, images, NUM_DRAWN))
+
+
+MLFLOW_TEXT = "Metrics of all checkpoints, training curves, galleries and registered versions."
+PAGE_TEXT = "{}: scores, alarms, and sample pictures of winners and losers."
