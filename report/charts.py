@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 330, 210
-SMALL_HEIGHT = 150
-LEFT, TOP, BOTTOM = 38, 14, 34
-LABELS = 84  # room for direct labels
+LARGE, SMALL = (330, 210), (190, 140)  # width, height
+LEFT, TOP, BOTTOM = 44, 10, 34
+LETTER = 6.6  # width of one in a label, for the room at the right
 LABEL_GAP = 13
-MOST_POINTS = 160  # a longer curve is averaged in bins
+MOST_POINTS = 160  # of a curve; a longer one is averaged in bins
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,14 @@ def line_chart(
     *,
     span: tuple[float, float] | None = None,
     zero: bool = False,
-    height: int = HEIGHT,
+    size: tuple[int, int] = LARGE,
 ) -> Markup:
     """A chart of at least one point; `span` fixes the y axis, `zero` includes 0 in it."""
     low, high = span or value_span(lines, zero=zero)
     ticks = nice_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    right = WIDTH - (LABELS if any(line.label for line in lines) else 8)
+    width, height = size
+    right = width - 6 - round(LETTER * max(len(line.label) for line in lines))
     xs = [x for line in lines for x, _ in line.points] + [x for x, _ in axis.ticks]
     frame = _Frame(min(xs), max(xs), low, high, right, height)
     parts = [
@@ -65,7 +65,7 @@ def line_chart(
         *frame.labels(lines),
     ]
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, name, Markup("").join(parts)
+        width, height, name, Markup("").join(parts)
     )
 
 
@@ -90,9 +90,9 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 10) for index in range(first, last + 1)]
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points, each the mean of a bin of consecutive ones."""
-    size = math.ceil(len(points) / MOST_POINTS)
+def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most `most` points (one at least), each the mean of a bin of consecutive ones."""
+    size = math.ceil(len(points) / max(1, most))
     bins = [points[first : first + size] for first in range(0, len(points), max(size, 1))]
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from report.charts import SMALL_HEIGHT, Axis, Line, line_chart, thinned, value_span
+from report.charts import LARGE, MOST_POINTS, SMALL, Axis, Line, line_chart, thinned, value_span
 from report.figures import ALL, Figures, VersionFigures
 
 MODALITIES = ("caption", "image")
@@ -40,11 +40,11 @@ def main_plots(figures: Figures) -> list[Plot]:
     ]
     return [
         _plot(figures, "Understanding U and generation G", both),
-        _plot(figures, "Gap U − G", [_metric(figures, "gap", "gap", "gap")], zero=True),
+        _plot(figures, "Gap U − G", [_metric(figures, "gap", "", "gap")], zero=True),
         _plot(
             figures,
             "Pictures with nothing wrong",
-            [_metric(figures, "all_right", "all right", "generation")],
+            [_metric(figures, "all_right", "", "generation")],
         ),
     ]
 
@@ -76,7 +76,7 @@ def group_plots(figures: Figures) -> list[PlotGroup]:
                     group.replace("_", " "),
                     panels[title, group],
                     span=span,
-                    height=SMALL_HEIGHT,
+                    size=SMALL,
                 )
                 for group in groups
             ],
@@ -88,7 +88,7 @@ def group_plots(figures: Figures) -> list[PlotGroup]:
 def trust_plots(figures: Figures) -> list[Plot]:
     """The model's verdict on its own pictures beside the judge's."""
     scores = [
-        _metric(figures, "self_score", "own answers", "own"),
+        _metric(figures, "self_score", "own", "own"),
         _metric(figures, "generation", "judge", "generation"),
     ]
     return [
@@ -101,7 +101,7 @@ def trust_plots(figures: Figures) -> list[Plot]:
         _plot(
             figures,
             "Agreement of own answers and judge",
-            [_metric(figures, "agreement", "agreement", "own")],
+            [_metric(figures, "agreement", "", "own")],
             note="Share of answers that both get right or both get wrong.",
         ),
     ]
@@ -113,18 +113,18 @@ def health_plots(figures: Figures) -> list[Plot]:
         _plot(
             figures,
             "Diversity of pictures",
-            [_metric(figures, "diversity", "diversity", "own")],
+            [_metric(figures, "diversity", "", "own")],
             note="Share of image tokens in which two pictures of a prompt differ.",
         ),
         _plot(
             figures,
             "Similarity of captions",
-            [_metric(figures, "caption_similarity", "similarity", "understanding")],
+            [_metric(figures, "caption_similarity", "", "understanding")],
             note="Most likely captions against the true ones.",
         ),
     ]
     if figures.judged_by_oracle:
-        malformed = [_metric(figures, "malformed", "malformed", "bad")]
+        malformed = [_metric(figures, "malformed", "", "bad")]
         note = "Share of pictures that hold something which is no known shape."
         plots.insert(0, _plot(figures, "Malformed pictures", malformed, note=note))
     return plots
@@ -160,7 +160,7 @@ def _metric(figures: Figures, name: str, label: str, tone: str, group: str = ALL
         for version in figures.versions
         if (name, group) in version.metrics
     ]
-    shown = f"{label} {known[-1][1].value:.3f}".replace("-", "−")
+    shown = f"{label} {known[-1][1].value:.3f}".strip().replace("-", "−")
     return Line(shown, tone, [(x, i.value) for x, i in known], [(i.low, i.high) for _, i in known])
 
 
@@ -172,15 +172,13 @@ def _plot(
     note: str = "",
     span: tuple[float, float] | None = None,
     zero: bool = False,
-    height: int | None = None,
+    size: tuple[int, int] = LARGE,
 ) -> Plot:
     last = figures.last.version.iteration
     every = max(1, last // 6)
     ticks = [(float(k), str(k) if k else "base") for k in range(0, last + 1, every)]
     axis = Axis("iteration", ticks)
-    if height is None:
-        return Plot(title, note, line_chart(title, lines, axis, span=span, zero=zero))
-    return Plot(title, note, line_chart(title, lines, axis, span=span, zero=zero, height=height))
+    return Plot(title, note, line_chart(title, lines, axis, span=span, zero=zero, size=size))
 
 
 def _steps(trained: Sequence[VersionFigures]) -> tuple[Axis, Mapping[int, int]]:
@@ -197,16 +195,23 @@ def _steps(trained: Sequence[VersionFigures]) -> tuple[Axis, Mapping[int, int]]:
 
 
 def _curve(
-    trained: Sequence[VersionFigures], steps: Mapping[int, int], name: str
-) -> list[tuple[float, float]]:
-    return thinned(
+    trained: Sequence[VersionFigures],
+    steps: Mapping[int, int],
+    name: str,
+    like: Line,
+) -> list[Line]:
+    """A line for each iteration, since the next one starts anew; the last has the label."""
+    most = MOST_POINTS // len(trained)
+    curves = [
         [
             (steps[version.version.iteration] + index + 0.5, row[name])
-            for version in trained
             for index, row in enumerate(version.curve)
             if name in row
         ]
-    )
+        for version in trained
+    ]
+    lines = [replace(like, label="", points=thinned(c, most)) for c in curves if c]
+    return [*lines[:-1], replace(lines[-1], label=like.label)] if lines else []
 
 
 def _curves(
@@ -217,8 +222,11 @@ def _curves(
     name: str,
 ) -> Plot | None:
     """One metric of both branches."""
-    curves = {m: _curve(trained, steps, f"{m}/{name}") for m in MODALITIES}
-    lines = [Line(f"{m}s", TONES[m], points) for m, points in curves.items() if points]
+    lines = [
+        line
+        for m in MODALITIES
+        for line in _curve(trained, steps, f"{m}/{name}", Line(f"{m}s", TONES[m], ()))
+    ]
     return Plot(title, "", line_chart(title, lines, axis)) if lines else None
 
 
@@ -226,15 +234,17 @@ def _sides(
     trained: Sequence[VersionFigures], steps: Mapping[int, int], axis: Axis, modality: str
 ) -> Plot | None:
     """Winner and loser of one branch against the checkpoint before the iteration."""
-    title = f"Log-probability of {modality}s against the start"
-    chosen, rejected = (
-        _curve(trained, steps, f"{modality}/logratios/{side}") for side in ("chosen", "rejected")
-    )
-    if not chosen:
-        return None
+    title = f"Log-probability of {modality}s"
+    sides = {
+        "chosen": Line("winners", TONES[modality], ()),
+        "rejected": Line("losers", TONES[modality], (), dashed=True),
+    }
     lines = [
-        Line("winners", TONES[modality], chosen),
-        Line("losers", TONES[modality], rejected, dashed=True),
+        line
+        for side, like in sides.items()
+        for line in _curve(trained, steps, f"{modality}/logratios/{side}", like)
     ]
-    note = "Nats a token. Winners should stay near or above 0, losers fall."
+    if not lines:
+        return None
+    note = "Against the reference, nats a token: winners stay near or above 0, losers fall."
     return Plot(title, note, line_chart(title, lines, axis, zero=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,14 @@ class Picture:
 class Sample:
     """A sampled caption or image: its score, and what it became ("winner", "loser" or "").
 
-    `origin` is set where it was not sampled in this iteration.
+    `origin` is set where it was not sampled in this iteration; `times` counts equal captions.
     """
 
     content: str | Picture
     score: float
     fate: str
-    origin: str
+    origin: str = ""
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,14 @@ def _sampled(pair: Row, iteration: int, captions: Sequence[Row], images: Sequenc
         image=picture(pair["image"]),
         prompt=pair["prompt"],
         caption=pair["caption"],
-        captions=_marked(
-            said, pair, "caption", (pair["caption_win"], pair["caption_lose"]), pair["caption_lose"]
+        captions=_counted(
+            _marked(
+                said,
+                pair,
+                "caption",
+                (pair["caption_win"], pair["caption_lose"]),
+                pair["caption_lose"],
+            )
         ),
         images=_marked(
             drawn, pair, "image", (pair["image_win"]["bytes"], old["bytes"]), picture(old)
@@ -190,11 +197,26 @@ def _marked(
         # Of equal samples one is marked.
         fate = next((f for f, side in wanted.items() if side == (value, score)), NEITHER)
         wanted.pop(fate, None)
-        marked.append(Sample(content, score, fate, ""))
+        marked.append(Sample(content, score, fate))
     marked.sort(key=lambda sample: (-sample.score, sample.fate != WIN, sample.fate == LOSE))
     if not fresh:
         marked.append(Sample(loser, pair[f"{modality}_lose_score"], LOSE, origin))
     return marked
+
+
+def _counted(samples: Sequence[Sample]) -> list[Sample]:
+    """Equal captions as one, in their order; those from another iteration stay apart."""
+    first: dict[tuple[object, float, str], Sample] = {}
+    for sample in samples:
+        key = (sample.content, sample.score, sample.origin)
+        known = first.get(key)
+        # Only one of equal samples has a fate.
+        first[key] = (
+            replace(known, times=known.times + 1, fate=known.fate or sample.fate)
+            if known
+            else sample
+        )
+    return list(first.values())
 
 
 def _drawn(
