@@ -3,6 +3,7 @@ PYTHON ?= python3
 CONFIG ?= pipeline.yaml
 ITERATIONS ?=
 SEED ?=
+FROM_CHAMPION ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -11,7 +12,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline up down status test test-slow check format check-config pretrain parity clean
+.PHONY: help install pipeline report up down status test test-slow check format check-config pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -28,8 +29,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0]
+pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1]
 	@$(LOCAL) pipeline --config '$(CONFIG)' \
+		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
+		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion)
+
+report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]
+	@$(LOCAL) report --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 up: $(INSTALLED) ## start servers and a worker, register the deployment self-play/iterate

@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "up": up,
         "down": down,
         "status": status,
-        "pipeline": lambda: pipeline(options.config, options.iterations, options.seed),
+        "pipeline": lambda: pipeline(
+            options.config, options.iterations, options.seed, options.from_champion
+        ),
+        "report": lambda: report(options.config, options.iterations, options.seed),
         "check-config": lambda: check_config(options.config),
     }
     setup_logging()
@@ -64,7 +67,7 @@ def status() -> None:
         print("nothing of ours is running; start it with make up or make pipeline")
 
 
-def pipeline(config: str, iterations: int | None, seed: int | None) -> None:
+def pipeline(config: str, iterations: int | None, seed: int | None, from_champion: bool) -> None:
     """Run the self-play loop in this process, watched by the local servers."""
     given = {"iterations": iterations, "seed": seed}
     check_config(config, {name: value for name, value in given.items() if value is not None})
@@ -75,9 +78,22 @@ def pipeline(config: str, iterations: int | None, seed: int | None) -> None:
     # The terminal belongs to the progress bars; the Prefect UI still gets every line.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from flows.self_play import self_play
+    from flows.stages import outcome
 
-    self_play(config=config, iterations=iterations, seed=seed)
-    _show(urls)
+    try:
+        outcome(self_play(config, iterations, seed, from_champion, return_state=True))
+    finally:
+        _show(urls)
+
+
+def report(config: str, iterations: int | None, seed: int | None) -> None:
+    """Write the report of a run anew, finished or not; its iterations may be cut."""
+    from core.config import load_config
+    from flows.reporting import report_on
+
+    print(
+        report_on(load_config(config, {} if seed is None else {"seed": seed}), config, iterations)
+    )
 
 
 def check_config(path: str, overrides: Mapping[str, object] | None = None) -> None:
@@ -120,11 +136,17 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="stop what was started here")
     commands.add_parser("status", help="show what runs")
     run = commands.add_parser("pipeline", help="run the self-play loop")
+    written = commands.add_parser("report", help="write the report of a run anew")
     check = commands.add_parser("check-config", help="check a config without running")
-    for command in (run, check):
+    for command in (run, written, check):
         command.add_argument("--config", default="pipeline.yaml", help="YAML file")
+    for command in (run, written):
+        command.add_argument("--seed", type=int, help="replaces the seed of the config")
     run.add_argument("--iterations", type=int, help="replaces the number of the config")
-    run.add_argument("--seed", type=int, help="replaces the seed of the config")
+    run.add_argument(
+        "--from-champion", action="store_true", help="start from the registry's champion"
+    )
+    written.add_argument("--iterations", type=int, help="leave out what came after this one")
     return parser
 
 

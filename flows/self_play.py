@@ -17,6 +17,7 @@ from data.tables import read_table
 from evals.gate import paired_changes
 from flows.pages import RunPages, present
 from flows.preflight import check
+from flows.reporting import keep_story, write_report
 from flows.showcase import Showcase
 from flows.stages import Step, announce, label, refused, run_in_flow
 from report.story import Story, Version
@@ -124,6 +125,7 @@ class SelfPlay:
                 self._judge(made["trained"], iteration, made, run)
         table = self._table(self._story.versions)
         print(f"\n{table}\n", flush=True)
+        print(f"Report: {write_report(self._config, self._store, self._story)}", flush=True)
         return table
 
     def _label(self, iteration: int) -> str:
@@ -185,6 +187,7 @@ class SelfPlay:
         announce(name, "register", decision)
         judged = Version(iteration, checkpoint, evaluation, dict(made), promoted, decision, name)
         self._story = self._story.with_version(judged)
+        keep_story(self._config, self._store, self._story)
         self._showcase.show(self._story, run)
 
     def _register(

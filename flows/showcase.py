@@ -12,7 +12,7 @@ from flows.pages import RunPages
 from report.alarms import Alarm, find_alarms
 from report.figures import VersionFigures, for_alarms, read_version
 from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
-from report.plots import gap_plot, training_plot
+from report.plot_files import gap_plot, training_plot
 from report.story import Story
 from report.summary import checkpoint_rows, iteration_page, run_text
 from tasks._tracking.inputs import InputTable

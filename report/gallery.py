@@ -61,9 +61,9 @@ def pair_examples(paths: Sequence[Path], count: int) -> list[PairExample]:
     if not total:
         return []
     table = RowReader(paths).take(_spread(total, count), PAIR_COLUMNS)
-    images = {"image", "image_win", "image_lose"}
+    images = ("image", "image_win", "image_lose")
     return [
-        PairExample(**{k: decode_image(v) if k in images else v for k, v in row.items()})
+        PairExample(**(row | {name: decode_image(row[name]) for name in images}))
         for row in table.to_pylist()
     ]
 

@@ -1,99 +1,250 @@
-"""Charts as PNG, for MLflow: the gap over a self-play, and the training curves of an iteration."""
+"""The charts of a report: which lines stand in which of them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from markupsafe import Markup
 
-    from report.figures import VersionFigures
+from report.charts import LARGE, MOST_POINTS, SMALL, Axis, Line, line_chart, thinned, value_span
+from report.figures import ALL, Figures, VersionFigures
 
-INCHES = (10.0, 4.0)
-CURVE_INCHES = (13.0, 6.5)
-DOTS = 100  # an inch
-COLORS = {"understanding": "#0969da", "generation": "#bc4c00", "gap": "#57606a"}
-SIDES = {"chosen": "#1a7f37", "rejected": "#b35900"}
 MODALITIES = ("caption", "image")
+# Captions are what the model understands, images what it draws: one colour for each side.
+TONES = {"caption": "understanding", "image": "generation"}
 
 
-def gap_plot(versions: Sequence[VersionFigures]) -> bytes:
-    """U and G with what lies between them, and the gap alone, over the checkpoints of a run."""
-    figure = _figure(INCHES)
-    scores, gap = figure.subplots(1, 2)
-    labels = [version.label for version in versions]
-    places = range(len(versions))
-    for name, title in (("understanding", "understanding U"), ("generation", "generation G")):
-        _with_intervals(scores, versions, name, title)
-    values = [[v.value(name) for v in versions] for name in ("understanding", "generation")]
-    scores.fill_between(places, *values, color=COLORS["gap"], alpha=0.12)
-    _with_intervals(gap, versions, "gap", "gap U - G")
-    for value, place in zip((v.value("gap") for v in versions), places, strict=True):
-        gap.annotate(f"{value:.3f}", (place, value), (6, 6), textcoords="offset points")
-    gap.axhline(0.0, color="#d0d7de", linewidth=1)
-    for axes in (scores, gap):
-        axes.set_xticks(places, labels)
-        axes.grid(axis="y", color="#eaeef2")
-        axes.legend(frameon=False)
-    scores.set_title("Share of right answers on held-out records")
-    gap.set_title("What self-play is to close")
-    return _png(figure)
+@dataclass(frozen=True)
+class Plot:
+    """A chart with its title and, where it needs one, a sentence on how to read it."""
+
+    title: str
+    note: str
+    svg: Markup
 
 
-def training_plot(curve: Sequence[Mapping[str, float]]) -> bytes:
-    """Loss, margins, accuracy, log-probability against the reference and gradient norm by step."""
-    figure = _figure(CURVE_INCHES)
-    shown = [name for name in MODALITIES if any(f"{name}/loss" in row for row in curve)]
-    panels = figure.subplots(len(shown), 5, squeeze=False)
-    for line, modality in zip(panels, shown, strict=True):
-        for axes, (title, names) in zip(line, _panels(modality).items(), strict=True):
-            for name, (label, color) in names.items():
-                steps = [row["step"] for row in curve if name in row]
-                axes.plot(steps, [row[name] for row in curve if name in row], color, label=label)
-            axes.set_title(f"{modality}: {title}", fontsize=9)
-            axes.grid(color="#eaeef2")
-            if len(names) > 1:
-                axes.legend(frameon=False, fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("step")
-    return _png(figure)
+@dataclass(frozen=True)
+class PlotGroup:
+    """Small charts on one scale."""
+
+    title: str
+    plots: Sequence[Plot]
 
 
-def _panels(modality: str) -> dict[str, dict[str, tuple[str, str]]]:
-    """The curves of each panel: by name, a label and a color."""
-    color = COLORS["understanding" if modality == "caption" else "generation"]
-    return {
-        "loss": {f"{modality}/loss": ("", color)},
-        "margin, nats": {f"{modality}/rewards/margins": ("", color)},
-        "accuracy": {f"{modality}/rewards/accuracies": ("", color)},
-        "log-prob. against reference": {
-            f"{modality}/logratios/{side}": (name, SIDES[side])
-            for side, name in (("chosen", "winner"), ("rejected", "loser"))
-        },
-        "gradient norm": {f"{modality}/grad_norm": ("", color)},
+def main_plots(figures: Figures) -> list[Plot]:
+    """U and G, their gap, and pictures without a mistake."""
+    both = [
+        _metric(figures, "understanding", "U", "understanding"),
+        _metric(figures, "generation", "G", "generation"),
+    ]
+    return [
+        _plot(figures, "Understanding U and generation G", both),
+        _plot(figures, "Gap U − G", [_metric(figures, "gap", "", "gap")], zero=True),
+        _plot(
+            figures,
+            "Pictures with nothing wrong",
+            [_metric(figures, "all_right", "", "generation")],
+        ),
+    ]
+
+
+def group_plots(figures: Figures) -> list[PlotGroup]:
+    """U and G by question type, category and composition; nothing for a lone group."""
+    kinds = {
+        "By question type": "type/",
+        "By category of prompt": "category/",
+        "By composition": "composition/",
     }
+    found = {title: (prefix, figures.base.groups(prefix)) for title, prefix in kinds.items()}
+    shown = {title: kind for title, kind in found.items() if len(kind[1]) > 1}
+    panels = {
+        (title, group): _both(figures, prefix + group)
+        for title, (prefix, groups) in shown.items()
+        for group in groups
+    }
+    if not panels:
+        return []
+    # One scale for all, so that panels can be compared.
+    span = value_span([line for lines in panels.values() for line in lines])
+    return [
+        PlotGroup(
+            title,
+            [
+                _plot(
+                    figures,
+                    group.replace("_", " "),
+                    panels[title, group],
+                    span=span,
+                    size=SMALL,
+                )
+                for group in groups
+            ],
+        )
+        for title, (_, groups) in shown.items()
+    ]
 
 
-def _with_intervals(axes: Axes, versions: Sequence[VersionFigures], name: str, title: str) -> None:
-    intervals = [version.metrics[name, "all"] for version in versions]
-    errors = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-    axes.errorbar(
-        range(len(versions)), [i.value for i in intervals], errors,
-        color=COLORS[name], marker="o", capsize=4, label=title,
-    )  # fmt: skip
+def trust_plots(figures: Figures) -> list[Plot]:
+    """The model's verdict on its own pictures beside the judge's."""
+    scores = [
+        _metric(figures, "self_score", "own", "own"),
+        _metric(figures, "generation", "judge", "generation"),
+    ]
+    return [
+        _plot(
+            figures,
+            "Share of right answers about its pictures",
+            scores,
+            note="Own answers above the judge: the model flatters itself.",
+        ),
+        _plot(
+            figures,
+            "Agreement of own answers and judge",
+            [_metric(figures, "agreement", "", "own")],
+            note="Share of answers that both get right or both get wrong.",
+        ),
+    ]
 
 
-def _figure(inches: tuple[float, float]) -> Figure:
-    # Without pyplot, which keeps figures and wants a display.
-    from matplotlib.figure import Figure
+def health_plots(figures: Figures) -> list[Plot]:
+    """What self-play must not ruin."""
+    plots = [
+        _plot(
+            figures,
+            "Diversity of pictures",
+            [_metric(figures, "diversity", "", "own")],
+            note="Share of image tokens in which two pictures of a prompt differ.",
+        ),
+        _plot(
+            figures,
+            "Similarity of captions",
+            [_metric(figures, "caption_similarity", "", "understanding")],
+            note="Most likely captions against the true ones.",
+        ),
+    ]
+    if figures.judged_by_oracle:
+        malformed = [_metric(figures, "malformed", "", "bad")]
+        note = "Share of pictures that hold something which is no known shape."
+        plots.insert(0, _plot(figures, "Malformed pictures", malformed, note=note))
+    return plots
 
-    return Figure(figsize=inches, dpi=DOTS, layout="constrained")
+
+def training_plots(figures: Figures) -> list[Plot]:
+    """Curves over the steps of all iterations, one after the other."""
+    trained = [version for version in figures.versions if version.curve]
+    if not trained:
+        return []
+    axis, steps = _steps(trained)
+    plots = [
+        _curves(trained, steps, axis, "Loss", "loss"),
+        _curves(trained, steps, axis, "Accuracy: winner preferred", "rewards/accuracies"),
+        _curves(trained, steps, axis, "Reward margin", "rewards/margins"),
+        *(_sides(trained, steps, axis, modality) for modality in MODALITIES),
+        _curves(trained, steps, axis, "Gradient norm, before clipping", "grad_norm"),
+    ]
+    return [plot for plot in plots if plot is not None]
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+def _both(figures: Figures, group: str) -> list[Line]:
+    return [
+        _metric(figures, "understanding", "U", "understanding", group),
+        _metric(figures, "generation", "G", "generation", group),
+    ]
+
+
+def _metric(figures: Figures, name: str, label: str, tone: str, group: str = ALL) -> Line:
+    """A metric over iterations with its intervals."""
+    known = [
+        (float(version.version.iteration), version.metrics[name, group])
+        for version in figures.versions
+        if (name, group) in version.metrics
+    ]
+    shown = f"{label} {known[-1][1].value:.3f}".strip().replace("-", "−")
+    return Line(shown, tone, [(x, i.value) for x, i in known], [(i.low, i.high) for _, i in known])
+
+
+def _plot(
+    figures: Figures,
+    title: str,
+    lines: Sequence[Line],
+    *,
+    note: str = "",
+    span: tuple[float, float] | None = None,
+    zero: bool = False,
+    size: tuple[int, int] = LARGE,
+) -> Plot:
+    last = figures.last.version.iteration
+    every = max(1, last // 6)
+    ticks = [(float(k), str(k) if k else figures.base.label) for k in range(0, last + 1, every)]
+    axis = Axis("iteration", ticks)
+    return Plot(title, note, line_chart(title, lines, axis, span=span, zero=zero, size=size))
+
+
+def _steps(trained: Sequence[VersionFigures]) -> tuple[Axis, Mapping[int, int]]:
+    """The axis of all steps, and the number of steps before each iteration."""
+    before: dict[int, int] = {}
+    total = 0
+    for version in trained:
+        before[version.version.iteration] = total
+        total += len(version.curve)
+    ticks = [
+        (before[v.version.iteration] + len(v.curve) / 2, str(v.version.iteration)) for v in trained
+    ]
+    return Axis("iteration, step by step", ticks, [*before.values(), total]), before
+
+
+def _curve(
+    trained: Sequence[VersionFigures],
+    steps: Mapping[int, int],
+    name: str,
+    like: Line,
+) -> list[Line]:
+    """A line for each iteration, since the next one starts anew; the last has the label."""
+    most = MOST_POINTS // len(trained)
+    curves = [
+        [
+            (steps[version.version.iteration] + index + 0.5, row[name])
+            for index, row in enumerate(version.curve)
+            if name in row
+        ]
+        for version in trained
+    ]
+    lines = [replace(like, label="", points=thinned(c, most)) for c in curves if c]
+    return [*lines[:-1], replace(lines[-1], label=like.label)] if lines else []
+
+
+def _curves(
+    trained: Sequence[VersionFigures],
+    steps: Mapping[int, int],
+    axis: Axis,
+    title: str,
+    name: str,
+) -> Plot | None:
+    """One metric of both branches."""
+    lines = [
+        line
+        for m in MODALITIES
+        for line in _curve(trained, steps, f"{m}/{name}", Line(f"{m}s", TONES[m], ()))
+    ]
+    return Plot(title, "", line_chart(title, lines, axis)) if lines else None
+
+
+def _sides(
+    trained: Sequence[VersionFigures], steps: Mapping[int, int], axis: Axis, modality: str
+) -> Plot | None:
+    """Winner and loser of one branch against the checkpoint before the iteration."""
+    title = f"Log-probability of {modality}s"
+    sides = {
+        "chosen": Line("winners", TONES[modality], ()),
+        "rejected": Line("losers", TONES[modality], (), dashed=True),
+    }
+    lines = [
+        line
+        for side, like in sides.items()
+        for line in _curve(trained, steps, f"{modality}/logratios/{side}", like)
+    ]
+    if not lines:
+        return None
+    note = "Against the reference, nats a token: winners stay near or above 0, losers fall."
+    return Plot(title, note, line_chart(title, lines, axis, zero=True))
