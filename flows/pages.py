@@ -58,6 +58,10 @@ class RunPages:
     def __init__(self) -> None:
         self._table: UUID | None = None
 
+    def say(self, text: str) -> None:
+        """One line in the log of the run."""
+        get_run_logger().info("%s", text)
+
     def link(self, key: str, title: str, url: str, text: str) -> None:
         """Lead to another place."""
         _try_to(lambda: create_link_artifact(url, title, key, text))

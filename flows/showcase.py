@@ -14,7 +14,7 @@ from report.figures import VersionFigures, for_alarms, read_version
 from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
 from report.plot_files import gap_plot, training_plot
 from report.story import Story
-from report.summary import checkpoint_rows, iteration_page, run_text
+from report.summary import checkpoint_rows, iteration_page, run_line, run_text
 from tasks._tracking.inputs import InputTable
 from tasks._tracking.runs import IterationRun, Tracker
 
@@ -59,6 +59,7 @@ class Showcase:
     def _publish(self, pages: RunPages, run: IterationRun, alarms: list[Alarm]) -> None:
         figures = self._figures[-1]
         pages.table(checkpoint_rows(self._figures))
+        pages.say(run_line(figures, run.url))
         if self._tracker.url and len(self._figures) == 1:
             pages.link("mlflow", "MLflow run of this self-play", self._tracker.url, MLFLOW_TEXT)
         if figures.version.stages:

@@ -63,6 +63,7 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> Sta
             raise UserError(f"{step.label}, stage {stage.name}: {error}") from None
     how = "cached" if done["cached"] else f"{done['seconds']:.1f} s"
     announce(step.label, stage.name, how)
+    get_run_logger().info("%s, %s: %s", step.label, stage.name, how)
     return StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
 
 

@@ -7,63 +7,44 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 
 from PIL.Image import Image
 
 from report.alarms import MODALITIES, Alarm
-from report.figures import VersionFigures
+from report.figures import ALL, VersionFigures
 from report.gallery import PairExample, data_uri
 from report.table import show
 
 PICTURE = 96  # pixels
+CHARACTERS = 34  # of a line in a cell, which do not wrap by themselves
 PAGE_BYTES = 300_000  # a page stays below it: pictures are left out from the end
-SCORES = {"U": "understanding", "G": "generation", "gap U - G": "gap", "GenEval-like": "all_right"}
+SCORES = {"U": "understanding", "G": "generation", "gap": "gap"}
 DROPPED = {
-    "no_scores": "without scores",
+    "no_scores": "without a score",
     "no_winner": "empty",
-    "below_min_best": "best below min_best",
+    "below_min_best": "best not above min_best",
     "no_loser": "one sample only",
-    "not_above_loser": "not above old loser",
-    "below_margin": "below min_margin",
-    "identical": "winner = loser",
+    "not_above_loser": "not above the old loser",
+    "below_margin": "winner and loser closer than min_margin",
+    "identical": "winner and loser alike",
 }
 
 
 def checkpoint_rows(versions: Sequence[VersionFigures]) -> list[dict[str, str]]:
-    """One row a checkpoint: scores with intervals, what each filter dropped, what the gate said."""
-    return [_row(version) for version in versions]
-
-
-def _row(version: VersionFigures) -> dict[str, str]:
-    scores = {
-        title: show(version.metrics[name, "all"]) if (name, "all") in version.metrics else ""
-        for title, name in SCORES.items()
-    }
-    return {
-        "checkpoint": version.label,
-        **scores,
-        **{f"{modality}s kept": _kept(version.pairs, modality) for modality in MODALITIES},
-        "pairs": _pairs(version.pairs),
-        "gate": version.version.decision,
-    }
-
-
-def _kept(pairs: Mapping[str, object], modality: str) -> str:
-    """`312 of 480 (below min_margin 100, best below min_best 68)`."""
-    if not pairs:
-        return ""
-    dropped = [
-        f"{title} {count}"
-        for name, title in DROPPED.items()
-        if (count := pairs.get(f"{modality}/dropped/{name}"))
+    """One row a checkpoint: scores with intervals, what the filters let through, and the gate."""
+    return [
+        {
+            "checkpoint": version.label,
+            **_scores(version),
+            **{f"{modality}s kept": _kept(version, modality) for modality in MODALITIES},
+            "pairs": _pairs(version),
+            **{f"{modality}s dropped": _why(version, modality) for modality in MODALITIES},
+            "gate": version.version.decision,
+        }
+        for version in versions
     ]
-    why = f" (dropped: {', '.join(dropped)})" if dropped else ""
-    return f"{pairs[f'{modality}/kept']} of {pairs['records']}{why}"
-
-
-def _pairs(pairs: Mapping[str, object]) -> str:
-    return f"{pairs['pairs']} of {pairs['records']}" if pairs else ""
 
 
 def iteration_page(
@@ -74,13 +55,13 @@ def iteration_page(
 ) -> str:
     """Markdown about the last of the checkpoints: its change, alarms, links, winners and losers."""
     now = versions[-1]
-    own = [alarm for alarm in alarms if alarm.iteration == now.version.iteration]
     parts = [
         f"# {now.label[:1].upper()}{now.label[1:]}",
-        _changes(versions),
+        _change_table(versions),
         f"**Gate:** {plain(now.version.decision)}" if now.version.decision else "",
         " · ".join(f"[{title}]({url})" for title, url in links.items() if url),
-        _alarm_section(own),
+        _alarm_section(_own(now, alarms)),
+        _filter_section(now),
     ]
     text = "\n\n".join(part for part in parts if part)
     if examples:
@@ -88,13 +69,56 @@ def iteration_page(
     return text + "\n"
 
 
-def _changes(versions: Sequence[VersionFigures]) -> str:
-    header = "| | " + " | ".join(SCORES) + " |\n|---|" + "---|" * len(SCORES)
+def run_text(versions: Sequence[VersionFigures], alarms: Sequence[Alarm]) -> str:
+    """The description of the last checkpoint's MLflow run: what it is worth, and what is wrong."""
+    now = versions[-1]
+    scores = ", ".join(f"{title} {value}" for title, value in _scores(now).items())
+    pairs = f" Trained on pairs of {_pairs(now)} records." if now.pairs else ""
+    parts = [f"**{now.label}**: {plain(scores)}.{pairs} {plain(now.version.decision)}"]
+    own = _own(now, alarms)
+    return "\n\n".join([*parts, *([_alarm_section(own)] if own else [])])
+
+
+def run_line(version: VersionFigures, url: str) -> str:
+    """One line for a log."""
+    scores = ", ".join(f"{title} {value}" for title, value in _scores(version).items())
+    where = f"; MLflow run: {url}" if url else ""
+    return f"{version.label}: {scores}; {version.version.decision}{where}"
+
+
+def _scores(version: VersionFigures) -> dict[str, str]:
+    return {title: show(version.metrics[name, ALL]) for title, name in SCORES.items()}
+
+
+def _kept(version: VersionFigures, modality: str) -> str:
+    pairs = version.pairs
+    return f"{pairs[f'{modality}/kept']} of {pairs['records']}" if pairs else ""
+
+
+def _pairs(version: VersionFigures) -> str:
+    pairs = version.pairs
+    return f"{pairs['pairs']} of {pairs['records']}" if pairs else ""
+
+
+def _why(version: VersionFigures, modality: str) -> str:
+    """What the filters of a modality dropped, and why: `best not above min_best 68, empty 2`."""
+    dropped = {
+        title: version.pairs.get(f"{modality}/dropped/{name}") for name, title in DROPPED.items()
+    }
+    return ", ".join(f"{title} {count}" for title, count in dropped.items() if count)
+
+
+def _own(version: VersionFigures, alarms: Sequence[Alarm]) -> list[Alarm]:
+    return [alarm for alarm in alarms if alarm.iteration == version.version.iteration]
+
+
+def _change_table(versions: Sequence[VersionFigures]) -> str:
+    header = ["| | " + " | ".join(SCORES) + " |", "|---|" + "---|" * len(SCORES)]
     lines = [
-        f"| {version.label} | " + " | ".join(_row(version)[title] for title in SCORES) + " |"
+        f"| {version.label} | " + " | ".join(_scores(version).values()) + " |"
         for version in versions
     ]
-    return "\n".join([header, *lines])
+    return "\n".join([*header, *lines])
 
 
 def _alarm_section(alarms: Sequence[Alarm]) -> str:
@@ -104,47 +128,56 @@ def _alarm_section(alarms: Sequence[Alarm]) -> str:
     return "\n".join([f"## ⚠ Alarms: {len(alarms)}", "", *lines])
 
 
+def _filter_section(version: VersionFigures) -> str:
+    """What each filter let through."""
+    if not version.pairs:
+        return ""
+    lines = [
+        f"- {modality}s: {_kept(version, modality)} records kept"
+        + (f"; dropped: {_why(version, modality)}" if _why(version, modality) else "")
+        for modality in MODALITIES
+    ]
+    lines.append(f"- both, so a pair to train on: {_pairs(version)}")
+    return "\n".join(["## Filters", "", *lines])
+
+
 def _gallery(examples: Sequence[PairExample], room: int) -> str:
     """A table of winners and losers, as many lines of it as there is room for."""
     text = (
-        "## Winners and losers\n\nFrom the pairs that it was trained on: images drawn for the "
-        "prompt, captions said about the picture from the pool, each with its score.\n\n"
-        "| from the pool | image: winner | image: loser | caption: winner | caption: loser |\n"
-        "|---|---|---|---|---|\n"
+        "## Winners and losers\n\nSome of the pairs that it was trained on, with their scores: "
+        "images were drawn for the prompt, captions said about the picture from the pool.\n\n"
+        "| from the pool | winners | losers |\n|---|---|---|\n"
     )
-    for line in map(_example_line, examples):
+    for example in examples:
+        line = "| " + " | ".join(_cells(example)) + " |\n"
         if len((text + line).encode()) > room:
             break
         text += line
     return text
 
 
-def _example_line(example: PairExample) -> str:
-    cells = (
-        f"{_picture(example.image)}<br>{plain(example.caption)}<br>prompt: {plain(example.prompt)}",
-        f"{_picture(example.image_win)}<br>{example.image_win_score:.3f}",
-        f"{_picture(example.image_lose)}<br>{example.image_lose_score:.3f}",
-        f"{plain(example.caption_win)}<br>{example.caption_win_score:.3f}",
-        f"{plain(example.caption_lose) or '(empty)'}<br>{example.caption_lose_score:.3f}",
+def _cells(one: PairExample) -> Iterator[str]:
+    truth = f"{_wrapped(one.caption)}<br>prompt: {_wrapped(one.prompt)}"
+    yield f"{_picture(one.image)}<br>{truth}"
+    sides = (
+        (one.image_win, one.image_win_score, one.caption_win, one.caption_win_score),
+        (one.image_lose, one.image_lose_score, one.caption_lose, one.caption_lose_score),
     )
-    return "| " + " | ".join(cells) + " |\n"
+    for image, image_score, caption, caption_score in sides:
+        said = _wrapped(caption) or "(empty)"
+        scores = f"image {image_score:.3f}, caption {caption_score:.3f}"
+        yield f"{_picture(image)}<br>{scores}<br>{said}"
 
 
 def _picture(image: Image) -> str:
     return f"![]({data_uri(image, PICTURE)})"
 
 
+def _wrapped(text: str) -> str:
+    return "<br>".join(plain(line) for line in textwrap.wrap(text, CHARACTERS))
+
+
 def plain(text: str) -> str:
     """Text as it is, whatever Markdown or HTML a model may have said."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", escaped)
-
-
-def run_text(versions: Sequence[VersionFigures], alarms: Sequence[Alarm]) -> str:
-    """The description of the last checkpoint's MLflow run: what it is worth, and what is wrong."""
-    now = versions[-1]
-    own = [alarm for alarm in alarms if alarm.iteration == now.version.iteration]
-    scores = ", ".join(f"{title} {value}" for title, value in _row(now).items() if title in SCORES)
-    pairs = f" Trained on {_pairs(now.pairs)} records." if now.pairs else ""
-    text = f"**{now.label}**: {scores}.{pairs} {plain(now.version.decision)}"
-    return "\n\n".join([text, *([_alarm_section(own)] if own else [])])

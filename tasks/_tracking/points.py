@@ -80,8 +80,12 @@ def curve_points(rows: Iterable[Mapping[str, float]], prefix: str = CURVES) -> l
 
 
 def metric_name(name: str) -> str:
-    """`name` with only those characters that MLflow takes."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
+    """`name` with only those characters that MLflow takes, and at most two slashes.
+
+    What stands before the last slash is a section of its charts, and there would be dozens.
+    """
+    parts = re.sub(r"[^\w\-. :/]", "_", name).split("/")
+    return "/".join([*parts[:2], ".".join(parts[2:])] if len(parts) > 3 else parts)
 
 
 def _same(old: float | None, new: float) -> bool:

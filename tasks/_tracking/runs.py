@@ -33,8 +33,9 @@ KEY = "hermesflow.key"
 NOT_IN_KEY = {"iterations", "store", "tracking", "runtime"}
 NOTE = "mlflow.note.content"  # shown as the description of a run
 PARAMS = 100  # parameters a call, the limit of MLflow
-# The only names without a slash: MLflow's charts begin with these, and its compare page shows them.
-HEADLINE = ("understanding", "generation", "gap")
+ALL = "all"
+# MLflow's charts begin with these, and its compare page shows the first against the iteration.
+HEADLINE = ("gap", "understanding", "generation")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,13 @@ class Run:
     """One MLflow run; as a context manager it ends as finished, or as failed after an error."""
 
     def __init__(
-        self, connection: Connection, config: Config, name: str, key: str, tags: Mapping[str, str]
+        self,
+        connection: Connection,
+        config: Config,
+        name: str,
+        key: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
     ) -> None:
         self._connection, self._config = connection, config
         self.run_id: str = ""
@@ -78,7 +85,7 @@ class Run:
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         connection.attempt(lambda client: self._find_or_make(client, name, key, tags))
-        self._log_config()
+        self._log_config(params or {})
 
     @property
     def url(self) -> str:
@@ -193,10 +200,13 @@ class Run:
         self._params = dict(run.data.params)
         self._tags = dict(run.data.tags)
 
-    def _log_config(self) -> None:
+    def _log_config(self, params: Mapping[str, str]) -> None:
         """Parameters are written once and stay; the file holds the config of the latest run."""
         document = self._config.model_dump(mode="json")
-        flat = flatten(document)
+        flat = {**params, **flatten(document)}
+        if params:
+            # It may differ between nested runs that can be compared, and would be what is compared.
+            del flat["iterations"]
         digest = sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         if self._tags.get("hermesflow.config") == digest:
             return
@@ -255,37 +265,41 @@ class IterationRun(Run):
         self._parent, self._index = parent, index
         name = f"iteration {index}" if index else parent._origin.label
         tags = {"mlflow.parentRunId": parent.run_id, "iteration": str(index)}
-        super().__init__(parent._connection, parent._config, name, f"{parent._key}/{index}", tags)
+        key = f"{parent._key}/{index}"
+        # The only parameter that differs, which makes it the other axis of MLflow's compare page.
+        params = {"iteration": str(index)}
+        super().__init__(parent._connection, parent._config, name, key, tags, params)
 
     def log_metrics(self, metrics: pa.Table) -> None:
         """Log a `metrics` table; its main values also on the parent, at the iteration's step."""
         values = metric_values(metrics)
         self.log_values(values)
-        overview = [(name, values[name], self._index) for name in HEADLINE if name in values]
-        self._parent._points.log_new(overview)
+        names = [name for name in map(evaluation_name, HEADLINE) if name in values]
+        self._parent._points.log_new([(name, values[name], self._index) for name in names])
 
 
 def metric_values(metrics: pa.Table) -> dict[str, float]:
     """A `metrics` table under the names of MLflow, the headlines first.
 
-    gap, gap/counting, low/gap, high/gap; quality/malformed, quality/malformed/counting, ...
+    eval/gap, eval_quality/malformed, eval_interval/gap.low, eval_by_category/gap.counting, ...: few
+    prefixes, since each becomes a section of charts, and alphabetically after the headlines.
     """
-    values: dict[str, dict[str, float]] = {"": {}, "low/": {}, "high/": {}}
-    for row in sorted(metrics.to_pylist(), key=_rank):
-        group = row["group"].removeprefix("category/")
-        if not group or group.endswith("/"):
-            continue  # records without a category, or without a composition
-        name = row["name"] if row["name"] in HEADLINE else f"quality/{row['name']}"
-        name += "" if group == "all" else f"/{group}"
-        values[""][name] = row["value"]
-        values["low/"][name], values["high/"][name] = row["low"], row["high"]
-    return {f"{side}{name}": value for side in values for name, value in values[side].items()}
+    headline: dict[str, float] = {}
+    others: dict[str, float] = {}
+    for row in metrics.to_pylist():
+        name, (kind, _, group) = row["name"], row["group"].partition("/")
+        if row["group"] != ALL:
+            if group:  # records without a category, or without a composition, have none
+                others[f"eval_by_{kind}/{name}.{group}"] = row["value"]
+            continue
+        (headline if name in HEADLINE else others)[evaluation_name(name)] = row["value"]
+        others |= {f"eval_interval/{name}.{side}": row[side] for side in ("low", "high")}
+    return {n: headline[n] for n in map(evaluation_name, HEADLINE) if n in headline} | others
 
 
-def _rank(row: Mapping[str, Any]) -> tuple[bool, int]:
-    """Where a row of a `metrics` table stands among the names of MLflow."""
-    name = row["name"]
-    return row["group"] != "all", HEADLINE.index(name) if name in HEADLINE else len(HEADLINE)
+def evaluation_name(name: str) -> str:
+    """The name of a metric over all held-out records."""
+    return f"{'eval' if name in HEADLINE else 'eval_quality'}/{name}"
 
 
 def flatten(document: Any, path: str = "") -> dict[str, str]:

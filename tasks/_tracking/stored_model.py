@@ -22,7 +22,7 @@ from core.store import content_digest
 if TYPE_CHECKING:
     from models.serving import Settings
 
-_ANY = AnyType()  # type: ignore[no-untyped-call]
+_ANY = AnyType()
 # Any type, because MLflow's own conversion refuses paths and pictures, and gaps among numbers.
 SIGNATURE = ModelSignature(
     inputs=Schema(
