@@ -13,8 +13,9 @@ from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
 from flows.preflight import check
-from flows.reporting import keep_story, write_report
+from flows.reporting import figures_of, keep_story, write_report
 from flows.stages import announce, label, run_in_flow
+from report.alarms import show_alarms
 from report.story import Story, Version
 from report.table import Checkpoint, final_table
 from tasks._tracking.runs import IterationRun, Tracker, open_tracker
@@ -61,7 +62,7 @@ class SelfPlay:
         self._store = Store(config.store)
 
     def run(self) -> str:
-        """All iterations; returns the final table."""
+        """All iterations; returns the final table with the alarms."""
         self._pool = self._stage(POOL, {}, 0)
         self._test = self._stage(TEST, {}, 0)
         self._base = self._stage(BASE, {}, 0)
@@ -74,9 +75,10 @@ class SelfPlay:
             with self._tracker.iteration(iteration) as run:
                 made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
                 self._judge(made["trained"], iteration, made, run)
-        table = self._table(self._story.versions)
+        figures = figures_of(self._config, self._store, self._story)
+        table = f"{self._table(self._story.versions)}\n\n{show_alarms(figures.alarms)}"
         print(f"\n{table}\n", flush=True)
-        print(f"Report: {write_report(self._config, self._store, self._story)}", flush=True)
+        print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
         return table
 
     def _improve(
