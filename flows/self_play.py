@@ -11,11 +11,11 @@ from core.config import Config, load_config
 from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from data.tables import read_table
-from evals.gate import paired_changes
 from flows.preflight import check
 from flows.reporting import figures_of, keep_story, write_report
-from flows.stages import announce, label, run_in_flow
+from flows.stages import announce, run_in_flow
 from report.alarms import show_alarms
+from report.figures import Figures
 from report.story import Story, Version
 from report.table import Checkpoint, final_table
 from tasks._tracking.runs import IterationRun, Tracker, open_tracker
@@ -76,7 +76,7 @@ class SelfPlay:
                 made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
                 self._judge(made["trained"], iteration, made, run)
         figures = figures_of(self._config, self._store, self._story)
-        table = f"{self._table(self._story.versions)}\n\n{show_alarms(figures.alarms)}"
+        table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
         print(f"\n{table}\n", flush=True)
         print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
         return table
@@ -142,17 +142,15 @@ class SelfPlay:
     def _stage(self, stage: Stage, inputs: Inputs, iteration: int) -> ArtifactRef:
         return self._runner(stage, self._config, inputs, iteration).ref
 
-    def _table(self, judged: Sequence[Version]) -> str:
-        opened = [self._store.open(j.evaluation) for j in judged]
+    def _table(self, figures: Figures) -> str:
         columns = [
-            Checkpoint(label(j.iteration), read_table(a.path("metrics.parquet"), "metrics"))
-            for j, a in zip(judged, opened, strict=True)
+            Checkpoint(
+                version.label,
+                read_table(self._store.open(version.evaluation).path("metrics.parquet"), "metrics"),
+            )
+            for version in self._story.versions
         ]
-        first, last = (
-            read_table(a.path("records.parquet"), "record_metrics") for a in (opened[0], opened[-1])
-        )
-        changes = paired_changes(last, first, self._config.evaluation, seed=0)
-        return final_table(columns, changes, confidence=self._config.evaluation.confidence)
+        return final_table(columns, figures.changes, confidence=self._config.evaluation.confidence)
 
 
 def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:

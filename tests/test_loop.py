@@ -126,3 +126,9 @@ def test_own_pool_runs_with_the_base_checkpoint_as_judge(copied: Path, tmp_path:
     own, table = play(quick(copied, data=data, evaluation__judge="base"))
     assert "evaluate" in own.fresh()
     assert "generation" in table
+    [page] = [
+        page
+        for path in copied.glob("reports/*/report.html")
+        if "frozen base checkpoint" in (page := path.read_text(encoding="utf-8"))
+    ]
+    assert "oracle" not in page
