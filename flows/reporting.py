@@ -13,7 +13,7 @@ from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
 from report.card import render_card
-from report.figures import Interval, read_figures
+from report.figures import Figures, Interval, read_figures
 from report.page import render_page
 from report.story import Story, from_document, to_document
 from tasks._tracking.runs import BASE, Origin, self_play_key
@@ -39,10 +39,14 @@ def keep_story(config: Config, store: Store, story: Story) -> None:
     store.write_text(f"{report_folder(config, _origin(story))}/{STORY}", text + "\n")
 
 
-def write_report(config: Config, store: Store, story: Story) -> str:
-    """Write page and model card of a story; the URI of the page."""
-    figures = read_figures(store, story, _changes(config, store, story))
-    folder = report_folder(config, _origin(story))
+def figures_of(config: Config, store: Store, story: Story) -> Figures:
+    """All figures of a story with at least its base."""
+    return read_figures(store, story, _changes(config, store, story))
+
+
+def write_report(config: Config, store: Store, figures: Figures) -> str:
+    """Write page and model card of a run; the URI of the page."""
+    folder = report_folder(config, _origin(figures.story))
     store.write_text(f"{folder}/{CARD}", render_card(figures))
     return store.write_text(f"{folder}/{PAGE}", render_page(figures))
 
@@ -61,7 +65,9 @@ def report_on(config: Config, path: str, iterations: int | None) -> str:
             f"SEED={config.seed}, or give the CONFIG and SEED of another run"
         )
     story = from_document(document)
-    return write_report(config, store, story if iterations is None else story.up_to(iterations))
+    if iterations is not None:
+        story = story.up_to(iterations)
+    return write_report(config, store, figures_of(config, store, story))
 
 
 def _changes(config: Config, store: Store, story: Story) -> dict[str, Interval]:

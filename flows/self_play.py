@@ -14,12 +14,13 @@ from core.errors import UserError
 from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from data.tables import read_table
-from evals.gate import paired_changes
 from flows.pages import RunPages, present
 from flows.preflight import check
-from flows.reporting import keep_story, write_report
+from flows.reporting import figures_of, keep_story, write_report
 from flows.showcase import Showcase
 from flows.stages import Step, announce, label, refused, run_in_flow
+from report.alarms import show_alarms
+from report.figures import Figures
 from report.story import Story, Version
 from report.table import Checkpoint, final_table
 from tasks._tracking.runs import BASE as ORIGIN
@@ -107,7 +108,7 @@ class SelfPlay:
         self._showcase = Showcase(self._store, tracker, pages)
 
     def run(self) -> str:
-        """All iterations; returns the final table."""
+        """All iterations; returns the final table with the alarms."""
         before = Step(0, self._label(0))
         self._pool, self._test, self._base = (
             self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
@@ -123,9 +124,10 @@ class SelfPlay:
             with self._tracker.iteration(iteration) as run:
                 made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
                 self._judge(made["trained"], iteration, made, run)
-        table = self._table(self._story.versions)
+        figures = figures_of(self._config, self._store, self._story)
+        table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
         print(f"\n{table}\n", flush=True)
-        print(f"Report: {write_report(self._config, self._store, self._story)}", flush=True)
+        print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
         return table
 
     def _label(self, iteration: int) -> str:
@@ -204,17 +206,15 @@ class SelfPlay:
     def _stage(self, stage: Stage, inputs: Inputs, step: Step) -> ArtifactRef:
         return self._runner(stage, self._config, inputs, step).ref
 
-    def _table(self, judged: Sequence[Version]) -> str:
-        opened = [self._store.open(j.evaluation) for j in judged]
+    def _table(self, figures: Figures) -> str:
         columns = [
-            Checkpoint(j.label, read_table(a.path("metrics.parquet"), "metrics"))
-            for j, a in zip(judged, opened, strict=True)
+            Checkpoint(
+                version.label,
+                read_table(self._store.open(version.evaluation).path("metrics.parquet"), "metrics"),
+            )
+            for version in self._story.versions
         ]
-        first, last = (
-            read_table(a.path("records.parquet"), "record_metrics") for a in (opened[0], opened[-1])
-        )
-        changes = paired_changes(last, first, self._config.evaluation, seed=0)
-        return final_table(columns, changes, confidence=self._config.evaluation.confidence)
+        return final_table(columns, figures.changes, confidence=self._config.evaluation.confidence)
 
 
 def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 Metrics = Mapping[tuple[str, str], float]
 Results = Mapping[str, object]
@@ -96,6 +97,14 @@ def find_alarms(iterations: Sequence[IterationFigures]) -> list[Alarm]:
         for check in checks
         for name, sentence in check(now, iterations[0])
     ]
+
+
+def show_alarms(alarms: Sequence[Alarm], width: int = 120) -> str:
+    """Alarms as plain text below a table, in lines of at most `width`."""
+    if not alarms:
+        return "No alarms."
+    lines = [f"Alarm in iteration {a.iteration}, {a.name}: {a.sentence}" for a in alarms]
+    return "\n".join(fill(line, width, subsequent_indent="  ") for line in lines)
 
 
 def _falling_winners(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:

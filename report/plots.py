@@ -13,6 +13,7 @@ from report.figures import ALL, Figures, VersionFigures
 MODALITIES = ("caption", "image")
 # Captions are what the model understands, images what it draws: one colour for each side.
 TONES = {"caption": "understanding", "image": "generation"}
+SHIFT = 0.02  # of the width, by which G stands beside U, so that their bars do not hide each other
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ def _both(figures: Figures, group: str) -> list[Line]:
 
 def _metric(figures: Figures, name: str, label: str, tone: str, group: str = ALL) -> Line:
     """A metric over iterations with its intervals."""
+    shift = SHIFT * figures.last.version.iteration if name == "generation" else 0.0
     known = [
-        (float(version.version.iteration), version.metrics[name, group])
+        (version.version.iteration + shift, version.metrics[name, group])
         for version in figures.versions
         if (name, group) in version.metrics
     ]

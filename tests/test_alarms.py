@@ -15,6 +15,7 @@ from report.alarms import (
     WINNER_NATS,
     IterationFigures,
     find_alarms,
+    show_alarms,
 )
 
 METRICS = {
@@ -131,6 +132,15 @@ def test_sentences_say_what_was_seen_and_name_fields_that_exist() -> None:
         named = [word for word in named if word.split(".")[0] in Config.model_fields]
         assert named
         assert set(named) <= known
+
+
+def test_alarms_are_plain_lines_below_a_table() -> None:
+    found = find_alarms([figures(0, {}), figures(1, {"malformed": 0.4, "diversity": 0.1})])
+    lines = show_alarms(found, width=80).splitlines()
+    assert lines[0].startswith("Alarm in iteration 1, diversity shrinks: Pictures of")
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("Alarm") for line in lines) == 2
+    assert show_alarms([]) == "No alarms."
 
 
 def fields(model: Any, path: str = "") -> set[str]:
