@@ -65,12 +65,17 @@ def self_play(
         resolved = load_config(config, {k: v for k, v in given.items() if v is not None})
         check(resolved)
         champion = find_champion(resolved) if continue_from_champion else None
-        origin = Origin(champion.label, champion.checkpoint.digest) if champion else ORIGIN
+        origin = origin_of(champion)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
         with open_tracker(resolved, origin) as tracker:
             return SelfPlay(resolved, tracker, run_in_flow, champion, RunPages()).run()
     except UserError as error:
         return refused(error)
+
+
+def origin_of(champion: Champion | None) -> Origin:
+    """Where MLflow and reports say that a run starts."""
+    return Origin(champion.label, champion.checkpoint.digest) if champion else ORIGIN
 
 
 def self_play_name(config: Config, origin: Origin) -> str:

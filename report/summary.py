@@ -66,7 +66,7 @@ def iteration_page(
     text = "\n\n".join(part for part in parts if part)
     if examples:
         text += "\n\n" + _gallery(examples, PAGE_BYTES - len(text.encode()))
-    return text + "\n"
+    return text.rstrip() + "\n"
 
 
 def run_text(versions: Sequence[VersionFigures], alarms: Sequence[Alarm]) -> str:

@@ -5,8 +5,10 @@ from pathlib import Path
 from core.config import Config, load_config
 from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
-from flows.self_play import SelfPlay
+from flows.self_play import SelfPlay, origin_of
+from flows.stages import Step
 from tasks._tracking.runs import open_tracker
+from tasks.champion import Champion
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 
@@ -17,9 +19,9 @@ class Runner:
     def __init__(self) -> None:
         self.done: list[tuple[str, int, StageResult]] = []
 
-    def __call__(self, stage: Stage, config: Config, inputs: Inputs, iteration: int) -> StageResult:
+    def __call__(self, stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
         result = run_stage(stage, config, Store(config.store), inputs)
-        self.done.append((stage.name, iteration, result))
+        self.done.append((stage.name, step.iteration, result))
         return result
 
     def fresh(self) -> list[str]:
@@ -33,8 +35,8 @@ def quick(store: Path, **changes: object) -> Config:
     return load_config(QUICK, fixed | changes)
 
 
-def play(config: Config) -> tuple[Runner, str]:
+def play(config: Config, champion: Champion | None = None) -> tuple[Runner, str]:
     Store(config.store).check()
     runner = Runner()
-    with open_tracker(config) as tracker:
-        return runner, SelfPlay(config, tracker, runner).run()
+    with open_tracker(config, origin_of(champion)) as tracker:
+        return runner, SelfPlay(config, tracker, runner, champion).run()

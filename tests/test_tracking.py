@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from core.artifact import ArtifactRef
 from core.config import Config
-from tasks._tracking import runs
-from tasks._tracking.runs import metric_values, open_tracker
+from tasks._tracking.inputs import InputTable
+from tasks._tracking.points import metric_name
+from tasks._tracking.runs import Origin, metric_values, open_tracker
 from tests.evaluations import metrics
 from tests.stage_inputs import make_config
 
@@ -56,21 +58,22 @@ def steps(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
 def test_one_parent_and_one_nested_run_an_iteration(mlflow_uri: str) -> None:
     self_play(tracked(), iterations=2)
     found = all_runs(mlflow_uri)
-    assert set(found) == {"self-play seed 0", "base", "iteration 1", "iteration 2"}
-    parent, child = found["self-play seed 0"], found["iteration 2"]
+    assert set(found) == {"self-play shapes seed 0", "base", "iteration 1", "iteration 2"}
+    parent, child = found["self-play shapes seed 0"], found["iteration 2"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.info.status == parent.info.status == "FINISHED"
     assert child.data.tags["pairs.uri"] == REF.uri
     assert child.data.tags["pairs.digest"] == "d1"
     values = child.data.metrics
-    assert values["understanding"] == 0.9
-    assert values["gap_low"] == pytest.approx(-0.02)
-    assert values["all_right/single_object"] == pytest.approx(0.45)
-    assert values["all_right_high/counting"] == pytest.approx(0.47)
-    assert values["generation/composition/held-out"] == pytest.approx(0.8)
+    assert values["eval/understanding"] == 0.9
+    assert values["eval_interval/gap.low"] == pytest.approx(-0.02)
+    assert values["eval_interval/all_right.high"] == pytest.approx(0.47)
+    assert values["eval_quality/all_right"] == pytest.approx(0.45)
+    assert values["eval_by_category/all_right.single_object"] == pytest.approx(0.45)
+    assert values["eval_by_composition/generation.held-out"] == pytest.approx(0.8)
     assert values["pairs/share kept"] == 0.25
     assert set(found["base"].data.metrics) < set(values)
-    assert steps(mlflow_uri, parent, "generation") == [
+    assert steps(mlflow_uri, parent, "eval/generation") == [
         (index, pytest.approx(0.7 + index / 10)) for index in range(3)
     ]
 
@@ -99,9 +102,9 @@ def test_repeated_self_play_adds_no_run_and_no_point(mlflow_uri: str) -> None:
         assert after[name].info.status == "FINISHED"
     child = after["iteration 1"]
     assert steps(mlflow_uri, child, "train/loss") == [(1, 0.7), (2, 0.6)]
-    assert steps(mlflow_uri, child, "understanding") == [(0, 0.9)]
-    parent = after["self-play seed 0"]
-    assert len(steps(mlflow_uri, parent, "gap")) == 3
+    assert steps(mlflow_uri, child, "eval/understanding") == [(0, 0.9)]
+    parent = after["self-play shapes seed 0"]
+    assert len(steps(mlflow_uri, parent, "eval/gap")) == 3
     assert parent.data.params["runtime.batch_records"] == "3"
 
 
@@ -179,7 +182,7 @@ def test_server_lost_on_the_way_gives_one_warning_and_the_next_run_fills_in(
     self_play(tracked())
     child = all_runs(mlflow_uri)["iteration 1"]
     assert steps(mlflow_uri, child, "train/loss") == [(1, 0.7), (2, 0.6)]
-    assert child.data.metrics["generation"] == pytest.approx(0.8)
+    assert child.data.metrics["eval/generation"] == pytest.approx(0.8)
 
 
 def _gone(*args: object, **options: object) -> None:
@@ -187,8 +190,67 @@ def _gone(*args: object, **options: object) -> None:
 
 
 def test_metric_names_leave_out_groups_without_a_name() -> None:
-    names = metric_values(metrics(0.9, 0.8))
-    assert "understanding/type/color" not in names
-    assert "generation/type/color" in names
-    assert not any(name.endswith("/") for name in names)
-    assert runs.metric_name("all_right/a+b") == "all_right/a_b"
+    names = list(metric_values(metrics(0.9, 0.8)))
+    assert "eval_by_type/understanding.color" not in names
+    assert "eval_by_type/generation.color" in names
+    assert not any(name.endswith(("/", ".")) for name in names)
+    assert metric_name("all_right/a+b") == "all_right/a_b"
+
+
+def test_charts_and_compare_page_begin_with_the_gap() -> None:
+    """MLflow sorts sections by name, and compares by the first metric that was logged."""
+    names = list(metric_values(metrics(0.9, 0.8)))
+    assert names[:3] == ["eval/gap", "eval/understanding", "eval/generation"]
+    sections = {name.rpartition("/")[0] for name in names}
+    assert min(sections | {"pairs", "quality", "train", "trained"}) == "eval"
+    assert metric_name("train/caption/rewards/margins") == "train/caption/rewards.margins"
+
+
+def test_nested_runs_differ_in_one_parameter_their_iteration(mlflow_uri: str) -> None:
+    self_play(tracked())
+    self_play(tracked(iterations=2), iterations=2)
+    found = all_runs(mlflow_uri)
+    base, last = (found[name].data.params for name in ("base", "iteration 2"))
+    assert {name for name in base | last if base.get(name) != last.get(name)} == {"iteration"}
+    assert last["iteration"] == "2"
+
+
+def test_pictures_are_drawn_once_for_each_state(mlflow_uri: str) -> None:
+    drawn: list[bytes] = []
+
+    def draw(content: bytes) -> bytes:
+        drawn.append(content)
+        return content
+
+    for source, content in (("a", b"1"), ("a", b"2"), ("ab", b"3"), ("a", b"4"), ("c", b"5")):
+        with open_tracker(tracked()) as tracker:
+            tracker.log_picture("plots/gap.png", source, lambda c=content: draw(c))  # type: ignore[misc]
+    assert drawn == [b"1", b"3", b"5"]
+    path = MlflowClient(tracking_uri=mlflow_uri).download_artifacts(tracker.run_id, "plots/gap.png")
+    assert Path(path).read_bytes() == b"5"
+
+
+def test_tables_become_datasets_with_their_digests(mlflow_uri: str) -> None:
+    table = InputTable("pool", "sampling", replace(REF, digest="d" * 64), "pool", 7)
+    for _ in range(2):
+        with open_tracker(tracked()) as tracker, tracker.iteration(1) as run:
+            run.log_inputs([table])
+    [given] = all_runs(mlflow_uri)["iteration 1"].inputs.dataset_inputs
+    dataset = given.dataset
+    assert (dataset.name, dataset.digest) == ("pool", "d" * 36)
+    assert json.loads(dataset.source) == {"uri": REF.uri}
+    assert json.loads(dataset.profile) == {"num_rows": 7, "digest": "d" * 64}
+    columns = {c["name"]: c["type"] for c in json.loads(dataset.schema)["mlflow_colspec"]}
+    assert columns["image"] == "binary"
+    assert columns["questions"] == "array"
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "sampling")]
+
+
+def test_run_from_a_champion_is_another_self_play(mlflow_uri: str) -> None:
+    origin = Origin("champion 3", "d" * 64)
+    with open_tracker(tracked()) as base, open_tracker(tracked(), origin) as other:
+        assert base.run_id != other.run_id
+        other.iteration(0)
+    with open_tracker(tracked(), origin) as again:
+        assert again.run_id == other.run_id
+    assert {"self-play shapes seed 0 from champion 3", "champion 3"} <= set(all_runs(mlflow_uri))
