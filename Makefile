@@ -12,7 +12,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up down status test test-slow check format check-config pretrain parity clean
+.PHONY: help install pipeline report up down status test test-slow screenshots check format check-config pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -52,6 +52,9 @@ check-config: $(INSTALLED) ## check a config and its inputs without running [CON
 
 test: $(INSTALLED) ## run the quick tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+
+screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on the local servers
+	$(BIN)/python -m tests.screenshots docs/images
 
 test-slow: $(INSTALLED) ## run the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow

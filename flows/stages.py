@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefect import State, flow, get_run_logger, tags
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
 from core.artifact import ArtifactRef
@@ -55,7 +56,10 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> Sta
         except UserError as error:
             return refused(error)
 
-    with tags(*run_tags(stage, config, step)):
+    # The parent's heartbeat stands for both, as they share a process. Ending one takes a second,
+    # which is most of what a repeated run would take.
+    no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with no_heartbeat, tags(*run_tags(stage, config, step)):
         given = config.model_dump(mode="json"), _documents(inputs), asdict(step)
         try:
             done = outcome(run(*given, return_state=True))
@@ -111,7 +115,10 @@ def _run(stage: Stage, config: Config, inputs: Inputs, step: Mapping[str, Any]) 
     if step["url"]:
         logger.info("MLflow run: %s", step["url"])
     page = ProgressPage(stage.name, step["label"])
-    with observed_by(page), shown_live(config.tracking, step["run_id"]):
+    # MLflow's compare page begins with the first metric that all runs have, which must not be the
+    # load of the machine: so that is not measured for the checkpoint that a run starts from.
+    iterates = step["iteration"] > 0
+    with observed_by(page), shown_live(config.tracking, step["run_id"], machine=iterates):
         result = run_stage(stage, config, Store(config.store), inputs)
     how = "was there already" if result.cached else f"took {result.seconds:.1f} s"
     logger.info("%s %s: %s", stage.name, how, result.ref.uri)

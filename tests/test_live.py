@@ -100,7 +100,7 @@ def test_server_that_hangs_delays_a_stage_only_for_so_long(
 ) -> None:
     monkeypatch.setattr(live, "CLOSE_SECONDS", 0.1)
     monkeypatch.setattr(live, "connect", lambda *args, **options: time.sleep(1.0))
-    monkeypatch.setattr(live._Stream, "_send_all", lambda self: live.connect(None))
+    monkeypatch.setattr(live._Stream, "_send_all", lambda self: live.connect(self._tracking))
     started = time.monotonic()
     with shown_live(tracked().tracking, "run"):
         train(ROWS)

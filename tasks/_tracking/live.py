@@ -28,12 +28,15 @@ CLOSE_SECONDS = 10.0  # how long a finished stage waits for its last points
 
 
 @contextmanager
-def shown_live(tracking: Tracking, run_id: str) -> Iterator[None]:
-    """Show what runs inside on an MLflow run; does nothing without one or without a server."""
+def shown_live(tracking: Tracking, run_id: str, *, machine: bool = True) -> Iterator[None]:
+    """Show what runs inside on an MLflow run; does nothing without one or without a server.
+
+    `machine`: its load too.
+    """
     if not tracking.enabled or not run_id:
         yield
         return
-    stream = _Stream(tracking, run_id)
+    stream = _Stream(tracking, run_id, machine)
     try:
         with values_observed_by(stream.add):
             yield
@@ -47,8 +50,8 @@ class _Stream:
     Nothing is opened for stages that are over before the first sending, as cached ones are.
     """
 
-    def __init__(self, tracking: Tracking, run_id: str) -> None:
-        self._tracking, self._run_id = tracking, run_id
+    def __init__(self, tracking: Tracking, run_id: str, machine: bool) -> None:
+        self._tracking, self._run_id, self._machine = tracking, run_id, machine
         self._waiting: deque[dict[str, float]] = deque()  # appending and popping need no lock
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="mlflow-live", daemon=True)
@@ -70,7 +73,8 @@ class _Stream:
         connection = connect(self._tracking, warn=False)
         points = Points(connection, self._run_id, {})
         points.refresh()
-        monitor = None if over or not connection.open else _monitor(connection.uri, self._run_id)
+        watched = self._machine and connection.open and not over
+        monitor = _monitor(connection.uri, self._run_id) if watched else None
         while True:
             over = over or self._closed.wait(FLUSH_SECONDS)
             rows = [self._waiting.popleft() for _ in range(len(self._waiting))]

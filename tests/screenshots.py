@@ -1,0 +1,128 @@
+"""Pictures of the last finished self-play on the local servers: `make screenshots`.
+
+Also how browser tests find their way through the two UIs.
+"""
+
+import io
+import json
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from flows.servers import Urls, running
+from tests.browser import chromium, resize
+
+PATIENCE = 40.0
+SETTLE = 2.0  # seconds that a page gets to draw its charts
+COLORS = 256
+Document = dict[str, Any]
+
+
+def ask(address: str, body: object) -> Any:
+    """The JSON answer to a POST."""
+    content = json.dumps(body).encode()
+    request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        return json.load(reply)
+
+
+def flow_runs(urls: Urls, flow: str, state: str) -> list[Document]:
+    """Runs of a flow that ended in a state, the newest first."""
+    body = {
+        "flows": {"name": {"any_": [flow]}},
+        "flow_runs": {"state": {"type": {"any_": [state]}}},
+        "sort": "START_TIME_DESC",
+    }
+    found: list[Document] = ask(f"{urls.prefect_api}/flow_runs/filter", body)
+    return found
+
+
+def artifacts(urls: Urls, run: Document) -> dict[str, Document]:
+    """The artifacts of a flow run by key; a key stands for one artifact."""
+    body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
+    found = ask(f"{urls.prefect_api}/artifacts/filter", body)
+    by_key = {artifact["key"]: artifact for artifact in found}
+    assert len(by_key) == len(found)
+    return by_key
+
+
+def open_run(browser: webdriver.Chrome, urls: Urls, run: Document, tab: str, shows: str) -> str:
+    """Open a tab of a flow run's page; everything that it shows."""
+    open_page(browser, f"{urls.prefect}/runs/flow-run/{run['id']}", tab)
+    browser.find_element(By.XPATH, f"//*[normalize-space(text())='{tab}']").click()
+    return wait_for(browser, shows)
+
+
+def compare_page(found: dict[str, Document]) -> str:
+    """Address that the page of the last iteration leads to."""
+    last = max(key for key in found if key.startswith("iteration-"))
+    links = re.findall(r"\((http[^)]+/compare-runs[^)]+)\)", found[last]["data"])
+    return str(links[0])
+
+
+def open_page(browser: webdriver.Chrome, address: str, shows: str) -> str:
+    """Open a page and wait until it shows a text; everything that it shows."""
+    browser.get("about:blank")  # or another place of the same page would not be loaded
+    browser.get(address)
+    return wait_for(browser, shows)
+
+
+def wait_for(browser: webdriver.Chrome, shows: str) -> str:
+    """Wait until the page shows a text; everything that it shows."""
+
+    def text() -> str:
+        return browser.find_element(By.TAG_NAME, "body").text
+
+    until(lambda: shows in text())
+    return text()
+
+
+def until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        assert time.monotonic() < deadline, "the page does not show what it should"
+        time.sleep(0.3)
+
+
+def save(browser: webdriver.Chrome, path: Path) -> None:
+    """Save what is seen, in few colours, which these pages get by with."""
+    time.sleep(SETTLE)
+    with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as image:
+        image.convert("RGB").quantize(COLORS).save(path, optimize=True)
+
+
+def take(urls: Urls, folder: Path, browser: webdriver.Chrome) -> list[Path]:
+    """Both pictures of the last finished run."""
+    run = flow_runs(urls, "self-play", "COMPLETED")[0]
+    places = [folder / "prefect-run.png", folder / "mlflow-compare.png"]
+    resize(browser, 1400, 1000)
+    open_run(browser, urls, run, "Artifacts", "checkpoints")
+    save(browser, places[0])
+    resize(browser, 1600, 1000)
+    open_page(browser, compare_page(artifacts(urls, run)), "eval/gap")
+    save(browser, places[1])
+    return places
+
+
+def main(folder: str) -> None:
+    """Take both pictures into a folder."""
+    found = running()
+    if not {"prefect", "mlflow"} <= set(found):
+        sys.exit("error: the local servers do not run; make pipeline starts them")
+    urls = Urls(found["prefect"].url, found["mlflow"].url)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
+        print(*take(urls, Path(folder), browser), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
