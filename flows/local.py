@@ -3,8 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,7 +106,10 @@ def check_config(path: str, overrides: Mapping[str, object] | None = None) -> No
 
 
 def register_deployment(entrypoint: str, name: str, project: Path = PROJECT) -> None:
-    """Make the process work pool if needed, and register a flow of the project folder on it."""
+    """Make the process work pool if needed, and register a flow of the project folder on it.
+
+    Schedules that people have set stay.
+    """
     from prefect import Flow, flow
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -120,9 +123,34 @@ def register_deployment(entrypoint: str, name: str, project: Path = PROJECT) -> 
     # From a source, so that the run is pulled from the project folder wherever its worker is.
     # `from_source` and `deploy` are coroutines only when called from one.
     sourced = cast(Flow[..., Any], flow.from_source(source=str(project), entrypoint=entrypoint))
-    sourced.deploy(
-        name=name, work_pool_name=WORK_POOL, ignore_warnings=True, print_next_steps=False
-    )
+    with _kept_schedules(f"{sourced.name}/{name}"):
+        sourced.deploy(
+            name=name, work_pool_name=WORK_POOL, ignore_warnings=True, print_next_steps=False
+        )
+
+
+@contextmanager
+def _kept_schedules(deployment: str) -> Iterator[None]:
+    """Give a deployment that is registered anew the schedules that people have set."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            kept = client.read_deployment_by_name(deployment).schedules
+        except ObjectNotFound:
+            kept = []
+        yield
+        after = client.read_deployment_by_name(deployment)
+        if kept and not after.schedules:
+            again = [
+                DeploymentScheduleCreate(
+                    schedule=s.schedule, active=s.active, parameters=s.parameters, slug=s.slug
+                )
+                for s in kept
+            ]
+            client.create_deployment_schedules(after.id, again)
 
 
 def _show(urls: Urls) -> None:

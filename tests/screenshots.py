@@ -58,7 +58,8 @@ def artifacts(urls: Urls, run: Document) -> dict[str, Document]:
 def open_run(browser: webdriver.Chrome, urls: Urls, run: Document, tab: str, shows: str) -> str:
     """Open a tab of a flow run's page; everything that it shows."""
     open_page(browser, f"{urls.prefect}/runs/flow-run/{run['id']}", tab)
-    browser.find_element(By.XPATH, f"//*[normalize-space(text())='{tab}']").click()
+    tabs = browser.find_elements(By.CSS_SELECTOR, "li.p-tab")
+    next(found for found in tabs if found.text == tab).click()
     return wait_for(browser, shows)
 
 
