@@ -11,7 +11,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline up down status test test-slow check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up down status test test-slow check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -30,6 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0]
 	@$(LOCAL) pipeline --config '$(CONFIG)' \
+		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
+
+report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]
+	@$(LOCAL) report --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 up: $(INSTALLED) ## start servers and a worker, register the deployment self-play/iterate

@@ -47,11 +47,20 @@ class Store:
         document = json.dumps({"schema_version": SCHEMA_VERSION})
         if is_local(self._filesystem):
             sweep(Path(self._root, _TEMPORARY))
+        self.write_text("store.json", document + "\n")
+
+    def write_text(self, name: str, text: str) -> str:
+        """Write a document that is no artifact, in the place of an older one; its URI."""
         with (
             closing(TemporaryFolder(Path(self._root, _TEMPORARY))) as folder,
-            _placing(self._filesystem, path, folder, None) as temporary,
+            _placing(self._filesystem, f"{self._root}/{name}", folder, None) as temporary,
         ):
-            temporary.write_text(document + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
+        return f"{self.uri}/{name}"
+
+    def read_json(self, name: str) -> Any | None:
+        """A JSON document that is no artifact; None if there is none."""
+        return read_json(self._filesystem, f"{self._root}/{name}")
 
     def find(self, stage: str, key: str) -> ArtifactRef | None:
         """The published artifact of this stage and key, or None."""

@@ -182,6 +182,8 @@ _TABLES = (
             _text("composition"),
             _score("understanding"),
             _score("generation"),
+            _score("self_score"),
+            _score("agreement"),
             _score("all_right"),
             _score("malformed"),
             _score("diversity"),

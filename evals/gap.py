@@ -2,7 +2,8 @@
 
 U is the share of right answers of the model about real held-out images, G the share of right
 answers, as read by a judge that the loop does not optimise, about images that the model drew for
-the same records.
+the same records. The model's own answers about those images show how far self-VQA, which ranks the
+samples that it learns from, can be trusted.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import pandas as pd
 from evals.statistics import Estimate, bootstrap_mean
 
 ALL = "all"
+ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
 NAMES = (
     "understanding",
     "generation",
     "gap",
+    "self_score",
+    "agreement",
     "all_right",
     "malformed",
     "diversity",
@@ -27,19 +31,29 @@ NAMES = (
 
 
 def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per record: understanding, generation, all_right (share of images without a wrong answer).
+    """Per record: understanding, generation, self_score, agreement, all_right.
 
-    Takes the rows of table `eval_answers`.
+    self_score is generation as the model itself answers, agreement the share of answers about its
+    images that both it and the judge get right or both get wrong, all_right the share of images
+    without a wrong answer. Takes the rows of table `eval_answers`.
     """
-    real = answers[answers["subject"] == "real"].groupby("record_id")["right"].mean()
-    drawn = answers[answers["subject"] == "generated"]
-    by_image = drawn.groupby(["record_id", "sample"])["right"]
+    real, judged, own = (
+        answers[answers["subject"] == subject].set_index(ANSWER)["right"]
+        for subject in ("real", "generated", "self")
+    )
+    by_image = judged.groupby(["record_id", "sample"])
     scores = {
-        "understanding": real,
-        "generation": drawn.groupby("record_id")["right"].mean(),
-        "all_right": by_image.min().groupby("record_id").mean(),
+        "understanding": _by_record(real),
+        "generation": _by_record(judged),
+        "self_score": _by_record(own),
+        "agreement": _by_record((own == judged.reindex(own.index)).astype(np.float64)),
+        "all_right": _by_record(by_image.min()),
     }
     return pd.DataFrame(scores)
+
+
+def _by_record(values: pd.Series[float]) -> pd.Series[float]:
+    return values.groupby("record_id").mean()
 
 
 def summarize(

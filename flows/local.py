@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "down": down,
         "status": status,
         "pipeline": lambda: pipeline(options.config, options.iterations, options.seed),
+        "report": lambda: report(options.config, options.iterations, options.seed),
         "check-config": lambda: check_config(options.config),
     }
     setup_logging()
@@ -80,6 +81,16 @@ def pipeline(config: str, iterations: int | None, seed: int | None) -> None:
     _show(urls)
 
 
+def report(config: str, iterations: int | None, seed: int | None) -> None:
+    """Write the report of a run anew, finished or not; its iterations may be cut."""
+    from core.config import load_config
+    from flows.reporting import report_on
+
+    print(
+        report_on(load_config(config, {} if seed is None else {"seed": seed}), config, iterations)
+    )
+
+
 def check_config(path: str, overrides: Mapping[str, object] | None = None) -> None:
     """Check a config and what it points to; UserError lists the problems."""
     from core.config import load_config
@@ -120,11 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="stop what was started here")
     commands.add_parser("status", help="show what runs")
     run = commands.add_parser("pipeline", help="run the self-play loop")
+    written = commands.add_parser("report", help="write the report of a run anew")
     check = commands.add_parser("check-config", help="check a config without running")
-    for command in (run, check):
+    for command in (run, written, check):
         command.add_argument("--config", default="pipeline.yaml", help="YAML file")
+    for command in (run, written):
+        command.add_argument("--seed", type=int, help="replaces the seed of the config")
     run.add_argument("--iterations", type=int, help="replaces the number of the config")
-    run.add_argument("--seed", type=int, help="replaces the seed of the config")
+    written.add_argument("--iterations", type=int, help="leave out what came after this one")
     return parser
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from prefect import flow
 
@@ -12,9 +11,12 @@ from core.config import Config, load_config
 from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from data.tables import read_table
-from evals.gate import paired_changes
 from flows.preflight import check
-from flows.stages import announce, label, run_in_flow
+from flows.reporting import figures_of, keep_story, write_report
+from flows.stages import announce, run_in_flow
+from report.alarms import show_alarms
+from report.figures import Figures
+from report.story import Story, Version
 from report.table import Checkpoint, final_table
 from tasks._tracking.runs import IterationRun, Tracker, open_tracker
 from tasks.base import BASE
@@ -26,15 +28,6 @@ from tasks.register import register
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A checkpoint with its evaluation."""
-
-    iteration: int
-    checkpoint: ArtifactRef
-    evaluation: ArtifactRef
 
 
 @flow(name="self-play", flow_run_name="self-play {config}")
@@ -69,18 +62,23 @@ class SelfPlay:
         self._store = Store(config.store)
 
     def run(self) -> str:
-        """All iterations; returns the final table."""
+        """All iterations; returns the final table with the alarms."""
         self._pool = self._stage(POOL, {}, 0)
         self._test = self._stage(TEST, {}, 0)
         self._base = self._stage(BASE, {}, 0)
-        judged = [self._judge(self._base, 0, None)]
-        pairs: ArtifactRef | None = None
+        self._story = Story(
+            self._config.model_dump(mode="json"), self._pool, self._test, self._base
+        )
+        self._judge(self._base, 0, {})
         for iteration in range(1, self._config.iterations + 1):
+            last = self._story.versions[-1]
             with self._tracker.iteration(iteration) as run:
-                checkpoint, pairs = self._improve(judged[-1].checkpoint, pairs, iteration, run)
-                judged.append(self._judge(checkpoint, iteration, judged[0].evaluation, run))
-        table = self._table(judged)
+                made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
+                self._judge(made["trained"], iteration, made, run)
+        figures = figures_of(self._config, self._store, self._story)
+        table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
         print(f"\n{table}\n", flush=True)
+        print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
         return table
 
     def _improve(
@@ -89,8 +87,8 @@ class SelfPlay:
         previous: ArtifactRef | None,
         iteration: int,
         run: IterationRun,
-    ) -> tuple[ArtifactRef, ArtifactRef]:
-        """The next checkpoint, and the pairs that it was trained on."""
+    ) -> dict[str, ArtifactRef]:
+        """What the stages of an iteration make; the next checkpoint is `trained`."""
         made: dict[str, ArtifactRef] = {"pool": self._pool, "checkpoint": checkpoint}
 
         def stage(name: str, stage: Stage, inputs: Sequence[str]) -> None:
@@ -107,7 +105,7 @@ class SelfPlay:
         stage("reference", REFERENCE, ("checkpoint", "pairs"))
         stage("trained", TRAIN, ("checkpoint", "pairs", "reference"))
         self._log(run, made)
-        return made["trained"], made["pairs"]
+        return {name: ref for name, ref in made.items() if name not in ("pool", "checkpoint")}
 
     def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
         run.log_refs(made)
@@ -119,13 +117,15 @@ class SelfPlay:
         self,
         checkpoint: ArtifactRef,
         iteration: int,
-        baseline: ArtifactRef | None,
+        made: Mapping[str, ArtifactRef],
         run: IterationRun | None = None,
-    ) -> Judged:
-        """Evaluate and register a checkpoint."""
+    ) -> None:
+        """Evaluate and register a checkpoint, and keep what the stages `made` for the report."""
         if run is None:
             with self._tracker.iteration(iteration) as own:
-                return self._judge(checkpoint, iteration, baseline, own)
+                return self._judge(checkpoint, iteration, made, own)
+        versions = self._story.versions
+        baseline = versions[0].evaluation if versions else None
         inputs = {"test": self._test, "checkpoint": checkpoint, "base": self._base}
         evaluation = self._stage(EVALUATE, inputs, iteration)
         metrics = self._store.open(evaluation).path("metrics.parquet")
@@ -134,22 +134,23 @@ class SelfPlay:
         done = register(self._config, self._store, checkpoint, evaluation, baseline, run=run)
         version = f"version {done.version}, " if done.version else ""
         announce(iteration, "register", version + done.reason)
-        return Judged(iteration, checkpoint, evaluation)
+        judged = Version(iteration, checkpoint, evaluation, dict(made), done.promoted, done.reason)
+        self._story = self._story.with_version(judged)
+        keep_story(self._config, self._store, self._story)
+        return None
 
     def _stage(self, stage: Stage, inputs: Inputs, iteration: int) -> ArtifactRef:
         return self._runner(stage, self._config, inputs, iteration).ref
 
-    def _table(self, judged: Sequence[Judged]) -> str:
-        opened = [self._store.open(j.evaluation) for j in judged]
+    def _table(self, figures: Figures) -> str:
         columns = [
-            Checkpoint(label(j.iteration), read_table(a.path("metrics.parquet"), "metrics"))
-            for j, a in zip(judged, opened, strict=True)
+            Checkpoint(
+                version.label,
+                read_table(self._store.open(version.evaluation).path("metrics.parquet"), "metrics"),
+            )
+            for version in self._story.versions
         ]
-        first, last = (
-            read_table(a.path("records.parquet"), "record_metrics") for a in (opened[0], opened[-1])
-        )
-        changes = paired_changes(last, first, self._config.evaluation, seed=0)
-        return final_table(columns, changes, confidence=self._config.evaluation.confidence)
+        return final_table(columns, figures.changes, confidence=self._config.evaluation.confidence)
 
 
 def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:

@@ -44,6 +44,8 @@ SHOWN: tuple[tuple[str, str, str, str], ...] = (
     ("understanding U", "understanding", "composition/", " scenes"),
     ("generation G", "generation", "composition/", " scenes"),
     ("gap U - G", "gap", "", ""),
+    ("self-VQA score", "self_score", "", ""),
+    ("  judge agrees", "agreement", "", ""),
     ("GenEval-like", "all_right", "category/", ""),
     ("malformed", "malformed", "", ""),
     ("diversity", "diversity", "", ""),

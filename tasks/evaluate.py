@@ -93,21 +93,30 @@ class Evaluator:
         )
         images = self.model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
         repeated = [asked for asked in questions for _ in range(self.num_images)]
-        about_drawn = self.judge.answers(images, repeated)
-        about_real = [
-            [a.prediction for a in image] for image in ask(self.model, codes_BN, questions)
-        ]
+        about_real = self._own_answers(codes_BN, questions)
+        about_drawn = {
+            "generated": self.judge.answers(images, repeated),
+            # As self-VQA does: from the tokens, which is what was generated.
+            "self": self._own_answers(codes_BMN.reshape(-1, codes_BMN.shape[-1]), repeated),
+        }
         answers: list[Row] = []
         for index, record in enumerate(records):
             answers += _answer_rows(record, "real", 0, about_real[index])
-            for sample in range(self.num_images):
-                drawn = about_drawn[index * self.num_images + sample]
-                answers += _answer_rows(record, "generated", sample, drawn)
+            for subject, predictions in about_drawn.items():
+                for sample in range(self.num_images):
+                    drawn = predictions[index * self.num_images + sample]
+                    answers += _answer_rows(record, subject, sample, drawn)
         return {
             "eval_answers": answers,
             "record_metrics": self._records(records, codes_BN, codes_BMN, images, answers),
             "images": self._images(records, seeds, codes_BMN, images),
         }
+
+    def _own_answers(
+        self, codes_BN: Codes, questions: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[str]]:
+        answered = ask(self.model, codes_BN, questions)
+        return [[a.prediction for a in image] for image in answered]
 
     def _records(
         self,
@@ -246,7 +255,7 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 
 EVALUATE = Stage(
     "evaluate",
-    1,
+    2,
     reads=(
         "model.family",
         "evaluation",

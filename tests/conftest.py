@@ -7,6 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.loops import Runner, play, quick
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, str]:
+    """Store, runner and table of two iterations; not to be written to."""
+    store = tmp_path_factory.mktemp("loop") / "store"
+    runner, table = play(quick(store, iterations=2))
+    return store, runner, table
+
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:

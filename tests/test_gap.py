@@ -10,15 +10,25 @@ from evals.statistics import bootstrap_difference, bootstrap_mean
 
 def answers() -> pd.DataFrame:
     """Two records with two questions each, one real image and two generated ones."""
-    rows = [
-        *(("a", "real", 0, "color", right) for right in (1.0, 0.0)),
-        *(("a", "generated", 0, "color", right) for right in (1.0, 1.0)),
-        *(("a", "generated", 1, "color", right) for right in (0.0, 1.0)),
-        *(("b", "real", 0, "size", right) for right in (1.0, 1.0)),
-        *(("b", "generated", 0, "size", right) for right in (0.0, 0.0)),
-        *(("b", "generated", 1, "size", right) for right in (0.0, 1.0)),
+    given = [
+        ("a", "real", 0, "color", (1.0, 0.0)),
+        ("a", "generated", 0, "color", (1.0, 1.0)),
+        ("a", "generated", 1, "color", (0.0, 1.0)),
+        ("a", "self", 0, "color", (1.0, 0.0)),
+        ("a", "self", 1, "color", (1.0, 0.0)),
+        ("b", "real", 0, "size", (1.0, 1.0)),
+        ("b", "generated", 0, "size", (0.0, 0.0)),
+        ("b", "generated", 1, "size", (0.0, 1.0)),
+        ("b", "self", 0, "size", (1.0, 1.0)),
+        ("b", "self", 1, "size", (0.0, 1.0)),
     ]
-    return pd.DataFrame(rows, columns=["record_id", "subject", "sample", "type", "right"])
+    columns = ["record_id", "subject", "sample", "type", "question", "right"]
+    rows = [
+        (*image, question, right)
+        for *image, rights in given
+        for question, right in zip(("first?", "second?"), rights, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def test_scores_of_a_record() -> None:
@@ -26,9 +36,22 @@ def test_scores_of_a_record() -> None:
     assert scores.loc["a"].to_dict() == {
         "understanding": 0.5,
         "generation": 0.75,
+        "self_score": 0.5,
+        "agreement": 0.25,  # both verdicts are alike for the first question about image 0 only
         "all_right": 0.5,  # one of its two images has no wrong answer
     }
-    assert scores.loc["b"].to_dict() == {"understanding": 1.0, "generation": 0.25, "all_right": 0.0}
+    assert scores.loc["b"].to_dict() == {
+        "understanding": 1.0,
+        "generation": 0.25,
+        "self_score": 0.75,
+        "agreement": 0.5,
+        "all_right": 0.0,
+    }
+
+
+def test_agreement_goes_by_image_and_question_whatever_the_order() -> None:
+    shuffled = answers().sample(frac=1, random_state=1)
+    assert record_scores(shuffled).equals(record_scores(answers()))
 
 
 def test_summary_has_groups_and_a_gap_of_their_means() -> None:
@@ -39,6 +62,8 @@ def test_summary_has_groups_and_a_gap_of_their_means() -> None:
     assert values["gap", "all"] == pytest.approx(0.75 - 0.5)
     assert values["generation", "category/x"] == 0.75
     assert values["understanding", "type/size"] == 1.0
+    assert values["agreement", "type/size"] == 0.5
+    assert values["self_score", "all"] == pytest.approx(0.625)
     assert values["generation", "composition/seen"] == 0.5
 
 

@@ -6,50 +6,9 @@ from pathlib import Path
 import pytest
 
 from core.artifact import Artifact
-from core.config import Config, load_config
-from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
 from data.tables import read_table
-from flows.self_play import SelfPlay
-from tasks._tracking.runs import open_tracker
-
-QUICK = Path(__file__).parent / "configs/quick.yaml"
-
-
-class Runner:
-    """Runs stages in this process and remembers which were cached."""
-
-    def __init__(self) -> None:
-        self.done: list[tuple[str, int, StageResult]] = []
-
-    def __call__(self, stage: Stage, config: Config, inputs: Inputs, iteration: int) -> StageResult:
-        result = run_stage(stage, config, Store(config.store), inputs)
-        self.done.append((stage.name, iteration, result))
-        return result
-
-    def fresh(self) -> list[str]:
-        """Stages whose body ran."""
-        return [name for name, _, result in self.done if not result.cached]
-
-
-def quick(store: Path, **changes: object) -> Config:
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
-    fixed = {"store": str(store), "tracking.enabled": False, "runtime.threads": 1, "iterations": 1}
-    return load_config(QUICK, fixed | changes)
-
-
-def play(config: Config) -> tuple[Runner, str]:
-    Store(config.store).check()
-    runner = Runner()
-    with open_tracker(config) as tracker:
-        return runner, SelfPlay(config, tracker, runner).run()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, str]:
-    store = tmp_path_factory.mktemp("loop") / "store"
-    runner, table = play(quick(store, iterations=2))
-    return store, runner, table
+from tests.loops import Runner, play, quick
 
 
 @pytest.fixture
@@ -167,3 +126,9 @@ def test_own_pool_runs_with_the_base_checkpoint_as_judge(copied: Path, tmp_path:
     own, table = play(quick(copied, data=data, evaluation__judge="base"))
     assert "evaluate" in own.fresh()
     assert "generation" in table
+    [page] = [
+        page
+        for path in copied.glob("reports/*/report.html")
+        if "frozen base checkpoint" in (page := path.read_text(encoding="utf-8"))
+    ]
+    assert "oracle" not in page

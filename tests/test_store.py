@@ -260,3 +260,12 @@ def test_two_writers_of_one_key_do_not_disturb_each_other(local: Store, tmp_path
     artifact.verify()
     assert len(artifact.names()) == 30
     assert not (folder_of(ref) / ".tmp").exists()
+
+
+def test_documents_beside_the_artifacts_are_replaced_and_read(store: Store) -> None:
+    assert store.read_json("reports/a/story.json") is None
+    assert (
+        store.write_text("reports/a/story.json", '{"a": 1}') == f"{store.uri}/reports/a/story.json"
+    )
+    store.write_text("reports/a/story.json", '{"a": 2}')
+    assert store.read_json("reports/a/story.json") == {"a": 2}

@@ -46,6 +46,8 @@ def test_groups_are_shown_below_their_metric() -> None:
         "  seen scenes",
         "  held-out scenes",
         "gap U - G",
+        "self-VQA score",
+        "  judge agrees",
         "GenEval-like",
         "  single object",
         "  counting",

@@ -1,0 +1,77 @@
+"""The report of a run, in the store beside its artifacts: `reports/seed-<seed>-<key>/`.
+
+Without Prefect, so that `make report` starts at once and needs no server.
+"""
+
+from __future__ import annotations
+
+import json
+
+from core.config import Config
+from core.errors import UserError
+from core.store import Store
+from data.tables import read_table
+from evals.gate import paired_changes
+from report.card import render_card
+from report.figures import Figures, Interval, read_figures
+from report.page import render_page
+from report.story import Story, from_document, to_document
+from tasks._tracking.runs import self_play_key
+
+STORY = "story.json"
+PAGE = "report.html"
+CARD = "README.md"
+
+
+def report_folder(config: Config) -> str:
+    """Where the report of a run lies in its store; the same for more or fewer iterations."""
+    return f"reports/seed-{config.seed}-{self_play_key(config)[:8]}"
+
+
+def keep_story(config: Config, store: Store, story: Story) -> None:
+    """Write down what a run has made so far."""
+    text = json.dumps(to_document(story), indent=2, sort_keys=True, allow_nan=False)
+    store.write_text(f"{report_folder(config)}/{STORY}", text + "\n")
+
+
+def figures_of(config: Config, store: Store, story: Story) -> Figures:
+    """All figures of a story with at least its base."""
+    return read_figures(store, story, _changes(config, store, story))
+
+
+def write_report(config: Config, store: Store, figures: Figures) -> str:
+    """Write page and model card of a run; the URI of the page."""
+    folder = report_folder(config)
+    store.write_text(f"{folder}/{CARD}", render_card(figures))
+    return store.write_text(f"{folder}/{PAGE}", render_page(figures))
+
+
+def report_on(config: Config, path: str, iterations: int | None) -> str:
+    """Write the report of a run that was started with this config (from the file at `path`).
+
+    UserError if the store knows of no such run.
+    """
+    store = Store(config.store)
+    document = store.read_json(f"{report_folder(config)}/{STORY}")
+    if document is None:
+        raise UserError(
+            f"{store.uri} has no run of {path} with seed {config.seed} whose base checkpoint has "
+            f"been evaluated; start or continue it with make pipeline CONFIG={path} "
+            f"SEED={config.seed}, or give the CONFIG and SEED of another run"
+        )
+    story = from_document(document)
+    if iterations is not None:
+        story = story.up_to(iterations)
+    return write_report(config, store, figures_of(config, store, story))
+
+
+def _changes(config: Config, store: Store, story: Story) -> dict[str, Interval]:
+    """Paired changes from the base to the last checkpoint; empty if there is only one."""
+    if len(story.versions) < 2:
+        return {}
+    first, last = (
+        read_table(store.open(v.evaluation).path("records.parquet"), "record_metrics")
+        for v in (story.versions[0], story.versions[-1])
+    )
+    changes = paired_changes(last, first, config.evaluation, seed=0)
+    return {n: Interval(c.value, c.low, c.high) for n, c in changes.items()}

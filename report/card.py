@@ -1,0 +1,127 @@
+"""A model card with Hugging Face metadata for the last checkpoint, from the report's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from report.figures import ALL, Figures
+from report.page import SCORES, number
+from report.verdict import give_verdict
+
+PAPER = "arxiv:2502.12148"
+
+
+def render_card(figures: Figures) -> str:
+    """Markdown with a YAML header, as the hub reads it."""
+    header = yaml.safe_dump(_metadata(figures), sort_keys=False, allow_unicode=True)
+    return f"---\n{header}---\n\n" + "\n".join(_text(figures)) + "\n"
+
+
+def _name(figures: Figures) -> str:
+    version = figures.last.version
+    return f"hermesflow-{figures.story.config['model']['family']}-iteration-{version.iteration}"
+
+
+def _metadata(figures: Figures) -> dict[str, Any]:
+    data = figures.story.config["data"]
+    split = data["eval_split"] if data["source"] == "shapes" else "test"
+    metrics = [
+        {"type": name, "name": title, "value": round(figures.last.value(name), 4)}
+        for name, title in _shown(figures)
+    ]
+    task = {"type": "any-to-any", "name": "Questions about pictures and about drawings"}
+    dataset = {"type": data["source"], "name": f"HermesFlow {data['source']}", "split": split}
+    return {
+        "language": ["en"],
+        "library_name": "hermesflow",
+        "pipeline_tag": "any-to-any",
+        "tags": ["unified-multimodal", "self-play", "pair-dpo", "dpo", PAPER],
+        "model-index": [
+            {
+                "name": _name(figures),
+                "results": [{"task": task, "dataset": dataset, "metrics": metrics}],
+            }
+        ],
+    }
+
+
+def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
+    for name, title in SCORES:
+        if name != "malformed" or figures.judged_by_oracle:
+            yield name, title
+
+
+def _text(figures: Figures) -> Iterator[str]:
+    verdict, config = give_verdict(figures), figures.story.config
+    yield from (f"# {_name(figures)}", "", verdict.headline, verdict.detail, "")
+    yield (
+        f"A unified model ({config['model']['family']}) after {figures.last.version.iteration} "
+        "iterations of HermesFlow self-play: it samples captions and images for a pool of "
+        "image-caption pairs, scores them itself, and learns from its best against its worse ones "
+        "by Pair-DPO."
+    )
+    for title, lines in (
+        ("Results", _results(figures)),
+        ("Known weaknesses", _weaknesses(figures)),
+        ("Training", _training(figures)),
+        ("Loading", _loading(figures)),
+    ):
+        yield from ("", f"## {title}", "")
+        yield from lines
+
+
+def _results(figures: Figures) -> Iterator[str]:
+    config = figures.story.config
+    judge = "a pixel oracle" if figures.judged_by_oracle else "the frozen base checkpoint"
+    by_itself = config["scoring"]["judge"] == "self"
+    independent = ", which training does not optimise" if by_itself else ""
+    yield (
+        f"On {figures.test_records} held-out records; the answers about generated images are read "
+        f"by {judge}{independent}. In brackets {config['evaluation']['confidence']:.0%} bootstrap "
+        "intervals over records."
+    )
+    yield ""
+    yield f"| | {' | '.join(version.label for version in figures.versions)} |"
+    yield f"|---|{'---|' * len(figures.versions)}"
+    for name, title in _shown(figures):
+        known = [version.metrics.get((name, ALL)) for version in figures.versions]
+        cells = [
+            f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known
+        ]
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def _weaknesses(figures: Figures) -> Iterator[str]:
+    iteration = figures.last.version.iteration
+    mine = [alarm for alarm in figures.alarms if alarm.iteration == iteration]
+    yield from (f"- {alarm.sentence}" for alarm in mine)
+    if not mine:
+        yield "- No alarm was raised for this checkpoint."
+    yield (
+        "- It was judged on records like those of its pool only; nothing is known about others, "
+        "and nothing was done about harmful content or bias."
+    )
+
+
+def _training(figures: Figures) -> Iterator[str]:
+    config, story = figures.story.config, figures.story
+    pool, base = (f"digest `{ref.digest[:16]}`" for ref in (story.pool, story.base))
+    yield f"- Pool: {figures.pool_records} records, `{story.pool.uri}` ({pool})"
+    yield f"- Base: `{config['model']['checkpoint']}` ({base})"
+    yield f"- Seed {config['seed']}, objective `{config['training']['objective']}`"
+    for modality in ("caption", "image"):
+        branch = ", ".join(f"{k} {v}" for k, v in config["training"][modality].items())
+        yield f"- {modality} branch: {branch}"
+    yield f"- Gate: {figures.last.version.decision}"
+
+
+def _loading(figures: Figures) -> Iterator[str]:
+    checkpoint = figures.last.version.checkpoint
+    folder = checkpoint.uri.removeprefix("file://")
+    family = figures.story.config["model"]["family"]
+    yield from ("```python", "from models.families import load_model", "")
+    yield f'model = load_model("{family}", "{folder}/model", "cpu")'
+    yield from ("```", "", f"Digest of the checkpoint: `{checkpoint.digest}`.")

@@ -1,0 +1,158 @@
+"""All figures of a report, read from the store: plain values, so that pages only have to lay out.
+
+Nothing is computed here that a stage has stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.artifact import Artifact, ArtifactRef
+from core.store import Store
+from data.tables import count_rows, read_table
+from report.alarms import Alarm, IterationFigures, find_alarms
+from report.samples import Drawing, Sampled, read_drawings, read_sampled
+from report.story import Story, Version
+
+ALL = "all"
+CURVES = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+Metrics = Mapping[tuple[str, str], Interval]
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """A stage's artifact and the seconds that it took when it was made."""
+
+    name: str
+    ref: ArtifactRef
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VersionFigures:
+    """A checkpoint: evaluation, results of the stages that made it, its training curve."""
+
+    version: Version
+    metrics: Metrics
+    pairs: Results
+    trained: Results
+    curve: Sequence[Mapping[str, float]]
+    stages: Sequence[StageTime]
+
+    @property
+    def label(self) -> str:
+        return self.version.label
+
+    def value(self, name: str, group: str = ALL) -> float:
+        """A metric that is known to be there."""
+        return self.metrics[name, group].value
+
+    def groups(self, prefix: str) -> list[str]:
+        """Sorted named groups of a kind: `category/` gives colors, counting, ..."""
+        found = {group for _, group in self.metrics if group.startswith(prefix)}
+        return sorted(name for group in found if (name := group.removeprefix(prefix)))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that a report shows. `changes` are paired, from the first to the last version."""
+
+    story: Story
+    versions: Sequence[VersionFigures]
+    changes: Mapping[str, Interval]
+    alarms: Sequence[Alarm]
+    sampled: Sequence[Sampled]
+    drawings: Sequence[Drawing]
+    before: Sequence[StageTime]  # pool, test, base
+    pool_records: int
+    test_records: int
+    libraries: Mapping[str, str]
+
+    @property
+    def base(self) -> VersionFigures:
+        return self.versions[0]
+
+    @property
+    def last(self) -> VersionFigures:
+        return self.versions[-1]
+
+    @property
+    def judged_by_oracle(self) -> bool:
+        """Whether generated images are read by the pixel oracle, not by the base checkpoint."""
+        return bool(self.story.config["evaluation"]["judge"] == "oracle")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations that the config asks for are there."""
+        wanted: int = self.story.config["iterations"]
+        return self.last.version.iteration >= wanted
+
+
+def read_figures(store: Store, story: Story, changes: Mapping[str, Interval]) -> Figures:
+    """Read what a report needs of a story with at least its base."""
+    versions = [_version(store, version) for version in story.versions]
+    base = store.open(story.base)
+    refs = {"pool": story.pool, "test": story.test, "base": story.base}
+    pool, test = (store.open(ref).parts() for ref in (story.pool, story.test))
+    return Figures(
+        story=story,
+        versions=versions,
+        changes=changes,
+        alarms=find_alarms([_for_alarms(version) for version in versions]),
+        sampled=read_sampled(store, story),
+        drawings=read_drawings(store, story),
+        before=[_time(name, store.open(ref)) for name, ref in refs.items()],
+        pool_records=count_rows(pool),
+        test_records=count_rows(test),
+        libraries=base.manifest["versions"],
+    )
+
+
+def _version(store: Store, version: Version) -> VersionFigures:
+    opened = {name: store.open(ref) for name, ref in version.stages.items()}
+    evaluation = store.open(version.evaluation)
+    table = read_table(evaluation.path("metrics.parquet"), "metrics")
+    metrics = {
+        (row["name"], row["group"]): Interval(row["value"], row["low"], row["high"])
+        for row in table.to_pylist()
+    }
+    return VersionFigures(
+        version=version,
+        metrics=metrics,
+        pairs=opened["pairs"].manifest["results"] if opened else {},
+        trained=opened["trained"].manifest["results"] if opened else {},
+        curve=_curve(opened["trained"]) if opened else (),
+        stages=[
+            *(_time(name, artifact) for name, artifact in opened.items()),
+            _time("evaluation", evaluation),
+        ],
+    )
+
+
+def _curve(trained: Artifact) -> list[dict[str, float]]:
+    lines = trained.path(CURVES).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _time(name: str, artifact: Artifact) -> StageTime:
+    return StageTime(name, artifact.ref, float(artifact.manifest["seconds"]))
+
+
+def _for_alarms(version: VersionFigures) -> IterationFigures:
+    values = {key: interval.value for key, interval in version.metrics.items()}
+    return IterationFigures(version.version.iteration, values, version.pairs, version.trained)

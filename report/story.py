@@ -1,0 +1,75 @@
+"""What a run has made so far: references only, kept as JSON after every iteration.
+
+The report is built from it at any time, of an unfinished run too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from core.artifact import ArtifactRef
+
+
+@dataclass(frozen=True)
+class Version:
+    """A checkpoint, its evaluation and what came before it; iteration 0 is the base.
+
+    `stages` holds what the iteration made under the names of its inputs (captions, images,
+    caption_scores, image_scores, pairs, reference, trained); it is empty for the base. `decision`
+    is what the gate said.
+    """
+
+    iteration: int
+    checkpoint: ArtifactRef
+    evaluation: ArtifactRef
+    stages: Mapping[str, ArtifactRef]
+    promoted: bool
+    decision: str
+
+    @property
+    def label(self) -> str:
+        """How people call it."""
+        return f"iteration {self.iteration}" if self.iteration else "base"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run: its resolved config, what it started from, and its checkpoints in order."""
+
+    config: Mapping[str, Any]
+    pool: ArtifactRef
+    test: ArtifactRef
+    base: ArtifactRef
+    versions: tuple[Version, ...] = ()
+
+    def with_version(self, version: Version) -> Story:
+        """The story with one more checkpoint."""
+        return replace(self, versions=(*self.versions, version))
+
+    def up_to(self, iteration: int) -> Story:
+        """The story without what came after an iteration."""
+        return replace(self, versions=tuple(v for v in self.versions if v.iteration <= iteration))
+
+
+def to_document(story: Story) -> dict[str, Any]:
+    """JSON form of a story."""
+    return asdict(story)
+
+
+def from_document(document: Mapping[str, Any]) -> Story:
+    """The story of its JSON form."""
+    pool, test, base = (ArtifactRef(**document[name]) for name in ("pool", "test", "base"))
+    versions = tuple(
+        Version(
+            iteration=version["iteration"],
+            checkpoint=ArtifactRef(**version["checkpoint"]),
+            evaluation=ArtifactRef(**version["evaluation"]),
+            stages={name: ArtifactRef(**ref) for name, ref in version["stages"].items()},
+            promoted=version["promoted"],
+            decision=version["decision"],
+        )
+        for version in document["versions"]
+    )
+    return Story(document["config"], pool, test, base, versions)

@@ -1,0 +1,40 @@
+"""Runs of the whole loop on a few records, stage by stage without servers."""
+
+from pathlib import Path
+
+from core.config import Config, load_config
+from core.stage import Inputs, Stage, StageResult, run_stage
+from core.store import Store
+from flows.self_play import SelfPlay
+from tasks._tracking.runs import open_tracker
+
+QUICK = Path(__file__).parent / "configs/quick.yaml"
+
+
+class Runner:
+    """Runs stages in this process and remembers which were cached."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int, StageResult]] = []
+
+    def __call__(self, stage: Stage, config: Config, inputs: Inputs, iteration: int) -> StageResult:
+        result = run_stage(stage, config, Store(config.store), inputs)
+        self.done.append((stage.name, iteration, result))
+        return result
+
+    def fresh(self) -> list[str]:
+        """Stages whose body ran."""
+        return [name for name, _, result in self.done if not result.cached]
+
+
+def quick(store: Path, **changes: object) -> Config:
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    fixed = {"store": str(store), "tracking.enabled": False, "runtime.threads": 1, "iterations": 1}
+    return load_config(QUICK, fixed | changes)
+
+
+def play(config: Config) -> tuple[Runner, str]:
+    Store(config.store).check()
+    runner = Runner()
+    with open_tracker(config) as tracker:
+        return runner, SelfPlay(config, tracker, runner).run()

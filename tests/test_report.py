@@ -1,0 +1,391 @@
+"""The report: what a finished, an unfinished and a missing run show, and how."""
+
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.config import Config
+from core.errors import UserError
+from core.store import Store
+from data.tables import read_table
+from flows import local
+from flows.reporting import report_folder, report_on
+from report.alarms import Alarm
+from report.card import render_card
+from report.charts import LABEL_GAP, Axis, Line, line_chart, nice_ticks, thinned
+from report.figures import Figures, Interval, read_figures
+from report.page import number, render_page, seconds
+from report.published import published_tables
+from report.samples import LOSE, WIN, Picture, read_sampled, spread
+from report.story import Story, Version, from_document, to_document
+from report.verdict import BAD, GOOD, OPEN, give_verdict
+from tests.loops import QUICK, Runner, quick
+from tests.stage_inputs import pair_row, picture, pool_row, publish
+
+EVIL = "<script>window.evil = 1</script> & <b>bold</b>"
+Finished = tuple[Path, Runner, str]
+
+
+@pytest.fixture
+def config(finished: Finished) -> Config:
+    return quick(finished[0], iterations=2)
+
+
+@pytest.fixture
+def story(config: Config) -> Story:
+    document = Store(config.store).read_json(f"{report_folder(config)}/story.json")
+    assert document is not None
+    return from_document(document)
+
+
+@pytest.fixture
+def figures(config: Config, story: Story) -> Figures:
+    changes = {
+        "gap": Interval(-0.05, -0.08, -0.02),
+        "generation": Interval(0.05, 0.02, 0.08),
+        "understanding": Interval(0.0, -0.01, 0.01),
+    }
+    return read_figures(Store(config.store), story, changes)
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, roughly."""
+    body = page[page.index("<body") :]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body))
+
+
+# --- the page ---
+
+
+def test_run_ends_with_a_page_a_card_and_a_story_in_its_store(config: Config, story: Story) -> None:
+    folder = Path(config.store, report_folder(config))
+    assert {path.name for path in folder.iterdir()} == {"report.html", "README.md", "story.json"}
+    assert [version.label for version in story.versions] == ["base", "iteration 1", "iteration 2"]
+    assert set(story.versions[2].stages) >= {"captions", "images", "pairs", "trained"}
+
+
+def test_page_shows_the_stored_figures_of_every_checkpoint(
+    config: Config, story: Story, figures: Figures
+) -> None:
+    text = text_of(render_page(figures))
+    for version in story.versions:
+        path = Store(config.store).open(version.evaluation).path("metrics.parquet")
+        for row in read_table(path, "metrics").to_pylist():
+            if row["name"] in ("gap", "agreement", "malformed") and row["group"] == "all":
+                assert number(row["value"]) in text
+        assert version.decision in text.replace("&#39;", "'")
+        assert version.checkpoint.digest[:16] in text
+    for heading in (
+        *("Alarms", "The gap over iterations", "By question type", "By category of prompt"),
+        *("The same prompts, drawn by every checkpoint", "What it learnt from", "Training"),
+        *("Can it judge itself?", "What the filters let through", "Time", "Settings and lineage"),
+    ):
+        assert heading in text
+    assert "training.image.beta 0.1" in text
+    assert story.pool.uri in text
+
+
+def test_page_asks_for_nothing_outside_itself(figures: Figures) -> None:
+    page = render_page(figures)
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    for link in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]*)""", page):
+        assert link.startswith(("data:", "#")), link
+
+
+def test_page_is_small_and_the_same_every_time(config: Config, figures: Figures) -> None:
+    first = Path(report_on(config, "quick.yaml", None).removeprefix("file://")).read_bytes()
+    assert len(first) < 1_000_000
+    assert Path(report_on(config, "x", None).removeprefix("file://")).read_bytes() == first
+    assert render_page(figures) == render_page(figures)
+
+
+def evil(figures: Figures) -> Figures:
+    """The figures with markup wherever text of users or models can stand."""
+    record, drawing = figures.sampled[0], figures.drawings[0]
+    captions = [replace(sample, content=EVIL, origin=EVIL) for sample in record.captions]
+    return replace(
+        figures,
+        sampled=[replace(record, caption=EVIL, prompt=EVIL, captions=captions)],
+        drawings=[replace(drawing, prompt=EVIL, composition=EVIL)],
+        alarms=[Alarm(1, EVIL, EVIL)],
+        story=replace(figures.story, config={**figures.story.config, "store": EVIL}),
+    )
+
+
+def test_every_text_is_escaped(figures: Figures) -> None:
+    page = render_page(evil(figures))
+    assert "<script" not in page
+    assert "<b>bold" not in page
+    assert page.count("&lt;script&gt;") >= 8
+
+
+def test_group_names_are_escaped_in_charts() -> None:
+    axis = Axis(EVIL, [(0.0, EVIL)])
+    chart = line_chart(EVIL, [Line(EVIL, "gap", [(0.0, 1.0)])], axis)
+    assert "<script" not in chart
+    assert chart.count("&lt;script&gt;") == 4
+
+
+def test_alarms_are_shown_with_their_sentence(figures: Figures) -> None:
+    alarm = Alarm(2, "diversity shrinks", "Pictures differ 40% less.")
+    text = text_of(render_page(replace(figures, alarms=[alarm])))
+    assert "Iteration 2: diversity shrinks Pictures differ 40% less." in text
+    assert "None: winners stayed likely" in text_of(render_page(replace(figures, alarms=[])))
+
+
+def test_base_as_judge_is_called_so_and_cannot_tell_malformed_pictures(figures: Figures) -> None:
+    judged = {**figures.story.config["evaluation"], "judge": "base"}
+    settings = {**figures.story.config, "evaluation": judged}
+    other = replace(figures, story=replace(figures.story, config=settings), alarms=[])
+    page, card = text_of(render_page(other)), render_card(other)
+    assert "the frozen base checkpoint gives the wanted answer" in page
+    assert "oracle" not in page
+    assert "Malformed" not in page
+    assert "malformed" not in card
+    assert "Malformed" in text_of(render_page(figures))
+
+
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_unfinished_run_shows_what_there_is(config: Config, iterations: int) -> None:
+    page = Path(report_on(config, "quick.yaml", iterations).removeprefix("file://"))
+    text = text_of(page.read_text(encoding="utf-8"))
+    report_on(config, "quick.yaml", None)
+    assert f"{iterations} of 2 iterations (unfinished)" in text
+    assert ("Nothing yet" in text) == (iterations == 0)
+    assert "iteration 2" not in text
+
+
+def test_killed_run_has_a_report_of_its_finished_iterations(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(finished[0], store)
+    shutil.rmtree(store / "reports")
+    from flows.self_play import SelfPlay
+    from tasks._tracking.runs import open_tracker
+
+    config = quick(store, iterations=2)
+    runner = Runner()
+
+    def killed(*given: Any) -> Any:
+        if given[3] == 2:
+            raise KeyboardInterrupt
+        return runner(*given)
+
+    with open_tracker(config) as tracker, pytest.raises(KeyboardInterrupt):
+        SelfPlay(config, tracker, killed).run()
+    text = Path(report_on(config, "quick.yaml", None).removeprefix("file://")).read_text("utf-8")
+    assert "1 of 2 iterations (unfinished)" in text
+
+
+def test_missing_run_says_how_to_start_it(config: Config) -> None:
+    other = config.model_copy(update={"seed": 7})
+    with pytest.raises(UserError, match=r"no run of my\.yaml with seed 7.*make pipeline CONFIG=my"):
+        report_on(other, "my.yaml", None)
+
+
+def test_report_command_prints_where_the_page_lies(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load(QUICK.read_text(encoding="utf-8"))
+    settings |= {"store": config.store, "tracking": config.tracking.model_dump()}
+    path = tmp_path / "quick.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert local.main(["report", "--config", str(path)]) == 0
+    assert capsys.readouterr().out.strip().endswith("/report.html")
+    assert local.main(["report", "--config", str(path), "--seed", "5"]) == 2
+
+
+# --- verdict ---
+
+
+def judged(figures: Figures, **changes: tuple[float, float, float]) -> Any:
+    given = {name: Interval(*change) for name, change in changes.items()}
+    return give_verdict(replace(figures, changes={**figures.changes, **given}))
+
+
+def test_verdict_names_a_narrower_gap_only_beyond_chance(figures: Figures) -> None:
+    good = judged(figures)
+    assert good.tone == GOOD
+    assert "2 iterations of self-play narrowed the gap" in good.headline
+    assert "Drawing improved (G +0.050 [+0.020, +0.080])" in good.detail
+    assert "understanding did not clearly change" in good.detail
+    unclear = judged(figures, gap=(-0.05, -0.11, 0.01))
+    assert unclear.tone == OPEN
+    assert "may be chance" in unclear.headline
+    worse = judged(figures, gap=(0.05, 0.01, 0.09))
+    assert worse.tone == BAD
+    assert "widened" in worse.headline
+
+
+def test_verdict_does_not_praise_a_gap_that_closed_by_forgetting(figures: Figures) -> None:
+    lost = judged(figures, understanding=(-0.1, -0.2, -0.05), generation=(0.0, -0.01, 0.01))
+    assert lost.tone == BAD
+    assert "understands less, which is no progress" in lost.detail
+
+
+def test_verdict_of_the_base_alone_makes_no_claim(figures: Figures) -> None:
+    alone = give_verdict(replace(figures, versions=figures.versions[:1], changes={}))
+    assert alone.tone == OPEN
+    assert "Only the base" in alone.headline
+
+
+# --- samples ---
+
+
+def test_each_record_has_one_winner_and_one_loser_of_each_modality(figures: Figures) -> None:
+    assert len(figures.sampled) > 1
+    for record in figures.sampled:
+        for samples in (record.captions, record.images):
+            fates = [sample.fate for sample in samples]
+            assert fates.count(WIN) == 1
+            assert fates.count(LOSE) == 1
+            assert samples[0].fate == WIN
+        assert sum(sample.times for sample in record.captions) >= 6
+        assert sum(not sample.origin for sample in record.images) == 4
+
+
+def test_drawings_hold_every_checkpoint_and_its_share_of_right_answers(figures: Figures) -> None:
+    assert len({drawing.record_id for drawing in figures.drawings}) == 12
+    for drawing in figures.drawings:
+        assert [drawn.label for drawn in drawing.drawn] == ["base", "iteration 1", "iteration 2"]
+        assert all(len(drawn.images) == 2 for drawn in drawing.drawn)
+        assert all(0 <= share <= 1 for drawn in drawing.drawn for _, share in drawn.images)
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path, story: Story) -> Callable[..., Any]:
+    """Reads the samples of one record with three captions and images."""
+    store = Store(str(tmp_path / "store"))
+
+    def read(**changes: object) -> Any:
+        def table(values: list[Any], extra: dict[str, object]) -> list[dict[str, object]]:
+            return [{"record_id": "r1", "sample": k} | extra | v for k, v in enumerate(values)]
+
+        text = {"temperature": 1.0, "top_k": 0, "seed": 1}
+        drawn = {"tokens": [1], "guidance": 0.0, "steps": 1, "temperature": 1.0, "seed": 1}
+        scores = [0.9, 0.1, 0.9]
+        pair = pair_row(1) | {"record_id": "r1", "caption_win": "good", "caption_lose": "bad"}
+        pair |= {"image_win": picture(1), "image_lose": picture(2)} | changes
+        rows = {
+            "captions": table([{"text": t} for t in ("good", "bad", "good")], text),
+            "images": table([{"image": picture(i)} for i in (1, 2, 1)], drawn),
+            "caption_scores": table([{"score": s} for s in scores], {}),
+            "image_scores": table([{"soft": s} for s in scores], {"hard": 0.0, "answers": []}),
+            "pairs": [pair],
+        }
+        made = {name: publish(store, name, [given]) for name, given in rows.items()}
+        pool = publish(store, "pool", [[pool_row("r1"), pool_row("r2")]])
+        last = Version(1, pool, pool, made, True, "")
+        return read_sampled(store, replace(story, pool=pool, versions=(last,)))
+
+    return read
+
+
+def test_equal_captions_are_counted_and_equal_images_shown(by_hand: Callable[..., Any]) -> None:
+    [record] = by_hand()
+    assert [(s.content, s.times, s.fate) for s in record.captions] == [
+        ("good", 2, WIN),
+        ("bad", 1, LOSE),
+    ]
+    assert [s.fate for s in record.images] == [WIN, "", LOSE]
+    assert all(isinstance(s.content, Picture) and s.content.pixelated for s in record.images)
+
+
+def test_old_losers_are_shown_with_where_they_come_from(by_hand: Callable[..., Any]) -> None:
+    origin = "beaten winner of iteration 1"
+    [record] = by_hand(caption_provenance=origin, caption_lose="was good", caption_lose_score=0.5)
+    assert [(s.content, s.fate, s.origin) for s in record.captions] == [
+        ("good", WIN, ""),
+        ("bad", "", ""),
+        ("was good", LOSE, origin),
+    ]
+
+
+def test_records_are_taken_in_turn_from_each_category() -> None:
+    rows = [{"id": i, "category": c, "composition": ""} for i, c in enumerate("aaab")]
+    assert [row["id"] for row in spread(rows, 3)] == [0, 3, 1]
+    assert spread([], 3) == []
+
+
+# --- charts, numbers, tables ---
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.813, 0.846), (-0.06, 0.02), (0.0, 12345.0), (-1e-4, 3e-4)]
+)
+def test_ticks_are_few_round_and_enclose_the_values(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert 3 <= len(ticks) <= 6
+    assert ticks[0] <= low <= high <= ticks[-1]
+    steps = {round(b - a, 9) for a, b in pairwise(ticks)}
+    assert len(steps) == 1
+
+
+def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
+    lines = [Line(f"line {k}", "gap", [(0.0, 0.0), (1.0, 0.5)]) for k in range(3)]
+    chart = line_chart("x", [*lines, Line("far", "gap", [(0.0, 1.0)])], Axis("x", []))
+    ys = sorted(float(y) for y in re.findall(r'class="label gap" x="[\d.]+" y="([\d.]+)"', chart))
+    assert len(ys) == 4
+    assert all(b - a >= LABEL_GAP for a, b in pairwise(ys))
+
+
+def test_flat_and_single_points_have_a_chart() -> None:
+    chart = line_chart("x", [Line("", "gap", [(0.0, 0.0)], [(0.0, 0.0)])], Axis("x", [(0, "base")]))
+    assert "nan" not in chart
+    assert "<circle" in chart
+
+
+def test_long_curves_are_averaged() -> None:
+    points = [(float(k), float(k % 2)) for k in range(1000)]
+    short = thinned(points, 100)
+    assert len(short) == 100
+    assert {y for _, y in short} == {0.5}
+    assert thinned(points[:5], 100) == points[:5]
+
+
+def test_numbers_have_real_minus_signs_and_no_negative_zero() -> None:
+    assert [number(x) for x in (-0.0001, -0.5, 1.0)] == ["0.000", "−0.500", "1.000"]
+    assert [seconds(x) for x in (4.24, 31.4, 125.0)] == ["4.2 s", "31 s", "2 min 5 s"]
+
+
+def test_published_tables_are_the_papers(figures: Figures) -> None:
+    four, five = published_tables()
+    rows = {row[0]: row[1:] for row in four.rows}
+    assert four.columns == ["understanding", "generation", "gap"]
+    assert rows["HermesFlow"] == ["1.3B", "0.533", "0.497", "0.036"]
+    assert len(five.rows) == 7
+    assert five.columns == ["POPE", "MME", "MMMU", "GenEval", "DPG-Bench"]
+    text = text_of(render_page(figures))
+    assert "Not measured here" in text
+    assert "arXiv 2502.12148" in text
+
+
+# --- model card and story ---
+
+
+def test_card_has_metadata_with_the_figures_of_the_last_checkpoint(figures: Figures) -> None:
+    card = render_card(figures)
+    _, header, body = card.split("---\n", 2)
+    metadata = yaml.safe_load(header)
+    [entry] = metadata["model-index"]
+    values = {m["type"]: m["value"] for m in entry["results"][0]["metrics"]}
+    assert math.isclose(values["gap"], figures.last.value("gap"), abs_tol=1e-4)
+    assert metadata["pipeline_tag"] == "any-to-any"
+    assert "arxiv:2502.12148" in metadata["tags"]
+    assert "| | base | iteration 1 | iteration 2 |" in body
+    assert figures.last.version.checkpoint.digest in body
+
+
+def test_story_survives_json(story: Story) -> None:
+    assert from_document(to_document(story)) == story
+    assert [v.iteration for v in story.up_to(1).versions] == [0, 1]
