@@ -12,7 +12,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up down status test test-slow screenshots check format check-config pretrain parity clean
+.PHONY: help install pipeline report up down status test test-slow screenshots check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -68,6 +68,9 @@ check: $(INSTALLED) ## check format, lint, types and import layers
 format: $(INSTALLED) ## format the code and repair what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+ablations: $(INSTALLED) ## run the ablations over seeds, write docs/results.md [QUICK=1 STUDY=configs/ablations.yaml]
+	@$(BIN)/python -m flows.ablations --study '$(or $(STUDY),configs/ablations.yaml)' $(if $(QUICK),--quick)
 
 pretrain: $(INSTALLED) ## make the base checkpoint, tokenizer and caption encoder anew, into models/assets/shapes-new
 	$(BIN)/python -m tasks.pretrain

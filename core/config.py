@@ -126,6 +126,10 @@ class Pairing(Section):
 
     caption: PairRule
     image: PairRule
+    winner: Literal["best", "truth"] = Field(
+        description="best sample wins; or the record's own caption and image do, which with a "
+        "preference weight of 0 and an nll_weight is fine-tuning on true pairs"
+    )
     iteration_rule: Literal["fresh", "beaten", "published"] = Field(
         description="fresh pairs; or a beaten old winner loses; or the published update"
     )
@@ -233,10 +237,11 @@ class Config(Section):
                     f"{field} = 'oracle' reads shapes only, but data.source = "
                     f"{self.data.source!r}; set {field}: {way_out}"
                 )
-        if self.training.caption.weight == 0 and self.training.image.weight == 0:
+        branches = self.training.caption, self.training.image
+        if not any(branch.weight or branch.nll_weight for branch in branches):
             raise ValueError(
-                "training.caption.weight and training.image.weight are both 0, so nothing would "
-                "be trained; set one above 0"
+                "weight and nll_weight are 0 in training.caption and in training.image, so "
+                "nothing would be trained; set one of them above 0"
             )
         return self
 

@@ -41,13 +41,17 @@ def provenance(origin: LoserFrom, iteration: int) -> str:
 
 @dataclass(frozen=True)
 class PickedBranch:
-    """One modality: its samples, what was picked from them and what became of each record."""
+    """One modality: its samples, what was picked from them and what became of each record.
+
+    With `truth_wins` the winners are rows of the pool.
+    """
 
     modality: str
     rule: PairRule
     samples: RowReader
     picks: Picks
     fate_R: Ints
+    truth_wins: bool = False
 
 
 @dataclass
@@ -112,12 +116,24 @@ class PairAssembler:
         modality, picks = branch.modality, branch.picks
         from_B = picks.loser_from_R[chosen_B]
         fresh_B = np.full(len(chosen_B), LoserFrom.SAMPLES)
-        columns = self._content(branch, "win", picks.winner_row_R[chosen_B], fresh_B)
+        if branch.truth_wins:
+            columns = self._truth(branch, chosen_B)
+        else:
+            columns = self._content(branch, "win", picks.winner_row_R[chosen_B], fresh_B)
         columns |= self._content(branch, "lose", picks.loser_row_R[chosen_B], from_B)
         columns[f"{modality}_win_score"] = _floats(picks.winner_score_R[chosen_B])
         columns[f"{modality}_lose_score"] = _floats(picks.loser_score_R[chosen_B])
         names = pa.array([provenance(origin, self._iteration) for origin in LoserFrom])
         columns[f"{modality}_provenance"] = names.take(pa.array(from_B))
+        return columns
+
+    def _truth(self, branch: PickedBranch, chosen_B: Ints) -> Columns:
+        """The records' own captions, or images, whose tokens are left empty: training has them."""
+        own = self._pool.take(chosen_B, [branch.modality])[branch.modality]
+        columns: Columns = {f"{branch.modality}_win": own}
+        if branch.modality == "image":
+            tokens = arrow_schema("pairs").field("image_win_tokens").type
+            columns["image_win_tokens"] = pa.chunked_array([pa.array([[]] * len(own), tokens)])
         return columns
 
     def _content(self, branch: PickedBranch, side: str, row_B: Ints, from_B: Ints) -> Columns:
@@ -156,6 +172,8 @@ def _identical(columns: Mapping[str, pa.ChunkedArray], modality: str) -> Flags:
         equal: Flags = pc.equal(win, lose).to_numpy()
         return equal
     tokens = [columns[f"image_{side}_tokens"].combine_chunks() for side in ("win", "lose")]
+    if not len(tokens[0].flatten()):
+        return np.zeros(len(tokens[0]), np.bool_)  # true images, which have no tokens yet
     lengths = np.unique(np.concatenate([pc.list_value_length(side).to_numpy() for side in tokens]))
     if len(lengths) != 1:
         raise UserError(

@@ -107,6 +107,16 @@ def pick(scored: Scored, num_records: int, loser: str) -> Picks:
     )
 
 
+def pick_loser(scored: Scored, num_records: int, loser: str) -> Picks:
+    """The loser among all samples of each record; its own caption and image win with score 1.
+
+    Winner rows are those of the pool.
+    """
+    none_wins = replace(scored, may_win_S=np.zeros_like(scored.may_win_S))
+    picks = pick(none_wins, num_records, loser)
+    return replace(picks, winner_row_R=np.arange(num_records), winner_score_R=np.ones(num_records))
+
+
 def _first_by(value_S: Floats, scored: Scored, among: Ints, num_records: int) -> Ints:
     """Index of the sample with the least value of each record, of equals the first sample."""
     keys = scored.sample_S[among], value_S[among], scored.record_S[among]

@@ -89,11 +89,12 @@ def encode_pairs(table: pa.Table, model: UnifiedModel, batch_size: int) -> PairR
         images = table["image"].slice(start, batch_size).to_pylist()
         parts.append(model.encode_images([decode_image(image) for image in images]))
     source_BN = np.concatenate(parts)
-    sides = [
-        _tokens(table, column, source_BN.shape[1])
-        for column in ("image_win_tokens", "image_lose_tokens")
-    ]
-    codes_B3N = np.stack([source_BN, *sides], axis=1).astype(np.int32)
+    length = source_BN.shape[1]
+    # A winner without tokens is the record's own image.
+    true_wins = len(table["image_win_tokens"].combine_chunks().flatten()) == 0
+    win_BN = source_BN if true_wins else _tokens(table, "image_win_tokens", length)
+    lose_BN = _tokens(table, "image_lose_tokens", length)
+    codes_B3N = np.stack([source_BN, win_BN, lose_BN], axis=1).astype(np.int32)
     return PairRows(table.select(TEXT_COLUMNS), codes_B3N)
 
 

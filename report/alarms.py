@@ -125,8 +125,8 @@ def _drifting_self_vqa(now: IterationFigures, base: IterationFigures) -> Iterato
         yield (
             "self-VQA drifts",
             f"The model agrees with the judge about {agreement[0]:.1%} of its pictures' answers, "
-            f"down from {agreement[1]:.1%}: its own scores, which choose the winners, mean less. "
-            "Run fewer iterations, raise pairing.image.min_margin, or lower "
+            f"down from {agreement[1]:.1%}: its own scores, by which self-play chooses winners, "
+            "mean less. Run fewer iterations, raise pairing.image.min_margin, or lower "
             "training.image.learning_rate.",
         )
     scores, truth = _pair(now, base, "self_score"), _pair(now, base, "generation")
@@ -135,8 +135,8 @@ def _drifting_self_vqa(now: IterationFigures, base: IterationFigures) -> Iterato
         if after - before > OVERSCORING_GROWTH:
             yield (
                 "self-VQA flatters",
-                f"The model's score of its pictures is {after:+.3f} off the judge's, the base's "
-                f"was {before:+.3f}: it learns to please itself instead of drawing better. Run "
+                f"The model scores its own pictures {after:+.3f} against the judge, the base "
+                f"{before:+.3f}: it learns to please itself instead of drawing better. Run "
                 "fewer iterations, raise pairing.image.min_margin, or lower "
                 "training.image.learning_rate.",
             )

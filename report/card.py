@@ -55,36 +55,48 @@ def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
 
 
 def _text(figures: Figures) -> Iterator[str]:
-    config, version = figures.story.config, figures.last.version
-    verdict = give_verdict(figures)
-    judge = "a pixel oracle" if figures.judged_by_oracle else "the frozen base checkpoint"
+    verdict, config = give_verdict(figures), figures.story.config
     yield from (f"# {_name(figures)}", "", verdict.headline, verdict.detail, "")
     yield (
-        f"A unified model ({config['model']['family']}) after {version.iteration} iterations of "
-        "HermesFlow self-play: it samples captions and images for a pool of image-caption pairs, "
-        "scores them itself, and learns from its best against its worse ones by Pair-DPO."
+        f"A unified model ({config['model']['family']}) after {figures.last.version.iteration} "
+        "iterations of HermesFlow self-play: it samples captions and images for a pool of "
+        "image-caption pairs, scores them itself, and learns from its best against its worse ones "
+        "by Pair-DPO."
     )
-    yield from (
-        "",
-        "## Results",
-        "",
-        f"On {figures.test_records} held-out records; the answers "
-        f"about generated images are read by {judge}, which training does not optimise.",
-        "",
+    for title, lines in (
+        ("Results", _results(figures)),
+        ("Known weaknesses", _weaknesses(figures)),
+        ("Training", _training(figures)),
+        ("Loading", _loading(figures)),
+    ):
+        yield from ("", f"## {title}", "")
+        yield from lines
+
+
+def _results(figures: Figures) -> Iterator[str]:
+    config = figures.story.config
+    judge = "a pixel oracle" if figures.judged_by_oracle else "the frozen base checkpoint"
+    by_itself = config["scoring"]["judge"] == "self"
+    independent = ", which training does not optimise" if by_itself else ""
+    yield (
+        f"On {figures.test_records} held-out records; the answers about generated images are read "
+        f"by {judge}{independent}. In brackets {config['evaluation']['confidence']:.0%} bootstrap "
+        "intervals over records."
     )
-    labels = [v.label for v in figures.versions]
-    yield f"| | {' | '.join(labels)} |"
-    yield f"|---|{'---|' * len(labels)}"
+    yield ""
+    yield f"| | {' | '.join(version.label for version in figures.versions)} |"
+    yield f"|---|{'---|' * len(figures.versions)}"
     for name, title in _shown(figures):
-        known = [v.metrics.get((name, ALL)) for v in figures.versions]
+        known = [version.metrics.get((name, ALL)) for version in figures.versions]
         cells = [
             f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known
         ]
         yield f"| {title} | {' | '.join(cells)} |"
-    yield ""
-    yield f"In brackets {config['evaluation']['confidence']:.0%} bootstrap intervals over records."
-    yield from ("", "## Known weaknesses", "")
-    mine = [alarm for alarm in figures.alarms if alarm.iteration == version.iteration]
+
+
+def _weaknesses(figures: Figures) -> Iterator[str]:
+    iteration = figures.last.version.iteration
+    mine = [alarm for alarm in figures.alarms if alarm.iteration == iteration]
     yield from (f"- {alarm.sentence}" for alarm in mine)
     if not mine:
         yield "- No alarm was raised for this checkpoint."
@@ -92,20 +104,24 @@ def _text(figures: Figures) -> Iterator[str]:
         "- It was judged on records like those of its pool only; nothing is known about others, "
         "and nothing was done about harmful content or bias."
     )
-    yield from (
-        "",
-        "## Training",
-        "",
-        f"- Pool: {figures.pool_records} records, "
-        f"`{figures.story.pool.uri}` (digest `{figures.story.pool.digest[:16]}`)",
-    )
-    yield f"- Base: `{config['model']['checkpoint']}` (digest `{figures.story.base.digest[:16]}`)"
+
+
+def _training(figures: Figures) -> Iterator[str]:
+    config, story = figures.story.config, figures.story
+    pool, base = (f"digest `{ref.digest[:16]}`" for ref in (story.pool, story.base))
+    yield f"- Pool: {figures.pool_records} records, `{story.pool.uri}` ({pool})"
+    yield f"- Base: `{config['model']['checkpoint']}` ({base})"
     yield f"- Seed {config['seed']}, objective `{config['training']['objective']}`"
     for modality in ("caption", "image"):
         branch = ", ".join(f"{k} {v}" for k, v in config["training"][modality].items())
         yield f"- {modality} branch: {branch}"
-    yield f"- Gate: {version.decision}"
-    yield from ("", "## Loading", "", "```python", "from models.families import load_model", "")
-    uri = version.checkpoint.uri.removeprefix("file://")
-    yield f'model = load_model("{config["model"]["family"]}", "{uri}/model", "cpu")'
-    yield from ("```", "", f"Digest of the checkpoint: `{version.checkpoint.digest}`.")
+    yield f"- Gate: {figures.last.version.decision}"
+
+
+def _loading(figures: Figures) -> Iterator[str]:
+    checkpoint = figures.last.version.checkpoint
+    folder = checkpoint.uri.removeprefix("file://")
+    family = figures.story.config["model"]["family"]
+    yield from ("```python", "from models.families import load_model", "")
+    yield f'model = load_model("{family}", "{folder}/model", "cpu")'
+    yield from ("```", "", f"Digest of the checkpoint: `{checkpoint.digest}`.")

@@ -95,7 +95,7 @@ def trust_plots(figures: Figures) -> list[Plot]:
     return [
         _plot(
             figures,
-            "Share of right answers about its pictures",
+            "Right answers about its pictures",
             scores,
             note="Own answers above the judge: the model flatters itself.",
         ),

@@ -30,6 +30,7 @@ from data.pairing import (
     beaten_winners_lose,
     judge,
     pick,
+    pick_loser,
     published_update,
 )
 from data.rows import RowReader
@@ -166,11 +167,12 @@ def _branch(
 ) -> PickedBranch:
     pairing = context.config.pairing
     rule = pairing.caption if modality == "caption" else pairing.image
-    picks = pick(_join(samples, scores, pool_ids), len(pool_ids), rule.loser)
+    joined, truth_wins = _join(samples, scores, pool_ids), pairing.winner == "truth"
+    picks = (pick_loser if truth_wins else pick)(joined, len(pool_ids), rule.loser)
     if old is not None:
         picks = _update(picks, _old_scores(old, modality, pool_ids), pairing, rule)
     reader = RowReader(_paths(context.inputs[f"{modality}s"]))
-    return PickedBranch(modality, rule, reader, picks, judge(picks, rule))
+    return PickedBranch(modality, rule, reader, picks, judge(picks, rule), truth_wins)
 
 
 def _update(picks: Picks, previous: Previous, pairing: Pairing, rule: PairRule) -> Picks:

@@ -53,6 +53,7 @@ SETTINGS: dict[str, Any] = {
     "pairing": {
         "caption": dict(RULE),
         "image": dict(RULE),
+        "winner": "best",
         "iteration_rule": "fresh",
         "beaten_margin": 0.1,
     },

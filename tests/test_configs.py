@@ -66,3 +66,11 @@ def test_oracle_is_refused_for_a_pool_it_cannot_read() -> None:
     data = {"source": "parquet", "pool": "pool.parquet", "test": "test.parquet"}
     with pytest.raises(UserError, match=r"evaluation.judge = 'oracle' reads shapes only.*base"):
         load_config(PROJECT / "pipeline.yaml", {"data": data})
+
+
+def test_a_run_that_would_train_nothing_is_refused() -> None:
+    names = [f"training.{m}.{w}" for m in ("caption", "image") for w in ("weight", "nll_weight")]
+    nothing = dict.fromkeys(names, 0.0)
+    with pytest.raises(UserError, match="nothing would be trained"):
+        load_config(PROJECT / "pipeline.yaml", nothing)
+    load_config(PROJECT / "pipeline.yaml", nothing | {"training.image.nll_weight": 1.0})

@@ -242,6 +242,20 @@ def test_shuffled_rows_in_several_files_are_joined_by_id(store: Store) -> None:
     assert results["caption/win_score"] == pytest.approx(0.9)
 
 
+def test_the_true_caption_and_image_may_win(store: Store) -> None:
+    samples = good(Samples(store), "r1", "r2")
+    samples.images["r2"] = [(9, 0.99)]  # one sample is enough, since it need not win
+    rows = rows_of(pair(store, make_config(pairing__winner="truth"), samples.refs(["r1", "r2"])))
+    assert sorted(rows) == ["r1", "r2"]
+    for name, row in rows.items():
+        assert (row["caption_win"], row["caption_win_score"]) == (f"caption {name}", 1.0)
+        assert (row["image_win"], row["image_win_score"]) == (row["image"], 1.0)
+        assert row["image_win_tokens"] == []
+    assert rows["r1"]["caption_lose"] == "bad 1"
+    assert shade(rows["r1"]["image_lose"]) == 2
+    assert shade(rows["r2"]["image_lose"]) == 9
+
+
 def test_pairs_show_images_in_datasets(store: Store, tmp_path: Path) -> None:
     artifact = pair(store, make_config(), good(Samples(store), "r1", "r2").refs(["r1", "r2"]))
     dataset = load_dataset(

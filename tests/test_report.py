@@ -177,7 +177,7 @@ def test_killed_run_has_a_report_of_its_finished_iterations(
     runner = Runner()
 
     def killed(*given: Any) -> Any:
-        if given[3] == 2:
+        if given[3].iteration == 2:
             raise KeyboardInterrupt
         return runner(*given)
 

@@ -380,3 +380,12 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
     table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     with pytest.raises(UserError, match="image_lose_tokens has 2 tokens"):
         encode_pairs(table, tiny_model(), 4)
+
+
+def test_a_winner_without_tokens_is_the_image_of_the_record() -> None:
+    table = pa.Table.from_pylist(
+        [pair_row(n) | {"image_win_tokens": []} for n in range(3)], schema=arrow_schema("pairs")
+    )
+    codes_R3N = encode_pairs(table, tiny_model(), 2).codes_R3N
+    np.testing.assert_array_equal(codes_R3N[:, 0], codes_R3N[:, 1])
+    assert (codes_R3N[:, 1] != codes_R3N[:, 2]).any()

@@ -1,0 +1,185 @@
+"""`make ablations`: the loop with parts of it changed or left out, over several seeds.
+
+Every run is an ordinary self-play on the shared store, so that a killed study continues and runs
+share what they have in common. Runs go side by side in processes of one thread each, which on two
+cores is faster than one run with two. Writes the figures and a section of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+from pydantic import Field
+
+from core.command import run_command
+from core.config import Config, load_config
+from core.errors import UserError
+from core.progress import progress
+from core.runtime import setup_logging
+from core.settings import Section, load_settings
+from core.stage import Inputs, Stage, StageResult, run_stage
+from core.store import Store
+from data.tables import read_table
+from report.ablations import figure, replace_section, section
+
+LOGS = Path(".hermesflow/ablations")
+RESULTS = Path("docs/results.md")
+FIGURE = Path("docs/images/ablations.png")
+TABLE = Path("docs/ablations.csv")
+QUICK_CONFIG = "tests/configs/quick.yaml"
+MARK = "ablations"
+
+Row = dict[str, object]
+Change = bool | int | float | str | None
+
+
+class Arm(Section):
+    """One way to run the loop."""
+
+    name: str = Field(pattern=r"^[a-z_]+$", description="short name, used in files")
+    title: str = Field(min_length=1, description="how the tables call it")
+    changes: dict[str, Change] = Field(description="values by dotted path of the config")
+
+
+class Study(Section):
+    """Arms that differ from one config, each over all seeds."""
+
+    config: str = Field(min_length=1, description="config that the arms change")
+    iterations: int = Field(ge=1, description="self-play iterations of each run")
+    seeds: list[int] = Field(min_length=1, description="seeds of self-play")
+    arms: list[Arm] = Field(min_length=1, description="what is compared, the first against others")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a study; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flows.ablations", description=__doc__)
+    parser.add_argument("--study", default="configs/ablations.yaml", help="YAML file")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--quick", action="store_true", help="few records, to see it work")
+    parser.add_argument("--split", choices=("validation", "test"), help="instead of the config's")
+    parser.add_argument(
+        "--out", type=Path, help="folder for table, figure and section instead of docs"
+    )
+    options = parser.parse_args(arguments)
+    setup_logging()
+    return run_command(lambda: _main(options))
+
+
+def _main(options: argparse.Namespace) -> None:
+    changes: dict[str, object] = {}
+    if options.quick:
+        changes = {"config": QUICK_CONFIG, "iterations": 1, "seeds": [0, 1]}
+    study = load_settings(options.study, Study, changes)
+    shared: dict[str, object] = {"data.eval_split": options.split} if options.split else {}
+    configs = arm_configs(study, shared)
+    table = run_all(configs, options.workers)
+    out = options.out or (LOGS / "quick" if options.quick else None)
+    write_results(study, table, out)
+
+
+def arm_configs(study: Study, shared: Mapping[str, object]) -> dict[tuple[str, int], Config]:
+    """The config of every run; UserError for an arm that is not valid, before any work."""
+    fixed = {"iterations": study.iterations, "tracking.enabled": False, "runtime.threads": 1}
+    configs = {}
+    for arm in study.arms:
+        for seed in study.seeds:
+            try:
+                overrides = {**fixed, **shared, **arm.changes, "seed": seed}
+                configs[arm.name, seed] = load_config(study.config, overrides)
+            except UserError as error:
+                raise UserError(f"arm {arm.name}: {error}") from None
+    return configs
+
+
+def run_all(configs: Mapping[tuple[str, int], Config], workers: int) -> pd.DataFrame:
+    """Metrics of all runs: arm, seed, iteration, name, group, value, low, high."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for config in configs.values():
+        Store(config.store).check()
+    # The pool's processes read it when they start; torch would take every core in each of them.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("spawn")
+    rows: list[Row] = []
+    with (
+        ProcessPoolExecutor(workers, context) as pool,
+        progress("ablations", len(configs)) as bar,
+    ):
+        waiting: dict[Future[list[Row]], tuple[str, int]] = {
+            pool.submit(run_one, config, arm, seed): (arm, seed)
+            for (arm, seed), config in configs.items()
+        }
+        for done in as_completed(waiting):
+            arm, seed = waiting[done]
+            try:
+                rows += done.result()
+            except UserError as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise UserError(f"arm {arm}, seed {seed}: {error}") from None
+            bar.update()
+    table = pd.DataFrame(rows)
+    return table.sort_values(["arm", "seed", "iteration", "group", "name"], ignore_index=True)
+
+
+def run_one(config: Config, arm: str, seed: int) -> list[Row]:
+    """One self-play without servers, its output in a log; the metrics of all its checkpoints."""
+    from flows.self_play import SelfPlay
+    from flows.stages import Step
+    from tasks._tracking.runs import open_tracker
+
+    evaluations: dict[int, StageResult] = {}
+
+    def runner(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
+        result = run_stage(stage, config, Store(config.store), inputs)
+        if stage.name == "evaluate":
+            evaluations[step.iteration] = result
+        return result
+
+    with (
+        open(LOGS / f"{arm}-{seed}.log", "a", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        logging.basicConfig(stream=log, level=logging.INFO, force=True)
+        try:
+            with open_tracker(config) as tracker:
+                SelfPlay(config, tracker, runner).run()
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+    store = Store(config.store)
+    return [
+        {"arm": arm, "seed": seed, "iteration": iteration, **row}
+        for iteration, result in evaluations.items()
+        for row in read_table(store.open(result.ref).path("metrics.parquet"), "metrics").to_pylist()
+    ]
+
+
+def write_results(study: Study, table: pd.DataFrame, out: Path | None) -> None:
+    """Table, figure and section, in docs or in another folder."""
+    titles = {arm.name: arm.title for arm in study.arms}
+    places = (TABLE, FIGURE, RESULTS)
+    if out is not None:
+        places = (out / TABLE.name, out / FIGURE.name, out / RESULTS.name)
+    csv, picture, results = places
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(csv, index=False, float_format="%.5f")
+    figure(table, titles, picture)
+    link = os.path.relpath(picture, results.parent)
+    text = section(table, titles, link)
+    known = results.read_text(encoding="utf-8") if results.exists() else "# Results\n"
+    results.write_text(replace_section(known, MARK, text), encoding="utf-8")
+    print(f"\n{text}\nwritten: {results}, {picture}, {csv}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Ablations: arms are checked before any work, tables and sections say what was measured."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from core.errors import UserError
+from core.settings import load_settings
+from flows.ablations import Study, arm_configs, run_all, write_results
+from report.ablations import changes, replace_section, section
+
+PROJECT = Path(__file__).parent.parent
+STUDY = PROJECT / "configs/ablations.yaml"
+
+
+def row(arm: str, seed: int, iteration: int, name: str, value: float) -> dict[str, object]:
+    return {
+        "arm": arm,
+        "seed": seed,
+        "iteration": iteration,
+        "name": name,
+        "group": "all",
+        "value": value,
+    }
+
+
+def two_seeds() -> pd.DataFrame:
+    """The gap falls from .2 to .1 with seed 0 and to .06 with seed 1."""
+    rows = []
+    for seed, last in ((0, 0.10), (1, 0.06)):
+        for iteration, gap in ((0, 0.2), (1, 0.15), (2, last)):
+            rows.append(row("pair", seed, iteration, "gap", gap))
+            rows.append(row("pair", seed, iteration, "generation", 0.9 - gap))
+    return pd.DataFrame(rows)
+
+
+def test_shipped_arms_are_valid_and_differ_from_each_other() -> None:
+    study = load_settings(STUDY, Study, {})
+    configs = arm_configs(study, {})
+    assert len(study.seeds) >= 3
+    assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
+    truth, oracle = configs["truth", 0], configs["oracle", 0]
+    assert (truth.pairing.winner, truth.training.image.weight) == ("truth", 0.0)
+    assert oracle.scoring.judge == "oracle"
+    assert configs["pair", 0].scoring.judge == "self"
+
+
+def test_an_arm_with_a_wrong_field_is_named_before_any_work() -> None:
+    arm = {"name": "broken", "title": "Broken", "changes": {"training.image.betta": 1.0}}
+    study = load_settings(STUDY, Study, {"arms": [arm]})
+    with pytest.raises(UserError, match=r"(?s)arm broken: .*betta"):
+        arm_configs(study, {})
+
+
+def test_changes_are_taken_by_seed() -> None:
+    assert changes(two_seeds(), "gap").to_dict() == pytest.approx({0: -0.10, 1: -0.14})
+
+
+def test_section_shows_mean_spread_and_share_of_the_gap_closed() -> None:
+    text = section(two_seeds(), {"pair": "Pair-DPO"}, "x.png")
+    assert "mean over 2 seeds" in text
+    # .08 is the mean of .10 and .06, .028 their deviation, .12 of .20 is gone.
+    assert "| .080 ± .028 (-.120) |" in text
+    assert "60%" in text
+    assert "| base | .700 | .200 |" in text
+
+
+def test_a_section_is_replaced_in_place_and_appended_where_there_is_none() -> None:
+    page = "# Results\n\nBefore.\n"
+    once = replace_section(page, "ablations", "first\n")
+    twice = replace_section(once + "\nAfter.\n", "ablations", "second\n")
+    assert "first" in once
+    assert "first" not in twice
+    assert twice.index("Before.") < twice.index("second") < twice.index("After.")
+    assert replace_section(twice, "ablations", "second\n") == twice
+
+
+@pytest.mark.slow
+def test_a_study_runs_every_arm_and_is_found_in_the_store_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_settings(STUDY, Study, {"config": "tests/configs/quick.yaml", "iterations": 1})
+    study = study.model_copy(update={"seeds": [0]})
+    configs = arm_configs(study, {"store": str(tmp_path / "store")})
+    monkeypatch.setattr("flows.ablations.LOGS", tmp_path / "logs")
+    table = run_all(configs, 2)
+    assert set(table["arm"]) == {arm.name for arm in study.arms}
+    assert set(table["iteration"]) == {0, 1}
+    write_results(study, table, tmp_path / "out")
+    text = (tmp_path / "out/results.md").read_text(encoding="utf-8")
+    assert all(arm.title in text for arm in study.arms)
+    assert (tmp_path / "out/ablations.png").stat().st_size > 10_000
+    assert run_all(configs, 2).equals(table)
