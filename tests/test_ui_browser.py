@@ -173,8 +173,7 @@ def test_iteration_has_its_galleries_and_curves_in_mlflow(
 ) -> None:
     page = artifacts(urls, run)["iteration-3"]["data"]
     address = page.partition("[MLflow run](")[2].partition(")")[0]
-    text = open_page(browser, address, "Datasets")
-    assert "Trained on pairs of" in text
+    assert "Datasets" in open_page(browser, address, "Trained on pairs of")
     open_page(browser, f"{address}/model-metrics", "train/caption")
     open_page(browser, f"{address}/artifacts/galleries/pairs.png", "galleries/pairs.png")
     until(
