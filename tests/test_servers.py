@@ -241,12 +241,22 @@ register_deployment("scratch.py:scratch", "iterate", Path({str(project)!r}))
     environment = {**os.environ, **client_environment(urls, state)}
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", register], env=environment, cwd=root, check=True)
+    prefect = [sys.executable, "-P", "-m", "prefect", "deployment"]
+    schedule = [*prefect, "schedule", "create", "scratch/iterate", "--cron", "0 2 * * *"]
+    subprocess.run(schedule, env=environment, cwd=root, check=True)
+    # Registered anew, as `make up` does, it keeps its schedule.
+    subprocess.run([sys.executable, "-c", register], env=environment, cwd=root, check=True)
+    listing = subprocess.run(
+        [*prefect, "schedule", "ls", "scratch/iterate"],
+        env=environment, cwd=root, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert listing.stdout.count("0 2 * * *") == 1
     ensure_worker(urls, state)
     worker = running(state)["worker"]
     ensure_worker(urls, state)
     assert running(state)["worker"] == worker
 
-    command = [sys.executable, "-P", "-m", "prefect", "deployment", "run", "scratch/iterate"]
+    command = [*prefect, "run", "scratch/iterate"]
     command += ["-p", f"target={project}/out.txt", "-p", "config=other.yaml", "--watch"]
     plain = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     subprocess.run(command, env=plain, cwd=project, check=True, timeout=120)
