@@ -31,7 +31,7 @@ def test_paraphrase_scores_above_every_mistake(scorer: CaptionScorer) -> None:
 
 
 def test_the_nearest_of_several_references_counts(scorer: CaptionScorer) -> None:
-    alone, both = scorer.score(["a black ring"] * 2, [[TRUE], [TRUE, "a black ring"]])
+    alone, both = scorer.score(["a black dome"] * 2, [[TRUE], [TRUE, "a black dome"]])
     assert both == pytest.approx(1.0, abs=1e-5)
     assert both > alone
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.shapes.language import INVERSE, NUMBERS, PLURALS, Mention, Prompt
+from data.shapes.language import NUMBERS, PLURALS, Mention, Prompt
 from data.shapes.scene import COLORS, MAX_OBJECTS, SHAPES, SIZES, Object, Scene, relation_holds
 
 YES_NO = ("yes", "no")
 WHOLE = "is every shape whole?"
 HOW_MANY = "how many objects are there?"
+DIRECTIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,7 @@ def prompt_questions(prompt: Prompt, rng: np.random.Generator) -> list[Question]
         asked += _mention_questions(mention)
     asked += _absent_questions(prompt, rng)
     if prompt.relation:
-        a, b = prompt.mentions
-        yes = f"is the {a.shape} {prompt.relation} the {b.shape}?"
-        no = f"is the {a.shape} {INVERSE[prompt.relation]} the {b.shape}?"
-        asked.append(Question("spatial", yes, YES_NO, "yes"))
-        asked.append(Question("spatial", no, YES_NO, "no"))
+        asked.append(_where(*prompt.mentions, prompt.relation))
     return asked
 
 
@@ -63,6 +60,11 @@ def _mention_questions(m: Mention) -> list[Question]:
     if m.size:
         asked.append(Question("size", f"what size is the {m.shape}?", SIZES, m.size))
     return asked
+
+
+def _where(a: Mention, b: Mention, relation: str) -> Question:
+    question = f"where is the {a.shape} from the {b.shape}?"
+    return Question("spatial", question, tuple(DIRECTIONS), relation.split()[0])
 
 
 def _absent_questions(prompt: Prompt, rng: np.random.Generator) -> list[Question]:
@@ -97,12 +99,14 @@ def _count(items: list[Object]) -> str | None:
     return NUMBERS[len(items)] if items else None
 
 
-def _relation(scene: Scene, first: str, relation: str, second: str) -> str | None:
+def _direction(scene: Scene, first: str, second: str) -> str | None:
+    """Where one shape is seen from the other; None for diagonals and where there are several."""
     a = [o for o in scene.objects if o.shape == first]
     b = [o for o in scene.objects if o.shape == second]
-    if not a or not b:
+    if len(a) != 1 or len(b) != 1:
         return None
-    return YES_NO[not any(relation_holds(x, relation, y) for x in a for y in b)]
+    found = [word for word, relation in DIRECTIONS.items() if relation_holds(*a, relation, *b)]
+    return found[0] if len(found) == 1 else None
 
 
 # Each kind of question, and how it is answered from a scene. None: no choice would be right.
@@ -116,7 +120,7 @@ _RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
     ),
     (rf"what color is the ({_SHAPE})\?", lambda s, shape: _unique(s, shape, "color")),
     (rf"what size is the ({_SHAPE})\?", lambda s, shape: _unique(s, shape, "size")),
-    (rf"is the ({_SHAPE}) (left of|right of|above|below) the ({_SHAPE})\?", _relation),
+    (rf"where is the ({_SHAPE}) from the ({_SHAPE})\?", _direction),
 )
 
 
@@ -178,5 +182,5 @@ def _random_question(kind: int, scene: Scene, rng: np.random.Generator) -> Quest
     other = str(rng.choice(present))
     if other == item.shape:
         return None
-    relation = str(rng.choice(list(INVERSE)))
-    return Question("spatial", f"is the {item.shape} {relation} the {other}?", YES_NO, "")
+    ask = f"where is the {item.shape} from the {other}?"
+    return Question("spatial", ask, tuple(DIRECTIONS), "")

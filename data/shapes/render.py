@@ -13,24 +13,34 @@ from data.shapes.scene import COLORS, GRID, SHAPES, Object, Scene
 CELL = 16
 CANVAS = CELL * GRID
 BACKGROUND = (244, 243, 238)
-_RADIUS = {"small": 4.0, "large": 6.5}
+RADIUS = {"small": 4.6, "large": 6.6}
+PARTS = ("round", "square", "cut")
+# The upper and the lower half of each shape. Of the nine combinations three are no shape.
+HALVES = {
+    "circle": ("round", "round"),
+    "square": ("square", "square"),
+    "diamond": ("cut", "cut"),
+    "dome": ("round", "square"),
+    "house": ("cut", "square"),
+    "heart": ("round", "cut"),
+}
+
+
+@cache
+def part_mask(part: str, size: str) -> NDArray[np.bool_]:
+    """Pixels [h, w] of a shape in its cell, all four quarters of which are this part."""
+    centre = (CELL - 1) / 2
+    y, x = np.mgrid[0:CELL, 0:CELL].astype(float)
+    x, y, r = np.abs(x - centre), np.abs(y - centre), RADIUS[size]
+    inside = {"round": np.hypot(x, y) <= r, "square": np.maximum(x, y) <= r, "cut": x + y <= r}
+    return np.asarray(inside[part])
 
 
 @cache
 def mask(shape: str, size: str) -> NDArray[np.bool_]:
     """Pixels [h, w] of a shape in its cell."""
-    centre = (CELL - 1) / 2
-    y, x = np.mgrid[0:CELL, 0:CELL].astype(float)
-    x, y, r = x - centre, y - centre, _RADIUS[size]
-    distance = np.hypot(x, y)
-    inside = {
-        "circle": distance <= r,
-        "ring": (distance <= r) & (distance > 0.55 * r),
-        "square": np.maximum(np.abs(x), np.abs(y)) <= 0.88 * r,
-        "cross": (np.minimum(np.abs(x), np.abs(y)) <= 0.3 * r) & (distance <= r + 0.5),
-        "triangle": (y <= 0.8 * r) & (np.abs(x) <= (y + r) * 0.6),
-    }
-    return np.asarray(inside[shape])
+    upper, lower = (part_mask(part, size) for part in HALVES[shape])
+    return np.concatenate((upper[: CELL // 2], lower[CELL // 2 :]))
 
 
 def cell_pixels(item: Object) -> NDArray[np.uint8]:
@@ -85,7 +95,7 @@ def _corner(quarter: int) -> tuple[int, int]:
 
 
 def _stranger(victim: Object, rng: np.random.Generator) -> Object:
-    shape, color, size = (str(rng.choice(list(v))) for v in (SHAPES, COLORS, _RADIUS))
+    shape, color, size = (str(rng.choice(list(v))) for v in (SHAPES, COLORS, RADIUS))
     near_misses = (
         replace(victim, shape=shape),
         replace(victim, color=color),

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from core.command import run_command
 from core.runtime import setup_logging
 from models.magvitv2 import MAGVITv2
 from models.showo.model import ShowoModel
-from tasks.pretrain.base import NUM_SCENES, PHASES, build_tokenizer, pretrain
+from tasks.pretrain.base import NUM_SCENES, Recipe, build_tokenizer, pretrain
 from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
 from tasks.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 
@@ -34,14 +33,14 @@ def make(out: Path, seed: int, quick: bool) -> None:
         vq.save(out / "base" / "vq")
     if not (out / "base" / "model.safetensors").is_file():
         vq = MAGVITv2.from_folder(out / "base" / "vq")
-        phases = [replace(phase, steps=10) for phase in PHASES] if quick else PHASES
-        network = pretrain(vq, phases, num_scenes=600 if quick else NUM_SCENES, seed=seed)
+        recipe = Recipe(steps=10) if quick else Recipe()
+        network = pretrain(vq, recipe, num_scenes=600 if quick else NUM_SCENES, seed=seed)
         ShowoModel(network, vq, build_tokenizer()).save(out / "base")
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
-            steps = 100 if quick else 4000
+            steps = 100 if quick else 5000
             encoder = train_caption_encoder(
-                Path(scratch), steps=steps, batch_size=128, lr=2e-3, seed=seed
+                Path(scratch), steps=steps, batch_size=128, lr=1e-3, seed=seed
             )
             print("similarity to the true caption, share ranked below its paraphrase:")
             for kind, (similarity, right) in ranking_table(encoder, "validation", 1000).items():
