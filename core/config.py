@@ -162,6 +162,11 @@ class Training(Section):
     warmup_steps: int = Field(
         ge=0, description="steps of linear warm-up, at most half of all steps"
     )
+    iteration_decay: float = Field(
+        gt=0.0,
+        le=1.0,
+        description="learning rates of an iteration as a share of those of the one before",
+    )
     schedule: Literal["linear", "cosine"] = Field(
         description="how the learning rates fall to zero after warm-up"
     )

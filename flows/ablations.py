@@ -91,8 +91,9 @@ def arm_configs(study: Study, shared: Mapping[str, object]) -> dict[tuple[str, i
     """The config of every run; UserError for an arm that is not valid, before any work."""
     fixed = {"iterations": study.iterations, "tracking.enabled": False, "runtime.threads": 1}
     configs = {}
-    for arm in study.arms:
-        for seed in study.seeds:
+    # A seed of all arms after the other, so that a study cut short still compares.
+    for seed in study.seeds:
+        for arm in study.arms:
             try:
                 overrides = {**fixed, **shared, **arm.changes, "seed": seed}
                 configs[arm.name, seed] = load_config(study.config, overrides)

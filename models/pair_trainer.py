@@ -53,6 +53,7 @@ class PairTrainer:
         self._rows, self._reference = rows, reference
         self._training, self._seed = training, seed
         self._iteration = int(rows.text["iteration"][0].as_py())
+        self._decay = training.iteration_decay ** (self._iteration - 1)
         self._modalities = active_modalities(training)
         self._optimizers = {
             modality: BranchOptimizer(self._module, modality, training)
@@ -84,7 +85,9 @@ class PairTrainer:
             norm = self._optimizers[modality].clip(gradients[modality])
             metrics[f"{modality}/grad_norm"] = float(norm)
         self._check_finite(metrics, step)
-        factor = rate_factor(step, self.num_steps, self.warmup_steps, training.schedule)
+        factor = self._decay * rate_factor(
+            step, self.num_steps, self.warmup_steps, training.schedule
+        )
         for modality in self._modalities:
             rate = self._optimizers[modality].step(gradients[modality], factor)
             metrics[f"{modality}/learning_rate"] = rate

@@ -65,6 +65,7 @@ SETTINGS: dict[str, Any] = {
         "epochs": 2,
         "batch_size": 4,
         "warmup_steps": 0,
+        "iteration_decay": 1.0,
         "schedule": "linear",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
