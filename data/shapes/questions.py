@@ -45,7 +45,8 @@ def prompt_questions(prompt: Prompt, rng: np.random.Generator) -> list[Question]
         asked += _mention_questions(mention)
     asked += _absent_questions(prompt, rng)
     if prompt.relation:
-        asked.append(_where(*prompt.mentions, prompt.relation))
+        first, second = prompt.mentions
+        asked.append(_where(first, second, prompt.relation))
     return asked
 
 
@@ -105,7 +106,7 @@ def _direction(scene: Scene, first: str, second: str) -> str | None:
     b = [o for o in scene.objects if o.shape == second]
     if len(a) != 1 or len(b) != 1:
         return None
-    found = [word for word, relation in DIRECTIONS.items() if relation_holds(*a, relation, *b)]
+    found = [word for word, relation in DIRECTIONS.items() if relation_holds(a[0], relation, b[0])]
     return found[0] if len(found) == 1 else None
 
 
