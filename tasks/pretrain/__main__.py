@@ -38,9 +38,9 @@ def make(out: Path, seed: int, quick: bool) -> None:
         ShowoModel(network, vq, build_tokenizer()).save(out / "base")
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
-            steps = 100 if quick else 5000
+            steps = 100 if quick else 4000
             encoder = train_caption_encoder(
-                Path(scratch), steps=steps, batch_size=128, lr=1e-3, seed=seed
+                Path(scratch), steps=steps, num_pairs=64, lr=2e-3, seed=seed
             )
             print("similarity to the true caption, share ranked below its paraphrase:")
             for kind, (similarity, right) in ranking_table(encoder, "validation", 1000).items():
