@@ -101,8 +101,9 @@ class Scoring(Section):
     answer_by: Literal["likelihood", "decoding"] = Field(
         description="self-VQA by likelihood over the choices, or by a decoded answer as published"
     )
-    image_score: Literal["hard", "soft"] = Field(
-        description="share of right answers, or mean probability of the right choice"
+    image_score: Literal["hard", "soft", "geometric"] = Field(
+        description="share of right answers, or mean or geometric mean of the right choices' "
+        "probabilities"
     )
     judge: Literal["self", "oracle"] = Field(
         description="self: the current checkpoint; oracle: an upper bound, shapes world only"

@@ -122,7 +122,14 @@ _TABLES = (
     Table(
         "image_scores",
         _SAMPLE_KEY,
-        (_ID, _count("sample"), _score("hard"), _score("soft"), Column("answers", ANSWERS)),
+        (
+            _ID,
+            _count("sample"),
+            _score("hard"),
+            _score("soft"),
+            _score("geometric"),
+            Column("answers", ANSWERS),
+        ),
     ),
     Table(
         "pairs",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from models.base import Codes, UnifiedModel
 from models.caption_scorer import CaptionScorer
+
+LEAST_PROBABILITY = 0.01
 
 
 class QuestionRow(TypedDict):
@@ -87,3 +90,12 @@ def hard_score(answers: Sequence[Answered]) -> float:
 def soft_score(answers: Sequence[Answered]) -> float:
     """Mean probability of the right choice; separates what the hard score ties."""
     return sum(a.probability for a in answers) / len(answers)
+
+
+def geometric_score(answers: Sequence[Answered]) -> float:
+    """Geometric mean of the probabilities of the right choices: one sure mistake outweighs all.
+
+    A probability below `LEAST_PROBABILITY` counts as that, so that the other answers still matter.
+    """
+    logs = (math.log(max(a.probability, LEAST_PROBABILITY)) for a in answers)
+    return math.exp(sum(logs) / len(answers))

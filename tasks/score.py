@@ -18,7 +18,15 @@ from core.config import Config
 from core.stage import Stage, StageContext
 from data.shapes.oracle import answer_images
 from data.tables import TableWriter, count_rows, decode_image, iter_batches, read_table
-from evals.vqa import Answered, QuestionRow, ask, ask_by_decoding, hard_score, soft_score
+from evals.vqa import (
+    Answered,
+    QuestionRow,
+    ask,
+    ask_by_decoding,
+    geometric_score,
+    hard_score,
+    soft_score,
+)
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
 
@@ -65,6 +73,7 @@ def _score_images(context: StageContext) -> Mapping[str, object]:
                 "sample": sample,
                 "hard": hard_score(image),
                 "soft": soft_score(image),
+                "geometric": geometric_score(image),
                 "answers": [
                     {
                         "question": a.question["question"],
@@ -150,7 +159,7 @@ SCORE_CAPTIONS = Stage(
 )
 SCORE_IMAGES = Stage(
     "score-images",
-    1,
+    2,
     reads=(
         "model.family",
         "scoring.judge",

@@ -3,11 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.artifact import Artifact
 from core.store import Store
 from data.tables import read_table
+from evals.vqa import LEAST_PROBABILITY
 from tests.loops import Runner, play, quick
 
 
@@ -104,6 +106,18 @@ def test_oracle_may_judge_the_samples(copied: Path) -> None:
     runner, _ = play(quick(copied, scoring__judge="oracle"))
     assert "sample-images" not in runner.fresh()
     assert "score-images" in runner.fresh()
+
+
+def test_scores_are_the_means_of_the_stored_answers(copied: Path) -> None:
+    runner, _ = play(quick(copied))
+    scores = next(result for name, _, result in runner.done if name == "score-images")
+    for row in read_table(Store(str(copied)).open(scores.ref).parts(), "image_scores").to_pylist():
+        probabilities = np.array([answer["probability"] for answer in row["answers"]])
+        right = [answer["prediction"] == answer["answer"] for answer in row["answers"]]
+        assert row["hard"] == pytest.approx(np.mean(right))
+        assert row["soft"] == pytest.approx(probabilities.mean())
+        floored = np.maximum(probabilities, LEAST_PROBABILITY)
+        assert row["geometric"] == pytest.approx(np.exp(np.log(floored).mean()))
 
 
 def test_self_vqa_may_decode_its_answers(copied: Path) -> None:

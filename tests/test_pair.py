@@ -176,7 +176,8 @@ class Samples:
                 setting = {"guidance": 0.0, "steps": 1, "temperature": 1.0, "seed": 1}
                 picked = {"image": picture(shade), "tokens": [shade, 1, 2, 3]}
                 images.append(key | picked | setting)
-                image_scores.append(key | {"hard": 1 - score, "soft": score, "answers": []})
+                values = {"hard": 1 - score, "soft": score, "geometric": score}
+                image_scores.append(key | values | {"answers": []})
         return {
             "pool": publish(self.store, "pool", self._parts([pool_row(i) for i in pool])),
             "captions": publish(self.store, "captions", self._parts(captions)),

@@ -280,7 +280,9 @@ def by_hand(tmp_path: Path, story: Story) -> Callable[..., Any]:
             "captions": table([{"text": t} for t in ("good", "bad", "good")], text),
             "images": table([{"image": picture(i)} for i in (1, 2, 1)], drawn),
             "caption_scores": table([{"score": s} for s in scores], {}),
-            "image_scores": table([{"soft": s} for s in scores], {"hard": 0.0, "answers": []}),
+            "image_scores": table(
+                [{"soft": s} for s in scores], {"hard": 0.0, "geometric": 0.0, "answers": []}
+            ),
             "pairs": [pair],
         }
         made = {name: publish(store, name, [given]) for name, given in rows.items()}

@@ -43,7 +43,8 @@ def record(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def score(**changes: Any) -> dict[str, Any]:
-    return {"record_id": "r0", "sample": 0, "hard": 1.0, "soft": 0.5, "answers": []} | changes
+    row = {"record_id": "r0", "sample": 0, "hard": 1.0, "soft": 0.5, "geometric": 0.4}
+    return row | {"answers": []} | changes
 
 
 def generated(**changes: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ MAX_TEXT_LEN = 18
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base is trained; the rate rises over `warmup` steps and falls on a cosine to zero.
+    """How the base is trained; the rates rise over `warmup` steps and fall on a cosine to zero.
 
     A step has `t2i_rows` prompts with their pictures and `mmu_rows` pictures with `questions` each,
     of which `broken_share` show mistakes and `captioned_share` of the others have a caption too.
@@ -60,6 +60,8 @@ class Recipe:
 
     steps: int = 2000
     warmup: int = 200
+    # Of the weight matrices between embeddings and head, which Muon trains, and of all else.
+    matrix_rate: float = 1e-2
     learning_rate: float = 3e-3
     t2i_rows: int = 32
     mmu_rows: int = 32
@@ -195,23 +197,24 @@ def pretrain(vq: MAGVITv2, recipe: Recipe, *, num_scenes: int = NUM_SCENES, seed
     network = Showo(config).train()
     corpus = Corpus(vq, num_scenes, config.image_offset, np.random.default_rng(seed))
     rows, rng = Rows(tokenizer, config), np.random.default_rng([seed, 0])
-    optimizer = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=0.02
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / recipe.warmup) * _anneal(step / recipe.steps),
-    )
+    optimizers = _optimizers(network, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min(1.0, (step + 1) / recipe.warmup) * _anneal(step / recipe.steps),
+        )
+        for optimizer in optimizers
+    ]
     module, pad = TokenLogps(network), tokenizer.special.pad
     sums = np.zeros(2)
     with Progress("pre-training", recipe.steps) as bar:
         for step in range(1, recipe.steps + 1):
             t2i, mmu = _loss(module, corpus.trees(rows, recipe, rng), recipe.t2i_rows, pad)
-            optimizer.zero_grad(set_to_none=True)
+            network.zero_grad(set_to_none=True)
             (t2i + recipe.mmu_weight * mmu).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            for stepper in (*optimizers, *schedules):
+                stepper.step()
             bar.update(1)
             sums += (t2i.item(), mmu.item())
             if step % LOG_EVERY == 0:
@@ -219,6 +222,20 @@ def pretrain(vq: MAGVITv2, recipe: Recipe, *, num_scenes: int = NUM_SCENES, seed
                 logger.info("step %d: t2i %.3f, mmu %.3f nats a token", step, t2i_mean, mmu_mean)
                 sums[:] = 0
     return network.eval()
+
+
+def _optimizers(network: Showo, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
+    layers = network.showo.model.layers
+    matrices = [p for p in layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in network.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(
+            matrices, recipe.matrix_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=0.02),
+    ]
 
 
 def _loss(module: TokenLogps, trees: Sequence[Tree], num_t2i: int, pad: int) -> list[Tensor]:
