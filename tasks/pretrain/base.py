@@ -24,7 +24,7 @@ from core.progress import Progress
 from data.shapes.language import INVERSE, NUMBERS, PLURALS, caption, make_prompt
 from data.shapes.oracle import read
 from data.shapes.questions import HOW_MANY, WHOLE, training_questions
-from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Scene
+from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Scene, split_of
 from models.magvitv2 import MAGVITv2
 from models.packing import IGNORE, Segment, Tree, pack
 from models.showo.logps import TokenLogps
@@ -167,9 +167,12 @@ class Corpus:
         self.scenes, images = scene_images(num_scenes, "train", rng, 0.0)
         self.ids_BN = encode(vq, images) + offset
         _, images = scene_images(num_scenes // 12, "train", rng, 1.0)
-        # What is on a picture with mistakes is what the oracle reads there.
-        self.broken_scenes = read(images)
-        self.broken_ids_BN = encode(vq, images) + offset
+        # What is on a picture with mistakes is what the oracle reads there. A mistake may cancel
+        # out or make another whole scene, which must not be one of the other splits.
+        scenes = read(images)
+        kept = [k for k, s in enumerate(scenes) if s.malformed or split_of(s) == "train"]
+        self.broken_scenes = [scenes[k] for k in kept]
+        self.broken_ids_BN = encode(vq, images[kept]) + offset
 
     def trees(self, rows: Rows, recipe: Recipe, rng: Rng) -> list[Tree]:
         """Generation rows of a step, then its understanding rows."""
