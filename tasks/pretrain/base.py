@@ -58,12 +58,12 @@ class Recipe:
     of which `broken_share` show mistakes and `captioned_share` of the others have a caption too.
     """
 
-    steps: int = 2000
-    warmup: int = 200
+    steps: int = 1800
+    warmup: int = 180
     # Of the weight matrices between embeddings and head, which Muon trains, and of all else.
     matrix_rate: float = 1e-2
     learning_rate: float = 3e-3
-    t2i_rows: int = 32
+    t2i_rows: int = 20
     mmu_rows: int = 32
     # Reading learns to look words up in a picture late; weighed equally it does not within the
     # steps that drawing needs.
