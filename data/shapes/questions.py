@@ -143,8 +143,8 @@ def answer(question: str, scene: Scene) -> str | None:
 
 
 # Whole, how many, is there, how many of a shape, colour, size, relation. What is hard to learn, or
-# has to be told apart in the model's own pictures, is asked more often. Most scenes have no relation
-# to ask for, and the others only two, so its share of what is asked is an eighth.
+# has to be told apart in the model's own pictures, is asked more often. Most scenes have no
+# relation to ask for, and the others only two, so its share of what is asked is an eighth.
 _KIND_SHARES = (0.12, 0.04, 0.12, 0.06, 0.1, 0.06, 0.5)
 
 

@@ -216,8 +216,9 @@ def pretrain(vq: MAGVITv2, recipe: Recipe, *, num_scenes: int = NUM_SCENES, seed
             network.zero_grad(set_to_none=True)
             (t2i + recipe.mmu_weight * mmu).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            for stepper in (*optimizers, *schedules):
-                stepper.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
             bar.update(1)
             sums += (t2i.item(), mmu.item())
             if step % LOG_EVERY == 0:
