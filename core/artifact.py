@@ -1,19 +1,17 @@
 """References to artifacts, and reading what a stage has published."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
-from fsspec.core import url_to_fs
-
+from core.cache import cache_folder, cached
 from core.errors import UserError
-from core.files import put_in_place, sha256_of, writing_to
+from core.files import sha256_of
+from core.remote import connect, download, is_local, reaching, read_json
 
 MANIFEST = "manifest.json"
 
@@ -31,33 +29,9 @@ class ArtifactRef:
     digest: str
 
 
-def connect(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI or plain path, and the path there; UserError if there is none."""
-    try:
-        # Without a listings cache, since other processes write too.
-        filesystem, path = url_to_fs(uri, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"{uri!r} cannot be used: {error}; give a folder or a file:// URI"
-        ) from None
-    return filesystem, path
-
-
-def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether files of this file system are ordinary local paths."""
-    return "file" in (
-        [filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol
-    )
-
-
-def read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> Any | None:
-    """The JSON document at `path`, None if there is none, UserError if it is damaged."""
-    try:
-        return json.loads(filesystem.cat_file(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON; delete its folder and run again") from None
+def content_digest(checksums: Mapping[str, Any]) -> str:
+    """SHA-256 over the sorted (name, sha256) of all files."""
+    return sha256(json.dumps(sorted(checksums.items())).encode()).hexdigest()
 
 
 class Artifact:
@@ -73,6 +47,7 @@ class Artifact:
                 f"no artifact at {uri}: it has no {MANIFEST}; give the URI of a finished stage"
             )
         self.manifest: Mapping[str, Any] = manifest
+        self._fetched: set[str] = set()
         self._check_sizes()
 
     @property
@@ -112,14 +87,19 @@ class Artifact:
                 raise self._damaged(name, "its content does not match its checksum")
 
     def _check_sizes(self) -> None:
-        found = self._filesystem.find(self._root, detail=True)
+        with reaching(self._filesystem, self._root):
+            found = self._filesystem.find(self._root, detail=True)
         sizes = {path: info["size"] for path, info in found.items()}
         for name, entry in self._files.items():
-            size = sizes.get(str(PurePosixPath(self._root, name)))
+            size = sizes.get(self._at(name))
             if size is None:
                 raise self._damaged(name, "it is missing")
             if size != entry["size"]:
                 raise self._damaged(name, f"it has {size} bytes instead of {entry['size']}")
+
+    def _at(self, name: str) -> str:
+        path = PurePosixPath(self._root, name)
+        return str(path if is_local(self._filesystem) else path / self._files[name]["sha256"])
 
     def _damaged(self, name: str, what: str) -> UserError:
         return UserError(
@@ -129,17 +109,17 @@ class Artifact:
 
     @property
     def _cache(self) -> Path:
-        user_folder = f"hermesflow-{os.getuid()}"
-        return Path(tempfile.gettempdir(), user_folder, str(self.manifest["digest"]))
+        return cache_folder() / "artifacts" / str(self.manifest["digest"])
 
     def _fetch(self, name: str) -> None:
-        target = self._cache / name
-        if target.exists():
-            return
-        with writing_to(target), tempfile.TemporaryDirectory() as folder:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            part = Path(folder, "part")
-            self._filesystem.get_file(f"{self._root}/{name}", str(part))
-            if sha256_of(part) != self._files[name]["sha256"]:
+        """Have a file in the cache; what is there is compared with its checksum once."""
+        checksum = self._files[name]["sha256"]
+
+        def fetch(path: Path) -> None:
+            download(self._filesystem, self._at(name), path)
+            if sha256_of(path) != checksum:
                 raise self._damaged(name, "its content does not match its checksum")
-            put_in_place(part, target)
+
+        if name not in self._fetched:
+            cached(self._cache / name, checksum, fetch)
+            self._fetched.add(name)

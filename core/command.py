@@ -41,7 +41,7 @@ def stage_command(
     parser = argparse.ArgumentParser(description="Run one stage of the pipeline.")
     parser.add_argument("stage", choices=sorted(stages))
     parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--store", required=True, help="folder or fsspec URI of the artifacts")
+    parser.add_argument("--store", required=True, help="folder or s3:// URI of the artifacts")
     parser.add_argument(
         "--input",
         action="append",

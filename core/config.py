@@ -221,7 +221,7 @@ class Config(Section):
 
     seed: int = Field(ge=0, lt=2**31, description="seed of sampling and training")
     iterations: int = Field(ge=0, le=100, description="self-play iterations")
-    store: str = Field(min_length=1, description="artifact store: folder or fsspec URI")
+    store: str = Field(min_length=1, description="artifact store: folder or s3://bucket/prefix")
     model: Model
     data: ShapesData | ParquetData = Field(discriminator="source")
     sampling: Sampling

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from core.artifact import Artifact, ArtifactRef
+from core.draft import Draft
 from core.errors import UserError
 from core.files import sha256_of
 from core.progress import Progress
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
-from core.store import Draft, Store
+from core.store import Store
 
 if TYPE_CHECKING:
     from core.config import Config

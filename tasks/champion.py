@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.artifact import Artifact, ArtifactRef
+from core.artifact import Artifact, ArtifactRef, content_digest
 from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
-from core.store import content_digest
 from tasks._tracking.connection import ADDRESS
 from tasks._tracking.registry import Version, open_registry
 

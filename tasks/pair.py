@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from core.artifact import Artifact
 from core.command import stage_command
 from core.config import Pairing, PairRule
+from core.draft import Draft
 from core.errors import UserError
 from core.stage import Stage, StageContext
-from core.store import Draft
 from data.pair_rows import SAMPLE_COLUMNS, PairAssembler, PickedBranch, Tally
 from data.pairing import (
     NONE,

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from core.command import stage_command
 from core.config import Training
+from core.draft import SCRATCH, Draft
 from core.errors import UserError
 from core.stage import Stage, StageContext
-from core.store import SCRATCH, Draft
 from data.tables import read_table
 from models.base import UnifiedModel
 from models.families import load_model, use_threads

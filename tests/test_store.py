@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from dataclasses import asdict
@@ -16,16 +15,20 @@ from pathlib import Path
 import pytest
 
 from core.artifact import ArtifactRef
+from core.draft import Draft
 from core.errors import UserError
-from core.store import Draft, Store
+from core.store import Store
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A local store, and one that is only reachable by upload and download."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    uri = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return Store(uri)
+    """A local store, and two that are only reachable by upload and download."""
+    if request.param == "local":
+        return Store(str(tmp_path / "store"))
+    if request.param == "s3":
+        return Store(f"{request.getfixturevalue('bucket')}/some/prefix")
+    monkeypatch.setenv("HERMESFLOW_CACHE", str(tmp_path / "cache"))
+    return Store(f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -80,9 +83,12 @@ def test_parts_survive_an_unpublished_draft_and_scratch_does_not_survive_publish
         assert draft.has("shard-0")
         assert draft.path("state/step").read_text(encoding="utf-8") == "2"
         assert draft.names() == ["shard-0", "state/step"]
-        put(draft, "shard-1", "one")
-        draft.discard("shard-1")
-        draft.discard("shard-1")
+        put(draft, "state/older", "0")
+        draft.discard("state/older")
+        draft.discard("state/older")
+        assert draft.names("state/") == ["state/step"]
+        with pytest.raises(ValueError, match="cannot be discarded: it is not below state/"):
+            draft.discard("shard-0")
         ref = draft.publish({})
     assert store.open(ref).names() == ["shard-0"]
     assert not draft.has("state/step")
@@ -102,7 +108,6 @@ def test_first_publication_stays(store: Store) -> None:
     ref = publish(store)
     put(late, "parts/a.txt", "different")
     put(late, "parts/b.txt", "more")
-    late.discard("parts/a.txt")
     assert late.publish({"late": True}) == ref
     store.open(ref).verify()
     assert "late" not in store.open(ref).manifest

@@ -14,10 +14,9 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
-from core.artifact import Artifact
+from core.artifact import Artifact, content_digest
 from core.errors import UserError
 from core.files import sha256_of
-from core.store import content_digest
 
 if TYPE_CHECKING:
     from models.serving import Settings
