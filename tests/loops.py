@@ -29,7 +29,7 @@ class Runner:
         return [name for name, _, result in self.done if not result.cached]
 
 
-def quick(store: Path, **changes: object) -> Config:
+def quick(store: Path | str, **changes: object) -> Config:
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     fixed = {"store": str(store), "tracking.enabled": False, "runtime.threads": 1, "iterations": 1}
     return load_config(QUICK, fixed | changes)
