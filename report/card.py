@@ -120,8 +120,9 @@ def _training(figures: Figures) -> Iterator[str]:
 
 def _loading(figures: Figures) -> Iterator[str]:
     checkpoint = figures.last.version.checkpoint
-    folder = checkpoint.uri.removeprefix("file://")
     family = figures.story.config["model"]["family"]
-    yield from ("```python", "from models.families import load_model", "")
-    yield f'model = load_model("{family}", "{folder}/model", "cpu")'
+    yield from ("```python", "from core.artifact import Artifact")
+    yield from ("from models.families import load_model", "")
+    yield f'folder = Artifact("{checkpoint.uri}").path("model")'
+    yield f'model = load_model("{family}", folder, "cpu")'
     yield from ("```", "", f"Digest of the checkpoint: `{checkpoint.digest}`.")
