@@ -29,8 +29,9 @@ def setup_logging(level: int = logging.INFO) -> None:
     handler = _BarFriendlyHandler()
     handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # One line for every HTTP request would drown the rest.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Lines for every HTTP request or S3 connection would drown the rest.
+    for name in ("httpx", "botocore", "aiobotocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def peak_memory_bytes() -> int:
