@@ -28,7 +28,7 @@ from core.store import Store
 from flows.preflight import check
 from tests.loops import Runner, play, quick
 from tests.stage_inputs import make_config
-from tests.test_store import publish, put
+from tests.test_store import KILLED, publish, put
 
 Requests = Callable[[], list[str]]
 QUICK_REFUSAL = 12.0  # seconds
@@ -58,21 +58,8 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-RESUMED = """
-import sys, time
-from core.store import Store
-draft = Store(sys.argv[1]).draft("train", "k")
-with draft.write("shard-0") as path:
-    path.write_text("zero")
-with draft.write("shard-1") as path:
-    path.write_text("half")
-    print("writing", flush=True)
-    time.sleep(60)
-"""
-
-
 def test_killed_writer_is_continued_by_another_process(store: Store, tmp_path: Path) -> None:
-    with run_python(RESUMED, store.uri) as process:
+    with run_python(KILLED, store.uri) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert len(list((tmp_path / "cache/.tmp").glob("*/1-shard-1"))) == 1
