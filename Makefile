@@ -4,6 +4,7 @@ CONFIG ?= pipeline.yaml
 ITERATIONS ?=
 SEED ?=
 FROM_CHAMPION ?=
+POOL ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -12,7 +13,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up down status test test-slow screenshots check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up deploy down status test test-slow screenshots check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -29,10 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1]
+pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1 POOL=docker]
 	@$(LOCAL) pipeline --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
-		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion)
+		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion) $(if $(POOL),--pool '$(POOL)')
 
 report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]
 	@$(LOCAL) report --config '$(CONFIG)' \
@@ -40,6 +41,9 @@ report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipel
 
 up: $(INSTALLED) ## start servers and a worker, register the deployment self-play/iterate
 	@$(LOCAL) up
+
+deploy: $(INSTALLED) ## register every stage on a work pool [POOL=process|docker|kubernetes CONFIG=...]
+	@$(LOCAL) deploy --config '$(CONFIG)' --pool '$(or $(POOL),process)'
 
 down: $(INSTALLED) ## stop what we have started
 	@$(LOCAL) down

@@ -36,6 +36,21 @@ class UndeclaredReadError(Exception):
 
 
 @dataclass(frozen=True)
+class Share:
+    """One of `count` shares of a stage's parts, which several runs do side by side."""
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, part: int) -> bool:
+        """Whether part number `part` belongs to this share."""
+        return part % self.count == self.index
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What the body of a stage may use: the declared config, its inputs and its draft."""
 
@@ -45,6 +60,7 @@ class StageContext:
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
+    share: Share = WHOLE
 
     def input(self, name: str) -> Artifact:
         """The only artifact of input `name`."""
@@ -64,7 +80,7 @@ class StageContext:
         return derive_seed(self.config.seed, self.stage.name)
 
 
-Body = Callable[[StageContext], Mapping[str, object]]
+Body = Callable[[StageContext], Mapping[str, object] | None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,8 @@ class Stage:
     input artifacts (each may be given none, one or several). `body` writes parts into the draft
     and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
     compute something else. `files` names what the body reads outside the store; their contents
-    enter the key.
+    enter the key. The body of a stage that `splits` does the parts of its share, and returns None
+    while parts of others are missing.
     """
 
     name: str
@@ -84,6 +101,7 @@ class Stage:
     inputs: tuple[str, ...]
     body: Body
     files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
+    splits: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,13 +163,31 @@ def run_stage(
     progress: ProgressFactory = show_progress,
 ) -> StageResult:
     """Return the published artifact of this stage, running its body only if there is none."""
+    result = run_share(stage, config, store, inputs, WHOLE, progress)
+    assert result is not None  # the whole lacks no part
+    return result
+
+
+def run_share(
+    stage: Stage,
+    config: "Config",
+    store: Store,
+    inputs: Inputs,
+    share: Share,
+    progress: ProgressFactory = show_progress,
+) -> StageResult | None:
+    """Do one share of a stage; the artifact if it is complete then, None if others are at work.
+
+    The last share to end publishes, whichever that is: a part is there before its share looks
+    whether all are.
+    """
     started = time.monotonic()
     key = stage_key(stage, config, inputs)
     ref = store.find(stage.name, key)
     cached = ref is not None
     if ref is None:
-        ref = _run_body(stage, config, store, inputs, progress, key)
-    return StageResult(ref, cached, time.monotonic() - started)
+        ref = _run_body(stage, config, store, inputs, progress, key, share)
+    return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 
 def _run_body(
@@ -161,7 +197,8 @@ def _run_body(
     inputs: Inputs,
     progress: ProgressFactory,
     key: str,
-) -> ArtifactRef:
+    share: Share,
+) -> ArtifactRef | None:
     started = time.monotonic()
     refs = as_lists(stage, inputs)
     with store.draft(stage.name, key) as draft:
@@ -173,8 +210,11 @@ def _run_body(
             progress=progress,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
+            share=share,
         )
         results = stage.body(context)
+        if results is None:
+            return None
         return draft.publish(
             {
                 "stage_version": stage.version,

@@ -3,15 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from core.command import run_command
 from core.runtime import setup_logging
+from flows.compute import Pool
 from flows.servers import (
-    WORK_POOL,
     Urls,
     client_environment,
     ensure_servers,
@@ -19,10 +17,6 @@ from flows.servers import (
     running,
     stop_all,
 )
-
-PROJECT = Path(__file__).resolve().parent.parent
-ENTRYPOINT = "flows/self_play.py:self_play"
-DEPLOYMENT = "iterate"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "up": up,
         "down": down,
         "status": status,
+        "deploy": lambda: deploy(options.config, options.pool),
         "pipeline": lambda: pipeline(
-            options.config, options.iterations, options.seed, options.from_champion
+            options.config, options.iterations, options.seed, options.from_champion, options.pool
         ),
         "report": lambda: report(options.config, options.iterations, options.seed),
         "check-config": lambda: check_config(options.config),
@@ -46,10 +41,31 @@ def up() -> None:
     """Servers, work pool, deployment and worker, ready for `prefect deployment run`."""
     urls = ensure_servers()
     os.environ.update(client_environment(urls))
-    register_deployment(ENTRYPOINT, DEPLOYMENT)
+    # Prefect reads its settings at import, so it comes after the environment.
+    from flows.deploy import deploy_parent
+
+    deploy_parent()
     ensure_worker(urls)
     _show(urls)
     print("Start a run with: .venv/bin/prefect deployment run self-play/iterate")
+
+
+def deploy(config: str, pool: Pool) -> None:
+    """Register the stages on a work pool, and the loop so that it uses them."""
+    from core.config import load_config
+
+    resolved = load_config(config)
+    api = os.environ.get("PREFECT_API_URL")
+    if api is None:
+        # Without another server in the environment, ours.
+        os.environ.update(client_environment(ensure_servers()))
+    from flows.deploy import deploy_parent, deploy_stages
+
+    for name in deploy_stages(resolved, pool):
+        print(f"deployed {name}")
+    deploy_parent(pool=pool)
+    print(f"deployed self-play/iterate, whose stages run on work pool {pool}")
+    print(f"Start workers with: .venv/bin/prefect worker start --pool {pool} --type {pool}")
 
 
 def down() -> None:
@@ -67,8 +83,14 @@ def status() -> None:
         print("nothing of ours is running; start it with make up or make pipeline")
 
 
-def pipeline(config: str, iterations: int | None, seed: int | None, from_champion: bool) -> None:
-    """Run the self-play loop in this process, watched by the local servers."""
+def pipeline(
+    config: str,
+    iterations: int | None,
+    seed: int | None,
+    from_champion: bool,
+    pool: Pool | None = None,
+) -> None:
+    """Run the self-play loop, watched by the local servers, in this process or on a work pool."""
     given = {"iterations": iterations, "seed": seed}
     check_config(config, {name: value for name, value in given.items() if value is not None})
     urls = ensure_servers()
@@ -80,8 +102,13 @@ def pipeline(config: str, iterations: int | None, seed: int | None, from_champio
     from flows.self_play import self_play
     from flows.stages import outcome
 
+    if pool:
+        from core.config import load_config
+        from flows.deploy import deploy_stages
+
+        deploy_stages(load_config(config), pool)
     try:
-        outcome(self_play(config, iterations, seed, from_champion, return_state=True))
+        outcome(self_play(config, iterations, seed, from_champion, pool, return_state=True))
     finally:
         _show(urls)
 
@@ -105,54 +132,6 @@ def check_config(path: str, overrides: Mapping[str, object] | None = None) -> No
     print(f"{path} is valid")
 
 
-def register_deployment(entrypoint: str, name: str, project: Path = PROJECT) -> None:
-    """Make the process work pool if needed, and register a flow of the project folder on it.
-
-    Schedules that people have set stay.
-    """
-    from prefect import Flow, flow
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
-
-    template = ProcessWorker.get_default_base_job_template()
-    pool = WorkPoolCreate(name=WORK_POOL, type="process", base_job_template=template)
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(pool)
-    # From a source, so that the run is pulled from the project folder wherever its worker is.
-    # `from_source` and `deploy` are coroutines only when called from one.
-    sourced = cast(Flow[..., Any], flow.from_source(source=str(project), entrypoint=entrypoint))
-    with _kept_schedules(f"{sourced.name}/{name}"):
-        sourced.deploy(
-            name=name, work_pool_name=WORK_POOL, ignore_warnings=True, print_next_steps=False
-        )
-
-
-@contextmanager
-def _kept_schedules(deployment: str) -> Iterator[None]:
-    """Give a deployment that is registered anew the schedules that people have set."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        try:
-            kept = client.read_deployment_by_name(deployment).schedules
-        except ObjectNotFound:
-            kept = []
-        yield
-        after = client.read_deployment_by_name(deployment)
-        if kept and not after.schedules:
-            again = [
-                DeploymentScheduleCreate(
-                    schedule=s.schedule, active=s.active, parameters=s.parameters, slug=s.slug
-                )
-                for s in kept
-            ]
-            client.create_deployment_schedules(after.id, again)
-
-
 def _show(urls: Urls) -> None:
     print(f"Prefect UI: {urls.prefect}   MLflow UI: {urls.mlflow}   (stop them with make down)")
 
@@ -171,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, written):
         command.add_argument("--seed", type=int, help="replaces the seed of the config")
     run.add_argument("--iterations", type=int, help="replaces the number of the config")
+    run.add_argument("--pool", choices=get_args(Pool), help="work pool that runs the stages")
+    deployed = commands.add_parser("deploy", help="register the stages on a work pool")
+    deployed.add_argument("--config", default="pipeline.yaml", help="YAML file")
+    deployed.add_argument("--pool", choices=get_args(Pool), required=True, help="work pool")
     run.add_argument(
         "--from-champion", action="store_true", help="start from the registry's champion"
     )

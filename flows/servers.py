@@ -23,7 +23,7 @@ STATE = Path(".hermesflow")
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
-WORK_POOL = "local"
+WORK_POOL = "local"  # of the parent, which waits and hardly works where stages have a pool
 START_SECONDS = 240.0
 POLL_SECONDS = 0.25
 
