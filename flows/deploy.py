@@ -7,25 +7,31 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from prefect import Flow, flow
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
 from prefect.workers.base import BaseWorker
 
 from core.config import Config
 from core.errors import UserError
-from flows import deployed
-from flows.compute import Pool, job_variables, kubernetes_template, queue_name, secret_block
-from flows.compute import local_folder as local_store
+from flows.compute import (
+    Pool,
+    job_variables,
+    kubernetes_template,
+    local_folder,
+    queue_name,
+    secret_block,
+)
 from flows.deployed import STAGES, entrypoint
 from flows.servers import WORK_POOL
 
 PROJECT = Path(__file__).resolve().parent.parent
-IN_IMAGE = "/app"  # where an image has the project
+IN_IMAGE = Path("/app")  # where an image has the project
 PARENT = "flows/self_play.py:self_play"
 ITERATE = "iterate"
 
@@ -33,7 +39,7 @@ ITERATE = "iterate"
 def deploy_stages(config: Config, pool: Pool) -> list[str]:
     """Make a work pool with its queues, secrets and one deployment a stage; their names."""
     make_pool(pool, pool)
-    if pool == "docker" and local_store(config.store) is None:
+    if pool == "docker" and local_folder(config.store) is None:
         keep_secrets(config.compute.docker.secrets, os.environ)
     names = []
     with get_client(sync_client=True) as client:
@@ -45,20 +51,25 @@ def deploy_stages(config: Config, pool: Pool) -> list[str]:
 
 
 def deploy_parent(
-    parent: str = PARENT, name: str = ITERATE, project: Path = PROJECT, pool: Pool | None = None
+    parent: str = PARENT, name: str = ITERATE, folder: Path = PROJECT, pool: Pool | None = None
 ) -> None:
-    """Register the flow of the whole loop on the process pool; schedules that people set stay."""
+    """Register the flow of the whole loop on the process pool; schedules that people set stay.
+
+    `folder` has the project where its worker is; stages run on `pool`, or in the loop's process.
+    """
     make_pool(WORK_POOL, "process")
-    # From a source, so that the run is pulled from the project folder wherever its worker is.
-    # `from_source` and `deploy` are coroutines only when called from one.
-    sourced = cast(Flow[..., Any], flow.from_source(source=str(project), entrypoint=parent))
-    with _kept_schedules(f"{sourced.name}/{name}"):
-        sourced.deploy(
+    source = PROJECT if folder == IN_IMAGE else folder
+    run: Any = load_flow_from_entrypoint(f"{source}/{parent}")
+    with get_client(sync_client=True) as client, _kept_schedules(f"{run.name}/{name}"):
+        client.create_deployment(
+            client.create_flow(run),
             name=name,
+            description=run.description,
+            entrypoint=parent,
+            pull_steps=_in(folder),
             work_pool_name=WORK_POOL,
             parameters={"pool": pool} if pool else {},
-            ignore_warnings=True,
-            print_next_steps=False,
+            parameter_openapi_schema=parameter_schema(run).model_dump(),
         )
 
 
@@ -91,6 +102,11 @@ def keep_secrets(names: list[str], environment: Mapping[str, str]) -> None:
         Secret(value=environment[name]).save(secret_block(name), overwrite=True)
 
 
+def _in(folder: Path) -> list[dict[str, Any]]:
+    """The step that a run takes first: into the folder of the project, where its code is."""
+    return [{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}]
+
+
 def _template(kind: Pool) -> dict[str, Any]:
     if kind == "kubernetes":
         return kubernetes_template()
@@ -104,14 +120,13 @@ def _template(kind: Pool) -> dict[str, Any]:
 
 def _deploy_stage(client: SyncPrefectClient, config: Config, stage: str, pool: Pool) -> str:
     resources = config.compute.of(stage)
-    run: Flow[..., Any] = getattr(deployed, stage.replace("-", "_"))
-    folder = str(PROJECT) if pool == "process" else IN_IMAGE
+    folder = PROJECT if pool == "process" else IN_IMAGE
     client.create_deployment(
-        client.create_flow(run),
+        client.create_flow_from_name(stage),
         name=pool,
         description=f"Stage {stage} of a self-play, submitted by self-play/{ITERATE}.",
         entrypoint=entrypoint(stage),
-        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": folder}}],
+        pull_steps=_in(folder),
         work_pool_name=pool,
         work_queue_name=queue_name(resources),
         job_variables=job_variables(config, stage, pool),

@@ -1,29 +1,37 @@
-"""The flows of the stages that have deployments of their own, which name these variables."""
+"""The flows of the stages that have deployments of their own, which name attributes of this module.
 
-from typing import get_args
+A flow is made when it is asked for: a run imports what its stage needs and no more, which is most
+of the time that a short stage takes to start.
+"""
+
+from importlib import import_module
+from typing import Any, get_args
+
+from prefect import Flow
 
 from core.config import DeployedStage
 from flows.stages import stage_flow
-from tasks.evaluate import EVALUATE
-from tasks.pair import PAIR
-from tasks.reference import REFERENCE
-from tasks.register import REGISTER
-from tasks.sample import CAPTIONS, IMAGES
-from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
-from tasks.train import TRAIN
-
-sample_captions = stage_flow(CAPTIONS)
-sample_images = stage_flow(IMAGES)
-score_captions = stage_flow(SCORE_CAPTIONS)
-score_images = stage_flow(SCORE_IMAGES)
-pair = stage_flow(PAIR)
-reference = stage_flow(REFERENCE)
-train = stage_flow(TRAIN)
-evaluate = stage_flow(EVALUATE)
-register = stage_flow(REGISTER)
-
 
 STAGES: tuple[DeployedStage, ...] = get_args(DeployedStage)
+PLACES = {
+    "sample-captions": "tasks.sample:CAPTIONS",
+    "sample-images": "tasks.sample:IMAGES",
+    "score-captions": "tasks.score:SCORE_CAPTIONS",
+    "score-images": "tasks.score:SCORE_IMAGES",
+    "pair": "tasks.pair:PAIR",
+    "reference": "tasks.reference:REFERENCE",
+    "train": "tasks.train:TRAIN",
+    "evaluate": "tasks.evaluate:EVALUATE",
+    "register": "tasks.register:REGISTER",
+}
+
+
+def __getattr__(name: str) -> Flow[..., Any]:
+    stage = name.replace("_", "-")
+    if stage not in PLACES:
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    module, _, constant = PLACES[stage].partition(":")
+    return stage_flow(getattr(import_module(module), constant))
 
 
 def entrypoint(stage: str) -> str:

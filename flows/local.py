@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 from core.command import run_command
 from core.runtime import setup_logging
-from flows.compute import Pool
+from flows.compute import Pool, local_folder
 from flows.servers import (
     Urls,
     client_environment,
@@ -18,13 +18,15 @@ from flows.servers import (
     stop_all,
 )
 
+Compute = Literal["process", "docker"]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     commands = {
-        "up": up,
-        "down": down,
+        "up": lambda: up(options.config, options.compute),
+        "down": lambda: down(options.compute),
         "status": status,
         "deploy": lambda: deploy(options.config, options.pool),
         "pipeline": lambda: pipeline(
@@ -37,21 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(commands[options.command])
 
 
-def up() -> None:
-    """Servers, work pool, deployment and worker, ready for `prefect deployment run`."""
-    urls = ensure_servers()
-    os.environ.update(client_environment(urls))
-    # Prefect reads its settings at import, so it comes after the environment.
-    from flows.deploy import deploy_parent
+def up(config: str, compute: Compute) -> None:
+    """Servers, work pools, deployments and workers, ready for `prefect deployment run`."""
+    if compute == "docker":
+        from core.config import load_config
+        from flows import containers
 
-    deploy_parent()
-    ensure_worker(urls)
+        urls = containers.start(load_config(config))
+        deploy(config, compute)
+    else:
+        urls = ensure_servers()
+        os.environ.update(client_environment(urls))
+        # Prefect reads its settings at import, so it comes after the environment.
+        from flows.deploy import deploy_parent
+
+        deploy_parent()
+        ensure_worker(urls)
     _show(urls)
     print("Start a run with: .venv/bin/prefect deployment run self-play/iterate")
 
 
 def deploy(config: str, pool: Pool) -> None:
-    """Register the stages on a work pool, and the loop so that it uses them."""
+    """Register the stages on a work pool, and the loop so that it uses them.
+
+    The loop runs where its worker is: here, or in a container that has an object store.
+    """
     from core.config import load_config
 
     resolved = load_config(config)
@@ -59,17 +71,24 @@ def deploy(config: str, pool: Pool) -> None:
     if api is None:
         # Without another server in the environment, ours.
         os.environ.update(client_environment(ensure_servers()))
-    from flows.deploy import deploy_parent, deploy_stages
+    from flows.deploy import IN_IMAGE, PROJECT, deploy_parent, deploy_stages
 
+    here = pool == "process" or local_folder(resolved.store) is not None
     for name in deploy_stages(resolved, pool):
         print(f"deployed {name}")
-    deploy_parent(pool=pool)
+    deploy_parent(pool=pool, folder=PROJECT if here else IN_IMAGE)
     print(f"deployed self-play/iterate, whose stages run on work pool {pool}")
     print(f"Start workers with: .venv/bin/prefect worker start --pool {pool} --type {pool}")
 
 
-def down() -> None:
+def down(compute: Compute) -> None:
     """Stop what we have started."""
+    if compute == "docker":
+        from flows import containers
+
+        containers.stop()
+        print("stopped the containers; their volumes stay")
+        return
     stopped = stop_all()
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing of ours was running")
 
@@ -139,8 +158,16 @@ def _show(urls: Urls) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.local", description="Local commands.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="start servers and a worker, register the deployment")
-    commands.add_parser("down", help="stop what was started here")
+    start = commands.add_parser("up", help="start servers and workers, register the deployments")
+    start.add_argument("--config", default="pipeline.yaml", help="YAML file")
+    end = commands.add_parser("down", help="stop what was started here")
+    for command in (start, end):
+        command.add_argument(
+            "--compute",
+            choices=get_args(Compute),
+            default="process",
+            help="processes, or containers",
+        )
     commands.add_parser("status", help="show what runs")
     run = commands.add_parser("pipeline", help="run the self-play loop")
     written = commands.add_parser("report", help="write the report of a run anew")

@@ -5,6 +5,7 @@ A run gets a config and references and leaves nothing but its artifact, so it ma
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, StateType, WorkQueue
 from prefect.deployments import run_deployment
 from prefect.events.filters import (
     EventFilter,
@@ -58,6 +59,7 @@ POLL_SECONDS = 1.0
 SIGNS_SECONDS = 10.0  # between two looks for heartbeats and workers
 START_SECONDS = 600.0  # that a worker may take to pull an image and start it
 SLOW_FACTOR, SLOW_SECONDS = 3.0, 60.0  # a share that takes longer than others did is done twice
+POLLED_SECONDS = 30.0  # between two questions of a worker that is alive
 WAITING = {StateType.SCHEDULED, StateType.PENDING}
 ALIVE = [*WAITING, StateType.RUNNING]
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -155,6 +157,10 @@ class _Batch:
     @property
     def compute(self) -> Compute:
         return self.config.compute
+
+    @property
+    def queue(self) -> str:
+        return queue_name(self.compute.of(self.stage.name))
 
     def complete(self) -> None:
         """Have every share done; UserError if that cannot be had."""
@@ -327,24 +333,37 @@ class _Batch:
 
     def _look_for_workers(self) -> None:
         """Stop if runs have been waiting long for want of a worker."""
-        workers = self._patiently(lambda: self.client.read_workers_for_work_pool(self.pool))
-        online = workers is None or any(w.status == WorkerStatus.ONLINE for w in workers)
-        if online or not any(child.waiting for child in self.children):
+        polled = self._patiently(self._seconds_since_poll)
+        if polled is None or polled < POLLED_SECONDS or not any(c.waiting for c in self.children):
             self._idle_since = None
             return
         now = time.monotonic()
-        self._idle_since = self._idle_since or now
-        queue = queue_name(self.compute.of(self.stage.name))
-        start = f"prefect worker start --pool {self.pool} --type {self.pool} --work-queue {queue}"
-        if now - self._idle_since > self.compute.worker_seconds - SIGNS_SECONDS:
+        start = (
+            f"prefect worker start --pool {self.pool} --type {self.pool} --work-queue {self.queue}"
+        )
+        if self._idle_since is None:
+            self._idle_since = now
+            get_run_logger().warning(
+                "no worker serves work queue %s of pool %s; start one: %s",
+                self.queue, self.pool, start,
+            )  # fmt: skip
+        elif now - self._idle_since > self.compute.worker_seconds - SIGNS_SECONDS:
             raise in_stage(
                 self.stage,
                 self.step,
-                f"work pool {self.pool!r} has no worker, and this run has waited "
-                f"{self.compute.worker_seconds} s for one; start one with `{start}` and run again",
+                f"no worker serves queue {self.queue!r} of work pool {self.pool!r}, and this run "
+                f"has waited {self.compute.worker_seconds} s for one; start one with `{start}` and "
+                "run again",
             )
-        if now == self._idle_since:
-            get_run_logger().warning("work pool %s has no worker; start one: %s", self.pool, start)
+
+    def _seconds_since_poll(self) -> float:
+        """How long ago a worker asked for runs of this stage's queue."""
+        names = {"work_pool_name": self.pool, "name": self.queue}
+        answer = self.client.request(
+            "GET", "/work_pools/{work_pool_name}/queues/{name}", path_params=names
+        )
+        last = WorkQueue.model_validate(answer.json()).last_polled
+        return (datetime.now(UTC) - last).total_seconds() if last else math.inf
 
     def _look_for_signs(self) -> None:
         """Give up runs that have shown no sign of life for long: their machine may be gone."""

@@ -70,6 +70,7 @@ def test_more_iterations_continue_where_the_last_run_ended(copied: Path) -> None
             "reference",
             "train",
             "evaluate",
+            "register",
         )
     }
 
