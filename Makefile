@@ -18,7 +18,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test test-slow screenshots check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up deploy image down status test test-slow test-containers screenshots check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -73,6 +73,9 @@ screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on 
 
 test-slow: $(INSTALLED) ## run the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+
+test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or one from Debian's packages
+	$(BIN)/python -m pytest -m containers -rs
 
 check: $(INSTALLED) ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .

@@ -21,7 +21,6 @@ from flows.compute import local_folder
 from flows.servers import Urls, answers, client_environment, say, write_profile
 
 FOLDER = Path(__file__).resolve().parent.parent / "docker"
-PROJECT = "hermesflow"  # names the containers and volumes of compose
 PORTS = {"PREFECT_PORT": "4200", "MLFLOW_PORT": "5000", "S3_PORT": "9000"}
 START_SECONDS = 300.0
 SOCKET = Path("/var/run/docker.sock")
@@ -44,7 +43,10 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
     say("starting containers (first time: some minutes) ...")
     started = time.monotonic()
     _run(
-        [*compose, *_files(folder), "up", "-d"], "the containers could not be started", IMAGE=image
+        [*compose, *_files(folder), "up", "-d"],
+        "the containers could not be started",
+        IMAGE=image,
+        NETWORK=config.compute.docker.network,
     )
     urls = Urls(
         f"http://127.0.0.1:{settings['PREFECT_PORT']}",
@@ -81,7 +83,9 @@ def stop(folder: Path = FOLDER) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    return ["-p", PROJECT, "--env-file", str(folder / ".env"), "-f", str(folder / "compose.yaml")]
+    # The project's name begins those of containers and volumes.
+    project = ["-p", _settings(folder / ".env")["COMPOSE_PROJECT_NAME"]]
+    return [*project, "--env-file", str(folder / ".env"), "-f", str(folder / "compose.yaml")]
 
 
 def _compose() -> list[str]:
@@ -110,6 +114,7 @@ def _settings(path: Path) -> Mapping[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
     made = {
+        "COMPOSE_PROJECT_NAME": "hermesflow",
         "POSTGRES_PASSWORD": secrets.token_hex(16),
         "AWS_ACCESS_KEY_ID": secrets.token_hex(8),
         "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),

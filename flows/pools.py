@@ -26,7 +26,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import FlowRun, StateType, WorkQueue
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus, WorkQueue
 from prefect.deployments import run_deployment
 from prefect.events.filters import (
     EventFilter,
@@ -370,8 +370,9 @@ class _Batch:
         now = datetime.now(UTC)
         for child in list(self.children):
             if child.run.state_type == StateType.PENDING and child.run.state is not None:
-                # A worker has it: it may be pulling the image, or be gone.
-                silent = (now - child.run.state.timestamp).total_seconds() - START_SECONDS
+                # A worker has it, and may be pulling the image.
+                patience = 0.0 if self._worker_is_gone(child) else START_SECONDS
+                silent = (now - child.run.state.timestamp).total_seconds() - patience
             elif child.run.state_type == StateType.RUNNING:
                 ask = partial(_last_heartbeat, self.client, child.run.id)
                 child.last_sign = self._patiently(ask) or child.last_sign
@@ -385,6 +386,12 @@ class _Batch:
                 set_state = partial(self.client.set_flow_run_state, child.run.id, crashed, True)
                 self._patiently(set_state)
                 self._again(child, reason)
+
+    def _worker_is_gone(self, child: _Child) -> bool:
+        """Whether the worker that took a run shows no life any more."""
+        name = child.run.labels.get("prefect.worker.name")
+        workers = self._patiently(lambda: self.client.read_workers_for_work_pool(self.pool))
+        return any(w.name == name and w.status != WorkerStatus.ONLINE for w in workers or [])
 
 
 def _last_heartbeat(client: SyncPrefectClient, run: UUID) -> datetime | None:
