@@ -20,6 +20,7 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][\w.\-/:@]*$")]
 GpuClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+ClusterName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 Environment = dict[VariableName, str]
 # Stages that read the store and nothing else, and so may run anywhere.
@@ -286,9 +287,12 @@ class Kubernetes(Section):
     pull: Literal["Always", "IfNotPresent", "Never"] = Field(description="when images are pulled")
     namespace: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", description="of the jobs")
     environment: Environment = Field(description="variables of every pod")
-    secret: str = Field(
-        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
-        description="Secret whose entries become variables of every pod, if there is one",
+    secret: ClusterName = Field(
+        description="Secret whose entries become variables of every pod, if there is one"
+    )
+    claim: ClusterName | None = Field(
+        description="volume claim that every pod mounts as the folder of a local store; null: the "
+        "store is an object store"
     )
 
 

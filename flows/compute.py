@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.config import Config, Resources
+from core.errors import UserError
 from core.remote import connect, is_local
 from tasks._tracking.connection import ADDRESS
 
@@ -20,6 +21,7 @@ Pool = Literal["process", "docker", "kubernetes"]
 TEMPLATE = Path(__file__).resolve().parent.parent / "docker/kubernetes/job-template.json"
 HOME = "/tmp"  # of a container's user, who may have no entry in its /etc/passwd
 COMMAND = "python -m prefect.engine"  # starts in half the time of `prefect flow-run execute`
+START_SECONDS = 600  # that a worker may take to pull an image and start it
 # The sign of life that tells a parent that a run is not lost.
 EVERYWHERE = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 CONTAINER = {
@@ -29,7 +31,8 @@ CONTAINER = {
     # The worker's own would be handed on otherwise, and point to a file of its machine.
     "PREFECT_PROFILES_PATH": f"{HOME}/prefect/profiles.toml",
 }
-GPU_CLASS_LABEL = "nvidia.com/gpu.product"
+GPU = "nvidia.com/gpu"  # a resource of Kubernetes, and the taint of nodes that are kept for it
+GPU_CLASS_LABEL = f"{GPU}.product"
 
 
 def queue_name(resources: Resources) -> str:
@@ -124,15 +127,34 @@ def _kubernetes(config: Config, resources: Resources) -> dict[str, Any]:
         "cpus": f"{resources.cpus:g}",
         "memory": f"{_gibibytes(resources.memory_gb)}",
         "shm_size": f"{_gibibytes(resources.shm_gb)}",
-        "deadline_seconds": int(resources.timeout_minutes * 60),
+        "deadline_seconds": int(resources.timeout_minutes * 60) + START_SECONDS,
         "secret": settings.secret,
         "env": {**CONTAINER, **settings.environment},
+        **_claimed(config),
     }
     if resources.gpus:
-        variables["gpu_limit"] = resources.gpus
+        variables["gpu_limit"] = str(resources.gpus)
+        variables["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
         if resources.gpu_class:
             variables["node_selector"] = {GPU_CLASS_LABEL: resources.gpu_class}
     return variables
+
+
+def _claimed(config: Config) -> dict[str, Any]:
+    """Volume and mount of a local store, which has the same path in all pods."""
+    folder, claim = local_folder(config.store), config.compute.kubernetes.claim
+    if folder is None:
+        return {}
+    if claim is None:
+        raise UserError(
+            f"store = {config.store!r} is a folder, and jobs of a cluster share none; set "
+            "compute.kubernetes.claim to a volume claim that many nodes can write to, or set "
+            "store: s3://bucket/prefix"
+        )
+    return {
+        "store_volume": {"name": "store", "persistentVolumeClaim": {"claimName": claim}},
+        "store_mount": {"name": "store", "mountPath": str(folder)},
+    }
 
 
 def _secrets(names: list[str], store: str) -> Mapping[str, str]:

@@ -111,7 +111,8 @@ def pipeline(
 ) -> None:
     """Run the self-play loop, watched by the local servers, in this process or on a work pool."""
     given = {"iterations": iterations, "seed": seed}
-    check_config(config, {name: value for name, value in given.items() if value is not None})
+    overrides = {name: value for name, value in given.items() if value is not None}
+    check_config(config, overrides, device=pool is None)
     urls = ensure_servers()
     # Prefect reads its settings at import, so the flow comes after the environment.
     os.environ.update(client_environment(urls))
@@ -142,12 +143,14 @@ def report(config: str, iterations: int | None, seed: int | None) -> None:
     )
 
 
-def check_config(path: str, overrides: Mapping[str, object] | None = None) -> None:
+def check_config(
+    path: str, overrides: Mapping[str, object] | None = None, *, device: bool = True
+) -> None:
     """Check a config and what it points to; UserError lists the problems."""
     from core.config import load_config
     from flows.preflight import check
 
-    check(load_config(path, overrides))
+    check(load_config(path, overrides), device=device)
     print(f"{path} is valid")
 
 

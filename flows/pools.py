@@ -41,7 +41,7 @@ from core.config import Compute, Config
 from core.errors import UserError
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult, stage_key
 from core.store import Store
-from flows.compute import Pool, job_variables, placed, queue_name
+from flows.compute import START_SECONDS, Pool, job_variables, placed, queue_name
 from flows.stages import (
     SHOWN_DIGITS,
     Step,
@@ -57,7 +57,6 @@ from tasks.register import REGISTER
 
 POLL_SECONDS = 1.0
 SIGNS_SECONDS = 10.0  # between two looks for heartbeats and workers
-START_SECONDS = 600.0  # that a worker may take to pull an image and start it
 SLOW_FACTOR, SLOW_SECONDS = 3.0, 60.0  # a share that takes longer than others did is done twice
 POLLED_SECONDS = 30.0  # between two questions of a worker that is alive
 WAITING = {StateType.SCHEDULED, StateType.PENDING}

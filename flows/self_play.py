@@ -69,7 +69,7 @@ def self_play(
     given = {"iterations": iterations, "seed": seed}
     try:
         resolved = load_config(config, {k: v for k, v in given.items() if v is not None})
-        check(resolved)
+        check(resolved, device=pool is None)
         champion = find_champion(resolved) if continue_from_champion else None
         origin = origin_of(champion)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))

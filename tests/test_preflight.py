@@ -75,6 +75,12 @@ def test_valid_inputs_pass_and_prepare_the_store(valid: dict[str, Any], tmp_path
     check(make_config(**shapes))
 
 
+def test_a_device_is_looked_for_only_where_stages_run(valid: dict[str, Any]) -> None:
+    config = make_config(**valid, runtime__device="cuda:63")  # more than any machine has
+    assert problem(config).startswith("runtime.device = 'cuda:63'")
+    check(config, device=False)
+
+
 def test_all_problems_are_listed_at_once(valid: dict[str, Any]) -> None:
     message = problem(
         make_config(**valid | {"model__checkpoint": "no/model", "scoring__caption_encoder": "none"})
