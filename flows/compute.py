@@ -21,7 +21,7 @@ Pool = Literal["process", "docker", "kubernetes"]
 TEMPLATE = Path(__file__).resolve().parent.parent / "docker/kubernetes/job-template.json"
 HOME = "/tmp"  # of a container's user, who may have no entry in its /etc/passwd
 COMMAND = "python -m prefect.engine"  # starts in half the time of `prefect flow-run execute`
-START_SECONDS = 600  # that a worker may take to pull an image and start it
+START_SECONDS = 600  # that a pod may take to start before the time of its stage counts
 # The sign of life that tells a parent that a run is not lost.
 EVERYWHERE = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 CONTAINER = {

@@ -73,7 +73,8 @@ def deploy(config: str, pool: Pool) -> None:
         os.environ.update(client_environment(ensure_servers()))
     from flows.deploy import IN_IMAGE, PROJECT, deploy_parent, deploy_stages
 
-    here = pool == "process" or local_folder(resolved.store) is not None
+    folder = local_folder(resolved.store)
+    here = pool == "process" or (pool == "docker" and folder is not None)
     for name in deploy_stages(resolved, pool):
         print(f"deployed {name}")
     deploy_parent(pool=pool, folder=PROJECT if here else IN_IMAGE)

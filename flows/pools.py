@@ -41,7 +41,7 @@ from core.config import Compute, Config
 from core.errors import UserError
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult, stage_key
 from core.store import Store
-from flows.compute import START_SECONDS, Pool, job_variables, placed, queue_name
+from flows.compute import Pool, job_variables, placed, queue_name
 from flows.stages import (
     SHOWN_DIGITS,
     Step,
@@ -369,9 +369,9 @@ class _Batch:
         now = datetime.now(UTC)
         for child in list(self.children):
             if child.run.state_type == StateType.PENDING and child.run.state is not None:
-                # A worker has it, and may be pulling the image.
-                patience = 0.0 if self._worker_is_gone(child) else START_SECONDS
-                silent = (now - child.run.state.timestamp).total_seconds() - patience
+                # A worker that is there may be pulling the image, or waiting for a node.
+                since = child.run.state.timestamp if self._worker_is_gone(child) else now
+                silent = (now - since).total_seconds()
             elif child.run.state_type == StateType.RUNNING:
                 ask = partial(_last_heartbeat, self.client, child.run.id)
                 child.last_sign = self._patiently(ask) or child.last_sign
