@@ -29,8 +29,8 @@ NO_ENGINE = 3  # exit code of engine.sh
 RUN_ID = "io.prefect.flow-run-id"
 MOTO = {
     "S3_COMMAND": "moto_server -H 0.0.0.0 -p 9000",
-    "S3_HEALTH": "python3 -c \"import urllib.request as r; r.urlopen('http://127.0.0.1:9000/moto-api/')\"",
-}  # fmt: skip
+    "S3_HEALTH": "bash -c '</dev/tcp/127.0.0.1/9000'",
+}
 
 
 def run(*command: str, **options: Any) -> str:
