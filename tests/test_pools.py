@@ -1,0 +1,156 @@
+"""A self-play on the process pool of a real server: lost runs, GPU slots, a killed parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from flows.servers import Urls, client_environment, ensure_servers, stop_all
+from tests.loops import QUICK, play, quick
+from tests.screenshots import Document, ask
+from tests.test_ui_browser import free_port
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+# Samples go to a queue of GPU stages, one at a time, although no GPU is needed: device is cpu.
+COMPUTE = {
+    "lost_seconds": 45,
+    "gpu_slots": 1,
+    "stages": {"sample-images": {"gpus": 1}, "score-images": {"gpus": 1}},
+}
+STEPS = 48  # so that sampling takes a while
+PLAY = """
+import sys
+from flows.self_play import self_play
+state = self_play(config=sys.argv[1], iterations=1, pool="process", return_state=True)
+print(state.type.value, state.message)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Urls]]:
+    """A folder with a config, servers, and the deployments of its stages."""
+    folder = tmp_path_factory.mktemp("pools")
+    urls = ensure_servers(folder / ".hermesflow", free_port(), free_port())
+    config = yaml.safe_load(QUICK.read_text(encoding="utf-8"))
+    config["store"], config["tracking"]["enabled"] = str(folder / "store"), False
+    config["runtime"]["threads"] = 1
+    config["compute"] |= COMPUTE
+    config["sampling"]["images"]["steps"] = STEPS
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    deploy = ["-m", "flows.local", "deploy", "--pool", "process", "--config"]
+    python(folder, urls, *deploy, str(folder / "config.yaml")).wait(180)
+    yield folder, urls
+    stop_all(folder / ".hermesflow")
+
+
+def python(folder: Path, urls: Urls, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, **client_environment(urls, folder / ".hermesflow")}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def worker(folder: Path, urls: Urls, *options: str) -> subprocess.Popen[str]:
+    start = ["-m", "prefect", "worker", "start", "--pool", "process", "--type", "process"]
+    return python(folder, urls, *start, *options)
+
+
+def runs(urls: Urls, stage: str) -> list[Document]:
+    body = {"flows": {"name": {"any_": [stage]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    found: list[Document] = ask(f"{urls.prefect_api}/flow_runs/filter", body)
+    return found
+
+
+def until(found: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.3)
+    return value
+
+
+def end_family(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all that it started at once, as when a machine is lost."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.send_signal(signal.SIGKILL)
+    process.wait(30)
+
+
+def test_lost_machine_and_killed_parent_cost_time_and_nothing_else(
+    place: tuple[Path, Urls], tmp_path: Path
+) -> None:
+    folder, urls = place
+    config = str(folder / "config.yaml")
+    first = worker(folder, urls, "--limit", "2")
+    parent = python(folder, urls, "-c", PLAY, config)
+
+    def sampling() -> list[Document]:
+        return [r for r in runs(urls, "sample-images") if r["state_type"] == "RUNNING"]
+
+    try:
+        until(sampling, "image samples in the making")
+        end_family(parent)
+        # A second parent goes on with what the first has submitted.
+        parent = python(folder, urls, "-c", PLAY, config)
+        time.sleep(3.0)
+        until(sampling, "image samples in the making")
+        end_family(first)
+        first = worker(folder, urls, "--limit", "2")
+        output, _ = parent.communicate(timeout=500)
+    finally:
+        for process in (parent, first):
+            if process.poll() is None:
+                end_family(process)
+    assert "COMPLETED" in output, output
+    samples = runs(urls, "sample-images")
+    crashed = [run for run in samples if run["state_type"] == "CRASHED"]
+    assert crashed
+    assert all("no sign of life" in run["state"]["message"] for run in crashed)
+    # Every share was done once, and nothing was submitted twice but what had been lost.
+    done = [run["parameters"]["share"] for run in samples if run["state_type"] == "COMPLETED"]
+    assert sorted(done) == [[0, 3], [1, 3], [2, 3]]
+    assert len(samples) == len(done) + len(crashed)
+    same(folder / "store", tmp_path / "store")
+    overlap_nowhere(runs(urls, "score-images"))
+
+
+def same(shared: Path, alone: Path) -> None:
+    """Both stores hold the same artifacts with the same contents."""
+    play(quick(alone, sampling__images__steps=STEPS))
+    found = [
+        {
+            (m["stage"], m["key"]): m["digest"]
+            for path in store.glob("*/*/manifest.json")
+            if (m := json.loads(path.read_text(encoding="utf-8")))["stage"] != "register"
+        }
+        for store in (shared, alone)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 12
+
+
+def overlap_nowhere(gpu_runs: list[Document]) -> None:
+    """One GPU slot: no run begins before the one before has ended."""
+    times = sorted((run["start_time"], run["end_time"]) for run in gpu_runs)
+    assert len(times) == 3
+    assert all(end <= start for (_, end), (start, _) in pairwise(times))
