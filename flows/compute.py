@@ -57,8 +57,7 @@ def placed(config: Config, stage: str, pool: Pool) -> Config:
     if not resources.gpus:
         runtime["device"] = "cpu"
     if pool != "process" and not config.runtime.threads:
-        # A container sees all cores of its machine and is given some.
-        runtime["threads"] = max(1, int(resources.cpus))
+        runtime["threads"] = _threads(resources)
     folder = local_folder(config.store)
     return config.model_copy(
         update={
@@ -84,6 +83,15 @@ def job_variables(config: Config, stage: str, pool: Pool) -> dict[str, Any]:
     # Where processes are, the tracking server of whoever deploys can be reached as well.
     tracking = {ADDRESS: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
     return {"env": {**EVERYWHERE, **tracking}}
+
+
+def _threads(resources: Resources) -> int:
+    """As many as the cores that a container is given, of all that it sees."""
+    return max(1, int(resources.cpus))
+
+
+def _container(resources: Resources) -> Mapping[str, str]:
+    return {**CONTAINER, "OMP_NUM_THREADS": str(_threads(resources))}
 
 
 def _docker(config: Config, resources: Resources) -> dict[str, Any]:
@@ -112,7 +120,11 @@ def _docker(config: Config, resources: Resources) -> dict[str, Any]:
         "mem_limit": str(_gibibytes(resources.memory_gb)),
         "volumes": volumes,
         "container_create_kwargs": engine,
-        "env": {**CONTAINER, **settings.environment, **_secrets(settings.secrets, config.store)},
+        "env": {
+            **_container(resources),
+            **settings.environment,
+            **_secrets(settings.secrets, config.store),
+        },
         **network,
     }
 
@@ -129,7 +141,7 @@ def _kubernetes(config: Config, resources: Resources) -> dict[str, Any]:
         "shm_size": f"{_gibibytes(resources.shm_gb)}",
         "deadline_seconds": int(resources.timeout_minutes * 60) + START_SECONDS,
         "secret": settings.secret,
-        "env": {**CONTAINER, **settings.environment},
+        "env": {**_container(resources), **settings.environment},
         **_claimed(config),
     }
     if resources.gpus:

@@ -91,6 +91,7 @@ def test_no_secret_is_in_the_job_variables(monkeypatch: pytest.MonkeyPatch) -> N
 def test_container_is_not_told_of_the_worker_s_own_files() -> None:
     variables = job_variables(quick(S3), "train", "docker")["env"]
     assert CONTAINER.items() <= variables.items()
+    assert variables["OMP_NUM_THREADS"] == "1"
     assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
 
 
@@ -107,7 +108,7 @@ def test_stage_without_gpus_runs_on_the_cpu_with_the_cores_that_it_has() -> None
     there = placed(config, "train", "docker").runtime
     assert (there.device, there.threads) == ("cuda", 8)
     there = placed(config, "pair", "docker").runtime
-    assert (there.device, there.threads) == ("cpu", 2)
+    assert (there.device, there.threads) == ("cpu", 1)
 
 
 @pytest.mark.parametrize(

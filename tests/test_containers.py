@@ -95,7 +95,7 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
     state = cluster.end(run_id)
     assert state["type"] == "COMPLETED", state["message"]
     agree(
-        in_containers(cluster, quick("unused")), in_process(tmp_path / "store", runtime__threads=2)
+        in_containers(cluster, quick("unused")), in_process(tmp_path / "store", runtime__threads=1)
     )
 
     children = [c for c in cluster.children(run_id) if c["deployment_id"]]
@@ -173,7 +173,7 @@ def test_killed_worker_and_killed_stage_change_nothing(cluster: Cluster, tmp_pat
     again = [c for c in cluster.children(run_id, "COMPLETED") if c["name"].startswith("train")]
     assert [child["name"].rpartition("· ")[2] for child in again] == ["try 2"]
     assert "exited with non-zero status code 137" in crashed[0]["state"]["message"]
-    alone = in_process(tmp_path / "store", seed=5, runtime__threads=2, **changes)
+    alone = in_process(tmp_path / "store", seed=5, runtime__threads=1, **changes)
     agree(in_containers(cluster, quick("unused", seed=5)), alone)
     cluster.compose("up", "-d", "--scale", "worker=2", "worker")
 
