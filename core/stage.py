@@ -15,7 +15,8 @@ from core.artifact import Artifact, ArtifactRef
 from core.draft import Draft
 from core.errors import UserError
 from core.files import sha256_of
-from core.progress import Progress
+from core.peers import ALONE, Peers
+from core.progress import Progress, silent
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
 from core.store import Store
@@ -37,7 +38,10 @@ class UndeclaredReadError(Exception):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the body of a stage may use: the declared config, its inputs and its draft."""
+    """What the body of a stage may use: the declared config, its inputs and its draft.
+
+    Of several peers the first alone writes into the draft.
+    """
 
     stage: "Stage"
     config: "Config"
@@ -45,6 +49,7 @@ class StageContext:
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
+    peers: Peers = ALONE
 
     def input(self, name: str) -> Artifact:
         """The only artifact of input `name`."""
@@ -143,14 +148,23 @@ def run_stage(
     store: Store,
     inputs: Inputs,
     progress: ProgressFactory = show_progress,
+    peers: Peers = ALONE,
 ) -> StageResult:
-    """Return the published artifact of this stage, running its body only if there is none."""
+    """Return the published artifact of this stage, running its body only if there is none.
+
+    Several processes that share the work call it with the same arguments, each as one of `peers`.
+    """
     started = time.monotonic()
-    key = stage_key(stage, config, inputs)
-    ref = store.find(stage.name, key)
+    key, *others = peers.gather(lambda: stage_key(stage, config, inputs))
+    if any(other != key for other in others):
+        raise UserError(
+            f"the processes of stage {stage.name} have different configs, inputs or versions of "
+            "the program; give all of them the same"
+        )
+    ref = peers.once(lambda: store.find(stage.name, key))
     cached = ref is not None
     if ref is None:
-        ref = _run_body(stage, config, store, inputs, progress, key)
+        ref = _run_body(stage, config, store, inputs, progress, key, peers)
     return StageResult(ref, cached, time.monotonic() - started)
 
 
@@ -161,6 +175,7 @@ def _run_body(
     inputs: Inputs,
     progress: ProgressFactory,
     key: str,
+    peers: Peers,
 ) -> ArtifactRef:
     started = time.monotonic()
     refs = as_lists(stage, inputs)
@@ -170,22 +185,22 @@ def _run_body(
             # Looks like the config to the body and to the type checker.
             config=cast("Config", ConfigView(stage, config)),
             draft=draft,
-            progress=progress,
+            progress=progress if peers.first else silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
+            peers=peers,
         )
         results = stage.body(context)
-        return draft.publish(
-            {
-                "stage_version": stage.version,
-                "config": declared_config(stage, config),
-                "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
-                "results": dict(results),
-                "seed": config.seed,
-                "seconds": round(time.monotonic() - started, 3),
-                "peak_memory_bytes": peak_memory_bytes(),
-            }
-        )
+        manifest = {
+            "stage_version": stage.version,
+            "config": declared_config(stage, config),
+            "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
+            "results": dict(results),
+            "seed": config.seed,
+            "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        return peers.once(lambda: draft.publish(manifest))
 
 
 def as_lists(stage: Stage, inputs: Inputs) -> dict[str, list[ArtifactRef]]:
