@@ -4,6 +4,12 @@ CONFIG ?= pipeline.yaml
 ITERATIONS ?=
 SEED ?=
 FROM_CHAMPION ?=
+POOL ?=
+COMPUTE ?= process
+IMAGE ?= hermesflow:cpu
+# For images: what they are made from, and the index of torch builds (its default has CUDA in it).
+BASE_IMAGE ?= python:3.11-slim-bookworm
+TORCH_INDEX ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -12,7 +18,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up down status test test-slow screenshots check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up deploy image down status test test-slow test-containers screenshots check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -29,20 +35,29 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1]
+pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1 POOL=docker]
 	@$(LOCAL) pipeline --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
-		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion)
+		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion) $(if $(POOL),--pool '$(POOL)')
 
 report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]
 	@$(LOCAL) report --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
 
-up: $(INSTALLED) ## start servers and a worker, register the deployment self-play/iterate
-	@$(LOCAL) up
+up: $(INSTALLED) ## start servers and workers, register self-play/iterate [COMPUTE=process|docker CONFIG=...]
+	@$(LOCAL) up --config '$(CONFIG)' --compute '$(COMPUTE)'
 
-down: $(INSTALLED) ## stop what we have started
-	@$(LOCAL) down
+deploy: $(INSTALLED) ## register every stage on a work pool [POOL=process|docker|kubernetes CONFIG=...]
+	@$(LOCAL) deploy --config '$(CONFIG)' --pool '$(or $(POOL),process)'
+
+down: $(INSTALLED) ## stop what we have started [COMPUTE=process|docker]
+	@$(LOCAL) down --compute '$(COMPUTE)'
+
+image: ## build the image of stages, workers and servers [IMAGE=hermesflow:cpu BASE_IMAGE= TORCH_INDEX=]
+	docker build --network host -f docker/Dockerfile -t '$(IMAGE)' \
+		--build-arg BASE_IMAGE='$(BASE_IMAGE)' --build-arg TORCH_INDEX='$(TORCH_INDEX)' \
+		--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+		--build-arg REVISION="$$(git describe --always --dirty --abbrev=40)" .
 
 status: $(INSTALLED) ## show what runs, and where
 	@$(LOCAL) status
@@ -58,6 +73,9 @@ screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on 
 
 test-slow: $(INSTALLED) ## run the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+
+test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or one from Debian's packages
+	$(BIN)/python -m pytest -m containers -rs
 
 check: $(INSTALLED) ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .

@@ -14,6 +14,12 @@ from core.files import sha256_of
 from core.remote import connect, download, is_local, reaching, read_json
 
 MANIFEST = "manifest.json"
+PART = "part-"  # begins the names of a table's Parquet files
+
+
+def part_name(index: int) -> str:
+    """Name of a Parquet part of a table."""
+    return f"{PART}{index:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Artifact:
 
     def parts(self) -> list[Path]:
         """Local paths of the Parquet parts of a table, in order."""
-        return [self.path(name) for name in self.names("part-")]
+        return [self.path(name) for name in self.names(PART)]
 
     def path(self, name: str = "") -> Path:
         """Local path of a file, or of a folder of files; a remote one is fetched first."""

@@ -1,14 +1,15 @@
 """The one schema of `pipeline.yaml` and its siblings under `configs/`.
 
 Every field has a reader. A stage's cache key holds exactly the fields that the stage declares, so
-changing one redoes that stage and those after it; `runtime`, `tracking` and `gate` never redo work.
+changing one redoes that stage and those after it; `runtime`, `compute`, `tracking` and `gate` never
+redo work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,22 @@ from core.settings import Section, load_settings
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Image = Annotated[str, Field(pattern=r"^[a-z0-9][\w.\-/:@]*$")]
+GpuClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+Environment = dict[VariableName, str]
+# Stages that read the store and nothing else, and so may run anywhere.
+DeployedStage = Literal[
+    "sample-captions",
+    "sample-images",
+    "score-captions",
+    "score-images",
+    "pair",
+    "reference",
+    "train",
+    "evaluate",
+    "register",
+]
 
 
 class Model(Section):
@@ -216,6 +233,89 @@ class Runtime(Section):
     save_every_steps: Count = Field(description="training steps between saved states")
 
 
+class Resources(Section):
+    """What one run of a stage is given on a work pool."""
+
+    cpus: Positive = Field(description="CPU cores")
+    memory_gb: Positive = Field(description="memory limit, in GiB")
+    shm_gb: Positive = Field(description="shared memory (/dev/shm), in GiB")
+    gpus: int = Field(ge=0, le=64, description="GPUs; 0: runs in the CPU image")
+    gpu_class: GpuClass | None = Field(
+        description="kind of GPU, as in the node label nvidia.com/gpu.product; null: any"
+    )
+    concurrency: Count = Field(description="runs of a stage at the same time, over all self-plays")
+    timeout_minutes: Positive = Field(description="a run that takes longer is ended")
+
+
+class StageResources(Section):
+    """What a stage needs otherwise than the rest; null or left out: as the rest."""
+
+    cpus: Positive | None = Field(None, description="CPU cores")
+    memory_gb: Positive | None = Field(None, description="memory limit, in GiB")
+    shm_gb: Positive | None = Field(None, description="shared memory (/dev/shm), in GiB")
+    gpus: int | None = Field(None, ge=0, le=64, description="GPUs; 0: runs in the CPU image")
+    gpu_class: GpuClass | None = Field(None, description="kind of GPU")
+    concurrency: Count | None = Field(None, description="runs of the stage at the same time")
+    timeout_minutes: Positive | None = Field(None, description="a run that takes longer is ended")
+
+
+class Docker(Section):
+    """Stages as containers of a Docker engine."""
+
+    image: Image = Field(description="image of stages without GPUs; `make image` builds it")
+    gpu_image: Image = Field(description="image of stages with GPUs")
+    pull: Literal["Always", "IfNotPresent", "Never"] = Field(description="when images are pulled")
+    network: str = Field(
+        min_length=1, description="network of the containers; host: that of the machine"
+    )
+    volumes: list[Annotated[str, Field(pattern=r"^[^:]+:/[^:]*(:r[ow])?$")]] = Field(
+        description="mounts as HOST:CONTAINER[:ro], beside the folder of a local store"
+    )
+    environment: Environment = Field(description="variables of every container")
+    secrets: list[VariableName] = Field(
+        description="variables whose values `make deploy` takes from its environment and keeps in "
+        "secret blocks of Prefect"
+    )
+
+
+class Kubernetes(Section):
+    """Stages as jobs of a Kubernetes cluster."""
+
+    image: Image = Field(description="image of stages without GPUs, as the cluster pulls it")
+    gpu_image: Image = Field(description="image of stages with GPUs")
+    pull: Literal["Always", "IfNotPresent", "Never"] = Field(description="when images are pulled")
+    namespace: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", description="of the jobs")
+    environment: Environment = Field(description="variables of every pod")
+    secret: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        description="Secret whose entries become variables of every pod, if there is one",
+    )
+
+
+class Compute(Section):
+    """Stages on work pools (`make deploy POOL=...`); results do not depend on it."""
+
+    fan_out: int = Field(ge=1, le=1000, description="runs that sampling and scoring split into")
+    retries: int = Field(ge=0, le=100, description="further tries for a run that crashed")
+    backoff_seconds: Positive = Field(description="wait before the first of them, then doubled")
+    worker_seconds: int = Field(ge=5, description="how long a run waits for a worker of its pool")
+    lost_seconds: int = Field(
+        ge=45, description="a run without a sign of life for so long is given up and done again"
+    )
+    gpu_slots: Count = Field(description="runs with GPUs at the same time on one work pool")
+    resources: Resources = Field(description="what every stage is given")
+    stages: dict[DeployedStage, StageResources] = Field(
+        description="what single stages are given instead"
+    )
+    docker: Docker
+    kubernetes: Kubernetes
+
+    def of(self, stage: str) -> Resources:
+        """What a stage is given."""
+        own = self.stages.get(cast("DeployedStage", stage), StageResources())
+        return self.resources.model_copy(update=own.model_dump(exclude_none=True))
+
+
 class Config(Section):
     """A whole run."""
 
@@ -232,6 +332,7 @@ class Config(Section):
     gate: Gate
     tracking: Tracking
     runtime: Runtime
+    compute: Compute
 
     @model_validator(mode="after")
     def _oracle_needs_shapes(self) -> Config:

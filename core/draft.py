@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -48,6 +48,10 @@ class Draft(ABC):
     @abstractmethod
     def has(self, name: str) -> bool:
         """Whether this part is finished."""
+
+    def has_all(self, names: Iterable[str]) -> bool:
+        """Whether all these parts are finished."""
+        return set(names) <= set(self.names())
 
     @abstractmethod
     def path(self, name: str) -> Path:

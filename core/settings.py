@@ -158,12 +158,16 @@ def _resolve(
     while parts:
         part = parts.pop(0)
         path.append(part)
+        if isinstance(part, int):
+            continue  # an item is described by its list
         section, child = child, None
         field = section.model_fields.get(str(part)) if section else None
         description = f"; {field.description}" if field and field.description else ""
         if field is None:
             continue
         sections = _sections_of(field.annotation)
+        if get_origin(field.annotation) is dict and parts:
+            path.append(parts.pop(0))
         if isinstance(field.discriminator, str) and parts:
             tag = parts.pop(0)
             sections = [s for s in sections if _has_tag(s, field.discriminator, tag)]
@@ -174,7 +178,7 @@ def _resolve(
 def _sections_of(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, list, dict):
         return [section for part in get_args(annotation) for section in _sections_of(part)]
     return []
 

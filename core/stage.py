@@ -37,6 +37,21 @@ class UndeclaredReadError(Exception):
 
 
 @dataclass(frozen=True)
+class Share:
+    """One of `count` shares of a stage's parts, which several runs do side by side."""
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, part: int) -> bool:
+        """Whether part number `part` belongs to this share."""
+        return part % self.count == self.index
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What the body of a stage may use: the declared config, its inputs and its draft.
 
@@ -49,6 +64,7 @@ class StageContext:
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
+    share: Share = WHOLE
     peers: Peers = ALONE
 
     def input(self, name: str) -> Artifact:
@@ -69,7 +85,7 @@ class StageContext:
         return derive_seed(self.config.seed, self.stage.name)
 
 
-Body = Callable[[StageContext], Mapping[str, object]]
+Body = Callable[[StageContext], Mapping[str, object] | None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,8 @@ class Stage:
     input artifacts (each may be given none, one or several). `body` writes parts into the draft
     and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
     compute something else. `files` names what the body reads outside the store; their contents
-    enter the key.
+    enter the key. The body of a stage that `splits` does the parts of its share, and returns None
+    while parts of others are missing.
     """
 
     name: str
@@ -89,6 +106,7 @@ class Stage:
     inputs: tuple[str, ...]
     body: Body
     files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
+    splits: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,25 @@ def run_stage(
 
     Several processes that share the work call it with the same arguments, each as one of `peers`.
     """
+    result = run_share(stage, config, store, inputs, WHOLE, progress, peers)
+    assert result is not None  # the whole lacks no part
+    return result
+
+
+def run_share(
+    stage: Stage,
+    config: "Config",
+    store: Store,
+    inputs: Inputs,
+    share: Share,
+    progress: ProgressFactory = show_progress,
+    peers: Peers = ALONE,
+) -> StageResult | None:
+    """Do one share of a stage; the artifact if it is complete then, None if others are at work.
+
+    The last share to end publishes, whichever that is: a part is there before its share looks
+    whether all are.
+    """
     started = time.monotonic()
     key, *others = peers.gather(lambda: stage_key(stage, config, inputs))
     if any(other != key for other in others):
@@ -164,8 +201,8 @@ def run_stage(
     ref = peers.once(lambda: store.find(stage.name, key))
     cached = ref is not None
     if ref is None:
-        ref = _run_body(stage, config, store, inputs, progress, key, peers)
-    return StageResult(ref, cached, time.monotonic() - started)
+        ref = _run_body(stage, config, store, inputs, progress, key, share, peers)
+    return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 
 def _run_body(
@@ -175,8 +212,9 @@ def _run_body(
     inputs: Inputs,
     progress: ProgressFactory,
     key: str,
+    share: Share,
     peers: Peers,
-) -> ArtifactRef:
+) -> ArtifactRef | None:
     started = time.monotonic()
     refs = as_lists(stage, inputs)
     with store.draft(stage.name, key) as draft:
@@ -188,9 +226,12 @@ def _run_body(
             progress=progress if peers.first else silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
+            share=share,
             peers=peers,
         )
         results = stage.body(context)
+        if results is None:
+            return None
         manifest = {
             "stage_version": stage.version,
             "config": declared_config(stage, config),

@@ -3,15 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from core.command import run_command
 from core.runtime import setup_logging
+from flows.compute import Pool, local_folder
 from flows.servers import (
-    WORK_POOL,
     Urls,
     client_environment,
     ensure_servers,
@@ -20,20 +18,19 @@ from flows.servers import (
     stop_all,
 )
 
-PROJECT = Path(__file__).resolve().parent.parent
-ENTRYPOINT = "flows/self_play.py:self_play"
-DEPLOYMENT = "iterate"
+Compute = Literal["process", "docker"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     commands = {
-        "up": up,
-        "down": down,
+        "up": lambda: up(options.config, options.compute),
+        "down": lambda: down(options.compute),
         "status": status,
+        "deploy": lambda: deploy(options.config, options.pool),
         "pipeline": lambda: pipeline(
-            options.config, options.iterations, options.seed, options.from_champion
+            options.config, options.iterations, options.seed, options.from_champion, options.pool
         ),
         "report": lambda: report(options.config, options.iterations, options.seed),
         "check-config": lambda: check_config(options.config),
@@ -42,18 +39,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(commands[options.command])
 
 
-def up() -> None:
-    """Servers, work pool, deployment and worker, ready for `prefect deployment run`."""
-    urls = ensure_servers()
-    os.environ.update(client_environment(urls))
-    register_deployment(ENTRYPOINT, DEPLOYMENT)
-    ensure_worker(urls)
+def up(config: str, compute: Compute) -> None:
+    """Servers, work pools, deployments and workers, ready for `prefect deployment run`."""
+    if compute == "docker":
+        from core.config import load_config
+        from flows import containers
+
+        urls = containers.start(load_config(config))
+        deploy(config, compute)
+    else:
+        urls = ensure_servers()
+        os.environ.update(client_environment(urls))
+        # Prefect reads its settings at import, so it comes after the environment.
+        from flows.deploy import deploy_parent
+
+        deploy_parent()
+        ensure_worker(urls)
     _show(urls)
     print("Start a run with: .venv/bin/prefect deployment run self-play/iterate")
 
 
-def down() -> None:
+def deploy(config: str, pool: Pool) -> None:
+    """Register the stages on a work pool, and the loop so that it uses them.
+
+    The loop runs where its worker is: here, or in a container that has an object store.
+    """
+    from core.config import load_config
+
+    resolved = load_config(config)
+    api = os.environ.get("PREFECT_API_URL")
+    if api is None:
+        # Without another server in the environment, ours.
+        os.environ.update(client_environment(ensure_servers()))
+    from flows.deploy import IN_IMAGE, PROJECT, deploy_parent, deploy_stages
+
+    here = pool == "process" or local_folder(resolved.store) is not None
+    for name in deploy_stages(resolved, pool):
+        print(f"deployed {name}")
+    deploy_parent(pool=pool, folder=PROJECT if here else IN_IMAGE)
+    print(f"deployed self-play/iterate, whose stages run on work pool {pool}")
+    print(f"Start workers with: .venv/bin/prefect worker start --pool {pool} --type {pool}")
+
+
+def down(compute: Compute) -> None:
     """Stop what we have started."""
+    if compute == "docker":
+        from flows import containers
+
+        containers.stop()
+        print("stopped the containers; their volumes stay")
+        return
     stopped = stop_all()
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing of ours was running")
 
@@ -67,8 +102,14 @@ def status() -> None:
         print("nothing of ours is running; start it with make up or make pipeline")
 
 
-def pipeline(config: str, iterations: int | None, seed: int | None, from_champion: bool) -> None:
-    """Run the self-play loop in this process, watched by the local servers."""
+def pipeline(
+    config: str,
+    iterations: int | None,
+    seed: int | None,
+    from_champion: bool,
+    pool: Pool | None = None,
+) -> None:
+    """Run the self-play loop, watched by the local servers, in this process or on a work pool."""
     given = {"iterations": iterations, "seed": seed}
     check_config(config, {name: value for name, value in given.items() if value is not None})
     urls = ensure_servers()
@@ -80,8 +121,13 @@ def pipeline(config: str, iterations: int | None, seed: int | None, from_champio
     from flows.self_play import self_play
     from flows.stages import outcome
 
+    if pool:
+        from core.config import load_config
+        from flows.deploy import deploy_stages
+
+        deploy_stages(load_config(config), pool)
     try:
-        outcome(self_play(config, iterations, seed, from_champion, return_state=True))
+        outcome(self_play(config, iterations, seed, from_champion, pool, return_state=True))
     finally:
         _show(urls)
 
@@ -105,54 +151,6 @@ def check_config(path: str, overrides: Mapping[str, object] | None = None) -> No
     print(f"{path} is valid")
 
 
-def register_deployment(entrypoint: str, name: str, project: Path = PROJECT) -> None:
-    """Make the process work pool if needed, and register a flow of the project folder on it.
-
-    Schedules that people have set stay.
-    """
-    from prefect import Flow, flow
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
-
-    template = ProcessWorker.get_default_base_job_template()
-    pool = WorkPoolCreate(name=WORK_POOL, type="process", base_job_template=template)
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(pool)
-    # From a source, so that the run is pulled from the project folder wherever its worker is.
-    # `from_source` and `deploy` are coroutines only when called from one.
-    sourced = cast(Flow[..., Any], flow.from_source(source=str(project), entrypoint=entrypoint))
-    with _kept_schedules(f"{sourced.name}/{name}"):
-        sourced.deploy(
-            name=name, work_pool_name=WORK_POOL, ignore_warnings=True, print_next_steps=False
-        )
-
-
-@contextmanager
-def _kept_schedules(deployment: str) -> Iterator[None]:
-    """Give a deployment that is registered anew the schedules that people have set."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        try:
-            kept = client.read_deployment_by_name(deployment).schedules
-        except ObjectNotFound:
-            kept = []
-        yield
-        after = client.read_deployment_by_name(deployment)
-        if kept and not after.schedules:
-            again = [
-                DeploymentScheduleCreate(
-                    schedule=s.schedule, active=s.active, parameters=s.parameters, slug=s.slug
-                )
-                for s in kept
-            ]
-            client.create_deployment_schedules(after.id, again)
-
-
 def _show(urls: Urls) -> None:
     print(f"Prefect UI: {urls.prefect}   MLflow UI: {urls.mlflow}   (stop them with make down)")
 
@@ -160,8 +158,16 @@ def _show(urls: Urls) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.local", description="Local commands.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="start servers and a worker, register the deployment")
-    commands.add_parser("down", help="stop what was started here")
+    start = commands.add_parser("up", help="start servers and workers, register the deployments")
+    start.add_argument("--config", default="pipeline.yaml", help="YAML file")
+    end = commands.add_parser("down", help="stop what was started here")
+    for command in (start, end):
+        command.add_argument(
+            "--compute",
+            choices=get_args(Compute),
+            default="process",
+            help="processes, or containers",
+        )
     commands.add_parser("status", help="show what runs")
     run = commands.add_parser("pipeline", help="run the self-play loop")
     written = commands.add_parser("report", help="write the report of a run anew")
@@ -171,6 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, written):
         command.add_argument("--seed", type=int, help="replaces the seed of the config")
     run.add_argument("--iterations", type=int, help="replaces the number of the config")
+    run.add_argument("--pool", choices=get_args(Pool), help="work pool that runs the stages")
+    deployed = commands.add_parser("deploy", help="register the stages on a work pool")
+    deployed.add_argument("--config", default="pipeline.yaml", help="YAML file")
+    deployed.add_argument("--pool", choices=get_args(Pool), required=True, help="work pool")
     run.add_argument(
         "--from-champion", action="store_true", help="start from the registry's champion"
     )

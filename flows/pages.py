@@ -23,6 +23,8 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
+from core.stage import WHOLE, Share
+
 TABLE = "checkpoints"
 TABLE_TEXT = (
     "Understanding U and generation G on held-out records with their intervals, the gap that "
@@ -33,8 +35,9 @@ TABLE_TEXT = (
 class ProgressPage:
     """The progress artifact of a stage's run, under one key for each stage."""
 
-    def __init__(self, stage: str, label: str) -> None:
-        self._key, self._label = f"{stage}-progress", label
+    def __init__(self, stage: str, label: str, share: Share = WHOLE) -> None:
+        part = "" if share == WHOLE else f", share {share.index + 1} of {share.count}"
+        self._key, self._label = f"{stage}-progress", label + part
         self._artifact: UUID | None = None
         self._works = True
 

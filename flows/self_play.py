@@ -14,7 +14,10 @@ from core.errors import UserError
 from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from data.tables import read_table
+from flows.compute import Pool
+from flows.deployed import STAGES
 from flows.pages import RunPages, present
+from flows.pools import PoolRunner
 from flows.preflight import check
 from flows.reporting import figures_of, keep_story, write_report
 from flows.showcase import Showcase
@@ -31,7 +34,7 @@ from tasks.evaluate import EVALUATE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
 from tasks.reference import REFERENCE
-from tasks.register import register
+from tasks.register import REGISTER, is_registered, register
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
@@ -47,6 +50,7 @@ def self_play(
     iterations: Iterations | None = None,
     seed: Seed | None = None,
     continue_from_champion: bool = False,
+    pool: Pool | None = None,
 ) -> str | State[Any]:
     """Improve the model of a config by its own samples.
 
@@ -56,6 +60,8 @@ def self_play(
         seed: Replaces the seed of the config.
         continue_from_champion: Start from the champion of the config's registered model, and not
             from the config's base checkpoint.
+        pool: Work pool whose workers run the stages, each in a run of its own deployment; none:
+            the stages run in the process of this run.
 
     Returns:
         The table of all checkpoints, as text.
@@ -67,8 +73,9 @@ def self_play(
         champion = find_champion(resolved) if continue_from_champion else None
         origin = origin_of(champion)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
+        runner = PoolRunner(pool, STAGES) if pool else run_in_flow
         with open_tracker(resolved, origin) as tracker:
-            return SelfPlay(resolved, tracker, run_in_flow, champion, RunPages()).run()
+            return SelfPlay(resolved, tracker, runner, champion, RunPages()).run()
     except UserError as error:
         return refused(error)
 
@@ -205,7 +212,17 @@ class SelfPlay:
             return True, f"version {self._champion.version}, the champion that this run starts from"
         versions = self._story.versions
         baseline = versions[0].evaluation if versions else None
-        done = register(self._config, self._store, checkpoint, evaluation, baseline, run=run)
+        if not is_registered(self._config, run.registry, checkpoint, evaluation):
+            inputs: Inputs = {
+                "checkpoint": checkpoint,
+                "evaluation": evaluation,
+                "baseline": [baseline] if baseline else [],
+            }
+            self._stage(REGISTER, inputs, self._step(iteration, checkpoint, run))
+        # Done by now: this only reads what was decided.
+        done = register(
+            self._config, self._store, checkpoint, evaluation, baseline, registry=run.registry
+        )
         return done.promoted, (f"version {done.version}, " if done.version else "") + done.reason
 
     def _stage(self, stage: Stage, inputs: Inputs, step: Step) -> ArtifactRef:

@@ -23,7 +23,7 @@ STATE = Path(".hermesflow")
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
-WORK_POOL = "local"
+WORK_POOL = "local"  # of the parent, which waits and hardly works where stages have a pool
 START_SECONDS = 240.0
 POLL_SECONDS = 0.25
 
@@ -66,7 +66,7 @@ def ensure_servers(
         records = {server.name: _start_if_needed(state, server) for server in servers}
         _await(state, servers, records)
         urls = Urls(records["prefect"].url, records["mlflow"].url)
-        _write_profile(state, urls)
+        write_profile(urls, state)
     return urls
 
 
@@ -190,7 +190,7 @@ def _free_port(server: _Server) -> int:
             except OSError:
                 continue
         if port != server.port:
-            _say(f"port {server.port} is taken by another program: {server.title} takes {port}")
+            say(f"port {server.port} is taken by another program: {server.title} takes {port}")
         return port
     raise UserError(
         f"{server.title}: ports {server.port} to {server.port + 99} are all taken; free one"
@@ -213,8 +213,13 @@ def _await(state: Path, servers: tuple[_Server, ...], records: Mapping[str, Reco
 
 
 def _healthy(url: str, server: _Server) -> bool:
+    return answers(url + server.health)
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers well."""
     try:
-        with urllib.request.urlopen(url + server.health, timeout=2) as reply:
+        with urllib.request.urlopen(url, timeout=2) as reply:
             return bool(reply.status == 200)
     except (OSError, urllib.error.URLError):
         return False
@@ -238,18 +243,19 @@ def _until(ready: Callable[[], bool], record: Record, title: str, log: Path) -> 
 @contextmanager
 def _waiting(what: str) -> Iterator[None]:
     started = time.monotonic()
-    _say(f"starting {what} (first time: up to a minute) ...")
+    say(f"starting {what} (first time: up to a minute) ...")
     yield
-    _say(f"{what} ready after {time.monotonic() - started:.0f} s")
+    say(f"{what} ready after {time.monotonic() - started:.0f} s")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line in the terminal."""
     print(text, file=sys.stderr, flush=True)
 
 
-def _write_profile(state: Path, urls: Urls) -> None:
-    """The Prefect profile that pyproject.toml points to, for the user's own commands."""
-    path = state / "prefect" / "profiles.toml"
+def write_profile(urls: Urls, state: Path = STATE) -> None:
+    """Write the Prefect profile that pyproject.toml points to, for the user's own commands."""
+    path = _prepare(state) / "prefect" / "profiles.toml"
     environment = client_environment(urls, state)
     names = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED")
     lines = ['active = "local"', "[profiles.local]"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import State, flow, get_run_logger, tags
+from prefect import Flow, State, flow, get_run_logger, tags
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
@@ -19,10 +19,11 @@ from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
 from core.progress import observed_by
-from core.stage import Inputs, Stage, StageResult, run_stage
+from core.stage import WHOLE, Inputs, Share, Stage, StageResult, run_share
 from core.store import Store
 from flows.pages import ProgressPage
 from tasks._tracking.live import shown_live
+from tasks.register import REGISTER, register_stage
 
 RefDocument = dict[str, str]
 SHOWN_DIGITS = 8  # of a digest
@@ -43,32 +44,69 @@ class Step:
     url: str = ""
 
 
-def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
-    """Run a stage as a child flow run of the current one."""
-    name = run_name(stage, config, step)
+def stage_flow(stage: Stage) -> Flow[..., Any]:
+    """The flow of a stage: given a config, references to inputs, a step and a share of the work.
 
-    @flow(name=stage.name, flow_run_name=lambda: name, validate_parameters=False, log_prints=False)
+    Returns nothing that another process would need: the store has the artifact.
+    """
+
+    @flow(name=stage.name, validate_parameters=False, log_prints=False)
     def run(
-        config: dict[str, Any], inputs: dict[str, list[RefDocument]], step: dict[str, Any]
-    ) -> dict[str, Any] | State[Any]:
+        config: dict[str, Any],
+        inputs: dict[str, list[RefDocument]],
+        step: dict[str, Any],
+        share: Sequence[int] = (WHOLE.index, WHOLE.count),
+    ) -> dict[str, Any] | State[Any] | None:
         try:
-            return asdict(_run(stage, Config.model_validate(config), _refs(inputs), step))
+            resolved = Config.model_validate(config)
+            done = _run(stage, resolved, _refs(inputs), step, Share(*share))
+            return None if done is None else asdict(done)
         except UserError as error:
             return refused(error)
 
+    return run
+
+
+def parameters(
+    config: Config, inputs: Inputs, step: Step, share: Share = WHOLE
+) -> dict[str, object]:
+    """What the flow of a stage is called with, as JSON documents."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "inputs": _documents(inputs),
+        "step": asdict(step),
+        "share": [share.index, share.count],
+    }
+
+
+def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
+    """Run a stage in this process, as a child flow run of the current one."""
+    name = run_name(stage, config, step)
+    run = stage_flow(stage).with_options(flow_run_name=lambda: name)
     # The parent's heartbeat stands for both, as they share a process. Ending one takes a second,
     # which is most of what a repeated run would take.
     no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
     with no_heartbeat, tags(*run_tags(stage, config, step)):
-        given = config.model_dump(mode="json"), _documents(inputs), asdict(step)
         try:
-            done = outcome(run(*given, return_state=True))
+            state: Any = run(**parameters(config, inputs, step), return_state=True)
+            done = outcome(state)
         except UserError as error:
-            raise UserError(f"{step.label}, stage {stage.name}: {error}") from None
-    how = "cached" if done["cached"] else f"{done['seconds']:.1f} s"
+            raise in_stage(stage, step, error) from None
+    result = StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
+    report_end(stage, step, result)
+    return result
+
+
+def in_stage(stage: Stage, step: Step, problem: object) -> UserError:
+    """An error with the place where it happened."""
+    return UserError(f"{step.label}, stage {stage.name}: {problem}")
+
+
+def report_end(stage: Stage, step: Step, result: StageResult) -> None:
+    """Say in terminal and log what a stage took."""
+    how = "cached" if result.cached else f"{result.seconds:.1f} s"
     announce(step.label, stage.name, how)
     get_run_logger().info("%s, %s: %s", step.label, stage.name, how)
-    return StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
 
 
 def run_name(stage: Stage, config: Config, step: Step) -> str:
@@ -110,19 +148,34 @@ def announce(label: str, step: str, text: str) -> None:
     print(f"{label:12} {step:16} {text}", file=sys.stderr, flush=True)
 
 
-def _run(stage: Stage, config: Config, inputs: Inputs, step: Mapping[str, Any]) -> StageResult:
+def _run(
+    stage: Stage, config: Config, inputs: Inputs, step: Mapping[str, Any], share: Share
+) -> StageResult | None:
     logger = get_run_logger()
     if step["url"]:
         logger.info("MLflow run: %s", step["url"])
-    page = ProgressPage(stage.name, step["label"])
+    page = ProgressPage(stage.name, step["label"], share)
     # MLflow's compare page begins with the first metric that all runs have, which must not be the
     # load of the machine: so that is not measured for the checkpoint that a run starts from.
     iterates = step["iteration"] > 0
     with observed_by(page), shown_live(config.tracking, step["run_id"], machine=iterates):
-        result = run_stage(stage, config, Store(config.store), inputs)
+        result = do_stage(stage, config, inputs, step["run_id"], share)
+    if result is None:
+        logger.info("%s: share %d of %d is done", stage.name, share.index + 1, share.count)
+        return None
     how = "was there already" if result.cached else f"took {result.seconds:.1f} s"
     logger.info("%s %s: %s", stage.name, how, result.ref.uri)
     return result
+
+
+def do_stage(
+    stage: Stage, config: Config, inputs: Inputs, run_id: str, share: Share = WHOLE
+) -> StageResult | None:
+    """Run a stage, which for `register` means to tell the registry as well."""
+    store = Store(config.store)
+    if stage is REGISTER:
+        return register_stage(stage, config, store, inputs, run_id)
+    return run_share(stage, config, store, inputs, share)
 
 
 def _documents(inputs: Inputs) -> dict[str, list[RefDocument]]:

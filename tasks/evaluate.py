@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
+from core.artifact import part_name
 from core.command import stage_command
 from core.config import Config
 from core.runtime import derive_seed
@@ -205,7 +206,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
     batches = iter_batches(test, "pool", batch_size=config.sampling.shard_records)
     with context.progress("evaluate", count_rows(test)) as bar:
         for index, batch in enumerate(batches):
-            names = {t: f"{folder}/part-{index:05d}.parquet" for t, folder in FOLDERS.items()}
+            names = {t: f"{folder}/{part_name(index)}" for t, folder in FOLDERS.items()}
             if not all(map(draft.has, names.values())):
                 _write_shard(context, evaluator, batch, names)
             bar.update(batch.num_rows)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.artifact import Artifact
+from core.artifact import Artifact, part_name
 from core.command import stage_command
 from core.config import Pairing, PairRule
 from core.draft import Draft
@@ -214,7 +214,7 @@ def _keys(table: pa.Table, pool_ids: pa.Array) -> tuple[Ints, Ints, Ints]:
 def _write_parts(draft: Draft, batches: Iterator[pa.Table]) -> None:
     for number, first in enumerate(batches):
         with (
-            draft.write(f"part-{number:05d}.parquet") as path,
+            draft.write(part_name(number)) as path,
             TableWriter(path, "pairs") as writer,
         ):
             for table in chain([first], islice(batches, PART_BATCHES - 1)):

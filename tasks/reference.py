@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from core.artifact import part_name
 from core.command import stage_command
 from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
@@ -68,7 +69,7 @@ def run(context: StageContext) -> Mapping[str, object]:
     num_pairs = count_rows(paths)
     with context.progress("reference", num_pairs) as bar:
         for number, pairs in enumerate(iter_batches(paths, "pairs", COLUMNS)):
-            name = f"part-{number:05d}.parquet"
+            name = part_name(number)
             if not draft.has(name):
                 with draft.write(name) as path, TableWriter(path, "ref_logps") as writer:
                     reference.write(pairs, writer)

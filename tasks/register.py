@@ -35,7 +35,7 @@ from core.store import Store
 from data.tables import read_table
 from evals.gate import judge, same_records
 from tasks._tracking.registry import Registry, Version, open_registry
-from tasks._tracking.runs import Run, flatten
+from tasks._tracking.runs import flatten
 
 RESULT = "registration.json"
 WEIGHTS = "model/model.safetensors"
@@ -101,15 +101,16 @@ def register(
     evaluation: ArtifactRef,
     baseline: ArtifactRef | None,
     *,
-    run: Run | None = None,
+    run_id: str = "",
+    registry: Registry | None = None,
 ) -> Registration:
     """Judge a checkpoint against the champion, and register it unless that is done already.
 
     `baseline` is the evaluation to compare with where there is no champion that was judged on the
-    same records with the same settings; None for the base checkpoint itself. `run` is the MLflow
-    run that made the checkpoint.
+    same records with the same settings; None for the base checkpoint itself. `run_id` is that of
+    the MLflow run that made the checkpoint; a registry that is open already spares a connection.
     """
-    registry = run.registry if run else open_registry(config.tracking)
+    registry = registry or open_registry(config.tracking)
     version = registry.find(_registration_key(config, checkpoint, evaluation))
     if version is None:
         opponent, note = _choose_opponent(registry, store, evaluation, baseline)
@@ -125,7 +126,6 @@ def register(
     document = json.loads(store.open(result.ref).path(RESULT).read_text(encoding="utf-8"))
     if version is None:
         document["reason"] += note
-        run_id = run.run_id if run else ""
         version = _make_version(registry, config, result.ref, document, run_id)
     if version is not None:
         document["promote"] = version.tags["promoted"] == "true"
@@ -141,8 +141,17 @@ def register(
     )
 
 
-def register_stage(stage: Stage, config: Config, store: Store, inputs: Inputs) -> StageResult:
-    """The command line's way to `register`: its inputs as those of the stage."""
+def is_registered(
+    config: Config, registry: Registry, checkpoint: ArtifactRef, evaluation: ArtifactRef
+) -> bool:
+    """Whether there is nothing left to do for `register`."""
+    return registry.find(_registration_key(config, checkpoint, evaluation)) is not None
+
+
+def register_stage(
+    stage: Stage, config: Config, store: Store, inputs: Inputs, run_id: str = ""
+) -> StageResult:
+    """`register` as a stage like others, by the names of its inputs."""
     started = time.monotonic()
     given = as_lists(stage, inputs)
     for name in ("checkpoint", "evaluation"):
@@ -151,7 +160,8 @@ def register_stage(stage: Stage, config: Config, store: Store, inputs: Inputs) -
                 f"stage {stage.name}: input {name} has {len(given[name])} artifacts; give one"
             )
     baseline = given["baseline"][0] if given["baseline"] else None
-    done = register(config, store, given["checkpoint"][0], given["evaluation"][0], baseline)
+    judged = given["checkpoint"][0], given["evaluation"][0]
+    done = register(config, store, *judged, baseline, run_id=run_id)
     return StageResult(done.ref, done.cached, time.monotonic() - started)
 
 

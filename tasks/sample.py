@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pyarrow as pa
 
+from core.artifact import part_name
 from core.command import stage_command
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
-from data.tables import TableWriter, count_rows, decode_image, encode_image, iter_batches
+from data.tables import TableWriter, decode_image, encode_image, iter_batches
 from models.base import ImageSampling, TextSampling, UnifiedModel
 from models.families import load_model, use_threads
 
 Rows = list[dict[str, object]]
 
 
-def _captions(context: StageContext) -> Mapping[str, object]:
+def _captions(context: StageContext) -> Mapping[str, object] | None:
     sampling = context.config.sampling.captions
     settings = [
         TextSampling(group.temperature, group.top_k, sampling.max_new_tokens)
@@ -47,10 +48,10 @@ def _captions(context: StageContext) -> Mapping[str, object]:
             for index, (text, setting) in enumerate(zip(row, settings, strict=True))
         ]
 
-    return _sample_all(context, "captions", ["record_id", "image"], sample)
+    return _sample_all(context, "captions", ["record_id", "image"], len(settings), sample)
 
 
-def _images(context: StageContext) -> Mapping[str, object]:
+def _images(context: StageContext) -> Mapping[str, object] | None:
     chosen = context.config.sampling.images
     settings = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
 
@@ -75,40 +76,43 @@ def _images(context: StageContext) -> Mapping[str, object]:
             for index, codes_N in enumerate(codes_MN)
         ]
 
-    return _sample_all(context, "images", ["record_id", "prompt"], sample)
+    return _sample_all(context, "images", ["record_id", "prompt"], chosen.num_samples, sample)
 
 
 def _sample_all(
     context: StageContext,
     table: str,
     columns: list[str],
+    num_samples: int,
     sample: Callable[[UnifiedModel, pa.Table, list[int]], Rows],
-) -> Mapping[str, object]:
+) -> Mapping[str, object] | None:
     """Write one part for each shard of the pool that has none yet."""
-    config, draft = context.config, context.draft
+    config, draft, share = context.config, context.draft, context.share
     pool, checkpoint = context.input("pool").parts(), context.input("checkpoint")
+    size = config.sampling.shard_records
+    sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
     use_threads(config.runtime.threads)
     model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
-    shards = iter_batches(pool, "pool", columns, batch_size=config.sampling.shard_records)
-    num_rows = 0
-    with context.progress(context.stage.name, count_rows(pool)) as bar:
+    shards = iter_batches(pool, "pool", columns, batch_size=size)
+    total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
+    with context.progress(context.stage.name, total) as bar:
         for index, shard in enumerate(shards):
-            name = f"part-{index:05d}.parquet"
-            if draft.has(name):
-                bar.update(shard.num_rows)
-                num_rows += count_rows([draft.path(name)])
+            if not share.takes(index):
                 continue
-            with draft.write(name) as path, TableWriter(path, table) as writer:
+            if draft.has(part_name(index)):
+                bar.update(shard.num_rows)
+                continue
+            with draft.write(part_name(index)) as path, TableWriter(path, table) as writer:
                 for records in _batches(shard, config.runtime.batch_records):
                     seeds = [
                         derive_seed(context.seed, checkpoint.ref.digest, record_id)
                         for record_id in records["record_id"].to_pylist()
                     ]
-                    rows = sample(model, records, seeds)
-                    writer.write(rows)
-                    num_rows += len(rows)
+                    writer.write(sample(model, records, seeds))
                     bar.update(records.num_rows)
-    return {"rows": num_rows}
+    if not draft.has_all(map(part_name, range(len(sizes)))):
+        return None
+    return {"rows": sum(sizes) * num_samples}
 
 
 def _batches(table: pa.Table, size: int) -> Iterator[pa.Table]:
@@ -121,6 +125,7 @@ CAPTIONS = Stage(
     reads=("seed", "model.family", "sampling.captions", "sampling.shard_records"),
     inputs=("pool", "checkpoint"),
     body=_captions,
+    splits=True,
 )
 IMAGES = Stage(
     "sample-images",
@@ -128,6 +133,7 @@ IMAGES = Stage(
     reads=("seed", "model.family", "sampling.images", "sampling.shard_records"),
     inputs=("pool", "checkpoint"),
     body=_images,
+    splits=True,
 )
 
 if __name__ == "__main__":

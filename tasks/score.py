@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from core.artifact import PART
 from core.command import stage_command
 from core.config import Config
 from core.stage import Stage, StageContext
@@ -33,7 +34,7 @@ from models.families import load_model, use_threads
 Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered]]]
 
 
-def _score_captions(context: StageContext) -> Mapping[str, object]:
+def _score_captions(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
     pool = read_table(context.input("pool").parts(), "pool", ["record_id", "caption", "references"])
     true_captions = {
@@ -56,7 +57,7 @@ def _score_captions(context: StageContext) -> Mapping[str, object]:
     return _score_parts(context, "captions", columns, "caption_scores", 4096, score)
 
 
-def _score_images(context: StageContext) -> Mapping[str, object]:
+def _score_images(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
     pool = read_table(context.input("pool").parts(), "pool", ["record_id", "questions"])
     questions = dict(zip(*(pool[c].to_pylist() for c in pool.column_names), strict=True))
@@ -126,23 +127,22 @@ def _score_parts(
     table: str,
     batch_size: int,
     score: Callable[[pa.Table], list[dict[str, object]]],
-) -> Mapping[str, object]:
+) -> Mapping[str, object] | None:
     """One part of scores for each part of samples."""
-    artifact = context.input(source)
-    files = {name: artifact.path(name) for name in artifact.names("part-")}
-    num_rows = 0
+    artifact, draft = context.input(source), context.draft
+    names = artifact.names(PART)
+    taken = [name for index, name in enumerate(names) if context.share.takes(index)]
+    files = {name: artifact.path(name) for name in taken}
     with context.progress(context.stage.name, count_rows(files.values())) as bar:
         for name, file in files.items():
-            rows_here = count_rows([file])
-            if not context.draft.has(name):
-                with context.draft.write(name) as path, TableWriter(path, table) as writer:
-                    for batch in iter_batches(file, source, columns, batch_size=batch_size):
-                        writer.write(score(batch))
-                        bar.update(batch.num_rows)
-            else:
-                bar.update(rows_here)
-            num_rows += rows_here
-    return {"rows": num_rows}
+            if draft.has(name):
+                bar.update(count_rows([file]))
+                continue
+            with draft.write(name) as path, TableWriter(path, table) as writer:
+                for batch in iter_batches(file, source, columns, batch_size=batch_size):
+                    writer.write(score(batch))
+                    bar.update(batch.num_rows)
+    return {"rows": artifact.manifest["results"]["rows"]} if draft.has_all(names) else None
 
 
 def _encoder_files(config: Config) -> Sequence[Path]:
@@ -156,6 +156,7 @@ SCORE_CAPTIONS = Stage(
     inputs=("pool", "captions"),
     body=_score_captions,
     files=_encoder_files,
+    splits=True,
 )
 SCORE_IMAGES = Stage(
     "score-images",
@@ -169,6 +170,7 @@ SCORE_IMAGES = Stage(
     inputs=("pool", "checkpoint", "images"),
     body=_score_images,
     files=_encoder_files,
+    splits=True,
 )
 
 if __name__ == "__main__":

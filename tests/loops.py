@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from core.config import Config, load_config
-from core.stage import Inputs, Stage, StageResult, run_stage
+from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from flows.self_play import SelfPlay, origin_of
-from flows.stages import Step
+from flows.stages import Step, do_stage
 from tasks._tracking.runs import open_tracker
 from tasks.champion import Champion
 
@@ -20,7 +20,8 @@ class Runner:
         self.done: list[tuple[str, int, StageResult]] = []
 
     def __call__(self, stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
-        result = run_stage(stage, config, Store(config.store), inputs)
+        result = do_stage(stage, config, inputs, step.run_id)
+        assert result is not None
         self.done.append((stage.name, step.iteration, result))
         return result
 

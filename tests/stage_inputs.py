@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 from showo_tiny import tiny_model
 
-from core.artifact import ArtifactRef
-from core.config import Config
+from core.artifact import ArtifactRef, part_name
+from core.config import Config, load_config
 from core.store import Store
 from data.tables import encode_image, write_table
 
+QUICK = Path(__file__).parent / "configs/quick.yaml"
 BRANCH = {
     "learning_rate": 1e-3,
     "beta": 0.2,
@@ -80,6 +81,7 @@ SETTINGS: dict[str, Any] = {
     "gate": {"min_generation_gain": 0.0, "max_understanding_loss": 0.0, "beyond_interval": True},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
     "runtime": {"device": "cpu", "threads": 1, "batch_records": 3, "save_every_steps": 2},
+    "compute": load_config(QUICK).compute.model_dump(),
 }
 
 
@@ -105,7 +107,7 @@ def publish(
     key = sha256(repr((name, parts)).encode()).hexdigest()
     with store.draft(name, key) as draft:
         for number, rows in enumerate(parts):
-            with draft.write(f"part-{number:05d}.parquet") as path:
+            with draft.write(part_name(number)) as path:
                 write_table(path, name, list(rows))
         return draft.publish({"results": dict(results or {})})
 

@@ -24,7 +24,7 @@ STAGES = (
     *(POOL, TEST, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
     *(PAIR, REFERENCE, TRAIN, EVALUATE, REGISTER),
 )
-READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime"}
+READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime", "compute"}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

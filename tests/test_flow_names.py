@@ -40,7 +40,7 @@ def test_own_pool_gives_its_name() -> None:
 
 def test_every_parameter_has_a_type_a_description_and_its_range() -> None:
     properties = self_play.parameters.model_dump()["properties"]
-    assert list(properties) == ["config", "iterations", "seed", "continue_from_champion"]
+    assert list(properties) == ["config", "iterations", "seed", "continue_from_champion", "pool"]
     assert all(p["description"] and "default" in p for p in properties.values())
     assert properties["config"]["pattern"]
     number, seed = (properties[n]["anyOf"][0] for n in ("iterations", "seed"))

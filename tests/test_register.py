@@ -73,7 +73,9 @@ def test_first_version_becomes_champion_and_a_better_one_replaces_it(
 ) -> None:
     base, base_evaluation = checkpoint(store, "base", BASE)
     with open_tracker(tracked()) as tracker, tracker.iteration(0) as run:
-        first = register(tracked(), store, base, base_evaluation, None, run=run)
+        first = register(
+            tracked(), store, base, base_evaluation, None, run_id=run.run_id, registry=run.registry
+        )
     assert (first.promoted, first.reason, first.version) == (True, "first version", "1")
     assert aliases(mlflow_uri) == {"candidate": "1", "champion": "1"}
 

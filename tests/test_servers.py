@@ -235,8 +235,8 @@ def test_plain_prefect_command_runs_a_deployment(
     # Another process, because Prefect reads its settings once.
     register = f"""
 from pathlib import Path
-from flows.local import register_deployment
-register_deployment("scratch.py:scratch", "iterate", Path({str(project)!r}))
+from flows.deploy import deploy_parent
+deploy_parent("scratch.py:scratch", "iterate", Path({str(project)!r}))
 """
     environment = {**os.environ, **client_environment(urls, state)}
     root = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 KEY = "hermesflow.key"
 # These may differ between a run and its continuation.
-NOT_IN_KEY = {"iterations", "store", "tracking", "runtime"}
+NOT_IN_KEY = {"iterations", "store", "tracking", "runtime", "compute"}
 NOTE = "mlflow.note.content"  # shown as the description of a run
 PARAMS = 100  # parameters a call, the limit of MLflow
 ALL = "all"

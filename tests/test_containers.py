@@ -1,0 +1,222 @@
+"""A self-play whose stages run in containers of their own, on an engine: `make test-containers`.
+
+Servers on PostgreSQL, an S3 server and two workers on a bridge network. What counts is that the
+artifacts are those of a run in one process, whatever is killed on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from core.config import Config
+from tests.cluster import (
+    NAME,
+    RUN_ID,
+    Cluster,
+    make_images,
+    run,
+    start_cluster,
+    stop_cluster,
+    until,
+)
+from tests.loops import play, quick
+from tests.screenshots import Document
+
+pytestmark = pytest.mark.containers
+ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
+STAGES = {
+    "sample-captions", "sample-images", "score-captions", "score-images",
+    "pair", "reference", "train", "evaluate", "register",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """An engine with our images; ended if it was started for this."""
+    pid = ENGINE / "dockerd.pid"
+    was_there = pid.exists()
+    make_images(ENGINE)
+    yield
+    if pid.exists() and not was_there:
+        os.kill(int(pid.read_text(encoding="utf-8")), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def cluster(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    started = start_cluster(tmp_path_factory.mktemp("cluster"))
+    yield started
+    stop_cluster(started)
+
+
+def in_process(folder: Path, **changes: object) -> dict[tuple[str, int], str]:
+    """Digests of what a run in this process makes, by stage and iteration."""
+    runner, _ = play(quick(folder, **changes))
+    return {(name, i): result.ref.digest for name, i, result in runner.done}
+
+
+def in_containers(cluster: Cluster, config: Config) -> dict[str, set[str]]:
+    """Digests of all artifacts in the store of the cluster, by stage."""
+    script = (
+        "import json, fsspec\n"
+        "files = fsspec.filesystem('s3').glob('hermesflow/store/*/*/manifest.json')\n"
+        "print(json.dumps([json.loads(fsspec.filesystem('s3').cat(f)) for f in files]))\n"
+    )
+    out = cluster.compose("exec", "-T", "parent", "python", "-c", script)
+    digests: dict[str, set[str]] = {}
+    for manifest in json.loads(out.splitlines()[-1]):
+        if manifest["seed"] == config.seed or manifest["stage"] in ("pool", "test", "base"):
+            digests.setdefault(manifest["stage"], set()).add(manifest["digest"])
+    return digests
+
+
+def agree(shared: dict[str, set[str]], alone: dict[tuple[str, int], str]) -> None:
+    """Every artifact of a run in one process is there, with the same content."""
+    compared = {(name, i): digest for (name, i), digest in alone.items() if name != "register"}
+    assert len(compared) == 12
+    assert not {key for key, digest in compared.items() if digest not in shared[key[0]]}
+
+
+def stages_of(children: list[Document]) -> list[str]:
+    return [child["name"].partition(" ")[0] for child in children]
+
+
+def test_each_stage_runs_in_its_own_container_and_makes_the_same(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run_id = cluster.start(cluster.config("one"), iterations=1)
+    state = cluster.end(run_id)
+    assert state["type"] == "COMPLETED", state["message"]
+    agree(
+        in_containers(cluster, quick("unused")), in_process(tmp_path / "store", runtime__threads=2)
+    )
+
+    children = [c for c in cluster.children(run_id) if c["deployment_id"]]
+    assert set(stages_of(children)) == STAGES
+    # Three shares of each of four stages; evaluate and register twice.
+    assert len(children) == 3 * 4 + 3 + 2 * 2
+    assert all(child["parent_task_run_id"] for child in children)
+    ids = run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={RUN_ID}").split()
+    containers = {
+        c["Config"]["Labels"][RUN_ID]: c for c in json.loads(run("docker", "inspect", *ids))
+    }
+    mine = [containers[child["id"]] for child in children]
+    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 19
+    assert {c["Config"]["User"] for c in mine} == {"10001"}
+    assert not any(c["Mounts"] for c in mine)
+    workers = {child["labels"]["prefect.worker.name"] for child in children}
+    assert len(workers) == 2, "one worker did all shares"
+    secret = dict(
+        line.split("=", 1)
+        for line in (cluster.folder / "docker/.env").read_text(encoding="utf-8").splitlines()
+    )["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in json.dumps(children)
+    print_times(children)
+
+
+def print_times(children: list[Document]) -> None:
+    """Seconds from submission to the first line of our code, and from there to the end."""
+    for child in children:
+        created, start = (datetime.fromisoformat(child[n]) for n in ("created", "start_time"))
+        waited, took = (start - created).total_seconds(), child["total_run_time"]
+        print(f"{child['name'][:60]:60} start {waited:5.1f} s   run {took:5.1f} s")
+
+
+def test_version_is_registered_from_a_container(cluster: Cluster) -> None:
+    script = (
+        "import mlflow, json\n"
+        "versions = mlflow.MlflowClient().search_model_versions(\"name = 'hermesflow-quick'\")\n"
+        "print(json.dumps([[v.version, v.tags['store_uri']] for v in versions]))\n"
+    )
+    out = cluster.compose("exec", "-T", "parent", "python", "-W", "ignore", "-c", script)
+    versions = json.loads(out.splitlines()[-1])
+    assert {version for version, _ in versions} == {"1", "2"}
+    assert all(uri.startswith("s3://hermesflow/store/") for _, uri in versions)
+
+
+def test_killed_worker_and_killed_stage_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"training__epochs": 30, "runtime__save_every_steps": 5}
+    run_id = cluster.start(cluster.config("killed", **changes), iterations=1, seed=5)
+
+    def shares_under_way() -> list[Document]:
+        shares = [c for c in cluster.children(run_id) if c["name"].startswith("sample-images")]
+        types = [share["state_type"] for share in shares]
+        return shares if "RUNNING" in types and "PENDING" not in types else []
+
+    until(shares_under_way, "image samples in the making")
+    worker = run("docker", "ps", "-q", "--filter", f"name={NAME}.worker.1").strip()
+    run("docker", "kill", worker)
+
+    def saved() -> list[Document]:
+        trains = [c for c in cluster.children(run_id, "RUNNING") if c["name"].startswith("train")]
+        pattern = "hermesflow/store/train/*/state/*"
+        script = f"import fsspec; print(len(fsspec.filesystem('s3').glob({pattern!r})))"
+        if not trains:
+            return []
+        out = cluster.compose("exec", "-T", "parent", "python", "-c", script)
+        return trains if int(out.splitlines()[-1]) else []
+
+    (train,) = until(saved, "a saved state of training", 600.0)
+    container = run("docker", "ps", "-q", "--filter", f"label={RUN_ID}={train['id']}").strip()
+    run("docker", "kill", container)
+    state = cluster.end(run_id)
+    assert state["type"] == "COMPLETED", state["message"]
+    crashed = cluster.children(run_id, "CRASHED")
+    assert stages_of(crashed) == ["train"]
+    again = [c for c in cluster.children(run_id, "COMPLETED") if c["name"].startswith("train")]
+    assert [child["name"].rpartition("· ")[2] for child in again] == ["try 2"]
+    assert "exited with non-zero status code 137" in crashed[0]["state"]["message"]
+    alone = in_process(tmp_path / "store", seed=5, runtime__threads=2, **changes)
+    agree(in_containers(cluster, quick("unused", seed=5)), alone)
+    cluster.compose("up", "-d", "--scale", "worker=2", "worker")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        (
+            "image",
+            {"compute__docker__image": "hermesflow:absent"},
+            "hermesflow:absent.*build it with `make image`, or name another one in "
+            "compute.docker.image",
+        ),
+        ("network", {"compute__docker__network": "absent"}, "absent.*compute.docker.network"),
+        ("queue", {"compute__stages": {"evaluate": {"gpus": 1}}}, "no worker serves queue 'gpu'"),
+    ],
+)
+def test_what_cannot_run_ends_the_parent_with_the_way_out(
+    cluster: Cluster, name: str, changes: dict[str, object], said: str
+) -> None:
+    run_id = cluster.start(cluster.config(name, **changes), iterations=0, seed=9)
+    state = cluster.end(run_id, 120.0)
+    assert state["type"] == "FAILED"
+    assert re.search(said, state["message"], re.DOTALL), state["message"]
+
+
+def test_gpus_that_the_engine_does_not_have_are_named(cluster: Cluster) -> None:
+    if "nvidia" in run("docker", "info", "--format", "{{json .Runtimes}}"):
+        pytest.skip("this engine can give GPUs")
+    cluster.compose("--profile", "gpu", "up", "-d", "gpu-worker")
+    changes: dict[str, object] = {
+        "compute__stages": {"evaluate": {"gpus": 1}},
+        "compute__docker__gpu_image": "hermesflow:test",
+    }
+    run_id = cluster.start(cluster.config("gpu", **changes), iterations=0, seed=9)
+    state = cluster.end(run_id, 120.0)
+    assert state["type"] == "FAILED"
+    assert "no engine here can give GPUs: set compute.stages.evaluate.gpus" in state["message"]
+
+
+def test_pool_without_deployments_and_unknown_pool_are_named(cluster: Cluster) -> None:
+    run_id = cluster.start(cluster.config("one"), iterations=0, seed=9, pool="kubernetes")
+    state = cluster.end(run_id, 120.0)
+    assert "make deploy POOL=kubernetes" in state["message"]
+    with pytest.raises(OSError, match=r"4\d\d"):
+        cluster.start("configs/one.yaml", pool="cloud")

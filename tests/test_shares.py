@@ -1,0 +1,88 @@
+"""Shares of a stage: done side by side in any order, published once, equal to the whole."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from core.config import Config
+from core.stage import WHOLE, Inputs, Share, Stage, StageResult, run_share, run_stage
+from core.store import Store
+from tasks.base import BASE
+from tasks.pool import POOL
+from tasks.sample import CAPTIONS, IMAGES
+from tasks.score import SCORE_IMAGES
+from tests.loops import quick
+
+COUNT = 3
+SHARES = [Share(index, COUNT) for index in range(COUNT)]
+
+
+def inputs(config: Config, store: Store) -> dict[str, StageResult]:
+    made = {"pool": POOL, "checkpoint": BASE}
+    return {name: run_stage(stage, config, store, {}) for name, stage in made.items()}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    # Nine shards for three shares, so that order and number both matter.
+    return quick(tmp_path / "shared", sampling__shard_records=4, sampling__images__steps=2)
+
+
+@pytest.mark.parametrize("stage", [CAPTIONS, IMAGES], ids=lambda stage: stage.name)
+def test_shares_in_any_order_make_what_the_whole_makes(
+    stage: Stage, config: Config, tmp_path: Path
+) -> None:
+    shared, alone = Store(config.store), Store(str(tmp_path / "alone"))
+    given: Inputs = {name: made.ref for name, made in inputs(config, shared).items()}
+    done = [run_share(stage, config, shared, given, share) for share in reversed(SHARES)]
+    assert done[:-1] == [None] * (COUNT - 1)
+    last = done[-1]
+    assert last is not None
+    whole = run_stage(
+        stage, config, alone, {name: made.ref for name, made in inputs(config, alone).items()}
+    )
+    assert last.ref.digest == whole.ref.digest
+    manifests = [store.open(r.ref).manifest for store, r in ((shared, last), (alone, whole))]
+    assert manifests[0]["results"] == manifests[1]["results"]
+    again = run_share(stage, config, shared, given, SHARES[0])
+    assert again is not None
+    assert again.cached
+
+
+def test_scores_split_like_the_samples_that_they_score(config: Config) -> None:
+    store = Store(config.store)
+    given: dict[str, object] = {name: made.ref for name, made in inputs(config, store).items()}
+    images = run_stage(IMAGES, config, store, given).ref  # type: ignore[arg-type]
+    to_score: Inputs = {**given, "images": images}  # type: ignore[dict-item]
+    assert run_share(SCORE_IMAGES, config, store, to_score, SHARES[1]) is None
+    assert run_share(SCORE_IMAGES, config, store, to_score, SHARES[0]) is None
+    last = run_share(SCORE_IMAGES, config, store, to_score, SHARES[2])
+    assert last is not None
+    artifact = store.open(last.ref)
+    assert artifact.names("part-") == store.open(images).names("part-")
+    assert artifact.manifest["results"]["rows"] == 36 * config.sampling.images.num_samples
+
+
+def test_shares_at_the_same_time_publish_once(config: Config) -> None:
+    store = Store(config.store)
+    given: Inputs = {name: made.ref for name, made in inputs(config, store).items()}
+    with ThreadPoolExecutor(COUNT) as pool:
+        done = list(pool.map(lambda s: run_share(CAPTIONS, config, store, given, s), SHARES))
+    published = [result for result in done if result is not None]
+    assert published
+    assert len({result.ref for result in published}) == 1
+
+
+def test_share_that_was_lost_is_done_by_a_run_of_the_whole(config: Config) -> None:
+    store = Store(config.store)
+    given: Inputs = {name: made.ref for name, made in inputs(config, store).items()}
+    assert run_share(CAPTIONS, config, store, given, SHARES[0]) is None
+    assert run_share(CAPTIONS, config, store, given, SHARES[2]) is None
+    assert run_share(CAPTIONS, config, store, given, WHOLE) is not None
+
+
+def test_every_part_belongs_to_exactly_one_share() -> None:
+    for part in range(20):
+        assert sum(share.takes(part) for share in SHARES) == 1
+    assert all(WHOLE.takes(part) for part in range(20))
