@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from core.artifact import ArtifactRef
 from core.errors import UserError
+from core.peers import ALONE, Peers
 from core.runtime import setup_logging
 from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
@@ -19,15 +21,20 @@ if TYPE_CHECKING:
 Runner = Callable[[Stage, "Config", Store, Inputs], StageResult]
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C."""
+def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
+    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C.
+
+    `quiet` leaves the message to another process.
+    """
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        if not quiet:
+            print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 
@@ -36,8 +43,12 @@ def stage_command(
     stages: Mapping[str, Stage],
     arguments: Sequence[str] | None = None,
     run: Runner = run_stage,
+    peers: Peers = ALONE,
 ) -> int:
-    """Run one of a module's stages from the command line by `run`; prints its ref as JSON."""
+    """Run one of a module's stages from the command line by `run`; prints its ref as JSON.
+
+    Of several processes the first alone prints.
+    """
     parser = argparse.ArgumentParser(description="Run one stage of the pipeline.")
     parser.add_argument("stage", choices=sorted(stages))
     parser.add_argument("--config", required=True, help="YAML file")
@@ -51,11 +62,17 @@ def stage_command(
     )
     parser.add_argument("--seed", type=int, help="replaces the seed of the config")
     options = parser.parse_args(arguments)
-    setup_logging()
-    return run_command(lambda: _run(stages[options.stage], options, run))
+    setup_logging(logging.INFO if peers.first else logging.ERROR)
+
+    def command() -> None:
+        refs = peers.gather(lambda: _run(stages[options.stage], options, run))
+        if peers.first:
+            print(json.dumps(asdict(refs[0])))
+
+    return run_command(command, quiet=not peers.first)
 
 
-def _run(stage: Stage, options: argparse.Namespace, run: Runner) -> None:
+def _run(stage: Stage, options: argparse.Namespace, run: Runner) -> ArtifactRef:
     # Here, so that --help does not wait for the schema.
     from core.config import load_config
 
@@ -63,8 +80,7 @@ def _run(stage: Stage, options: argparse.Namespace, run: Runner) -> None:
     config = load_config(options.config, overrides)
     store = Store(options.store)
     store.check()
-    result = run(stage, config, store, _parse_inputs(options.input, store))
-    print(json.dumps(asdict(result.ref)))
+    return run(stage, config, store, _parse_inputs(options.input, store)).ref
 
 
 def _parse_inputs(given: Sequence[str], store: Store) -> dict[str, list[ArtifactRef]]:

@@ -229,7 +229,7 @@ class Runtime(Section):
     """Where and how wide it runs; results do not depend on it."""
 
     device: str = Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
-    threads: int = Field(ge=0, description="CPU threads; 0: all cores")
+    threads: int = Field(ge=0, description="CPU threads of a process; 0: its share of all cores")
     batch_records: Count = Field(description="records sampled or scored at once")
     save_every_steps: Count = Field(description="training steps between saved states")
 

@@ -96,6 +96,32 @@ class Progress:
         )
 
 
+class _Silent(Progress):
+    """A step that another process shows."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total, self.done = description, total, 0
+
+    def update(self, amount: int = 1) -> None:
+        self.done += amount
+
+    def values(self, row: Mapping[str, float]) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
 def progress(description: str, total: int) -> Progress:
     """Start showing a step of `total` units."""
     return Progress(description, total)
+
+
+def silent(description: str, total: int) -> Progress:
+    """Start a step of `total` units that is not shown."""
+    return _Silent(description, total)

@@ -15,7 +15,8 @@ from core.artifact import Artifact, ArtifactRef
 from core.draft import Draft
 from core.errors import UserError
 from core.files import sha256_of
-from core.progress import Progress
+from core.peers import ALONE, Peers
+from core.progress import Progress, silent
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
 from core.store import Store
@@ -52,7 +53,10 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the body of a stage may use: the declared config, its inputs and its draft."""
+    """What the body of a stage may use: the declared config, its inputs and its draft.
+
+    Of several peers the first alone writes into the draft.
+    """
 
     stage: "Stage"
     config: "Config"
@@ -61,6 +65,7 @@ class StageContext:
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
     share: Share = WHOLE
+    peers: Peers = ALONE
 
     def input(self, name: str) -> Artifact:
         """The only artifact of input `name`."""
@@ -161,9 +166,13 @@ def run_stage(
     store: Store,
     inputs: Inputs,
     progress: ProgressFactory = show_progress,
+    peers: Peers = ALONE,
 ) -> StageResult:
-    """Return the published artifact of this stage, running its body only if there is none."""
-    result = run_share(stage, config, store, inputs, WHOLE, progress)
+    """Return the published artifact of this stage, running its body only if there is none.
+
+    Several processes that share the work call it with the same arguments, each as one of `peers`.
+    """
+    result = run_share(stage, config, store, inputs, WHOLE, progress, peers)
     assert result is not None  # the whole lacks no part
     return result
 
@@ -175,6 +184,7 @@ def run_share(
     inputs: Inputs,
     share: Share,
     progress: ProgressFactory = show_progress,
+    peers: Peers = ALONE,
 ) -> StageResult | None:
     """Do one share of a stage; the artifact if it is complete then, None if others are at work.
 
@@ -182,11 +192,16 @@ def run_share(
     whether all are.
     """
     started = time.monotonic()
-    key = stage_key(stage, config, inputs)
-    ref = store.find(stage.name, key)
+    key, *others = peers.gather(lambda: stage_key(stage, config, inputs))
+    if any(other != key for other in others):
+        raise UserError(
+            f"the processes of stage {stage.name} have different configs, inputs or versions of "
+            "the program; give all of them the same"
+        )
+    ref = peers.once(lambda: store.find(stage.name, key))
     cached = ref is not None
     if ref is None:
-        ref = _run_body(stage, config, store, inputs, progress, key, share)
+        ref = _run_body(stage, config, store, inputs, progress, key, share, peers)
     return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 
@@ -198,6 +213,7 @@ def _run_body(
     progress: ProgressFactory,
     key: str,
     share: Share,
+    peers: Peers,
 ) -> ArtifactRef | None:
     started = time.monotonic()
     refs = as_lists(stage, inputs)
@@ -207,25 +223,25 @@ def _run_body(
             # Looks like the config to the body and to the type checker.
             config=cast("Config", ConfigView(stage, config)),
             draft=draft,
-            progress=progress,
+            progress=progress if peers.first else silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
             share=share,
+            peers=peers,
         )
         results = stage.body(context)
         if results is None:
             return None
-        return draft.publish(
-            {
-                "stage_version": stage.version,
-                "config": declared_config(stage, config),
-                "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
-                "results": dict(results),
-                "seed": config.seed,
-                "seconds": round(time.monotonic() - started, 3),
-                "peak_memory_bytes": peak_memory_bytes(),
-            }
-        )
+        manifest = {
+            "stage_version": stage.version,
+            "config": declared_config(stage, config),
+            "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
+            "results": dict(results),
+            "seed": config.seed,
+            "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        return peers.once(lambda: draft.publish(manifest))
 
 
 def as_lists(stage: Stage, inputs: Inputs) -> dict[str, list[ArtifactRef]]:

@@ -20,5 +20,6 @@ def load_model(family: str, folder: Path | str, device: str) -> UnifiedModel:
 
 
 def use_threads(threads: int) -> None:
-    """Let torch compute with this many CPU threads, 0: all that this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    """Let torch compute with this many CPU threads, 0: its share of those of the machine."""
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // num_processes))

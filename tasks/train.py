@@ -2,7 +2,8 @@
 
 Reads checkpoint, pairs and reference log-probabilities; writes the model folder `model/` and
 `metrics.jsonl`, one line a step. A killed run continues from its last saved state and ends with
-the same weights.
+the same weights. Under torchrun all processes run this module and share each batch; the first alone
+shows, writes and publishes.
 """
 
 import json
@@ -10,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,13 +21,14 @@ from core.command import stage_command
 from core.config import Training
 from core.draft import SCRATCH, Draft
 from core.errors import UserError
-from core.stage import Stage, StageContext
+from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
 from models.base import UnifiedModel
 from models.families import load_model, use_threads
 from models.pair_data import join_reference, open_pairs
-from models.pair_trainer import PairTrainer, make_accelerator
+from models.pair_trainer import PairTrainer
 from models.preference import active_modalities
+from models.processes import connected, make_accelerator, process_device
 
 METRICS = "metrics.jsonl"
 WINDOW = 20  # steps that alarms and the figures of the manifest are averaged over
@@ -38,24 +41,29 @@ def run(context: StageContext) -> Mapping[str, object]:
     """Train, then publish the model."""
     config, training = context.config, context.config.training
     use_threads(config.runtime.threads)
-    accelerator = make_accelerator(config.runtime.device)
+    device = process_device(config.runtime.device, context.peers)
+    accelerator = make_accelerator(device, context.peers)
+    context.logger.info("process 1 of %d, on %s", context.peers.num, device)
     folder = context.input("checkpoint").path("model")
-    model = load_model(config.model.family, folder, config.runtime.device)
+    model = load_model(config.model.family, folder, device)
     paths = context.input("pairs").parts()
     batch_size = config.runtime.batch_records
     with open_pairs(paths, model, batch_size, context.progress) as rows:
         stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
         reference = join_reference(stored, rows, config.seed, training.epochs)
-        trainer = PairTrainer(model, accelerator, rows, reference, training, config.seed)
+        trainer = PairTrainer(
+            model, accelerator, rows, reference, training, config.seed, context.peers
+        )
         if trainer.warmup_steps < training.warmup_steps:
             context.logger.warning(
                 "training.warmup_steps = %d would take more than half of the %d steps; warming "
                 "up for %d", training.warmup_steps, trainer.num_steps, trainer.warmup_steps,
             )  # fmt: skip
         metrics, seconds = _fit(context, trainer)
-    _write_model(model, context.draft)
-    with context.draft.write(METRICS) as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
+    if context.peers.first:
+        _write_model(model, context.draft)
+        with context.draft.write(METRICS) as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
     return {
         "pairs": len(rows),
         "steps": trainer.num_steps,
@@ -82,6 +90,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
     """All steps that are left, and the seconds each of them took."""
     metrics = _resume(context, trainer)
+    # Those of one process, since all must meet to save.
+    save_every = context.peers.once(lambda: context.config.runtime.save_every_steps)
     first, started = len(metrics), time.monotonic()
     with context.progress("train", trainer.num_steps) as bar:
         for row in metrics:
@@ -93,8 +103,8 @@ def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
             _check_winners(metrics, context.config.training, trainer.num_steps)
             bar.update()
             done = step + 1
-            if done % context.config.runtime.save_every_steps == 0 and done < trainer.num_steps:
-                _save(context.draft, trainer, metrics)
+            if done % save_every == 0 and done < trainer.num_steps:
+                context.peers.once(lambda: _save(context.draft, trainer, metrics))
     return metrics, (time.monotonic() - started) / max(1, trainer.num_steps - first)
 
 
@@ -115,16 +125,24 @@ def _save(draft: Draft, trainer: PairTrainer, metrics: Metrics) -> None:
 def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     """Restore the newest complete state; the metrics of the steps done."""
     draft = context.draft
+    # One process chooses, and none saves or drops a state before all have read this one.
+    name = context.peers.once(lambda: _newest_state(draft))
+    if name is None:
+        return []
+    saved = json.loads(draft.path(f"{name}.json").read_text(encoding="utf-8"))
+    trainer.restore(load_file(draft.path(f"{name}.safetensors")))
+    context.logger.info("continuing after step %d", saved["step"])
+    metrics: Metrics = saved["metrics"]
+    return metrics
+
+
+def _newest_state(draft: Draft) -> str | None:
     names = draft.names(SCRATCH)
     for name in reversed(names):
-        weights = name.removesuffix(".json") + ".safetensors"
-        if name.endswith(".json") and weights in names:
-            saved = json.loads(draft.path(name).read_text(encoding="utf-8"))
-            trainer.restore(load_file(draft.path(weights)))
-            context.logger.info("continuing after step %d", saved["step"])
-            metrics: Metrics = saved["metrics"]
-            return metrics
-    return []
+        state = name.removesuffix(".json")
+        if name.endswith(".json") and f"{state}.safetensors" in names:
+            return state
+    return None
 
 
 def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None:
@@ -159,5 +177,12 @@ def _write_model(model: UnifiedModel, draft: Draft) -> None:
                 shutil.move(file, path)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, in one process or in each of several that torchrun has started."""
+    with connected() as peers:
+        run_together = partial(run_stage, peers=peers)
+        return stage_command({TRAIN.name: TRAIN}, arguments, run_together, peers)
+
+
 if __name__ == "__main__":
-    sys.exit(stage_command({TRAIN.name: TRAIN}))
+    sys.exit(main())

@@ -424,12 +424,14 @@ SHARED = {"store": "/store", "compute.kubernetes.claim": "store"}
 def test_job_of_a_stage_fits_the_models(
     stage: str, gpus: dict[str, object], store: dict[str, object]
 ) -> None:
-    job = render(config(**gpus, **store), stage)
+    settings = config(**gpus, **store)
+    job = render(settings, stage)
     assert problems(job) == OF_PREFECT
     assert not any("{{" in value for value in values(job) if isinstance(value, str))
     spec, container = pod_of(job)
     assert unprivileged(job["spec"]["template"])
-    assert container["resources"]["requests"] == {"cpu": "2", "memory": str(4 * 2**30)}
+    cpu = f"{settings.compute.of(stage).cpus:g}"
+    assert container["resources"]["requests"] == {"cpu": cpu, "memory": str(4 * 2**30)}
     wanted = {"nvidia.com/gpu": "2"} if gpus else {}
     assert container["resources"]["limits"] == container["resources"]["requests"] | wanted
     taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish, publish_model
 
-import models.pair_trainer
 from core.artifact import Artifact, ArtifactRef
 from core.config import Config
 from core.errors import UserError
@@ -53,8 +52,8 @@ class KilledError(Exception):
 class Loop:
     """A store with a tiny checkpoint and some pairs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(str(folder))
+    def __init__(self, store: Path | str) -> None:
+        self.store = Store(str(store))
         self.checkpoint = publish_model(self.store)
         self.pairs = publish(self.store, "pairs", [[pair_row(n) for n in range(NUM_PAIRS)]])
 
@@ -365,15 +364,6 @@ def test_a_reference_of_another_seed_is_refused(loop: Loop) -> None:
     inputs = loop.inputs(make_config(seed=1))
     with pytest.raises(UserError, match=r"record_id 'r0', branch image, are missing"):
         run_stage(TRAIN, make_config(), loop.store, inputs)
-
-
-def test_several_processes_are_refused(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Two:
-        num_processes = 2
-
-    monkeypatch.setattr(models.pair_trainer, "Accelerator", lambda **_: Two())
-    with pytest.raises(UserError, match="2 processes"):
-        loop.train(make_config())
 
 
 def test_too_long_a_warm_up_is_shortened_and_said(

@@ -1,0 +1,41 @@
+"""Processes that run one stage together, each doing a part of its work."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from core.errors import UserError
+
+T = TypeVar("T")
+
+
+class EndOfAllError(UserError):
+    """Raised in every process by itself, so that the others need not be told."""
+
+
+class Peers:
+    """A process without peers; a subclass connects several.
+
+    All peers must call `gather` and `once` in the same order. An error that leaves the function
+    given to either of them is raised in all. So a command that runs within one `gather` ends
+    everywhere whatever fails anywhere, at the next call of the others.
+    """
+
+    num, rank = 1, 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that shows, writes and publishes."""
+        return self.rank == 0
+
+    def gather(self, function: Callable[[], T]) -> list[T]:
+        """What `function` gives in each process, by rank."""
+        return [function()]
+
+    def once(self, function: Callable[[], T]) -> T:
+        """What `function` gives in the first process, which alone calls it."""
+        results = self.gather(lambda: function() if self.first else None)
+        # None is what the others give, unless it is what the first gives.
+        return results[0]  # type: ignore[return-value]
+
+
+ALONE = Peers()

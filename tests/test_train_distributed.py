@@ -1,0 +1,404 @@
+"""The stage train in several processes. What it does in one is in test_train.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from stage_inputs import make_config, pair_row, publish
+from test_train import Loop, assert_same_weights, metrics
+from together import Hook, Outcome, free_port, no_hook, run_together
+
+import models.processes
+import tasks.train
+from core.artifact import Artifact
+from core.config import Config
+from core.draft import Draft, LocalDraft
+from core.errors import UserError
+from core.peers import Peers
+from core.stage import run_stage, stage_key
+from models.families import use_threads
+from models.pair_trainer import PairTrainer
+from models.processes import process_device
+from models.showo.model import ShowoModel
+from tasks.train import TRAIN
+
+TOLERANCE = {"rel": 2e-4, "abs": 1e-5}
+"""Sums are rounded in another order: that came to 3e-5 of a figure over 30 steps."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its first settings for a whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Group:
+    """A store, a config and what several processes make of them."""
+
+    def __init__(
+        self, folder: Path, config: Config, num_pairs: int = 10, store: str | None = None
+    ) -> None:
+        self.folder, self.config = folder, config
+        folder.mkdir(parents=True, exist_ok=True)
+        self.loop = Loop(store or folder / "store")
+        rows = [pair_row(number) for number in range(num_pairs)]
+        self.loop.pairs = publish(self.loop.store, "pairs", [rows])
+        self.inputs = self.loop.inputs(config)
+
+    def arguments(self, **changes: str) -> list[str]:
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(self.config.model_dump(mode="json")), encoding="utf-8")
+        options = {"config": str(path), "store": self.loop.store.uri, **changes}
+        given = [f"--{name}={value}" for name, value in options.items()]
+        inputs = [f"--input={name}={ref.uri}" for name, ref in self.inputs.items()]
+        return ["train", *given, *inputs]
+
+    def run(self, num: int, hook: Hook = no_hook) -> Outcome:
+        return run_together(num, self.arguments(), self.folder / "outputs", hook)
+
+    def train(self, num: int, hook: Hook = no_hook) -> Artifact:
+        outcome = self.run(num, hook)
+        assert outcome.codes == [0] * num, outcome.output
+        return self.artifact()
+
+    def artifact(self) -> Artifact:
+        ref = self.loop.store.find("train", self.key)
+        assert ref is not None
+        return self.loop.store.open(ref)
+
+    def draft(self) -> Draft:
+        return self.loop.store.draft("train", self.key)
+
+    @property
+    def key(self) -> str:
+        return stage_key(TRAIN, self.config, self.inputs)
+
+
+def keep_states(folder: Path, rank: int) -> None:
+    """Save the weights and moments of this process after its last step, in a file of its own.
+
+    Gradients are summed in many buckets, and writing into the draft fails but in the first process.
+    """
+    models.processes.BUCKET_BYTES = 4096
+    if rank:
+        LocalDraft.write = None  # type: ignore[method-assign,assignment]
+    original = PairTrainer.step
+
+    def step(trainer: PairTrainer, number: int) -> dict[str, float]:
+        row = original(trainer, number)
+        if number + 1 == trainer.num_steps:
+            save_file(trainer.state(), folder / f"{rank}.safetensors")
+        return row
+
+    PairTrainer.step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("num", "num_pairs", "changes"),
+    [
+        (2, 10, {}),
+        # One batch of 5, as 3 + 2.
+        (2, 5, {"batch_size": 5, "objective": "joint", "epochs": 4}),
+        (3, 10, {"batch_size": 5, "max_grad_norm": 0.05, "weight_decay": 0.1}),
+        # Batches of 3, 3, 2 and 2: there is a process without rows.
+        (3, 10, {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True}),
+        (3, 1, {"batch_size": 3, "epochs": 3, "image__weight": 0.0}),
+    ],
+)
+def test_several_processes_train_like_one(
+    tmp_path: Path, num: int, num_pairs: int, changes: Mapping[str, Any]
+) -> None:
+    config = make_config(**{f"training__{path}": value for path, value in changes.items()})
+    one = Group(tmp_path / "one", config, num_pairs)
+    several = Group(tmp_path / "several", config, num_pairs)
+    alone = one.loop.store.open(run_stage(TRAIN, config, one.loop.store, one.inputs).ref)
+    outcome = several.run(num, partial(keep_states, tmp_path))
+    assert outcome.codes == [0] * num, outcome.output
+    together = several.artifact()
+    wanted, found = metrics(alone), metrics(together)
+    assert [list(row) for row in found] == [list(row) for row in wanted]
+    for row, same in zip(found, wanted, strict=True):
+        assert row == pytest.approx(same, **TOLERANCE)
+    states = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(num)]
+    for name, value in states[0].items():
+        assert all(torch.equal(value, state[name]) for state in states[1:]), name
+    assert together.names() == alone.names()
+    assert outcome.outputs[0].count("encode images: ") == 1
+    assert outcome.outputs[0].count("\ntrain: ") == 1
+    assert outcome.outputs[0].count(together.ref.uri) == 1
+    assert outcome.outputs[1:] == [""] * (num - 1)
+
+
+def no_step(rank: int) -> None:
+    def step(trainer: PairTrainer, number: int) -> dict[str, float]:
+        raise AssertionError("a step was taken")
+
+    PairTrainer.step = step  # type: ignore[method-assign]
+
+
+def test_what_is_published_is_not_trained_again(tmp_path: Path) -> None:
+    group = Group(tmp_path, make_config(training__epochs=1))
+    done = group.train(2)
+    outcome = group.run(3, no_step)
+    assert outcome.codes == [0, 0, 0], outcome.output
+    assert [done.ref.uri in output for output in outcome.outputs] == [True, False, False]
+
+
+def end_at(step_to_end: int, victim: int, rank: int) -> None:
+    """SIGKILL for one process when it begins this step."""
+    original = PairTrainer.step
+
+    def step(trainer: PairTrainer, number: int) -> dict[str, float]:
+        if (rank, number) == (victim, step_to_end):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(trainer, number)
+
+    PairTrainer.step = step  # type: ignore[method-assign]
+
+
+def not_before(first: int, rank: int) -> None:
+    """Fail if a step that is done is done again."""
+    original = PairTrainer.step
+
+    def step(trainer: PairTrainer, number: int) -> dict[str, float]:
+        assert number >= first, number
+        return original(trainer, number)
+
+    PairTrainer.step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
+    tmp_path: Path, victim: int
+) -> None:
+    config = make_config(training__weight_decay=0.1)
+    straight = Group(tmp_path / "straight", config).train(2)
+    group = Group(tmp_path / "killed", config)
+    outcome = group.run(2, partial(end_at, 5, victim))
+    assert outcome.codes[victim] == -signal.SIGKILL
+    assert outcome.codes[1 - victim] == 2, outcome.output
+    if victim == 1:
+        assert "the connection to the other processes broke" in outcome.outputs[0]
+    assert group.draft().names("state/") == [
+        "state/step-000004.json",
+        "state/step-000004.safetensors",
+    ]
+    resumed = group.train(2, partial(not_before, 4))
+    assert_same_weights(resumed, straight)
+    assert resumed.ref.digest == straight.ref.digest
+    assert resumed.names("state/") == []
+
+
+@pytest.mark.slow
+def test_training_on_s3_survives_a_kill(tmp_path: Path, bucket: str) -> None:
+    config = make_config()
+    straight = Group(tmp_path / "straight", config).train(2)
+    group = Group(tmp_path / "killed", config, store=f"{bucket}/some/prefix")
+    assert group.run(2, partial(end_at, 3, 1)).codes == [2, -signal.SIGKILL]
+    assert "state/step-000002.json" in group.draft().names("state/")
+    assert group.train(2, partial(not_before, 2)).ref.digest == straight.ref.digest
+
+
+def no_space(rank: int) -> None:
+    def save(draft: Draft, trainer: PairTrainer, rows: object) -> None:
+        raise UserError("disk full")
+
+    tasks.train._save = save
+
+
+def fail_to_pack(error: Exception, victim: int, rank: int) -> None:
+    """Raise an error in one process, in the middle of the second step."""
+    original = ShowoModel.pack_pairs
+    calls: list[int] = []
+
+    def pack_pairs(model: ShowoModel, *arguments: Any) -> Any:
+        calls.append(rank)
+        if rank == victim and len(calls) == 4:
+            raise error
+        return original(model, *arguments)
+
+    ShowoModel.pack_pairs = pack_pairs  # type: ignore[method-assign]
+
+
+COLLAPSE = {
+    "training__image__learning_rate": 0.05,
+    "training__caption__weight": 0.0,
+    "training__collapse_nats": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "hook", "message"),
+    [
+        (COLLAPSE, no_hook, "error: training stopped at step"),
+        ({"training__image__learning_rate": 1e30}, no_hook, "error: training stopped at step 2"),
+        ({}, no_space, "disk full"),
+        ({}, partial(fail_to_pack, UserError("no more"), 1), "no more"),
+        ({}, partial(fail_to_pack, UserError("no more"), 0), "no more"),
+    ],
+)
+def test_an_error_in_any_process_ends_all_and_is_said_once(
+    tmp_path: Path, changes: Mapping[str, Any], hook: Hook, message: str
+) -> None:
+    outcome = Group(tmp_path, make_config(**changes)).run(2, hook)
+    assert outcome.codes == [2, 2], outcome.output
+    assert outcome.outputs[0].count("error: ") == outcome.outputs[0].count(message) == 1
+    assert outcome.outputs[1] == ""
+
+
+def test_an_error_of_one_process_names_it(tmp_path: Path) -> None:
+    group = Group(tmp_path, make_config())
+    outcome = group.run(3, partial(fail_to_pack, UserError("no more"), 2))
+    assert outcome.codes == [2, 2, 2]
+    assert "error: process 2 on " in outcome.outputs[0]
+
+
+def test_a_fault_of_one_process_ends_all_and_shows_where(tmp_path: Path) -> None:
+    outcome = Group(tmp_path, make_config()).run(2, partial(fail_to_pack, KeyError("oops"), 1))
+    assert outcome.codes == [2, 1]
+    assert "process 1 on " in outcome.outputs[0]
+    assert "KeyError: 'oops'" in outcome.outputs[0]
+    assert "in pack_pairs" in outcome.outputs[1]
+
+
+def test_an_error_before_the_stage_begins_ends_all(tmp_path: Path) -> None:
+    group = Group(tmp_path, make_config())
+    missing = group.arguments(config=str(tmp_path / "missing.yaml"))
+    outcome = run_together(2, [group.arguments(), missing], tmp_path / "outputs")
+    assert outcome.codes == [2, 2]
+    assert "process 1 on " in outcome.outputs[0]
+    assert "missing.yaml" in outcome.outputs[0]
+    assert outcome.outputs[1] == ""
+
+
+def test_different_configs_are_refused(tmp_path: Path) -> None:
+    group = Group(tmp_path, make_config())
+    own = [group.arguments(), group.arguments(seed="3")]
+    outcome = run_together(2, own, tmp_path / "outputs")
+    assert outcome.codes == [2, 2]
+    assert outcome.output.count("have different configs, inputs or versions") == 1
+
+
+def test_more_processes_than_pairs_a_step_are_refused(tmp_path: Path) -> None:
+    outcome = Group(tmp_path, make_config(training__batch_size=2)).run(3)
+    assert outcome.codes == [2, 2, 2]
+    assert outcome.output.count("3 processes cannot share training.batch_size = 2") == 1
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_are_not_connected_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    group = Group(tmp_path, make_config())
+    monkeypatch.setenv(name, "2")
+    assert tasks.train.main(group.arguments()) == 2
+    message = capsys.readouterr().err
+    assert "in 2 processes, of which 1 are connected" in message
+    assert "torchrun" in message
+
+
+def test_processes_that_accelerate_does_not_see_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Three:
+        num_processes = 3
+
+    monkeypatch.setattr(models.processes, "Accelerator", lambda **_: Three())
+    group = Group(tmp_path, make_config())
+    with pytest.raises(UserError, match="in 1 processes, of which 3 are connected"):
+        run_stage(TRAIN, group.config, group.loop.store, group.inputs)
+
+
+class Two(Peers):
+    num, rank = 2, 1
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert process_device("cuda", Two()) == "cuda:1"
+    assert process_device("cpu", Two()) == "cpu"
+    assert process_device("cuda:3", Peers()) == "cuda:3"
+    with pytest.raises(UserError, match="cuda:0 names one GPU for 2 processes"):
+        process_device("cuda:0", Two())
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"3 processes .* with 2 GPUs"):
+        process_device("cuda", Two())
+
+
+@pytest.mark.parametrize(("given", "local", "wanted"), [(0, 2, 3), (0, 8, 1), (2, 2, 2)])
+def test_processes_of_a_machine_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, given: int, local: int, wanted: int
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    use_threads(given)
+    assert chosen == [wanted]
+
+
+def launch(group: Group) -> list[subprocess.Popen[str]]:
+    """Two torchruns with a process each, as on two machines."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", "2", "--nproc-per-node", "1"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"),
+        *("-m", "tasks.train", *group.arguments()),
+    ]
+    options: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return [subprocess.Popen(command, env=environment, **options) for _ in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_on_two_machines_ends_after_a_kill_and_continues(
+    tmp_path: Path, victim: int
+) -> None:
+    config = make_config(training__epochs=8)
+    straight = Group(tmp_path / "straight", config).train(2)
+    group = Group(tmp_path / "killed", config)
+    launchers = launch(group)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(name.endswith(".json") for name in group.draft().names("state/")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        [process] = psutil.Process(launchers[victim].pid).children()
+        process.kill()
+        outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+        assert [launcher.returncode for launcher in launchers] == [1, 1], outputs
+        launchers = launch(group)
+        outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+        assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    finally:
+        for launcher in launchers:
+            launcher.terminate()
+            launcher.wait()
+    assert sum("continuing after step" in output for output in outputs) == 1
+    assert group.artifact().ref.digest == straight.ref.digest
+
+
+@pytest.mark.slow
+def test_torchrun_shows_an_error_once_and_ends_all_with_2(tmp_path: Path) -> None:
+    launchers = launch(Group(tmp_path, make_config(**COLLAPSE)))
+    outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [1, 1]
+    assert "".join(outputs).count("error: training stopped at step") == 1
+    assert [output.count("exitcode  : 2 ") for output in outputs] == [1, 1], outputs

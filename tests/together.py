@@ -1,0 +1,102 @@
+"""Processes that run `python -m tasks.train` together, as torchrun would start them, but quickly.
+
+They are forked from a server that has imported everything already, since importing takes longer
+than training.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+Hook = Callable[[int], object]
+"""Called with its rank in every process before it starts."""
+
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How processes have ended, by rank."""
+
+    codes: list[int]
+    outputs: list[str]
+
+    @property
+    def output(self) -> str:
+        return "".join(self.outputs)
+
+
+def no_hook(rank: int) -> None:
+    """Leaves everything as it is."""
+
+
+def run_together(
+    num: int, arguments: Sequence[str] | Sequence[Sequence[str]], folder: Path, hook: Hook = no_hook
+) -> Outcome:
+    """Run the command in `num` processes; each may have arguments of its own."""
+    own = [arguments] * num if isinstance(arguments[0], str) else arguments
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = []
+    for rank in range(num):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num),
+            "LOCAL_WORLD_SIZE": str(num),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        target = partial(_run, environment, list(own[rank]), folder / f"{rank}.txt", hook, rank)
+        processes.append(_context().Process(target=target))
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for process in processes:
+        process.kill()
+        process.join()
+    outputs = [(folder / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(num)]
+    assert not hanging, (hanging, outputs)
+    return Outcome([process.exitcode or 0 for process in processes], outputs)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tasks.train"])
+    return context
+
+
+def _run(
+    environment: Mapping[str, str], arguments: Sequence[str], output: Path, hook: Hook, rank: int
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
+    from tasks.train import main
+
+    hook(rank)
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.exit(code)
