@@ -88,6 +88,34 @@ class Cluster:
         variables = {**os.environ, "IMAGE": IMAGE, "NETWORK": NAME}
         return run(*_compose(), *files, *arguments, cwd=self.folder, env=variables)
 
+    def run_container(self, name: str, *command: str) -> None:
+        """Start a container with the code, the configs and the way to the object store."""
+        variables = dict(
+            line.split("=", 1)
+            for line in (self.folder / "docker/.env").read_text(encoding="utf-8").splitlines()
+        )
+        store = {
+            "AWS_ENDPOINT_URL": "http://s3:9000",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            **{n: variables[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
+            "OMP_NUM_THREADS": "1",
+        }
+        given = [part for item in store.items() for part in ("-e", "=".join(item))]
+        mount = ["-v", f"{self.folder}/configs:/app/configs:ro"]
+        run(
+            "docker",
+            "run",
+            "-d",
+            "--network",
+            NAME,
+            "--name",
+            name,
+            *mount,
+            *given,
+            IMAGE,
+            *command,
+        )
+
     def python(self, *arguments: str) -> str:
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
         return run(sys.executable, *arguments, cwd=self.folder, env=plain)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from core.config import Config
+from core.store import Store
+from tasks.train import METRICS, read_metrics
 from tests.cluster import (
     NAME,
     RUN_ID,
@@ -127,6 +129,44 @@ def print_times(children: list[Document]) -> None:
         created, start = (datetime.fromisoformat(child[n]) for n in ("created", "start_time"))
         waited, took = (start - created).total_seconds(), child["total_run_time"]
         print(f"{child['name'][:60]:60} start {waited:5.1f} s   run {took:5.1f} s")
+
+
+def test_two_containers_train_together_over_a_bridge_network(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """torchrun on two nodes that share a network and an object store: losses as of one process."""
+    rate: dict[str, object] = {"training__image__learning_rate": 3.0e-5}
+    config = cluster.config("nodes", **rate)
+    runner, _ = play(quick(tmp_path / "store", runtime__threads=1, **rate))
+    alone = {name: result.ref for name, iteration, result in runner.done if iteration == 1}
+    base = next(r.ref for name, _, r in runner.done if name == "base")
+    inputs = {"checkpoint": base, "pairs": alone["pair"], "reference": alone["reference"]}
+    uris = [f"{n}=s3://hermesflow/store/{ref.stage}/{ref.key}" for n, ref in inputs.items()]
+    given = [part for uri in uris for part in ("--input", uri)]
+    train = ["-m", "tasks.train", "train", "--config", config, "--store", "s3://hermesflow/store"]
+    nodes = [f"{NAME}-node-{number}" for number in range(2)]
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{nodes[0]}:29500"]
+    torchrun = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", *meet, *train, *given]
+    try:
+        for node in nodes:
+            cluster.run_container(node, *torchrun)
+        codes = [run("docker", "wait", node).strip() for node in nodes]
+        logs = [run("docker", "logs", node) for node in nodes]
+    finally:
+        run("docker", "rm", "-f", *nodes)
+    assert codes == ["0", "0"], logs
+    key = alone["train"].key
+    path = f"hermesflow/store/train/{key}/{METRICS}/*"
+    script = (
+        f"import fsspec; s3 = fsspec.filesystem('s3')\nprint(s3.cat(s3.glob({path!r})[0]).decode())"
+    )
+    together = cluster.compose("exec", "-T", "parent", "python", "-c", script)
+    rows = [json.loads(line) for line in together.splitlines() if line.startswith("{")]
+    expected = read_metrics(Store(str(tmp_path / "store")).open(alone["train"]).path(METRICS))
+    assert len(rows) == len(expected) > 1
+    for row, one in zip(rows, expected, strict=True):
+        assert row["image/loss"] == pytest.approx(one["image/loss"], rel=1e-4)
+        assert row["caption/loss"] == pytest.approx(one["caption/loss"], rel=1e-4)
 
 
 def test_version_is_registered_from_a_container(cluster: Cluster) -> None:
