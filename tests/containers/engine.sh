@@ -1,37 +1,41 @@
 #!/usr/bin/env bash
-# Make sure that a container engine answers and that a base image is there; print its name.
-# On a Debian machine with root both are made from Debian's packages, for machines that reach
-# no image registry. Usage: engine.sh FOLDER (of the engine's data and log, if it is started).
+# Make sure that a container engine with Compose answers and that a base image is there; print its
+# name. On a Debian machine with root all of it is made from Debian's packages, for machines that
+# reach no image registry. Usage: engine.sh FOLDER (of the engine's data and log, if it is started).
+# Exit code 3: it cannot be had here.
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 base=hermesflow-test-base
 
 say() { echo "engine: $*" >&2; }
 
+give_up() { say "$*"; exit 3; }
+
+install() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || give_up "$* is missing, and only root on Debian can install it here"
+    say "installing $*"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
+        >"$folder/apt.log" 2>&1 || give_up "$* cannot be installed: $(tail -1 "$folder/apt.log")"
+}
+
 if ! docker info >/dev/null 2>&1; then
-    [ "$(id -u)" = 0 ] || { say "no container engine answers, and only root can start one"; exit 3; }
-    if ! command -v dockerd >/dev/null; then
-        command -v apt-get >/dev/null || { say "no container engine, and no Debian to install one from"; exit 3; }
-        apt-get update -qq >&2
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io iptables >&2
-    fi
+    command -v dockerd >/dev/null || install docker.io iptables
+    [ "$(id -u)" = 0 ] || give_up "no container engine answers, and only root can start one"
     say "starting dockerd, log in $folder/dockerd.log"
     nohup dockerd --data-root "$folder/data" --exec-root "$folder/exec" --pidfile "$folder/dockerd.pid" \
         >"$folder/dockerd.log" 2>&1 </dev/null &
     for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
-    docker info >/dev/null 2>&1 || { say "dockerd does not start:"; tail -5 "$folder/dockerd.log" >&2; exit 3; }
+    docker info >/dev/null 2>&1 || give_up "dockerd does not start: $(tail -1 "$folder/dockerd.log")"
 fi
+docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install docker-compose
 
 if ! docker image inspect "$base" >/dev/null 2>&1; then
-    root="$folder/rootfs"
-    if ! command -v debootstrap >/dev/null; then
-        [ "$(id -u)" = 0 ] || { say "no image $base, and only root can make it"; exit 3; }
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >&2
-    fi
+    command -v debootstrap >/dev/null || install debootstrap
     say "making the base image $base"
+    root="$folder/rootfs"
     rm -rf "$root"
-    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$root" >"$folder/debootstrap.log" 2>&1 \
-        || { say "debootstrap failed:"; tail -5 "$folder/debootstrap.log" >&2; exit 3; }
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$root" \
+        >"$folder/debootstrap.log" 2>&1 || give_up "debootstrap failed: $(tail -1 "$folder/debootstrap.log")"
     tar -C "$root" -c . | docker import - "$base-plain" >/dev/null
     rm -rf "$root"
     # What this machine's pip trusts and where it looks, so that a build finds the same packages.
