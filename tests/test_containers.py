@@ -182,7 +182,7 @@ def test_version_is_registered_from_a_container(cluster: Cluster) -> None:
 
 
 def test_killed_worker_and_killed_stage_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    changes: dict[str, object] = {"training__epochs": 30, "runtime__save_every_steps": 5}
+    changes: dict[str, object] = {"training__epochs": 12, "runtime__save_every_steps": 5}
     run_id = cluster.start(cluster.config("killed", **changes), iterations=1, seed=5)
 
     def shares_under_way() -> list[Document]:
