@@ -37,7 +37,6 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
             "does not see; set store: s3://hermesflow/store, the object store that is started here"
         )
     compose = _compose()
-    settings = _settings(folder / ".env")
     image = config.compute.docker.image
     _check_image(image)
     say("starting containers (first time: some minutes) ...")
@@ -48,19 +47,30 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
         IMAGE=image,
         NETWORK=config.compute.docker.network,
     )
+    while (urls := lead_there(folder)) is None:
+        if time.monotonic() - started > START_SECONDS:
+            raise UserError(
+                f"the servers gave no answer within {START_SECONDS:.0f} s; see "
+                f"`{' '.join([*compose, *_files(folder), 'logs'])}`"
+            )
+        time.sleep(1.0)
+    write_profile(urls)
+    _make_bucket(config.store)
+    say(f"containers ready after {time.monotonic() - started:.0f} s")
+    return urls
+
+
+def lead_there(folder: Path = FOLDER) -> Urls | None:
+    """Point this process's environment to the servers in containers; None unless they answer."""
+    if not (folder / ".env").exists():
+        return None
+    settings = _settings(folder / ".env")
     urls = Urls(
         f"http://127.0.0.1:{settings['PREFECT_PORT']}",
         f"http://127.0.0.1:{settings['MLFLOW_PORT']}",
     )
-    health = {"prefect": f"{urls.prefect_api}/health", "mlflow": f"{urls.mlflow}/health"}
-    while silent := [name for name, url in health.items() if not answers(url)]:
-        if time.monotonic() - started > START_SECONDS:
-            name = silent[0]
-            raise UserError(
-                f"{name} gave no answer within {START_SECONDS:.0f} s; see "
-                f"`{' '.join([*compose, *_files(folder), 'logs', name])}`"
-            )
-        time.sleep(1.0)
+    if not (answers(f"{urls.prefect_api}/health") and answers(f"{urls.mlflow}/health")):
+        return None
     os.environ.update(client_environment(urls))
     os.environ.update(
         {
@@ -69,9 +79,6 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
             **{name: settings[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
         }
     )
-    write_profile(urls)
-    _make_bucket(config.store)
-    say(f"containers ready after {time.monotonic() - started:.0f} s")
     return urls
 
 

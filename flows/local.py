@@ -46,7 +46,7 @@ def up(config: str, compute: Compute) -> None:
         from flows import containers
 
         urls = containers.start(load_config(config))
-        deploy(config, compute)
+        _register(config, compute)
     else:
         urls = ensure_servers()
         os.environ.update(client_environment(urls))
@@ -60,26 +60,38 @@ def up(config: str, compute: Compute) -> None:
 
 
 def deploy(config: str, pool: Pool) -> None:
-    """Register the stages on a work pool, and the loop so that it uses them.
-
-    The loop runs where its worker is: here, or in a container that has an object store.
-    """
-    from core.config import load_config
-
-    resolved = load_config(config)
-    api = os.environ.get("PREFECT_API_URL")
-    if api is None:
+    """Register the stages on a work pool, and the loop so that it uses them."""
+    if "PREFECT_API_URL" not in os.environ:
         # Without another server in the environment, ours.
-        os.environ.update(client_environment(ensure_servers()))
-    from flows.deploy import IN_IMAGE, PROJECT, deploy_parent, deploy_stages
-
-    folder = local_folder(resolved.store)
-    here = pool == "process" or (pool == "docker" and folder is not None)
-    for name in deploy_stages(resolved, pool):
+        _lead_to_servers(pool)
+    for name in _register(config, pool):
         print(f"deployed {name}")
-    deploy_parent(pool=pool, folder=PROJECT if here else IN_IMAGE)
     print(f"deployed self-play/iterate, whose stages run on work pool {pool}")
     print(f"Start workers with: .venv/bin/prefect worker start --pool {pool} --type {pool}")
+
+
+def _register(config: str, pool: Pool) -> list[str]:
+    """Register stages and loop, which runs where its worker is: here, or in a container."""
+    from core.config import load_config
+    from flows.deploy import IN_IMAGE, PROJECT, deploy_parent, deploy_stages
+
+    resolved = load_config(config)
+    folder = local_folder(resolved.store)
+    here = pool == "process" or (pool == "docker" and folder is not None)
+    names = deploy_stages(resolved, pool)
+    deploy_parent(pool=pool, folder=PROJECT if here else IN_IMAGE)
+    return names
+
+
+def _lead_to_servers(pool: Pool | None) -> Urls:
+    """Point the environment to servers: in containers if they are up and wanted, or to ours."""
+    from flows import containers
+
+    urls = containers.lead_there() if pool == "docker" else None
+    if urls is None:
+        urls = ensure_servers()
+        os.environ.update(client_environment(urls))
+    return urls
 
 
 def down(compute: Compute) -> None:
@@ -111,12 +123,13 @@ def pipeline(
     pool: Pool | None = None,
 ) -> None:
     """Run the self-play loop, watched by the local servers, in this process or on a work pool."""
+    # In this order: the store may be one that the servers' containers have brought.
+    urls = _lead_to_servers(pool) if pool == "docker" else None
     given = {"iterations": iterations, "seed": seed}
     overrides = {name: value for name, value in given.items() if value is not None}
     check_config(config, overrides, device=pool is None)
-    urls = ensure_servers()
+    urls = urls or _lead_to_servers(pool)
     # Prefect reads its settings at import, so the flow comes after the environment.
-    os.environ.update(client_environment(urls))
     os.environ.pop("PREFECT_API_KEY", None)
     # The terminal belongs to the progress bars; the Prefect UI still gets every line.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
