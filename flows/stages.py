@@ -59,6 +59,8 @@ def stage_flow(stage: Stage) -> Flow[..., Any]:
     ) -> dict[str, Any] | State[Any] | None:
         try:
             resolved = Config.model_validate(config)
+            # Says within seconds what an attempt to read would say after minutes.
+            Store(resolved.store).check()
             done = _run(stage, resolved, _refs(inputs), step, Share(*share))
             return None if done is None else asdict(done)
         except UserError as error:

@@ -260,3 +260,19 @@ def test_pool_without_deployments_and_unknown_pool_are_named(cluster: Cluster) -
     assert "make deploy POOL=kubernetes" in state["message"]
     with pytest.raises(OSError, match=r"4\d\d"):
         cluster.start("configs/one.yaml", pool="cloud")
+
+
+def test_store_that_containers_cannot_reach_is_named(cluster: Cluster) -> None:
+    elsewhere = {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "AWS_ENDPOINT_URL": "http://nowhere:1",
+    }
+    config = cluster.config("nowhere", compute__docker__environment=elsewhere)
+    deploy = ["-m", "flows.local", "deploy", "--pool", "docker", "--config"]
+    cluster.python(*deploy, config)
+    run_id = cluster.start(config, iterations=0, seed=9)
+    state = cluster.end(run_id, 180.0)
+    cluster.python(*deploy, cluster.config("one"))
+    assert state["type"] == "FAILED"
+    assert "cannot be reached" in state["message"]
+    assert "AWS_ENDPOINT_URL" in state["message"]
