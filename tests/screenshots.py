@@ -18,6 +18,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from flows.containers import lead_there
 from flows.servers import Urls, running
 from tests.browser import chromium, resize
 
@@ -101,12 +102,18 @@ def save(browser: webdriver.Chrome, path: Path) -> None:
         image.convert("RGB").quantize(COLORS).save(path, optimize=True)
 
 
-def take(urls: Urls, folder: Path, browser: webdriver.Chrome) -> list[Path]:
-    """Both pictures of the last finished run."""
+def take(
+    urls: Urls, folder: Path, browser: webdriver.Chrome, *, containers: bool = False
+) -> list[Path]:
+    """Both pictures of the last finished run; in containers, of the runs that it submitted."""
     run = flow_runs(urls, "self-play", "COMPLETED")[0]
-    places = [folder / "prefect-run.png", folder / "mlflow-compare.png"]
+    prefix = "containers-" if containers else ""
+    places = [folder / f"{prefix}{name}.png" for name in ("prefect-run", "mlflow-compare")]
     resize(browser, 1400, 1000)
-    open_run(browser, urls, run, "Artifacts", "checkpoints")
+    if containers:
+        open_run(browser, urls, run, "Subflow Runs", "share 1 of")
+    else:
+        open_run(browser, urls, run, "Artifacts", "checkpoints")
     save(browser, places[0])
     resize(browser, 1600, 1000)
     open_page(browser, compare_page(artifacts(urls, run)), "eval/gap")
@@ -116,13 +123,14 @@ def take(urls: Urls, folder: Path, browser: webdriver.Chrome) -> list[Path]:
 
 def main(folder: str) -> None:
     """Take both pictures into a folder."""
+    containers = lead_there()
     found = running()
-    if not {"prefect", "mlflow"} <= set(found):
-        sys.exit("error: the local servers do not run; make pipeline starts them")
-    urls = Urls(found["prefect"].url, found["mlflow"].url)
+    if containers is None and not {"prefect", "mlflow"} <= set(found):
+        sys.exit("error: no servers run here; make pipeline or make up starts them")
+    urls = containers or Urls(found["prefect"].url, found["mlflow"].url)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
-        print(*take(urls, Path(folder), browser), sep="\n")
+        print(*take(urls, Path(folder), browser, containers=containers is not None), sep="\n")
 
 
 if __name__ == "__main__":
