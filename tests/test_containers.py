@@ -34,6 +34,8 @@ from tests.screenshots import Document
 
 pytestmark = pytest.mark.containers
 ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
+# An evaluation that no other test has made.
+NEW: dict[str, object] = {"evaluation__bootstrap_samples": 150}
 STAGES = {
     "sample-captions", "sample-images", "score-captions", "score-images",
     "pair", "reference", "train", "evaluate", "register",
@@ -218,6 +220,14 @@ def test_killed_worker_and_killed_stage_change_nothing(cluster: Cluster, tmp_pat
     cluster.compose("up", "-d", "--scale", "worker=2", "worker")
 
 
+def refused(cluster: Cluster, config: str, **parameters: object) -> Document:
+    """How a run ends that can not even evaluate the base checkpoint."""
+    run_id = cluster.start(config, iterations=0, **parameters)
+    state = cluster.end(run_id, 180.0)
+    assert state["type"] == "FAILED", state
+    return state
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -234,9 +244,7 @@ def test_killed_worker_and_killed_stage_change_nothing(cluster: Cluster, tmp_pat
 def test_what_cannot_run_ends_the_parent_with_the_way_out(
     cluster: Cluster, name: str, changes: dict[str, object], said: str
 ) -> None:
-    run_id = cluster.start(cluster.config(name, **changes), iterations=0, seed=9)
-    state = cluster.end(run_id, 120.0)
-    assert state["type"] == "FAILED"
+    state = refused(cluster, cluster.config(name, **changes, **NEW))
     assert re.search(said, state["message"], re.DOTALL), state["message"]
 
 
@@ -248,15 +256,12 @@ def test_gpus_that_the_engine_does_not_have_are_named(cluster: Cluster) -> None:
         "compute__stages": {"evaluate": {"gpus": 1}},
         "compute__docker__gpu_image": "hermesflow:test",
     }
-    run_id = cluster.start(cluster.config("gpu", **changes), iterations=0, seed=9)
-    state = cluster.end(run_id, 120.0)
-    assert state["type"] == "FAILED"
+    state = refused(cluster, cluster.config("gpu", **changes, **NEW))
     assert "no engine here can give GPUs: set compute.stages.evaluate.gpus" in state["message"]
 
 
 def test_pool_without_deployments_and_unknown_pool_are_named(cluster: Cluster) -> None:
-    run_id = cluster.start(cluster.config("one"), iterations=0, seed=9, pool="kubernetes")
-    state = cluster.end(run_id, 120.0)
+    state = refused(cluster, cluster.config("new", **NEW), pool="kubernetes")
     assert "make deploy POOL=kubernetes" in state["message"]
     with pytest.raises(OSError, match=r"4\d\d"):
         cluster.start("configs/one.yaml", pool="cloud")
@@ -267,12 +272,10 @@ def test_store_that_containers_cannot_reach_is_named(cluster: Cluster) -> None:
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "AWS_ENDPOINT_URL": "http://nowhere:1",
     }
-    config = cluster.config("nowhere", compute__docker__environment=elsewhere)
+    config = cluster.config("nowhere", compute__docker__environment=elsewhere, **NEW)
     deploy = ["-m", "flows.local", "deploy", "--pool", "docker", "--config"]
     cluster.python(*deploy, config)
-    run_id = cluster.start(config, iterations=0, seed=9)
-    state = cluster.end(run_id, 180.0)
+    state = refused(cluster, config)
     cluster.python(*deploy, cluster.config("one"))
-    assert state["type"] == "FAILED"
     assert "cannot be reached" in state["message"]
     assert "AWS_ENDPOINT_URL" in state["message"]
