@@ -17,10 +17,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import UserError
+from models.weights import Weights, fill
 
 
 @dataclass(frozen=True)
@@ -276,13 +277,18 @@ class MAGVITv2(nn.Module):
 
     @classmethod
     def from_folder(cls, path: Path) -> MAGVITv2:
-        """Load config.json and model.safetensors, computed in float32 whatever is on disk."""
-        model = cls(MAGVITv2Config.from_json(path / "config.json"))
-        weights = load_file(path / "model.safetensors")
+        """Load config.json and the weights beside it."""
+        return cls.from_weights(MAGVITv2Config.from_json(path / "config.json"), Weights(path))
+
+    @classmethod
+    def from_weights(cls, config: MAGVITv2Config, weights: Weights) -> MAGVITv2:
+        """A tokenizer that computes in float32, whatever is on disk."""
+        with torch.device("meta"):
+            model = cls(config)
         # The published buffers are derived from the code width, so that a file may leave them out.
-        own = {k: v for k, v in model.state_dict().items() if k.startswith("quantize.")}
-        model.load_state_dict({**own, **weights})
-        return model.float().eval()
+        model.quantize = LFQuantizer(config.codebook_dim)
+        fill(model, weights, torch.device("cpu"), torch.float32, derived="quantize.")
+        return model.eval()
 
     def save(self, path: Path) -> None:
         """Write config.json and model.safetensors (weights as float16 when that is exact)."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from core.errors import UserError
@@ -39,6 +39,7 @@ from models.showo.prompting import (
     mmu_instruction,
     t2i_prompt,
 )
+from models.weights import Weights, dtype_named, fill
 
 
 class ShowoModel:
@@ -52,6 +53,12 @@ class ShowoModel:
                 f"the tokenizer has {len(tokenizer)} tokens, config.json says {config.image_offset}"
                 " (llm_vocab_size + num_new_special_tokens): use the tokenizer of this checkpoint"
             )
+        num_codes = 2**vq.config.codebook_dim
+        if num_codes != config.codebook_size:
+            raise UserError(
+                f"the image tokenizer has {num_codes} codes, config.json says codebook_size = "
+                f"{config.codebook_size}: use the image tokenizer of this checkpoint"
+            )
         self.config = config
         self.network = network
         self.vq = vq
@@ -60,14 +67,18 @@ class ShowoModel:
 
     @classmethod
     def from_folder(
-        cls, path: Path | str, device: str = "cpu", dtype: str = "float32"
+        cls, path: Path | str, device: str = "cpu", dtype: str | None = "float32"
     ) -> "ShowoModel":
-        """Load a folder written by `save`; `dtype` is that of the network, the vq is float32."""
+        """Load a folder written by `save`.
+
+        `dtype` is that of the network, None: as stored; the vq is float32.
+        """
         folder = Path(path)
         for name in ("config.json", "model.safetensors", "vq"):
             if not (folder / name).exists():
                 raise UserError(f"{folder / name}: no such file; a model folder needs it")
-        network = load_network(folder, torch.device(device), getattr(torch, dtype))
+        config = ShowoConfig.from_json(folder / "config.json")
+        network = load_network(config, Weights(folder), torch.device(device), dtype)
         vq = MAGVITv2.from_folder(folder / "vq").to(device)
         return cls(network, vq, ShowoTokenizer.from_folder(folder))
 
@@ -182,13 +193,13 @@ class ShowoModel:
         return logps
 
 
-def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> Showo:
-    """Network of a folder with config.json and model.safetensors, never initialised at random."""
-    config = ShowoConfig.from_json(folder / "config.json")
+def load_network(
+    config: ShowoConfig, weights: Weights, device: torch.device, dtype: str | None
+) -> Showo:
+    """Network of these weights, never initialised at random; `dtype` None: as stored."""
     with torch.device("meta"):
         network = Showo(config)
-    weights = load_file(folder / "model.safetensors", device=str(device))
-    network.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
+    fill(network, weights, device, None if dtype is None else dtype_named(dtype))
     # The rotary tables are not in the file, so they are still on the meta device.
     network.showo.model.rotary_emb = PhiRotaryEmbedding(config.phi_config()).to(device)
     return network.eval()

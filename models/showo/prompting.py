@@ -77,6 +77,11 @@ class ShowoTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Take over `tokenizer`, which needs a bos and an eos token, and add what it lacks."""
+        if tokenizer.bos_token is None or tokenizer.eos_token is None:
+            raise UserError(
+                "the tokenizer has no bos or no eos token: give tokenizer_config.json or "
+                "special_tokens_map.json beside tokenizer.json, as phi-1.5's have them"
+            )
         tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS[0]})
         tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]))
         self.tokenizer = tokenizer
