@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PhiConfig, PhiForCausalLM
 
 CLIP_WIDTH = 1024
-PROJECTOR_WIDTH = 2048
 # Rows of full-vocabulary logits that may exist at once while summing log-probabilities.
 HEAD_ROWS = 2048
 
@@ -168,12 +167,12 @@ class Showo(nn.Module):
         self.config = config
         self.showo = PhiForCausalLM(config.phi_config())
         if config.w_clip_vit:
-            # Carried so that CLIP checkpoints load and save whole; images enter as codes here, so
-            # it takes no part in training.
+            # For prompts of CLIP features (models/showo/clip.py). The loop reads images as codes,
+            # so it takes no part in training.
             self.mm_projector = nn.Sequential(
-                nn.Linear(CLIP_WIDTH, PROJECTOR_WIDTH),
+                nn.Linear(CLIP_WIDTH, config.hidden_size),
                 nn.GELU(),
-                nn.Linear(PROJECTOR_WIDTH, PROJECTOR_WIDTH),
+                nn.Linear(config.hidden_size, config.hidden_size),
             ).requires_grad_(False)
 
     @property
@@ -198,8 +197,18 @@ class Showo(nn.Module):
         `attend_B1TS` is boolean, True where a query may see a key; None is plain causal attention.
         Its dimensions of size 1 broadcast. With a cache, S counts the cached positions first.
         """
+        hidden_BTD = self.showo.model.embed_tokens(input_ids_BT)
+        return self.transform(hidden_BTD, attend_B1TS, position_ids_BT, cache)
+
+    def transform(
+        self,
+        hidden_BTD: Tensor,
+        attend_B1TS: Tensor | None,
+        position_ids_BT: Tensor,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """As `forward`, from embeddings [B,T,D], which may be other than those of tokens."""
         model = self.showo.model
-        hidden_BTD = model.embed_tokens(input_ids_BT)
         rotary = model.rotary_emb(hidden_BTD, position_ids=position_ids_BT)
         for layer in model.layers:
             hidden_BTD = layer(
