@@ -78,7 +78,12 @@ def _check_device(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     folder = _folder("model.checkpoint", config.model.checkpoint)
-    _check_files("model.checkpoint", folder, MODEL_FILES[config.model.family])
+    _check_files(
+        "model.checkpoint",
+        folder,
+        MODEL_FILES[config.model.family],
+        "give a complete folder; `python -m models.checkpoints import` makes one of released parts",
+    )
 
 
 def _check_caption_encoder(config: Config) -> None:
@@ -106,12 +111,14 @@ def _folder(field: str, path: str) -> Path:
     return folder
 
 
-def _check_files(field: str, folder: Path, names: Iterable[str]) -> None:
+def _check_files(
+    field: str, folder: Path, names: Iterable[str], way_out: str = "give a complete folder"
+) -> None:
     """Raise UserError unless these files are there and can be read as what they are."""
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{field}: {path} is missing; give a complete folder")
+            raise UserError(f"{field}: {path} is missing; {way_out}")
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="numpy"):

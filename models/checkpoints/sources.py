@@ -1,0 +1,95 @@
+"""Where published files are: a folder, or a repository of the Hugging Face hub at a revision."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from core.errors import UserError
+from models.weights import INDEX, WEIGHT_NAMES
+
+CONFIGS = ("config.json", "preprocessor_config.json")
+TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SAFETENSORS = (*CONFIGS, f"*.safetensors{INDEX}", "*.safetensors")
+PICKLES = (*CONFIGS, f"pytorch_model*.bin{INDEX}", "pytorch_model*.bin")
+# Branches and tags of git may have slashes; ids never have more than one.
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, and what it was asked for as; `commit` is that of the hub."""
+
+    given: str
+    folder: Path
+    commit: str | None = None
+
+
+def find_weights(option: str, place: str) -> Source:
+    """The folder of a config.json and weights; of the hub's files, safetensors come first."""
+    source = _find(option, place, SAFETENSORS)
+    if source.commit and not _has_weights(source.folder):
+        return _find(option, place, PICKLES)
+    return source
+
+
+def find_tokenizer(option: str, place: str) -> Source:
+    """The folder of a tokenizer and of the config.json of its language model."""
+    return _find(option, place, TOKENIZER)
+
+
+def _has_weights(folder: Path) -> bool:
+    names = [name for stem in WEIGHT_NAMES for name in (stem, stem + INDEX)]
+    return any((folder / name).is_file() for name in names)
+
+
+def _find(option: str, place: str, patterns: Sequence[str]) -> Source:
+    """A local folder goes first; nothing else is looked up than what names a revision."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return Source(place, folder)
+    hub = HUB_ID.fullmatch(place)
+    if hub is None or folder.exists():
+        raise UserError(
+            f"{option} = {place!r} is no folder (looked for {folder.absolute()}); give the path of "
+            "one, or a hub id with its revision, as OWNER/NAME@COMMIT"
+        )
+    return _download(option, place, hub["id"], hub["revision"], patterns)
+
+
+def _download(
+    option: str, place: str, hub_id: str, revision: str, patterns: Sequence[str]
+) -> Source:
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except LocalEntryNotFoundError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{option} = {place!r} is not in the local cache, and the hub cannot be reached "
+            f"({reason}). With a network and without HF_HUB_OFFLINE=1 it is fetched; or run "
+            f"`hf download {hub_id} --revision {revision}` where there is one, and give the folder"
+        ) from None
+    except GatedRepoError:
+        raise UserError(
+            f"{option} = {place!r} is gated; accept its terms on the hub and run `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(
+            f"{option} = {place!r}: there is no revision {revision!r}; give a commit from the "
+            "history of the repository"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"{option} = {place!r}: the hub has no such repository; correct it, or run "
+            "`hf auth login` if it is private"
+        ) from None
+    return Source(place, folder, commit=folder.name)
