@@ -1,0 +1,639 @@
+"""Published weights: what is read, what is refused, and that nothing is lost on the way out."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from core.errors import UserError
+from flows.preflight import MODEL_FILES
+from models.base import ImageSampling
+from models.checkpoints.__main__ import main
+from models.checkpoints.published import (
+    Published,
+    load_magvitv2,
+    load_published,
+    load_tokenizer,
+    show_o_config,
+    vq_tokens,
+)
+from models.checkpoints.sources import find_tokenizer, find_weights
+from models.magvitv2 import FULL_SIZE, MAGVITv2
+from models.showo.clip import ClipTower, clip_hidden
+from models.showo.masks import clip_attention
+from models.showo.model import ShowoModel
+from models.showo.network import CLIP_WIDTH, Showo
+from models.showo.prompting import SPECIAL_TOKENS, SpecialIds
+from models.weights import Weights, dtype_named
+from tests.published import (
+    LAYOUTS,
+    PHI,
+    SHOW_O,
+    published_parts,
+    save_tensors,
+    save_weights,
+    write_json,
+)
+from tests.showo_tiny import PARITY, pair_batch, tiny_model
+
+MODEL = tiny_model()
+COMMIT = "a" * 40
+
+
+def logits(network: Showo) -> Tensor:
+    ids_1T = torch.arange(0, 270, 9)[None]
+    with torch.inference_mode():
+        return network.logits(network(ids_1T, None, torch.arange(30)[None]))
+
+
+def arguments(parts: Published, to: Path) -> list[str]:
+    return [
+        *("import", "--show-o", str(parts.show_o), "--vq", str(parts.vq)),
+        *("--tokenizer", str(parts.tokenizer), "--to", str(to)),
+    ]
+
+
+def same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    """Same names, shapes, dtypes and bits."""
+    return got.keys() == wanted.keys() and all(
+        got[name].dtype == wanted[name].dtype and torch.equal(got[name], wanted[name])
+        for name in wanted
+    )
+
+
+# What is read
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_published_layout_gives_the_same_model(tmp_path: Path, layout: str) -> None:
+    model = load_published(published_parts(tmp_path, layout))
+    assert model.config == replace(MODEL.config, list_choices=True, max_text_len=128)
+    assert torch.equal(logits(model.network), logits(MODEL.network))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    images = [Image.fromarray(pixels)]
+    assert (model.encode_images(images) == MODEL.encode_images(images)).all()
+    assert not any(p.is_meta for p in (*model.network.parameters(), *model.network.buffers()))
+
+
+@pytest.mark.parametrize("w_clip_vit", [False, True])
+@pytest.mark.parametrize(("pixels", "tokens"), [(256, 256), (512, 1024)])
+def test_full_size_network_has_exactly_the_published_tensors(
+    tmp_path: Path, w_clip_vit: bool, pixels: int, tokens: int
+) -> None:
+    sizes = {"vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192}
+    stored = SHOW_O | sizes | {"num_vq_tokens": 1024, "w_clip_vit": w_clip_vit}
+    write_json(tmp_path / "config.json", stored)
+    with torch.device("meta"):
+        vq = MAGVITv2(FULL_SIZE)
+    tokenizer = load_tokenizer(PARITY / "tokenizer_tiny")
+    config = show_o_config(tmp_path, tmp_path / "none", tokenizer, vq_tokens(vq, pixels))
+    assert config.num_vq_tokens == tokens
+    assert (config.image_offset, config.mask_token_id) == (50305, 58497)
+    assert SpecialIds.from_config(config).mmu == 50301
+    with torch.device("meta"):
+        network = Showo(config)
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    published = json.loads((PARITY / "showo_full_keys.json").read_text())
+    assert shapes == published["tensors"][f"w_clip_vit_{w_clip_vit}"]
+
+
+def test_image_tokenizer_without_sizes_is_the_full_size_one(tmp_path: Path) -> None:
+    published = json.loads((PARITY / "magvitv2_full_keys.json").read_text())["tensors"]
+    shapes = {name: entry["shape"] for name, entry in published.items()}
+    one = torch.zeros(())  # expanded, so that the file is small
+    tensors = {
+        name: torch.zeros(()).expand(shape) if name != "quantize.power_vals" else one
+        for name, shape in shapes.items()
+    }
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    write_json(tmp_path / "config.json", {"_class_name": "MAGVITv2"})
+    with pytest.raises(UserError) as error:
+        load_magvitv2(tmp_path)
+    # All 382 fit but the one that was made wrong.
+    assert "1 of another shape: quantize.power_vals is [] instead of [13]" in str(error.value)
+    assert "missing" not in str(error.value)
+    assert "unknown" not in str(error.value)
+
+
+def test_other_resolutions_use_the_same_weights(tmp_path: Path) -> None:
+    parts = published_parts(tmp_path)
+    small, large = (load_published(parts, resolution=pixels) for pixels in (32, 96))
+    assert (small.config.num_vq_tokens, large.config.num_vq_tokens) == (4, 36)
+    assert same(small.network.state_dict(), large.network.state_dict())
+    codes = large.generate(["a cat"], 1, ImageSampling(2, 2.0), [1])
+    assert large.decode_images(codes[0])[0].size == (96, 96)
+    with pytest.raises(UserError, match="resolution = 40 is no multiple of 16 pixels"):
+        load_published(parts, resolution=40)
+
+
+def test_a_training_folder_of_hermesflow_is_read(tmp_path: Path) -> None:
+    parts = published_parts(tmp_path)
+    for step in (200, 1000):
+        shutil.copytree(parts.show_o, tmp_path / f"run/checkpoint-{step}/unwrapped_model")
+    model = load_published(replace(parts, show_o=tmp_path / "run/checkpoint-1000"))
+    assert torch.equal(logits(model.network), logits(MODEL.network))
+    with pytest.raises(UserError, match="give one of its checkpoints, the last is checkpoint-1000"):
+        load_published(replace(parts, show_o=tmp_path / "run"))
+    shutil.copytree(parts.show_o, tmp_path / "run", dirs_exist_ok=True)
+    load_published(replace(parts, show_o=tmp_path / "run"))
+
+
+def test_the_ten_tokens_follow_the_text_tokens_in_order(tmp_path: Path) -> None:
+    tokenizer = load_published(published_parts(tmp_path)).tokenizer
+    assert [tokenizer.special_ids[name] for name in SPECIAL_TOKENS] == list(range(200, 210))
+    assert tokenizer.special_ids["<|sot|>"] == tokenizer.special.bos
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), (None, None)])
+@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin"])
+def test_dtype_is_chosen_or_kept_as_stored(
+    tmp_path: Path, layout: str, dtype: str | None, expected: torch.dtype | None
+) -> None:
+    network = Showo(MODEL.config)
+    network.load_state_dict(MODEL.network.state_dict())
+    network.showo.lm_head.half()
+    model = load_published(published_parts(tmp_path, layout, network), dtype=dtype)
+    head = model.network.showo.lm_head.weight
+    assert head.dtype == (expected or torch.float16)
+    assert model.network.showo.model.embed_tokens.weight.dtype == (expected or torch.float32)
+    assert torch.equal(head, MODEL.network.showo.lm_head.weight.half().to(head.dtype))
+    assert {p.dtype for p in model.vq.parameters()} == {torch.float32}
+
+
+def test_unknown_dtype_is_refused() -> None:
+    with pytest.raises(UserError, match="dtype = 'int8' is unknown; give one of float32, bfloat16"):
+        dtype_named("int8")
+
+
+@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin"])
+def test_a_loaded_model_does_not_depend_on_its_file(tmp_path: Path, layout: str) -> None:
+    parts = published_parts(tmp_path, layout)
+    model = load_published(parts)
+    file = parts.show_o / layout
+    file.write_bytes(b"\0" * file.stat().st_size)  # in place: a map would show it
+    assert torch.equal(logits(model.network), logits(MODEL.network))
+
+
+def test_a_model_can_be_saved_over_its_own_folder(tmp_path: Path) -> None:
+    MODEL.save(tmp_path)
+    loaded = ShowoModel.from_folder(tmp_path)
+    loaded.save(tmp_path)
+    assert torch.equal(logits(ShowoModel.from_folder(tmp_path).network), logits(MODEL.network))
+
+
+@pytest.mark.parametrize("layout", ["model.safetensors", "shards.bin"])
+def test_digests_are_those_of_the_files(tmp_path: Path, layout: str) -> None:
+    save_weights({f"w{k}": torch.ones(3) * k for k in range(3)}, tmp_path, layout)
+    files = [*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")]
+    wanted = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert Weights(tmp_path).digests() == wanted
+    assert len(wanted) == (3 if layout == "shards.bin" else 1)
+
+
+# What is refused
+
+
+class Malicious:
+    """Makes a folder when it is unpickled by pickle's own rules."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        import os
+
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
+    parts = published_parts(tmp_path)
+    file, target = parts.show_o / "pytorch_model.bin", tmp_path / "harm"
+    tensors = MODEL.network.state_dict() | {"extra": Malicious(target)}
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"bin is refused: it holds more than tensors"):
+        load_published(parts)
+    assert not target.exists()
+    torch.load(file, weights_only=False)
+    assert target.exists()  # it would have
+
+
+def test_a_plain_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "harm")))
+    with pytest.raises(UserError, match="is refused"):
+        Weights(tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_pickle_of_other_things_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(1)}}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="not tensors by name alone"):
+        Weights(tmp_path)
+
+
+def test_all_mismatches_are_named_in_one_bounded_error(tmp_path: Path) -> None:
+    parts = published_parts(tmp_path)
+    tensors = MODEL.network.state_dict()
+    layer = "showo.model.layers.2."
+    kept = {name: value for name, value in tensors.items() if not name.startswith(layer)}
+    kept["showo.lm_head.bias"] = torch.zeros(7)
+    kept["mm_projector.0.bias"] = torch.zeros(2)
+    save_weights(kept, parts.show_o, "pytorch_model.bin")
+    with pytest.raises(UserError) as error:
+        load_published(parts)
+    message = str(error.value)
+    missing = sorted(name for name in tensors if name.startswith(layer))
+    assert (
+        f"{len(missing)} missing: {', '.join(missing[:8])} and {len(missing) - 8} more" in message
+    )
+    assert missing[8] not in message
+    assert "1 unknown: mm_projector.0.bias" in message
+    assert "1 of another shape: showo.lm_head.bias is [7] instead of [275]" in message
+
+
+@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin"])
+def test_cut_off_files_are_named(tmp_path: Path, layout: str) -> None:
+    parts = published_parts(tmp_path, layout)
+    file = parts.show_o / layout
+    file.write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(UserError, match=rf"{layout} .*undamaged copy"):
+        load_published(parts)
+
+
+def _lose(folder: Path, index: dict[str, Any]) -> None:
+    next(folder.glob("model-00002*")).unlink()
+
+
+def _climb(folder: Path, index: dict[str, Any]) -> None:
+    index["weight_map"]["showo.lm_head.bias"] = "../vq/model-00001-of-00003.safetensors"
+
+
+def _forget(folder: Path, index: dict[str, Any]) -> None:
+    del index["weight_map"]["showo.lm_head.bias"]
+
+
+def _empty(folder: Path, index: dict[str, Any]) -> None:
+    del index["weight_map"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (_lose, "names model-00002-of-00003.safetensors, which is missing"),
+        (_climb, "shards must lie beside it"),
+        (_forget, "disagree on showo.lm_head.bias"),
+        (_empty, "must hold weight_map"),
+    ],
+)
+def test_a_wrong_index_is_named(
+    tmp_path: Path, damage: Callable[[Path, dict[str, Any]], None], expected: str
+) -> None:
+    parts = published_parts(tmp_path, "shards.safetensors")
+    path = parts.show_o / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    damage(parts.show_o, index)
+    write_json(path, index)
+    with pytest.raises(UserError, match=expected):
+        load_published(parts)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("show-o/config.json", SHOW_O | {"vocab_size": 276}, "- 1 = 11, but there are 10"),
+        ("show-o/config.json", SHOW_O | {"codebook_size": None}, "codebook_size = None"),
+        ("phi/config.json", PHI | {"hidden_size": "64"}, "hidden_size = '64'; it must be"),
+        ("phi/config.json", [], "phi/config.json holds no object"),
+        ("show-o/config.json", SHOW_O | {"llm_vocab_size": 136, "codebook_size": 128}, "has 210"),
+        ("show-o/pytorch_model.bin", None, "show-o has no weights"),
+        ("phi/tokenizer.json", None, "give the folder of a fast tokenizer"),
+        ("phi/tokenizer_config.json", {}, "no bos or no eos token"),
+    ],
+)
+def test_wrong_parts_are_named(tmp_path: Path, file: str, content: object, expected: str) -> None:
+    parts = published_parts(tmp_path)
+    (tmp_path / "phi/special_tokens_map.json").unlink()
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        write_json(tmp_path / file, content)
+    with pytest.raises(UserError, match=expected):
+        load_published(parts)
+
+
+def test_an_image_tokenizer_of_another_size_is_refused() -> None:
+    config = replace(MODEL.config, codebook_size=128)
+    with pytest.raises(UserError, match=r"has 64 codes, config\.json says codebook_size = 128"):
+        ShowoModel(Showo(config), MODEL.vq, MODEL.tokenizer)
+
+
+# Hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's files, and no way to the hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def cached(hub: Path, hub_id: str, folder: Path) -> None:
+    """Put a folder into the cache, as commit COMMIT of branch `main`."""
+    repository = hub / f"models--{hub_id.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_hub_ids_are_read_from_the_cache_and_their_commit_is_recorded(
+    tmp_path: Path, hub: Path, revision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = published_parts(tmp_path / "parts")
+    for name in ("show_o", "vq", "tokenizer"):
+        cached(hub, f"owner/{name}", getattr(parts, name))
+    ids = [f"owner/{name}@{revision}" for name in ("show_o", "vq", "tokenizer")]
+    to = tmp_path / "model"
+    given = zip(("--show-o", "--vq", "--tokenizer"), ids, strict=True)
+    assert main(["import", *(word for pair in given for word in pair), "--to", str(to)]) == 0
+    origin = json.loads((to / "origin.json").read_text())
+    assert [entry["commit"] for entry in origin.values()] == [COMMIT] * 3
+    assert [entry["given"] for entry in origin.values()] == ids
+    file = parts.show_o / "pytorch_model.bin"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert origin["show_o"]["sha256"] == {"pytorch_model.bin": digest}
+
+
+def test_what_is_not_cached_needs_the_hub_and_says_so(hub: Path) -> None:
+    with pytest.raises(UserError) as error:
+        find_weights("--show-o", f"owner/none@{COMMIT}")
+    message = str(error.value)
+    assert message.startswith(f"--show-o = 'owner/none@{COMMIT}' is not in the local cache")
+    assert "HF_HUB_OFFLINE" in message
+    assert f"`hf download owner/none --revision {COMMIT}`" in message
+
+
+def test_a_hub_id_without_revision_is_not_looked_up(hub: Path) -> None:
+    with pytest.raises(UserError, match="or a hub id with its revision, as OWNER/NAME@COMMIT"):
+        find_tokenizer("--tokenizer", "owner/none")
+
+
+def test_a_local_folder_goes_before_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owner/name@main").mkdir(parents=True)
+    source = find_weights("--vq", "owner/name@main")
+    assert (source.folder, source.commit) == (Path("owner/name@main"), None)
+
+
+# In and out
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "bin"])
+def test_out_and_in_again_is_bit_exact(tmp_path: Path, file_format: str) -> None:
+    first, out, second = (tmp_path / name for name in ("first", "out", "second"))
+    assert main(arguments(published_parts(tmp_path / "parts"), first)) == 0
+    assert (
+        main(["export", "--checkpoint", str(first), "--to", str(out), "--format", file_format]) == 0
+    )
+    assert main(arguments(Published(out, out / "magvitv2", out / "phi"), second)) == 0
+    for file in ("model.safetensors", "vq/model.safetensors"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    assert same(load_file(first / "model.safetensors"), MODEL.network.state_dict())
+    for file in ("config.json", "tokenizer.json", "vq/config.json"):
+        assert (first / file).read_text() == (second / file).read_text()
+    assert all((second / name).is_file() for name in MODEL_FILES["showo"])
+
+
+def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
+    MODEL.save(tmp_path / "artifact/model")  # a checkpoint of the store has it there
+    command = ["export", "--checkpoint", str(tmp_path / "artifact"), "--format", "bin"]
+    assert main([*command, "--to", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    # Names that begin with "_" are no arguments of the published classes.
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
+    assert public == {name: v for name, v in SHOW_O.items() if not name.startswith("_")} | {
+        "llm_model_path": "phi",
+        "num_new_special_tokens": 10,
+        "load_from_showo": True,
+    }
+    tensors = torch.load(tmp_path / "out/pytorch_model.bin", weights_only=True)
+    assert same(tensors, MODEL.network.state_dict())
+    vq = torch.load(tmp_path / "out/magvitv2/pytorch_model.bin", weights_only=True)
+    assert same(vq, MODEL.vq.state_dict())
+    assert {"quantize.embedding", "quantize.power_vals"} <= vq.keys()
+    phi = json.loads((tmp_path / "out/phi/config.json").read_text())
+    assert (phi["model_type"], phi["hidden_act"], phi["hidden_size"]) == ("phi", "gelu_new", 64)
+
+
+def test_exports_in_another_dtype(tmp_path: Path) -> None:
+    MODEL.save(tmp_path / "model")
+    out = tmp_path / "out"
+    command = ["export", "--checkpoint", str(tmp_path / "model"), "--to", str(out)]
+    assert main([*command, "--dtype", "bfloat16"]) == 0
+    tensors = load_file(out / "pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_an_imported_model_scores_as_before(tmp_path: Path) -> None:
+    assert main(arguments(published_parts(tmp_path), tmp_path / "model")) == 0
+    model = ShowoModel.from_folder(tmp_path / "model")
+    batch = pair_batch()
+    got, wanted = (m.pair_logps(batch, "caption").chosen_logps_B for m in (model, MODEL))
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("--to", "here"), "--to here exists already; remove it"),
+        (("--show-o", "no/where"), "--show-o = 'no/where' is no folder"),
+        (("--vq", "a/file"), "--vq = 'a/file' is no folder"),
+        (("--resolution", "100"), "resolution = 100 is no multiple of 16"),
+    ],
+)
+def test_a_failed_import_says_why_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    save_tensors({}, tmp_path / "a/file")
+    before = arguments(published_parts(tmp_path / "parts"), tmp_path / "model")
+    files = sorted(tmp_path.rglob("*"))
+    assert main([*before, *change]) == 2
+    assert expected in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+# CLIP
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP as it is published: both halves in a pickle, positions among the weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        image_size=28,
+        patch_size=14,
+    )
+    vision = CLIPVisionModel(config).state_dict()
+    tensors = {f"vision_model.{name}": tensor for name, tensor in vision.items()}
+    tensors |= {
+        "vision_model.embeddings.position_ids": torch.arange(5)[None],
+        "text_model.embeddings.token_embedding.weight": torch.zeros(3, 3),
+        "logit_scale": torch.ones(()),
+    }
+    save_weights(tensors, folder, "pytorch_model.bin")
+    write_json(folder / "config.json", {"model_type": "clip", "vision_config": config.to_dict()})
+    size = {"height": 28, "width": 28}
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def test_clip_features_are_the_second_to_last_layer_without_class_token(clip: Path) -> None:
+    tower = ClipTower.from_folder(clip)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    features_1FC = tower([image])
+    vision = tower.vision
+    with torch.inference_mode():
+        pixels = tower.processor([image], return_tensors="pt")["pixel_values"]
+        hidden = vision.pre_layrnorm(vision.embeddings(pixels))
+        for layer in vision.encoder.layers[:-1]:
+            hidden = layer(hidden, attention_mask=None)
+    assert features_1FC.shape == (1, 4, CLIP_WIDTH)
+    torch.testing.assert_close(features_1FC, hidden[:, 1:])
+
+
+def test_clip_saved_alone_loads_too(clip: Path, tmp_path: Path) -> None:
+    tower = ClipTower.from_folder(clip)
+    tower.vision.save_pretrained(tmp_path)
+    tower.processor.save_pretrained(tmp_path)
+    alone = ClipTower.from_folder(tmp_path, dtype=None)
+    assert same(alone.vision.state_dict(), tower.vision.state_dict())
+
+
+def test_clip_of_another_width_is_refused(clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = 768
+    write_json(folder / "config.json", config)
+    with pytest.raises(UserError, match=r"hidden_size = 768 .*give CLIP ViT-L/14-336"):
+        ClipTower.from_folder(folder)
+
+
+def test_all_rows_see_clip_features_and_the_rest_is_causal() -> None:
+    attend = clip_attention(6, slice(2, 4))[0, 0].int().tolist()
+    assert attend == [
+        [1, 0, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1],
+    ]
+
+
+def test_a_checkpoint_with_projector_reads_clip_features(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = replace(MODEL.config, w_clip_vit=True)
+    network = Showo(config).eval()
+    network.load_state_dict(MODEL.network.state_dict(), strict=False)
+    loaded = load_published(published_parts(tmp_path, "shards.bin", network)).network
+    assert same(loaded.state_dict(), network.state_dict())
+    assert not any(p.requires_grad for p in loaded.mm_projector.parameters())
+    features_1FC = torch.randn(1, 4, CLIP_WIDTH)
+    special, system, text = MODEL.tokenizer.special, [5, 6, 7], [8, 9, 10]
+    with torch.inference_mode():
+        got = loaded.logits(clip_hidden(loaded, features_1FC, system, text, special))
+        # By transformers' own loop and an additive mask.
+        ids = torch.tensor([[special.mmu, *system, special.soi, special.eoi, *text]])
+        embedded = network.showo.model.embed_tokens(ids)
+        projected = network.mm_projector(features_1FC)
+        row = torch.cat((embedded[:, :5], projected, embedded[:, 5:]), dim=1)
+        mask = torch.full((1, 1, 13, 13), torch.finfo(torch.float32).min).triu(1)
+        mask[..., 5:9] = 0
+        wanted = network.showo(inputs_embeds=row, attention_mask=mask).logits
+    torch.testing.assert_close(got, wanted, rtol=0, atol=5e-5)
+
+
+def test_clip_features_need_a_projector() -> None:
+    with pytest.raises(UserError, match="w_clip_vit = false"):
+        clip_hidden(MODEL.network, torch.zeros(1, 4, 8), [1], [2], MODEL.tokenizer.special)
+
+
+# Memory
+
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from models.showo.model import load_network
+from models.showo.network import ShowoConfig
+from models.weights import Weights
+
+def kilobytes(*names):
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return sum(int(lines[name].split()[0]) for name in names)
+
+folder, dtype = Path(sys.argv[1]), sys.argv[2]
+peak, done = 0, threading.Event()
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, kilobytes("RssAnon", "RssShmem"))
+        time.sleep(0.001)
+before = kilobytes("RssAnon", "RssShmem")
+watcher = threading.Thread(target=watch)
+watcher.start()
+config = ShowoConfig.from_json(folder / "config.json")
+network = load_network(config, Weights(folder), torch.device("cpu"), dtype)
+done.set()
+watcher.join()
+held = sum(p.numel() * p.element_size() for p in network.parameters())
+print((peak - before) * 1024 / held)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["model.safetensors", "shards.bin"])
+def test_loading_takes_the_memory_of_the_weights(tmp_path: Path, layout: str) -> None:
+    """A map of the file is left out: its pages are the system's cache and can be dropped."""
+    config = replace(MODEL.config, hidden_size=1024, intermediate_size=4096, num_hidden_layers=12)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Showo(config).state_dict().items()}
+    config.to_json(tmp_path / "config.json")
+    tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    save_weights(tensors, tmp_path, layout)
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), "bfloat16"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 0.9 < float(measured.stdout) < 1.15
