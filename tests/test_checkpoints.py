@@ -1,5 +1,6 @@
 """Published weights: what is read, what is refused, and that nothing is lost on the way out."""
 
+import errno
 import hashlib
 import json
 import pickle
@@ -18,7 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from core.errors import UserError
 from flows.preflight import MODEL_FILES
@@ -322,6 +329,7 @@ def test_a_wrong_index_is_named(
         ("show-o/config.json", SHOW_O | {"llm_vocab_size": 136, "codebook_size": 128}, "has 210"),
         ("show-o/pytorch_model.bin", None, "show-o has no weights"),
         ("phi/tokenizer.json", None, "give the folder of a fast tokenizer"),
+        ("phi/tokenizer.json", {"version": 1}, r"tokenizer\.json cannot be read"),
         ("phi/tokenizer_config.json", {}, "no bos or no eos token"),
     ],
 )
@@ -440,7 +448,11 @@ def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
     assert same(vq, MODEL.vq.state_dict())
     assert {"quantize.embedding", "quantize.power_vals"} <= vq.keys()
     phi = json.loads((tmp_path / "out/phi/config.json").read_text())
-    assert (phi["model_type"], phi["hidden_act"], phi["hidden_size"]) == ("phi", "gelu_new", 64)
+    assert phi["qk_layernorm"] is True
+    config = AutoConfig.from_pretrained(tmp_path / "out/phi", local_files_only=True)
+    assert (config.model_type, config.hidden_act, config.hidden_size) == ("phi", "gelu_new", 64)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/phi", local_files_only=True)
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(200, 210))
 
 
 def test_exports_in_another_dtype(tmp_path: Path) -> None:
@@ -484,6 +496,19 @@ def test_a_failed_import_says_why_and_leaves_nothing(
     assert main([*before, *change]) == 2
     assert expected in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(model: ShowoModel, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ShowoModel, "save", full)
+    command = arguments(published_parts(tmp_path / "parts"), tmp_path / "to/model")
+    assert main(command) == 2
+    assert "disk full while writing" in capsys.readouterr().err
+    assert not list((tmp_path / "to").iterdir())
 
 
 # CLIP

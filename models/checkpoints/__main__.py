@@ -41,9 +41,10 @@ def import_published(
     folders = Published(**{name: source.folder for name, source in sources.items()})
     with _new_folder(to) as folder:
         model = load_published(folders, resolution=resolution, dtype=dtype)
-        model.save(folder)
         origin = {name: _origin(name, source) for name, source in sources.items()}
-        (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        with writing_to(to):
+            model.save(folder)
+            (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     print(f"{to}: Show-o of {parameters:,} parameters for images of {model.resolution} pixels")
     print(f"set `checkpoint: {to}` under `model` in your config, then `make check-config`")
@@ -62,7 +63,8 @@ def export_published(checkpoint: str, to: Path, file_format: str, dtype: str | N
     """Write a model folder in the published layout."""
     with _new_folder(to) as folder:
         model = ShowoModel.from_folder(_model_folder(Path(checkpoint)), dtype=dtype)
-        save_published(model, folder, "bin" if file_format == "bin" else "safetensors")
+        with writing_to(to):
+            save_published(model, folder, "bin" if file_format == "bin" else "safetensors")
     print(f"{to}: config.json and weights of Show-o, magvitv2/, phi/")
 
 
@@ -81,7 +83,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
     try:
         with writing_to(target):
             scratch.mkdir(parents=True)
-            yield scratch
+        yield scratch
+        with writing_to(target):
             os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

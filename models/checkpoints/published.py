@@ -148,12 +148,17 @@ def _phi_sizes(path: Path) -> dict[str, Any]:
 
 def load_tokenizer(folder: Path) -> ShowoTokenizer:
     """The language model's tokenizer with the ten tokens added behind its own."""
-    if not (folder / "tokenizer.json").is_file():
+    path = folder / "tokenizer.json"
+    if not path.is_file():
         raise UserError(
-            f"{folder / 'tokenizer.json'}: no such file; give the folder of a fast tokenizer, "
-            f"as of {PHI_1_5}"
+            f"{path}: no such file; give the folder of a fast tokenizer, as of {PHI_1_5}"
         )
-    return ShowoTokenizer.from_folder(folder)
+    try:
+        return ShowoTokenizer.from_folder(folder)
+    except UserError:
+        raise
+    except Exception as error:  # its reader raises a plain one
+        raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
 
 
 def load_magvitv2(folder: Path) -> MAGVITv2:

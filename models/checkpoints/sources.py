@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -91,5 +92,10 @@ def _download(
         raise UserError(
             f"{option} = {place!r}: the hub has no such repository; correct it, or run "
             "`hf auth login` if it is private"
+        ) from None
+    except HfHubHTTPError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{option} = {place!r}: the hub failed ({reason}); run it again, it goes on"
         ) from None
     return Source(place, folder, commit=folder.name)
