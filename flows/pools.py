@@ -229,6 +229,8 @@ class _Batch:
                 flow_run_name=name,
                 tags=[*run_tags(self.stage, self.config, self.step), self._tag],
                 job_variables=variables,
+                # The config of this run may want GPUs where that of the deployment did not.
+                work_queue_name=self.queue,
             )
         except ObjectNotFound:
             raise UserError(
