@@ -18,7 +18,9 @@ import pytest
 
 from core.config import Config
 from core.store import Store
+from flows.servers import Urls
 from tasks.train import METRICS, read_metrics
+from tests.browser import chromium
 from tests.cluster import (
     NAME,
     RUN_ID,
@@ -30,7 +32,7 @@ from tests.cluster import (
     until,
 )
 from tests.loops import play, quick
-from tests.screenshots import Document
+from tests.screenshots import Document, take
 
 pytestmark = pytest.mark.containers
 ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
@@ -131,6 +133,18 @@ def print_times(children: list[Document]) -> None:
         created, start = (datetime.fromisoformat(child[n]) for n in ("created", "start_time"))
         waited, took = (start - created).total_seconds(), child["total_run_time"]
         print(f"{child['name'][:60]:60} start {waited:5.1f} s   run {took:5.1f} s")
+
+
+@pytest.mark.browser
+def test_both_pages_show_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    """The runs that were submitted, on Prefect's page; four figures compared, on MLflow's."""
+    urls = Urls(
+        f"http://127.0.0.1:{cluster.ports['PREFECT_PORT']}",
+        f"http://127.0.0.1:{cluster.ports['MLFLOW_PORT']}",
+    )
+    with chromium(tmp_path / "profile") as browser:
+        pictures = take(urls, tmp_path, browser, containers=True)
+    assert all(path.stat().st_size > 20_000 for path in pictures)
 
 
 def test_two_containers_train_together_over_a_bridge_network(

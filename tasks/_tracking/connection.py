@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ADDRESS = "MLFLOW_TRACKING_URI"
+PAGES = "HERMESFLOW_MLFLOW_UI"  # by which address people open the server, where it is another one
 PROBE_SECONDS = 5.0
 SHOWN = 160  # characters of an error
 # MLflow's own patience with a server that is gone is several minutes for every call, and it talks.
@@ -44,6 +45,12 @@ class Connection:
     ) -> None:
         self._client, self.uri, self.experiment_id = client, uri, experiment_id
         self._level = logging.WARNING if warn else logging.DEBUG
+
+    @property
+    def pages(self) -> str:
+        """Where the server's pages are opened; empty if it has none."""
+        address = os.environ.get(PAGES) or self.uri
+        return address.rstrip("/") if self.uri.startswith("http") else ""
 
     @property
     def open(self) -> bool:

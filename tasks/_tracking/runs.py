@@ -90,10 +90,10 @@ class Run:
     @property
     def url(self) -> str:
         """Address of the run's page; empty without a server."""
-        if not self.run_id or not self._connection.uri.startswith("http"):
+        if not self.run_id or not self._connection.pages:
             return ""
         experiment = self._connection.experiment_id
-        return f"{self._connection.uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+        return f"{self._connection.pages}/#/experiments/{experiment}/runs/{self.run_id}"
 
     @property
     def registry(self) -> Registry:
@@ -254,7 +254,7 @@ class Tracker(Run):
             quote(json.dumps(ids, separators=(",", ":")))
             for ids in (runs, [self._connection.experiment_id])
         )
-        root = self._connection.uri.rstrip("/")
+        root = self._connection.pages
         return f"{root}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
 
