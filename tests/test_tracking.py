@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from core.artifact import ArtifactRef
 from core.config import Config
+from tasks._tracking.connection import PAGES, Connection
 from tasks._tracking.inputs import InputTable
 from tasks._tracking.points import metric_name
 from tasks._tracking.runs import Origin, metric_values, open_tracker
@@ -254,3 +255,11 @@ def test_run_from_a_champion_is_another_self_play(mlflow_uri: str) -> None:
     with open_tracker(tracked(), origin) as again:
         assert again.run_id == other.run_id
     assert {"self-play shapes seed 0 from champion 3", "champion 3"} <= set(all_runs(mlflow_uri))
+
+
+def test_links_lead_to_where_people_open_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Connection(None, "http://mlflow:5000/")
+    assert inside.pages == "http://mlflow:5000"
+    monkeypatch.setenv(PAGES, "http://localhost:5000/")
+    assert inside.pages == "http://localhost:5000"
+    assert Connection(None, "sqlite:///x.db").pages == ""
