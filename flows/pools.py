@@ -377,8 +377,9 @@ class _Batch:
             elif child.run.state_type == StateType.RUNNING:
                 ask = partial(_last_heartbeat, self.client, child.run.id)
                 child.last_sign = self._patiently(ask) or child.last_sign
-                # The first one comes at once.
-                silent = (now - (child.last_sign or now)).total_seconds()
+                # The first one comes at once, unless the machine is lost at that very moment.
+                begun = child.run.start_time if self._worker_is_gone(child) else now
+                silent = (now - (child.last_sign or begun or now)).total_seconds()
             else:
                 continue
             if silent > self.compute.lost_seconds:
