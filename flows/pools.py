@@ -117,7 +117,7 @@ class PoolRunner:
 
 def _found(stage: Stage, config: Config, inputs: Inputs) -> StageResult | None:
     ref = Store(config.store).find(stage.name, stage_key(stage, config, inputs))
-    return ref and StageResult(ref, True, 0.0)  # type: ignore[return-value]
+    return None if ref is None else StageResult(ref, True, 0.0)
 
 
 @dataclass

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 
 from flows.servers import Urls, client_environment, ensure_servers, stop_all
+from tests.cluster import until
 from tests.loops import QUICK, play, quick
 from tests.screenshots import Document, ask
 from tests.test_ui_browser import free_port
@@ -80,14 +80,6 @@ def runs(urls: Urls, stage: str) -> list[Document]:
     body = {"flows": {"name": {"any_": [stage]}}, "sort": "EXPECTED_START_TIME_ASC"}
     found: list[Document] = ask(f"{urls.prefect_api}/flow_runs/filter", body)
     return found
-
-
-def until(found: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.3)
-    return value
 
 
 def end_family(process: subprocess.Popen[bytes]) -> None:
