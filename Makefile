@@ -22,7 +22,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
-		awk -F'|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+		awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## make .venv with pinned versions (the other targets do it on first need)
 
@@ -44,13 +44,13 @@ report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipel
 	@$(LOCAL) report --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
 
-up: $(INSTALLED) ## start servers and workers, register self-play/iterate [COMPUTE=process|docker CONFIG=...]
+up: $(INSTALLED) ## start servers and workers, register self-play/iterate [COMPUTE=docker CONFIG=...]
 	@$(LOCAL) up --config '$(CONFIG)' --compute '$(COMPUTE)'
 
-deploy: $(INSTALLED) ## register every stage on a work pool [POOL=process|docker|kubernetes CONFIG=...]
+deploy: $(INSTALLED) ## register every stage on a work pool [POOL=process CONFIG=...]
 	@$(LOCAL) deploy --config '$(CONFIG)' --pool '$(or $(POOL),process)'
 
-down: $(INSTALLED) ## stop what we have started [COMPUTE=process|docker]
+down: $(INSTALLED) ## stop what we have started [COMPUTE=docker]
 	@$(LOCAL) down --compute '$(COMPUTE)'
 
 image: ## build the image of stages, workers and servers [IMAGE=hermesflow:cpu BASE_IMAGE= TORCH_INDEX=]
@@ -74,7 +74,7 @@ screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on 
 test-slow: $(INSTALLED) ## run the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
 
-test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or one from Debian's packages
+test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or on one from Debian's packages
 	$(BIN)/python -m pytest -m containers -rs
 
 check: $(INSTALLED) ## check format, lint, types and import layers
