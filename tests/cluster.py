@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from s3fs import S3FileSystem
 
 from tests.loops import QUICK
 from tests.screenshots import Document, ask
@@ -83,6 +84,23 @@ class Cluster:
     def api(self) -> str:
         return f"http://127.0.0.1:{self.ports['PREFECT_PORT']}/api"
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What `make up` has made and kept, passwords too."""
+        text = (self.folder / "docker/.env").read_text(encoding="utf-8")
+        return dict(line.split("=", 1) for line in text.splitlines())
+
+    def objects(self, pattern: str) -> list[str]:
+        """Paths in the object store."""
+        filesystem = S3FileSystem(
+            key=self.settings["AWS_ACCESS_KEY_ID"],
+            secret=self.settings["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=f"http://127.0.0.1:{self.ports['S3_PORT']}",
+            use_listings_cache=False,
+        )
+        found: list[str] = filesystem.glob(pattern)
+        return found
+
     def compose(self, *arguments: str) -> str:
         files = ["-p", NAME, "--env-file", "docker/.env", "-f", "docker/compose.yaml"]
         variables = {**os.environ, "IMAGE": IMAGE, "NETWORK": NAME}
@@ -90,14 +108,10 @@ class Cluster:
 
     def run_container(self, name: str, *command: str) -> None:
         """Start a container with the code, the configs and the way to the object store."""
-        variables = dict(
-            line.split("=", 1)
-            for line in (self.folder / "docker/.env").read_text(encoding="utf-8").splitlines()
-        )
         store = {
             "AWS_ENDPOINT_URL": "http://s3:9000",
             "AWS_DEFAULT_REGION": "us-east-1",
-            **{n: variables[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
+            **{n: self.settings[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
             "OMP_NUM_THREADS": "1",
         }
         given = [part for item in store.items() for part in ("-e", "=".join(item))]
