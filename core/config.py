@@ -42,6 +42,10 @@ class Model(Section):
 
     family: Literal["showo"] = Field(description="model family; decides how the folder is read")
     checkpoint: str = Field(min_length=1, description="folder of the base checkpoint")
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="bfloat16: sampling and scoring take weights rounded to it; training keeps "
+        "them in float32 and multiplies matrices in bfloat16"
+    )
 
 
 class ShapesData(Section):
@@ -167,6 +171,13 @@ class Branch(Section):
     length_normalized: bool = Field(description="divide log-probabilities by the token count")
 
 
+class Lora(Section):
+    """Low-rank adapters of every matrix in the transformer's blocks, trained in its place."""
+
+    rank: Count = Field(description="rank of an adapter")
+    alpha: Count = Field(description="adapters are scaled by alpha / rank")
+
+
 class Training(Section):
     """Pair-DPO."""
 
@@ -177,7 +188,8 @@ class Training(Section):
     image: Branch
     masks_per_pair: Count = Field(description="image masks averaged for each pair and epoch")
     epochs: Count = Field(description="passes over the pairs")
-    batch_size: Count = Field(description="pairs a step")
+    max_steps: Count | None = Field(description="end after so many steps; null: after all epochs")
+    batch_size: Count = Field(description="pairs a step, of all processes together")
     warmup_steps: int = Field(
         ge=0, description="steps of linear warm-up, at most half of all steps"
     )
@@ -191,6 +203,7 @@ class Training(Section):
     )
     weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
     max_grad_norm: Positive = Field(description="clipping threshold, each modality for itself")
+    lora: Lora | None = Field(description="train adapters; null: all weights")
     collapse_nats: Positive = Field(
         description="stop when winners lose this much log-probability a token against the reference"
     )
@@ -230,7 +243,23 @@ class Runtime(Section):
 
     device: str = Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
     threads: int = Field(ge=0, description="CPU threads of a process; 0: its share of all cores")
+    processes: int = Field(
+        ge=0,
+        description="processes of this machine that share sampling, scoring and training, each "
+        "with a GPU of its own where device is cuda; 0: one for every GPU",
+    )
     batch_records: Count = Field(description="records sampled or scored at once")
+    batch_pairs: Count = Field(
+        description="pairs whose gradient a process computes at once; a step adds them up"
+    )
+    recompute: bool = Field(
+        description="keep no activations inside of blocks, and compute them again for gradients: "
+        "less memory, a third more time"
+    )
+    shard_weights: bool = Field(
+        description="processes that train together hold a part of weights, gradients and moments "
+        "each (FSDP), and not all of them"
+    )
     save_every_steps: Count = Field(description="training steps between saved states")
 
 

@@ -6,7 +6,7 @@ Shapes: B records or images, N image tokens, M images a prompt, K captions an im
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +54,11 @@ class PairBatch:
     num_masks: int = 1
 
 
-@dataclass(frozen=True)
-class BranchLogps:
+class BranchLogps(NamedTuple):
     """One modality of a batch of pairs: sums of log-probabilities in nats and how many tokens.
 
     The chosen and rejected branches carry gradients. With several masks a pair the sums and counts
-    are means over them.
+    are means over them. A tuple, in which what wraps a module finds the tensors.
     """
 
     chosen_logps_B: Tensor
@@ -74,6 +73,16 @@ class UnifiedModel(Protocol):
     Image codes are those of the model's own tokenizer. All randomness comes from the seeds, one for
     each record, so results do not depend on how records are batched.
     """
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained, by the names of its weights in a checkpoint."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated layers of `network`: units of adapters, recomputation and sharding."""
+        ...
 
     @property
     def pair_module(self) -> nn.Module:

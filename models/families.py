@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -9,14 +10,25 @@ import torch
 from models.base import UnifiedModel
 from models.showo.model import ShowoModel
 
-_LOADERS: dict[str, Callable[[Path | str, str], UnifiedModel]] = {
+_LOADERS: dict[str, Callable[[Path | str, str, str], UnifiedModel]] = {
     "showo": ShowoModel.from_folder,
 }
 
 
-def load_model(family: str, folder: Path | str, device: str) -> UnifiedModel:
-    """The model in a folder that the family's `save` has written, in evaluation mode."""
-    return _LOADERS[family](folder, device)
+def load_model(
+    family: str, folder: Path | str, device: str, precision: str = "float32"
+) -> UnifiedModel:
+    """The model in a folder that the family's `save` has written, in evaluation mode.
+
+    `precision` is that of the network's weights.
+    """
+    return _LOADERS[family](folder, device, precision)
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[None]:
+    """Within, matrices in float32 are multiplied in `precision`, as in training."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def use_threads(threads: int) -> None:

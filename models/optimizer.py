@@ -1,7 +1,7 @@
 """One AdamW for each modality over the same weights, and what a saved state holds of it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core.config import Training
 from models.base import Modality
 from models.preference import branch_settings
+from models.sharding import ShardedState, local, whole
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -58,9 +59,9 @@ class BranchOptimizer:
     def clip(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Scale the gradients in place to the largest norm allowed; the norm before."""
         given = [gradient for gradient in gradients if gradient is not None]
-        norm = torch.nn.utils.get_total_norm(given)
+        norm = whole(torch.nn.utils.get_total_norm(given))
         for gradient in given:
-            gradient.mul_(torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
+            local(gradient).mul_(torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
         return norm
 
     def step(self, gradients: Sequence[Tensor | None], factor: float) -> float:
@@ -75,19 +76,21 @@ class BranchOptimizer:
         return rate
 
     def state(self) -> dict[str, Tensor]:
-        """Moments and step counts by `modality.kind.weight`."""
+        """Moments and step counts by `modality.kind.weight`; what this process holds of them."""
         return {
-            f"{self.modality}.{kind}.{self._names[cast('nn.Parameter', parameter)]}": value
+            f"{self.modality}.{kind}.{self._names[cast('nn.Parameter', parameter)]}": local(value)
             for parameter, moments in self._adamw.state.items()
             for kind, value in moments.items()
         }
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def restore(self, state: ShardedState) -> None:
         """Take over what `state` gave."""
         for parameter, name in self._names.items():
             for kind in ("step", "exp_avg", "exp_avg_sq"):
-                value = state.get(f"{self.modality}.{kind}.{name}")
-                if value is not None:
+                stored = f"{self.modality}.{kind}.{name}"
+                if stored in state:
                     # AdamW keeps its step counts on the CPU.
-                    place = "cpu" if kind == "step" else parameter.device
-                    self._adamw.state[parameter][kind] = value.to(place, copy=True)
+                    value = torch.zeros(()) if kind == "step" else torch.zeros_like(parameter)
+                    state.fill(stored, value)
+                    self._adamw.state[parameter][kind] = value

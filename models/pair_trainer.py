@@ -1,15 +1,16 @@
 """Training steps of Pair-DPO: both modalities of the same records in each.
 
-Several processes share the rows of each batch. A process gives the gradient of the mean over its
-rows times their share of the batch, so the sum over processes is the gradient of the batch's mean:
-pairs meet in nothing but that mean. All processes then take the same step.
+Several processes share the rows of each batch, and each takes its rows some at a time. Some rows
+give the gradient of their mean times their share of the batch, so the sum is the gradient of the
+batch's mean: pairs meet in nothing but that mean. All processes then take the same step.
 
 Shapes: B pairs of a batch.
 """
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,27 +19,34 @@ from torch import Tensor, nn
 
 from core.config import Training
 from core.errors import UserError
-from core.peers import Peers
+from core.peers import EndOfAllError, Peers
 from models.base import BranchLogps, Modality, UnifiedModel
 from models.optimizer import BranchOptimizer, rate_factor
 from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
 from models.processes import sum_over_processes
+from models.sharding import ShardedState, local, whole
 
 Gradients = list[Tensor | None]
+Figures = tuple[float, Mapping[str, float]]
+"""Share of a batch, and metrics of its rows."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Part:
     """What a process tells of its rows of a batch: metrics, and which weights have a gradient."""
 
-    share: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    has_gradient: Mapping[Modality, list[bool]] = field(default_factory=dict)
+    figures: Sequence[Figures]
+    has_gradient: Mapping[Modality, list[bool]]
 
 
 class PairTrainer:
-    """Trains a model in place; step k depends on the weights, the moments and k alone."""
+    """Trains a model in place; step k depends on the weights, the moments and k alone.
+
+    At most `pairs_at_once` pairs of a batch are computed at once. The weights may be `sharded` over
+    `peers`; those of the model that need a gradient are trained.
+    """
 
     def __init__(
         self,
@@ -49,6 +57,9 @@ class PairTrainer:
         training: Training,
         seed: int,
         peers: Peers,
+        *,
+        pairs_at_once: int,
+        sharded: bool = False,
     ) -> None:
         if peers.num > training.batch_size:
             raise UserError(
@@ -56,6 +67,7 @@ class PairTrainer:
                 "pairs a step; start fewer processes or raise the batch size"
             )
         self._model, self._accelerator, self._peers = model, accelerator, peers
+        self._pairs_at_once, self._sharded = pairs_at_once, sharded
         # The model lies on its device already. Evaluation mode, since the gradients of the two
         # modalities are summed apart, which DistributedDataParallel cannot do.
         self._module: nn.Module = accelerator.prepare_model(
@@ -67,26 +79,33 @@ class PairTrainer:
         self._iteration = int(rows.text["iteration"][0].as_py())
         self._decay = training.iteration_decay ** (self._iteration - 1)
         self._modalities = active_modalities(training)
+        # Modalities whose losses meet in one term need their log-probabilities at the same time;
+        # of others, the activations of one are gone before those of the next are there.
+        joint = training.objective == "joint"
+        self._terms = [self._modalities] if joint else [[m] for m in self._modalities]
         self._optimizers = {
             modality: BranchOptimizer(self._module, modality, training)
             for modality in self._modalities
         }
         self._epoch, self._order = -1, list[Ints]()
         self._steps_per_epoch = num_batches(len(rows), training.batch_size)
-        self.num_steps = training.epochs * self._steps_per_epoch
+        num_steps = training.epochs * self._steps_per_epoch
+        self.num_steps = min(num_steps, training.max_steps or num_steps)
         self.warmup_steps = min(training.warmup_steps, self.num_steps // 2)
 
     def step(self, step: int) -> dict[str, float]:
         """Do step `step`, counted from 0; its metrics, measured before the weights move."""
         epoch = step // self._steps_per_epoch
         rows_B = self._batches(epoch)[step % self._steps_per_epoch]
-        gradients: dict[Modality, Gradients] = {}
-        # What may fail in one process alone stands within, since a sum waits for all.
-        parts = self._peers.gather(lambda: self._compute(rows_B, epoch, gradients))
-        metrics = {"step": float(step + 1), "epoch": float(epoch + 1), **_mean_metrics(parts)}
+        gradients: dict[Modality, Gradients] = {
+            modality: [None] * len(self._weights) for modality in self._modalities
+        }
+        parts = self._together(lambda: self._compute(rows_B, epoch, gradients))
+        figures = [figure for part in parts for figure in part.figures]
+        metrics = {"step": float(step + 1), "epoch": float(epoch + 1), **_mean_metrics(figures)}
         self._check_finite(metrics, step)
         for modality in self._modalities:
-            if self._peers.num > 1:
+            if self._peers.num > 1 and not self._sharded:
                 self._sum(gradients[modality], [part.has_gradient[modality] for part in parts])
             norm = self._optimizers[modality].clip(gradients[modality])
             metrics[f"{modality}/grad_norm"] = float(norm)
@@ -99,20 +118,40 @@ class PairTrainer:
             metrics[f"{modality}/learning_rate"] = rate
         return metrics
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Trained weights by their names in the model's `pair_module`; whole, in each process."""
+        return {name: whole(weight.detach()) for name, weight in self._trained()}
+
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments by name."""
-        state = {f"weights.{name}": p.detach() for name, p in self._module.named_parameters()}
+        """Trained weights and moments by name; what this process holds of them."""
+        state = {f"weights.{name}": local(weight.detach()) for name, weight in self._trained()}
         for optimizer in self._optimizers.values():
             state |= optimizer.state()
         return state
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` gave."""
-        for name, parameter in self._module.named_parameters():
-            parameter.copy_(state[f"weights.{name}"])
+    def restore(self, state: ShardedState) -> None:
+        """Continue from what `state` gave in all processes of a run."""
+        for name, weight in self._trained():
+            state.fill(f"weights.{name}", weight)
         for optimizer in self._optimizers.values():
             optimizer.restore(state)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._module.named_parameters() if p.requires_grad]
+
+    def _together(self, compute: Callable[[], _Part]) -> list[_Part]:
+        """What `compute` gives in each process; what fails in one of them ends all."""
+        if not self._sharded:
+            return self._peers.gather(compute)
+        # Here the others wait inside of torch for a process that fails, and cannot be told. Those
+        # who have started them end them as soon as it is gone.
+        try:
+            part = compute()
+        except Exception as error:
+            logger.exception("process %d failed", self._peers.rank)
+            raise EndOfAllError(f"process {self._peers.rank}: {error}") from error
+        return self._peers.gather(lambda: part)
 
     def _batches(self, epoch: int) -> list[Ints]:
         if self._epoch != epoch:
@@ -123,29 +162,48 @@ class PairTrainer:
         return self._order
 
     def _compute(self, batch_B: Ints, epoch: int, gradients: dict[Modality, Gradients]) -> _Part:
-        """This process's part of a batch; fills in its share of the batch's `gradients`."""
-        rows_B = np.array_split(batch_B, self._peers.num)[self._peers.rank]
-        share = len(rows_B) / len(batch_B)
-        if len(rows_B) == 0:
-            nothing: Gradients = [None] * len(self._weights)
-            gradients.update({modality: list(nothing) for modality in self._modalities})
-            return _Part(share, {}, _has_gradient(gradients))
-        training = self._training
-        batch = self._rows.batch(rows_B, epoch, (self._seed, training.masks_per_pair))
-        logps: dict[Modality, BranchLogps] = {}
-        reference: dict[Modality, ReferenceBranch] = {}
-        for modality in self._modalities:
-            logps[modality] = self._module(self._model.pack_pairs(batch, modality))
-            stored_B2 = torch.from_numpy(self._reference.take(modality, epoch, rows_B))
-            stored_B2 = stored_B2.to(logps[modality].chosen_logps_B)
-            reference[modality] = ReferenceBranch(stored_B2[:, 0], stored_B2[:, 1])
-        result = pair_loss(logps, reference, training)
-        for modality in self._modalities:
-            chosen_B, rejected_B = result.gradients[modality]
-            gradients[modality] = self._backward(
-                logps[modality], share * chosen_B, share * rejected_B
-            )
-        return _Part(share, result.metrics, _has_gradient(gradients))
+        """This process's part of a batch; adds its share of the batch's `gradients`."""
+        figures = []
+        for rows_B, share in self._chunks(batch_B):
+            metrics = self._add_gradients(rows_B, share, epoch, gradients)
+            figures.append((share, metrics))
+        has_gradient = {m: [g is not None for g in given] for m, given in gradients.items()}
+        return _Part(figures, has_gradient)
+
+    def _chunks(self, batch_B: Ints) -> list[tuple[Ints, float]]:
+        """Rows that are computed at once here, and their share of the batch."""
+        most = -(-len(batch_B) // self._peers.num)
+        mine = np.array_split(batch_B, self._peers.num)[self._peers.rank]
+        chunks = np.array_split(mine, -(-most // self._pairs_at_once))
+        shares = [(rows_B, len(rows_B) / len(batch_B)) for rows_B in chunks]
+        if self._sharded:
+            # All must gather weights equally often, so those without rows compute some for nothing.
+            return [(rows_B if share else batch_B[:1], share) for rows_B, share in shares]
+        return [(rows_B, share) for rows_B, share in shares if share]
+
+    def _add_gradients(
+        self, rows_B: Ints, share: float, epoch: int, gradients: dict[Modality, Gradients]
+    ) -> dict[str, float]:
+        """Add `share` times the gradient of the mean over some rows; their metrics."""
+        batch = self._rows.batch(rows_B, epoch, (self._seed, self._training.masks_per_pair))
+        metrics: dict[str, float] = {"loss": 0.0}
+        for modalities in self._terms:
+            logps: dict[Modality, BranchLogps] = {}
+            reference: dict[Modality, ReferenceBranch] = {}
+            for modality in modalities:
+                logps[modality] = self._module(self._model.pack_pairs(batch, modality))
+                stored_B2 = torch.from_numpy(self._reference.take(modality, epoch, rows_B))
+                stored_B2 = stored_B2.to(logps[modality].chosen_logps_B)
+                reference[modality] = ReferenceBranch(stored_B2[:, 0], stored_B2[:, 1])
+            result = pair_loss(logps, reference, self._training)
+            loss = metrics["loss"] + result.metrics["loss"]
+            metrics |= {**result.metrics, "loss": loss}
+            for modality in modalities:
+                chosen_B, rejected_B = result.gradients[modality]
+                self._backward(
+                    logps[modality], share * chosen_B, share * rejected_B, gradients[modality]
+                )
+        return metrics
 
     def _sum(self, gradients: Gradients, has_gradient: Sequence[Sequence[bool]]) -> None:
         """Replace gradients by their sums over processes.
@@ -157,16 +215,18 @@ class PairTrainer:
                 gradients[number] = torch.zeros_like(self._weights[number])
         sum_over_processes([gradient for gradient in gradients if gradient is not None])
 
-    def _backward(self, logps: BranchLogps, chosen_B: Tensor, rejected_B: Tensor) -> Gradients:
-        """Gradient of the weights from that of one modality's log-probabilities."""
+    def _backward(
+        self, logps: BranchLogps, chosen_B: Tensor, rejected_B: Tensor, gradients: Gradients
+    ) -> None:
+        """Add to the weights' gradients that of one modality's log-probabilities."""
         # Its derivative by the weights is the chain rule's sum, and it is a scalar for accelerate.
         carrier = (logps.chosen_logps_B * chosen_B + logps.rejected_logps_B * rejected_B).sum()
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient
         self._accelerator.backward(carrier)
-        gradients: Gradients = []
-        for parameter in self._weights:
-            gradients.append(parameter.grad)
-            parameter.grad = None
-        return gradients
+        gradients[:] = [weight.grad for weight in self._weights]
+        for weight in self._weights:
+            weight.grad = None
 
     def _check_finite(self, metrics: Mapping[str, float], step: int) -> None:
         for modality in self._modalities:
@@ -181,17 +241,10 @@ class PairTrainer:
                     )
 
 
-def _has_gradient(gradients: Mapping[Modality, Gradients]) -> dict[Modality, list[bool]]:
-    return {modality: [g is not None for g in given] for modality, given in gradients.items()}
-
-
-def _mean_metrics(parts: Sequence[_Part]) -> dict[str, float]:
+def _mean_metrics(figures: Sequence[Figures]) -> dict[str, float]:
     """Means over the rows of all parts."""
-    first, *others = [part for part in parts if part.metrics]
+    (share, first), *others = [figure for figure in figures if figure[0]]
     return {
-        name: sum(
-            (part.share * part.metrics[name] for part in others),
-            start=first.share * first.metrics[name],
-        )
-        for name in first.metrics
+        name: sum((share * metrics[name] for share, metrics in others), start=share * first[name])
+        for name in first
     }

@@ -102,7 +102,7 @@ def process_device(device: str, peers: Peers) -> str:
     return f"cuda:{local}"
 
 
-def make_accelerator(device: str, peers: Peers) -> Accelerator:
+def make_accelerator(device: str, peers: Peers, precision: str) -> Accelerator:
     """An accelerator on `device` for exactly these processes, whatever is around."""
     # Launchers that are not understood start processes which train the same, each for itself.
     num_started = max(int(os.environ.get(name, "1")) for name in NUM_STARTED)
@@ -113,7 +113,8 @@ def make_accelerator(device: str, peers: Peers) -> Accelerator:
     if peers.num > 1:
         # Where nothing is said, accelerate sets a number of threads of its own.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    mixed = "bf16" if precision == "bfloat16" else "no"
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
     if accelerator.num_processes != num_started:
         raise _unconnected(num_started, accelerator.num_processes)
     return accelerator

@@ -73,12 +73,15 @@ class Evaluator:
 
     def __init__(self, context: StageContext) -> None:
         config = context.config
-        family, device = config.model.family, config.runtime.device
+        device = config.runtime.device
         use_threads(config.runtime.threads)
-        self.model = load_model(family, context.input("checkpoint").path("model"), device)
-        by_oracle = config.evaluation.judge == "oracle"
-        base = context.input("base").path("model")
-        self.judge = Judge(None if by_oracle else load_model(family, base, device))
+
+        def model(name: str) -> UnifiedModel:
+            folder = context.input(name).path("model")
+            return load_model(config.model.family, folder, device, config.model.precision)
+
+        self.model = model("checkpoint")
+        self.judge = Judge(None if config.evaluation.judge == "oracle" else model("base"))
         self.scorer = CaptionScorer(config.scoring.caption_encoder, device)
         chosen = config.sampling.images
         self.sampling = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
@@ -259,6 +262,7 @@ EVALUATE = Stage(
     2,
     reads=(
         "model.family",
+        "model.precision",
         "evaluation",
         "scoring.caption_encoder",
         "sampling.images.steps",

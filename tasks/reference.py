@@ -16,7 +16,7 @@ from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
 from data.tables import TableWriter, count_rows, iter_batches
 from models.base import BranchLogps, Modality, UnifiedModel
-from models.families import load_model, use_threads
+from models.families import autocast, load_model, use_threads
 from models.pair_data import COLUMNS, NO_MASK, SIDES, PairRows, encode_pairs
 
 
@@ -26,7 +26,9 @@ class _Reference:
     def __init__(self, context: StageContext) -> None:
         config = context.config
         folder = context.input("checkpoint").path("model")
+        # As in training: float32 weights, multiplied in the precision.
         self._model: UnifiedModel = load_model(config.model.family, folder, config.runtime.device)
+        self._device, self._precision = config.runtime.device, config.model.precision
         self._batch_size = config.runtime.batch_records
         self._masking = config.seed, config.training.masks_per_pair
         self._epochs = config.training.epochs
@@ -44,7 +46,7 @@ class _Reference:
         self, rows: PairRows, rows_B: np.ndarray, modality: Modality, epoch: int
     ) -> pa.Table:
         batch = rows.batch(rows_B, epoch, self._masking)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(self._device, self._precision):
             logps: BranchLogps = self._model.pair_logps(batch, modality)
         size = len(rows_B)
         seeds = batch.mask_seeds if modality == "image" else [NO_MASK] * size
@@ -81,7 +83,7 @@ def run(context: StageContext) -> Mapping[str, object]:
 REFERENCE = Stage(
     "reference",
     1,
-    ("seed", "model.family", "training.masks_per_pair", "training.epochs"),
+    ("seed", "model.family", "model.precision", "training.masks_per_pair", "training.epochs"),
     ("checkpoint", "pairs"),
     run,
 )

@@ -92,7 +92,12 @@ def _sample_all(
     size = config.sampling.shard_records
     sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
     use_threads(config.runtime.threads)
-    model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
+    model = load_model(
+        config.model.family,
+        checkpoint.path("model"),
+        config.runtime.device,
+        config.model.precision,
+    )
     shards = iter_batches(pool, "pool", columns, batch_size=size)
     total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
     with context.progress(context.stage.name, total) as bar:
@@ -122,7 +127,13 @@ def _batches(table: pa.Table, size: int) -> Iterator[pa.Table]:
 CAPTIONS = Stage(
     "sample-captions",
     1,
-    reads=("seed", "model.family", "sampling.captions", "sampling.shard_records"),
+    reads=(
+        "seed",
+        "model.family",
+        "model.precision",
+        "sampling.captions",
+        "sampling.shard_records",
+    ),
     inputs=("pool", "checkpoint"),
     body=_captions,
     splits=True,
@@ -130,7 +141,13 @@ CAPTIONS = Stage(
 IMAGES = Stage(
     "sample-images",
     1,
-    reads=("seed", "model.family", "sampling.images", "sampling.shard_records"),
+    reads=(
+        "seed",
+        "model.family",
+        "model.precision",
+        "sampling.images",
+        "sampling.shard_records",
+    ),
     inputs=("pool", "checkpoint"),
     body=_images,
     splits=True,

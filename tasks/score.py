@@ -97,7 +97,12 @@ def _self_vqa(context: StageContext) -> Judge:
     checkpoint = context.input("checkpoint")
     config = context.config
     use_threads(config.runtime.threads)
-    model = load_model(config.model.family, checkpoint.path("model"), config.runtime.device)
+    model = load_model(
+        config.model.family,
+        checkpoint.path("model"),
+        config.runtime.device,
+        config.model.precision,
+    )
     scorer = None
     if config.scoring.answer_by == "decoding":
         scorer = CaptionScorer(config.scoring.caption_encoder, config.runtime.device)
@@ -163,6 +168,7 @@ SCORE_IMAGES = Stage(
     2,
     reads=(
         "model.family",
+        "model.precision",
         "scoring.judge",
         "scoring.answer_by",
         "scoring.caption_encoder",

@@ -1,9 +1,9 @@
 """Stage `train`: Pair-DPO from one checkpoint to the next.
 
-Reads checkpoint, pairs and reference log-probabilities; writes the model folder `model/` and
-`metrics.jsonl`, one line a step. A killed run continues from its last saved state and ends with
-the same weights. Under torchrun all processes run this module and share each batch; the first alone
-shows, writes and publishes.
+Reads checkpoint, pairs and reference log-probabilities; writes the model folder `model/`, with LoRA
+also `adapter/` (peft's format), and `metrics.jsonl`, one line a step. A killed run continues from
+its last saved state and ends with the same weights. Under torchrun all processes run this module
+and share each batch; the first alone shows and publishes, and writes all but shards of states.
 """
 
 import json
@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 
 from core.command import stage_command
 from core.config import Training
 from core.draft import SCRATCH, Draft
 from core.errors import UserError
+from core.runtime import derive_seed
 from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
 from models.base import UnifiedModel
@@ -29,6 +32,10 @@ from models.pair_data import join_reference, open_pairs
 from models.pair_trainer import PairTrainer
 from models.preference import active_modalities
 from models.processes import connected, make_accelerator, process_device
+from models.sharding import ShardedState, recompute, shard
+
+if TYPE_CHECKING:
+    from models.adapters import Adapters
 
 METRICS = "metrics.jsonl"
 WINDOW = 20  # steps that alarms and the figures of the manifest are averaged over
@@ -39,29 +46,38 @@ Metrics = list[dict[str, float]]
 
 def run(context: StageContext) -> Mapping[str, object]:
     """Train, then publish the model."""
-    config, training = context.config, context.config.training
-    use_threads(config.runtime.threads)
-    device = process_device(config.runtime.device, context.peers)
-    accelerator = make_accelerator(device, context.peers)
+    config, training, runtime = context.config, context.config.training, context.config.runtime
+    use_threads(runtime.threads)
+    device = process_device(runtime.device, context.peers)
+    accelerator = make_accelerator(device, context.peers, config.model.precision)
     context.logger.info("process 1 of %d, on %s", context.peers.num, device)
-    folder = context.input("checkpoint").path("model")
-    model = load_model(config.model.family, folder, device)
+    model, adapters = _load(context, device)
+    sharded = runtime.shard_weights and context.peers.num > 1
+    if runtime.recompute:
+        recompute(model.blocks)
+    if sharded:
+        shard(model.pair_module, model.blocks, device)
     paths = context.input("pairs").parts()
-    batch_size = config.runtime.batch_records
-    with open_pairs(paths, model, batch_size, context.progress) as rows:
+    with open_pairs(paths, model, runtime.batch_records, context.progress) as rows:
         stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
         reference = join_reference(stored, rows, config.seed, training.epochs)
         trainer = PairTrainer(
-            model, accelerator, rows, reference, training, config.seed, context.peers
-        )
+            model, accelerator, rows, reference, training, config.seed, context.peers,
+            pairs_at_once=runtime.batch_pairs, sharded=sharded,
+        )  # fmt: skip
         if trainer.warmup_steps < training.warmup_steps:
             context.logger.warning(
                 "training.warmup_steps = %d would take more than half of the %d steps; warming "
                 "up for %d", training.warmup_steps, trainer.num_steps, trainer.warmup_steps,
             )  # fmt: skip
-        metrics, seconds = _fit(context, trainer)
+        metrics, seconds = _fit(context, trainer, sharded)
+    if sharded:
+        weights = trainer.trained_weights()
+        if context.peers.first:
+            model, adapters = _load(context, "cpu")
+            _take_over(model, weights)
     if context.peers.first:
-        _write_model(model, context.draft)
+        _write(model, adapters, context.draft)
         with context.draft.write(METRICS) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
     return {
@@ -76,7 +92,7 @@ def run(context: StageContext) -> Mapping[str, object]:
 TRAIN = Stage(
     "train",
     1,
-    ("seed", "model.family", "training"),
+    ("seed", "model.family", "model.precision", "training"),
     ("checkpoint", "pairs", "reference"),
     run,
 )
@@ -87,7 +103,26 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
+def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters | None"]:
+    """The model to be trained, in float32; with adapters, if they are what is trained."""
+    config, lora = context.config, context.config.training.lora
+    model = load_model(config.model.family, context.input("checkpoint").path("model"), device)
+    if lora is None:
+        return model, None
+    # Here, since the import takes seconds.
+    from models.adapters import Adapters
+
+    return model, Adapters(model, lora, derive_seed(context.seed, "adapters"))
+
+
+@torch.no_grad()
+def _take_over(model: UnifiedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in model.pair_module.named_parameters():
+        if name in weights:
+            parameter.copy_(weights[name])
+
+
+def _fit(context: StageContext, trainer: PairTrainer, sharded: bool) -> tuple[Metrics, float]:
     """All steps that are left, and the seconds each of them took."""
     metrics = _resume(context, trainer)
     # Those of one process, since all must meet to save.
@@ -104,22 +139,34 @@ def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
             bar.update()
             done = step + 1
             if done % save_every == 0 and done < trainer.num_steps:
-                context.peers.once(lambda: _save(context.draft, trainer, metrics))
+                _save(context, trainer, metrics, sharded)
     return metrics, (time.monotonic() - started) / max(1, trainer.num_steps - first)
 
 
-def _save(draft: Draft, trainer: PairTrainer, metrics: Metrics) -> None:
-    """Write the state after the last of `metrics` and drop older ones."""
-    name = f"{SCRATCH}step-{len(metrics):06d}"
-    older = draft.names(SCRATCH)
-    with draft.write(f"{name}.safetensors") as path:
-        save_file(trainer.state(), path)
-    # Written last: a state counts only with its JSON.
-    with draft.write(f"{name}.json") as path:
-        path.write_text(json.dumps({"step": len(metrics), "metrics": metrics}), encoding="utf-8")
-    for part in older:
-        if not part.startswith(name):
-            draft.discard(part)
+def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics, sharded: bool) -> None:
+    """Write the state after the last of `metrics` and drop older ones.
+
+    Of sharded weights every process writes what it holds, otherwise the first writes all.
+    """
+    draft, peers = context.draft, context.peers
+    name, num_files = _state_name(len(metrics)), peers.num if sharded else 1
+
+    def write() -> None:
+        if peers.rank < num_files:
+            with draft.write(_state_file(name, peers.rank, num_files)) as path:
+                save_file(trainer.state(), path)
+
+    def finish() -> None:
+        # Written last: a state counts only with its JSON.
+        with draft.write(f"{name}.json") as path:
+            state = {"step": len(metrics), "num_files": num_files, "metrics": metrics}
+            path.write_text(json.dumps(state), encoding="utf-8")
+        for part in draft.names(SCRATCH):
+            if not part.startswith(name):
+                draft.discard(part)
+
+    peers.gather(write)
+    peers.once(finish)
 
 
 def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
@@ -130,18 +177,26 @@ def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     if name is None:
         return []
     saved = json.loads(draft.path(f"{name}.json").read_text(encoding="utf-8"))
-    trainer.restore(load_file(draft.path(f"{name}.safetensors")))
+    files = [_state_file(name, index, saved["num_files"]) for index in range(saved["num_files"])]
+    trainer.restore(ShardedState([draft.path(file) for file in files]))
     context.logger.info("continuing after step %d", saved["step"])
     metrics: Metrics = saved["metrics"]
     return metrics
 
 
+def _state_name(step: int) -> str:
+    return f"{SCRATCH}step-{step:06d}"
+
+
+def _state_file(name: str, index: int, num_files: int) -> str:
+    return f"{name}.{index}-of-{num_files}.safetensors"
+
+
 def _newest_state(draft: Draft) -> str | None:
-    names = draft.names(SCRATCH)
-    for name in reversed(names):
-        state = name.removesuffix(".json")
-        if name.endswith(".json") and f"{state}.safetensors" in names:
-            return state
+    # The files are there before the JSON, and dropped after it.
+    for name in reversed(draft.names(SCRATCH)):
+        if name.endswith(".json"):
+            return name.removesuffix(".json")
     return None
 
 
@@ -169,11 +224,15 @@ def _last_means(metrics: Metrics) -> dict[str, float]:
     return {name: sum(row[name] for row in window) / len(window) for name in names}
 
 
-def _write_model(model: UnifiedModel, draft: Draft) -> None:
+def _write(model: UnifiedModel, adapters: "Adapters | None", draft: Draft) -> None:
     with TemporaryDirectory(prefix="hermesflow-") as scratch:
-        model.save(scratch)
-        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
-            with draft.write(f"model/{file.relative_to(scratch).as_posix()}") as path:
+        folder = Path(scratch)
+        if adapters is not None:
+            adapters.save(folder / "adapter")
+            adapters.merge()
+        model.save(folder / "model")
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with draft.write(file.relative_to(folder).as_posix()) as path:
                 shutil.move(file, path)
 
 

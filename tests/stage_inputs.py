@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "iterations": 1,
     "store": "unused",
-    "model": {"family": "showo", "checkpoint": "unused"},
+    "model": {"family": "showo", "checkpoint": "unused", "precision": "float32"},
     "data": {
         "source": "shapes",
         "pool_records": 6,
@@ -64,12 +64,14 @@ SETTINGS: dict[str, Any] = {
         "image": dict(BRANCH),
         "masks_per_pair": 2,
         "epochs": 2,
+        "max_steps": None,
         "batch_size": 4,
         "warmup_steps": 0,
         "iteration_decay": 1.0,
         "schedule": "linear",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
+        "lora": None,
         "collapse_nats": 50.0,
     },
     "evaluation": {
@@ -80,7 +82,16 @@ SETTINGS: dict[str, Any] = {
     },
     "gate": {"min_generation_gain": 0.0, "max_understanding_loss": 0.0, "beyond_interval": True},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
-    "runtime": {"device": "cpu", "threads": 1, "batch_records": 3, "save_every_steps": 2},
+    "runtime": {
+        "device": "cpu",
+        "threads": 1,
+        "processes": 1,
+        "batch_records": 3,
+        "batch_pairs": 4,
+        "recompute": False,
+        "shard_weights": False,
+        "save_every_steps": 2,
+    },
     "compute": load_config(QUICK).compute.model_dump(),
 }
 

@@ -111,9 +111,7 @@ def test_branches_without_a_term_are_not_active() -> None:
 
 def test_losses_are_means_over_pairs() -> None:
     logps, reference = example()
-    twice: Logps = {
-        "image": BranchLogps(*(value.repeat(2) for value in vars(logps["image"]).values()))
-    }
+    twice: Logps = {"image": BranchLogps(*(value.repeat(2) for value in logps["image"]))}
     doubled = {
         "image": ReferenceBranch(*(value.repeat(2) for value in vars(reference["image"]).values()))
     }

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish, publish_model
+from transformers.models.phi.modeling_phi import PhiAttention, PhiDecoderLayer, PhiMLP
 
 from core.artifact import Artifact, ArtifactRef
 from core.config import Config
@@ -244,6 +246,136 @@ def test_the_joint_loss_starts_at_ln_2(loop: Loop) -> None:
     assert metrics(artifact)[0]["loss"] == pytest.approx(LN_2, abs=1e-3)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_pairs_computed_some_at_a_time_train_as_the_whole_batch(loop: Loop, at_once: int) -> None:
+    changes = {"training__objective": "joint", "training__image__nll_weight": 0.1}
+    whole = loop.train(make_config(**changes, seed=0))
+    config = make_config(**changes, runtime__batch_pairs=at_once)
+    loop = Loop(f"{loop.store.uri}-again")
+    parts = loop.train(config)
+    for row, same in zip(metrics(parts), metrics(whole), strict=True):
+        assert row == pytest.approx(same, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["sum", "joint"])
+def test_activations_computed_again_change_nothing(
+    loop: Loop, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = loop.train(make_config(training__objective=objective))
+    runs: list[bool] = []
+    original = PhiDecoderLayer.forward
+
+    def forward(layer: PhiDecoderLayer, *arguments: Any, **named: Any) -> torch.Tensor:
+        runs.append(torch.is_grad_enabled())
+        result: torch.Tensor = original(layer, *arguments, **named)
+        return result
+
+    monkeypatch.setattr(PhiDecoderLayer, "forward", forward)
+    counts = []
+    for recompute in (False, True):
+        again = Loop(f"{loop.store.uri}-{recompute}")
+        runs.clear()
+        config = make_config(training__objective=objective, runtime__recompute=recompute)
+        artifact = again.train(config)
+        counts.append(sum(runs))
+        assert metrics(artifact) == metrics(kept)
+        assert artifact.ref.digest == kept.ref.digest
+    assert counts[1] == 2 * counts[0]
+
+
+def test_training_ends_after_max_steps_with_its_rates_at_zero(loop: Loop) -> None:
+    artifact = loop.train(make_config(training__max_steps=4))
+    rates = [row["image/learning_rate"] for row in metrics(artifact)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert loop.train(make_config(training__max_steps=100)).manifest["results"]["steps"] == 6
+
+
+def test_bfloat16_multiplies_in_blocks_and_keeps_weights_and_sums(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = metrics(loop.train(make_config()))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    seen: set[tuple[str, torch.dtype]] = set()
+    for kind in (PhiAttention, PhiMLP):
+        original = kind.forward
+
+        def forward(
+            module: torch.nn.Module, *arguments: Any, original: Any = original, **named: Any
+        ) -> Any:
+            result = original(module, *arguments, **named)
+            value = result[0] if isinstance(result, tuple) else result
+            weight = next(module.parameters())
+            seen.update({("value", value.dtype), ("weight", weight.dtype)})
+            return result
+
+        monkeypatch.setattr(kind, "forward", forward)
+    artifact = loop.train(make_config(model__precision="bfloat16"))
+    assert seen == {("value", torch.bfloat16), ("weight", torch.float32)}
+    rows = metrics(artifact)
+    assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in exact], abs=0.05)
+    assert rows[-1]["loss"] != exact[-1]["loss"]
+    # The reference is computed in the same way, so training starts where it must.
+    assert rows[0]["loss"] == pytest.approx(2 * LN_2, abs=5e-3)
+    weights = load_file(artifact.path("model/model.safetensors"))
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def pair_batch() -> PairBatch:
+    rows = pa.Table.from_pylist([pair_row(n) for n in range(4)], schema=arrow_schema("pairs"))
+    return encode_pairs(rows, tiny_model(), 4).batch(np.arange(4), 0, (0, 2))
+
+
+def test_adapters_train_alone_and_are_merged_into_the_checkpoint(loop: Loop) -> None:
+    config = make_config(training__lora={"rank": 2, "alpha": 4}, training__epochs=4)
+    artifact = loop.train(config)
+    rows = metrics(artifact)
+    assert rows[0]["loss"] == pytest.approx(2 * LN_2, abs=1e-3)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
+    base = ShowoModel.from_folder(loop.store.open(loop.checkpoint).path("model"))
+    before = {name: weight.clone() for name, weight in base.network.state_dict().items()}
+    merged = ShowoModel.from_folder(artifact.path("model")).network.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], merged[name])}
+    assert changed == {
+        f"showo.model.layers.{layer}.{matrix}.weight"
+        for layer in range(len(base.blocks))
+        for matrix in (
+            *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "dense")),
+            *("mlp.fc1", "mlp.fc2"),
+        )
+    }
+
+
+def test_saved_adapters_switch_between_reference_and_policy(loop: Loop) -> None:
+    config = make_config(training__lora={"rank": 2, "alpha": 4})
+    artifact = loop.train(config)
+    base = ShowoModel.from_folder(loop.store.open(loop.checkpoint).path("model"))
+    policy = ShowoModel.from_folder(artifact.path("model"))
+    batch = pair_batch()
+    with torch.inference_mode():
+        reference = base.pair_logps(batch, "image").chosen_logps_B
+        wanted = policy.pair_logps(batch, "image").chosen_logps_B
+    adapted = PeftModel.from_pretrained(base.network, str(artifact.path("adapter")))
+    with torch.inference_mode():
+        found = base.pair_logps(batch, "image").chosen_logps_B
+        with adapted.disable_adapter():
+            off = base.pair_logps(batch, "image").chosen_logps_B
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+    assert torch.equal(off, reference)
+    assert not torch.allclose(off, found)
+
+
+def test_killed_training_of_adapters_ends_as_straight_training(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(training__lora={"rank": 2, "alpha": 4})
+    straight = Loop(tmp_path / "other").train(config)
+    with monkeypatch.context() as patch:
+        kill_at(5, patch)
+        with pytest.raises(KilledError):
+            loop.train(config)
+    assert loop.train(config).ref.digest == straight.ref.digest
+
+
 def kill_at(step_to_kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = PairTrainer.step
 
@@ -267,7 +399,10 @@ def test_killed_and_resumed_training_ends_as_straight_training(
         with pytest.raises(KilledError):
             run_stage(TRAIN, config, loop.store, inputs)
     draft = loop.store.draft("train", stage_key(TRAIN, config, inputs))
-    assert draft.names("state/") == ["state/step-000004.json", "state/step-000004.safetensors"]
+    assert draft.names("state/") == [
+        "state/step-000004.0-of-1.safetensors",
+        "state/step-000004.json",
+    ]
     with monkeypatch.context() as patch:
         kill_at(0, patch)  # the steps that are done are not done again
         resumed = loop.store.open(run_stage(TRAIN, config, loop.store, inputs).ref)
@@ -324,7 +459,7 @@ def test_an_incomplete_state_is_not_used(loop: Loop, monkeypatch: pytest.MonkeyP
         with pytest.raises(KilledError):
             run_stage(TRAIN, config, loop.store, inputs)
     draft = loop.store.draft("train", stage_key(TRAIN, config, inputs))
-    with draft.write("state/step-000005.safetensors") as path:
+    with draft.write("state/step-000005.0-of-1.safetensors") as path:
         path.write_bytes(b"cut off")
     artifact = loop.store.open(run_stage(TRAIN, config, loop.store, inputs).ref)
     assert len(metrics(artifact)) == 6

@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish
 from test_train import Loop, assert_same_weights, metrics
 from together import Hook, Outcome, free_port, no_hook, run_together
@@ -27,7 +28,7 @@ from core.config import Config
 from core.draft import Draft, LocalDraft
 from core.errors import UserError
 from core.peers import Peers
-from core.stage import run_stage, stage_key
+from core.stage import StageContext, run_stage, stage_key
 from models.families import use_threads
 from models.pair_trainer import PairTrainer
 from models.processes import process_device
@@ -143,6 +144,84 @@ def test_several_processes_train_like_one(
     assert outcome.outputs[1:] == [""] * (num - 1)
 
 
+SHARDED = {"runtime__shard_weights": True}
+
+
+def watch_memory(folder: Path, rank: int) -> None:
+    """Note how many numbers of weights and moments this process holds after its last step."""
+    original = PairTrainer.step
+
+    def step(trainer: PairTrainer, number: int) -> dict[str, float]:
+        row = original(trainer, number)
+        held = sum(tensor.numel() for tensor in trainer.state().values())
+        (folder / f"held-{rank}").write_text(str(held))
+        return row
+
+    PairTrainer.step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("num", "num_pairs", "changes"),
+    [
+        (2, 10, {}),
+        (2, 10, {"runtime__recompute": True, "training__objective": "joint"}),
+        # Batches of 3, 3, 2 and 2, one pair at a time: some have less to do than others.
+        (3, 10, {"training__batch_size": 3, "training__weight_decay": 0.1}),
+        (2, 10, {"runtime__batch_pairs": 1, "training__batch_size": 5}),
+        (2, 10, {"training__lora": {"rank": 2, "alpha": 4}}),
+    ],
+)
+def test_processes_with_a_part_of_the_weights_each_train_like_one(
+    tmp_path: Path, num: int, num_pairs: int, changes: Mapping[str, Any]
+) -> None:
+    config = make_config(**changes)
+    one = Group(tmp_path / "one", config, num_pairs)
+    alone = one.loop.store.open(run_stage(TRAIN, config, one.loop.store, one.inputs).ref)
+    several = Group(tmp_path / "several", make_config(**changes, **SHARDED), num_pairs)
+    together = several.train(num, partial(watch_memory, tmp_path))
+    for row, same in zip(metrics(together), metrics(alone), strict=True):
+        assert row == pytest.approx(same, **TOLERANCE)
+    assert together.names() == alone.names()
+    before = tiny_model().network.state_dict()
+    weights, same = (load_file(a.path("model/model.safetensors")) for a in (together, alone))
+    # AdamW moves a weight with next to no gradient by the sign of its rounding.
+    moved = sum(float((same[name] - before[name]).square().sum()) for name in before)
+    apart = sum(float((same[name] - weights[name]).square().sum()) for name in before)
+    assert apart < 1e-3 * moved
+    held = [int((tmp_path / f"held-{rank}").read_text()) for rank in range(num)]
+    # Weights and four moments; a part has no more rows than the next.
+    assert max(held) < 0.6 * sum(held) if num == 2 else max(held) < 0.45 * sum(held)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, True), (1, False)), ((1, False), (2, True)), ((2, True), (3, True))]
+)
+def test_a_saved_state_continues_on_another_number_of_processes(
+    tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
+) -> None:
+    straight = Group(tmp_path / "straight", make_config()).train(2)
+    group = Group(tmp_path / "killed", make_config(runtime__shard_weights=before[1]))
+    outcome = group.run(before[0], partial(end_at, 5, before[0] - 1))
+    assert outcome.codes[-1] == -signal.SIGKILL
+    states = [name for name in group.draft().names("state/") if name.endswith(".safetensors")]
+    assert states == [
+        f"state/step-000004.{rank}-of-{before[0]}.safetensors" for rank in range(before[0])
+    ]
+    group.config = make_config(runtime__shard_weights=after[1])
+    resumed = group.train(after[0], partial(not_before, 4))
+    for row, same in zip(metrics(resumed), metrics(straight), strict=True):
+        assert row == pytest.approx(same, **TOLERANCE)
+
+
+def test_a_fault_among_processes_with_parts_of_the_weights_ends_its_process(
+    tmp_path: Path,
+) -> None:
+    group = Group(tmp_path, make_config(**SHARDED))
+    outcome = group.run(2, partial(fail_to_pack, KeyError("oops"), 1))
+    assert outcome.codes[1] == 2
+    assert "in pack_pairs" in outcome.outputs[1]
+
+
 def no_step(rank: int) -> None:
     def step(trainer: PairTrainer, number: int) -> dict[str, float]:
         raise AssertionError("a step was taken")
@@ -194,8 +273,8 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
     if victim == 1:
         assert "the connection to the other processes broke" in outcome.outputs[0]
     assert group.draft().names("state/") == [
+        "state/step-000004.0-of-1.safetensors",
         "state/step-000004.json",
-        "state/step-000004.safetensors",
     ]
     resumed = group.train(2, partial(not_before, 4))
     assert_same_weights(resumed, straight)
@@ -214,7 +293,7 @@ def test_training_on_s3_survives_a_kill(tmp_path: Path, bucket: str) -> None:
 
 
 def no_space(rank: int) -> None:
-    def save(draft: Draft, trainer: PairTrainer, rows: object) -> None:
+    def save(context: StageContext, trainer: PairTrainer, rows: object, sharded: bool) -> None:
         raise UserError("disk full")
 
     tasks.train._save = save

@@ -15,6 +15,8 @@ from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from torch.distributed import TCPStore
+
 Hook = Callable[[int], object]
 """Called with its rank in every process before it starts."""
 
@@ -42,7 +44,8 @@ def run_together(
 ) -> Outcome:
     """Run the command in `num` processes; each may have arguments of its own."""
     own = [arguments] * num if isinstance(arguments[0], str) else arguments
-    port = free_port()
+    # Hosted here as torchrun does, so no other test can have taken the port meanwhile.
+    meeting_place = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for rank in range(num):
@@ -53,7 +56,8 @@ def run_together(
             "WORLD_SIZE": str(num),
             "LOCAL_WORLD_SIZE": str(num),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(meeting_place.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
             "OMP_NUM_THREADS": "1",
         }
         target = partial(_run, environment, list(own[rank]), folder / f"{rank}.txt", hook, rank)

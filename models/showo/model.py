@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
+from torch import nn
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from core.errors import UserError
@@ -101,6 +102,11 @@ class ShowoModel:
     def resolution(self) -> int:
         """Side of an image in pixels."""
         return math.isqrt(self.config.num_vq_tokens) * self.vq.config.downsample
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers of the transformer."""
+        return list(self.network.showo.model.layers)
 
     @property
     def pair_module(self) -> PairModule:

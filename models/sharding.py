@@ -1,0 +1,89 @@
+"""Less memory for training: activations computed again, and weights split over processes (FSDP2).
+
+A sharded weight is a DTensor: each process holds a run of its rows, in the order of ranks, and so
+of its gradient and moments. A saved state has a file from each process; together they hold every
+tensor, so any number of processes may continue from it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(blocks: Sequence[nn.Module]) -> None:
+    """Keep the inputs of blocks alone for the backward pass, which computes the rest again."""
+    for block in blocks:
+        # Inside of what calls `forward`: FSDP has gathered the weights when a block runs again.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def shard(module: nn.Module, blocks: Sequence[nn.Module], device: str) -> None:
+    """Split all weights over the processes; those of a block are whole only while it runs.
+
+    Gradients become sums over processes, as ours are shares of one mean.
+    """
+    mesh = init_device_mesh(torch.device(device).type, (distributed.get_world_size(),))
+    for part in (*blocks, module):
+        fully_shard(part, mesh=mesh)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this process holds: all, if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a tensor. All processes must call it alike."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class ShardedState:
+    """Tensors of a state that files of several processes hold, rows in the order of the files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._names = [set[str]() for _ in paths]
+        for names, path in zip(self._names, paths, strict=True):
+            with safe_open(path, framework="pt") as file:
+                names.update(file.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names[0]
+
+    def fill(self, name: str, target: Tensor) -> None:
+        """Copy into `target`, sharded or not, the rows of tensor `name` that it holds."""
+        mine = local(target)
+        first = _first_row(target)
+        start = 0
+        for path in self._paths:
+            with safe_open(path, framework="pt") as file:
+                stored = file.get_slice(name)
+                shape = stored.get_shape()
+                if not shape:
+                    mine.copy_(file.get_tensor(name))
+                    return
+                low, high = max(first, start), min(first + len(mine), start + shape[0])
+                if low < high:
+                    mine[low - first : high - first].copy_(stored[low - start : high - start])
+                start += shape[0]
+
+
+def _first_row(tensor: Tensor) -> int:
+    """Where the rows of this process begin."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    # As torch.chunk does: all parts but the last are of equal size, and some may be empty.
+    size = -(-tensor.shape[0] // tensor.device_mesh.size())
+    return min(size * tensor.device_mesh.get_local_rank(), tensor.shape[0])
