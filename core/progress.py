@@ -62,6 +62,12 @@ class Progress:
             self._observed = now
             self._notify()
 
+    def extend(self, total: int) -> None:
+        """Let `total` be the units of the step, of which some were not known before."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def values(self, row: Mapping[str, float]) -> None:
         """Show what was measured in a part of the work: its `step`, and figures by name."""
         for observer in self._value_observers:

@@ -97,7 +97,8 @@ class Stage:
     and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
     compute something else. `files` names what the body reads outside the store; their contents
     enter the key. The body of a stage that `splits` does the parts of its share, and returns None
-    while parts of others are missing.
+    while parts of others are missing. The processes of one that `meets` are `peers`, which share
+    every part of the work.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Stage:
     body: Body
     files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
     splits: bool = False
+    meets: bool = False
 
 
 @dataclass(frozen=True)

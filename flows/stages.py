@@ -19,9 +19,10 @@ from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
 from core.progress import observed_by
-from core.stage import WHOLE, Inputs, Share, Stage, StageResult, run_share
+from core.stage import WHOLE, Inputs, Share, Stage, StageResult
 from core.store import Store
 from flows.pages import ProgressPage
+from tasks._crew import run_on_machine
 from tasks._tracking.live import shown_live
 from tasks.register import REGISTER, register_stage
 
@@ -177,7 +178,7 @@ def do_stage(
     store = Store(config.store)
     if stage is REGISTER:
         return register_stage(stage, config, store, inputs, run_id)
-    return run_share(stage, config, store, inputs, share)
+    return run_on_machine(stage, config, store, inputs, share)
 
 
 def _documents(inputs: Inputs) -> dict[str, list[RefDocument]]:

@@ -95,6 +95,7 @@ TRAIN = Stage(
     ("seed", "model.family", "model.precision", "training"),
     ("checkpoint", "pairs", "reference"),
     run,
+    meets=True,
 )
 
 
