@@ -93,7 +93,7 @@ def test_processes_train_together_and_show_it_here(
 @pytest.mark.slow
 def test_an_error_in_a_process_is_the_error_of_the_stage(loop: Loop, children: object) -> None:
     config = two(training__batch_size=1)
-    with pytest.raises(UserError, match="2 processes cannot share training.batch_size = 1"):
+    with pytest.raises(UserError, match=r"2 processes cannot share training\.batch_size = 1"):
         run_on_machine(TRAIN, config, loop.store, loop.inputs(config))
 
 
@@ -160,5 +160,5 @@ def test_processes_are_one_for_each_gpu_or_as_many_as_said(
     assert [num("cpu", 0), num("cpu", 4)] == [1, 4]
     with pytest.raises(UserError, match=r"runtime.processes = 4, but 3 GPUs are visible"):
         num("cuda", 4)
-    with pytest.raises(UserError, match="cuda:1 names one GPU for runtime.processes = 2"):
+    with pytest.raises(UserError, match=r"cuda:1 names one GPU for runtime\.processes = 2"):
         num("cuda:1", 2)
