@@ -23,6 +23,7 @@ from tests.browser import chromium
 from tests.cluster import (
     NAME,
     RUN_ID,
+    S3,
     Cluster,
     make_images,
     run,
@@ -270,15 +271,29 @@ def test_pool_without_deployments_and_unknown_pool_are_named(cluster: Cluster) -
         cluster.start("configs/one.yaml", pool="cloud")
 
 
-def test_store_that_containers_cannot_reach_is_named(cluster: Cluster) -> None:
-    elsewhere = {
-        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
-        "AWS_ENDPOINT_URL": "http://nowhere:1",
-    }
-    config = cluster.config("nowhere", compute__docker__environment=elsewhere, **NEW)
+def without_store(cluster: Cluster, name: str, address: str) -> str:
+    """The message of a run whose containers, and not the loop, look for the store elsewhere."""
+    elsewhere = {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "AWS_ENDPOINT_URL": address}
+    config = cluster.config(name, compute__docker__environment=elsewhere, **NEW)
     deploy = ["-m", "flows.local", "deploy", "--pool", "docker", "--config"]
     cluster.python(*deploy, config)
     state = refused(cluster, config)
     cluster.python(*deploy, cluster.config("one"))
-    assert "cannot be reached" in state["message"]
-    assert "AWS_ENDPOINT_URL" in state["message"]
+    return str(state["message"])
+
+
+def test_store_that_containers_cannot_reach_is_named(cluster: Cluster) -> None:
+    message = without_store(cluster, "nowhere", "http://nowhere:1")
+    assert "cannot be reached" in message
+    assert "AWS_ENDPOINT_URL" in message
+
+
+def test_credentials_that_the_store_refuses_in_a_container_are_named(cluster: Cluster) -> None:
+    # This server knows nobody, so every key is wrong.
+    strict, auth = f"{NAME}-strict", "INITIAL_NO_AUTH_ACTION_COUNT=0"
+    run("docker", "run", "-d", "--network", NAME, "--name", strict, "-e", auth, S3)
+    try:
+        message = without_store(cluster, "strict", f"http://{strict}:9000")
+    finally:
+        run("docker", "rm", "-f", strict)
+    assert "AWS_ACCESS_KEY_ID" in message
