@@ -19,7 +19,8 @@ from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import ProgressFactory
 from data.tables import count_rows, decode_image, iter_batches
-from models.base import Modality, PairBatch, UnifiedModel
+from models.base import Codes, Modality, PairBatch, UnifiedModel
+from models.batches import Batches
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -82,13 +83,13 @@ class PairRows:
         )
 
 
-def encode_pairs(table: pa.Table, model: UnifiedModel, batch_size: int) -> PairRows:
-    """Rows of a `pairs` table in memory, `batch_size` images encoded at once."""
-    parts = []
-    for start in range(0, table.num_rows, batch_size):
-        images = table["image"].slice(start, batch_size).to_pylist()
-        parts.append(model.encode_images([decode_image(image) for image in images]))
-    source_BN = np.concatenate(parts)
+def encode_pairs(table: pa.Table, model: UnifiedModel, batches: Batches) -> PairRows:
+    """Rows of a `pairs` table in memory, images encoded in `batches`."""
+
+    def encode(records: pa.Table) -> Codes:
+        return model.encode_images([decode_image(i) for i in records["image"].to_pylist()])
+
+    source_BN = np.concatenate(list(batches.map_table(table, encode)))
     length = source_BN.shape[1]
     # A winner without tokens is the record's own image.
     true_wins = len(table["image_win_tokens"].combine_chunks().flatten()) == 0
@@ -120,12 +121,13 @@ def open_pairs(
     if num_pairs == 0:
         raise UserError("there are no pairs to train on; see the results of stage pair")
     texts, filled = [], 0
+    batches = Batches(batch_size, "runtime.batch_records", "set runtime.device: cpu")
     codes_R3N: npt.NDArray[np.int32] | None = None
     # Unlinked from the start, so that even a killed process leaves nothing behind.
     with TemporaryFile() as file:
         with progress("encode images", num_pairs) as bar:
             for table in iter_batches(paths, "pairs", COLUMNS):
-                part = encode_pairs(table, model, batch_size)
+                part = encode_pairs(table, model, batches)
                 if codes_R3N is None:
                     shape = (num_pairs, *part.codes_R3N.shape[1:])
                     codes_R3N = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)

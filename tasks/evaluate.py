@@ -19,6 +19,7 @@ from PIL import Image
 from core.artifact import part_name
 from core.command import stage_command
 from core.config import Config
+from core.draft import Draft
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.shapes.oracle import answer_images, read
@@ -34,6 +35,7 @@ from data.tables import (
 from evals.gap import record_scores, summarize
 from evals.vqa import QuestionRow, ask
 from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
+from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
 
@@ -206,28 +208,39 @@ def _body(context: StageContext) -> Mapping[str, object]:
     config, draft = context.config, context.draft
     test = context.input("test").parts()
     evaluator = Evaluator(context)
-    batches = iter_batches(test, "pool", batch_size=config.sampling.shard_records)
+    batches = Batches(
+        context.config.runtime.batch_records,
+        "runtime.batch_records",
+        f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
+    )
+    shards = iter_batches(test, "pool", batch_size=config.sampling.shard_records)
     with context.progress("evaluate", count_rows(test)) as bar:
-        for index, batch in enumerate(batches):
+        for index, shard in enumerate(shards):
             names = {t: f"{folder}/{part_name(index)}" for t, folder in FOLDERS.items()}
             if not all(map(draft.has, names.values())):
-                _write_shard(context, evaluator, batch, names)
-            bar.update(batch.num_rows)
+                _write_shard(draft, batches, evaluator, shard, names)
+            bar.update(shard.num_rows)
     return _finish(context)
 
 
 def _write_shard(
-    context: StageContext, evaluator: Evaluator, batch: pa.Table, names: Mapping[str, str]
+    draft: Draft,
+    batches: Batches,
+    evaluator: Evaluator,
+    shard: pa.Table,
+    names: Mapping[str, str],
 ) -> None:
-    size = context.config.runtime.batch_records
-    rows: dict[str, list[Row]] = {table: [] for table in names}
-    for first in range(0, batch.num_rows, size):
-        records = batch.slice(first, size).to_pylist()
+    def rows_of(table: pa.Table) -> dict[str, list[Row]]:
+        records = table.to_pylist()
         seeds = [derive_seed("evaluate", record["record_id"]) for record in records]
-        for table, new in evaluator.rows(records, seeds).items():
+        return evaluator.rows(records, seeds)
+
+    rows: dict[str, list[Row]] = {table: [] for table in names}
+    for batch in batches.map_table(shard, rows_of):
+        for table, new in batch.items():
             rows[table] += new
     for table, name in names.items():
-        with context.draft.write(name) as path, TableWriter(path, table) as writer:
+        with draft.write(name) as path, TableWriter(path, table) as writer:
             writer.write(rows[table])
 
 

@@ -16,6 +16,7 @@ from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
 from data.tables import TableWriter, count_rows, iter_batches
 from models.base import BranchLogps, Modality, UnifiedModel
+from models.batches import Batches
 from models.families import autocast, load_model, use_threads
 from models.pair_data import COLUMNS, NO_MASK, SIDES, PairRows, encode_pairs
 
@@ -29,18 +30,25 @@ class _Reference:
         # As in training: float32 weights, multiplied in the precision.
         self._model: UnifiedModel = load_model(config.model.family, folder, config.runtime.device)
         self._device, self._precision = config.runtime.device, config.model.precision
-        self._batch_size = config.runtime.batch_records
+        self._batches = Batches(
+            config.runtime.batch_records,
+            "runtime.batch_records",
+            f"lower training.masks_per_pair = {config.training.masks_per_pair}",
+        )
         self._masking = config.seed, config.training.masks_per_pair
         self._epochs = config.training.epochs
 
     def write(self, pairs: pa.Table, writer: TableWriter) -> None:
         """Add the log-probabilities of these pairs."""
-        rows = encode_pairs(pairs, self._model, self._batch_size)
-        for start in range(0, len(rows), self._batch_size):
-            rows_B = np.arange(start, min(start + self._batch_size, len(rows)))
-            writer.write(self._logps(rows, rows_B, "caption", 0))
-            for epoch in range(self._epochs):
-                writer.write(self._logps(rows, rows_B, "image", epoch))
+        rows = encode_pairs(pairs, self._model, self._batches)
+
+        def work(first: int, last: int) -> pa.Table:
+            rows_B = np.arange(first, last)
+            images = (self._logps(rows, rows_B, "image", epoch) for epoch in range(self._epochs))
+            return pa.concat_tables([self._logps(rows, rows_B, "caption", 0), *images])
+
+        for logps in self._batches.map(len(rows), work):
+            writer.write(logps)
 
     def _logps(
         self, rows: PairRows, rows_B: np.ndarray, modality: Modality, epoch: int

@@ -7,7 +7,7 @@ checkpoint alone, so a killed stage continues and ends with the same tables.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -17,6 +17,7 @@ from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.tables import TableWriter, decode_image, encode_image, iter_batches
 from models.base import ImageSampling, TextSampling, UnifiedModel
+from models.batches import Batches
 from models.families import load_model, use_threads
 
 Rows = list[dict[str, object]]
@@ -48,7 +49,12 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
             for index, (text, setting) in enumerate(zip(row, settings, strict=True))
         ]
 
-    return _sample_all(context, "captions", ["record_id", "image"], len(settings), sample)
+    batches = Batches(
+        context.config.runtime.batch_records,
+        "runtime.batch_records",
+        f"lower num_samples in sampling.captions.settings ({len(settings)} in all)",
+    )
+    return _sample_all(context, "captions", ["record_id", "image"], len(settings), batches, sample)
 
 
 def _images(context: StageContext) -> Mapping[str, object] | None:
@@ -76,7 +82,13 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
             for index, codes_N in enumerate(codes_MN)
         ]
 
-    return _sample_all(context, "images", ["record_id", "prompt"], chosen.num_samples, sample)
+    batches = Batches(
+        context.config.runtime.batch_records,
+        "runtime.batch_records",
+        f"lower sampling.images.num_samples = {chosen.num_samples}",
+    )
+    columns = ["record_id", "prompt"]
+    return _sample_all(context, "images", columns, chosen.num_samples, batches, sample)
 
 
 def _sample_all(
@@ -84,6 +96,7 @@ def _sample_all(
     table: str,
     columns: list[str],
     num_samples: int,
+    batches: Batches,
     sample: Callable[[UnifiedModel, pa.Table, list[int]], Rows],
 ) -> Mapping[str, object] | None:
     """Write one part for each shard of the pool that has none yet."""
@@ -99,6 +112,12 @@ def _sample_all(
         config.model.precision,
     )
     shards = iter_batches(pool, "pool", columns, batch_size=size)
+
+    def rows_of(records: pa.Table) -> Rows:
+        ids = records["record_id"].to_pylist()
+        seeds = [derive_seed(context.seed, checkpoint.ref.digest, record_id) for record_id in ids]
+        return sample(model, records, seeds)
+
     total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
     with context.progress(context.stage.name, total) as bar:
         for index, shard in enumerate(shards):
@@ -108,20 +127,12 @@ def _sample_all(
                 bar.update(shard.num_rows)
                 continue
             with draft.write(part_name(index)) as path, TableWriter(path, table) as writer:
-                for records in _batches(shard, config.runtime.batch_records):
-                    seeds = [
-                        derive_seed(context.seed, checkpoint.ref.digest, record_id)
-                        for record_id in records["record_id"].to_pylist()
-                    ]
-                    writer.write(sample(model, records, seeds))
-                    bar.update(records.num_rows)
+                for rows in batches.map_table(shard, rows_of):
+                    writer.write(rows)
+                    bar.update(len(rows) // num_samples)
     if not draft.has_all(map(part_name, range(len(sizes)))):
         return None
     return {"rows": sum(sizes) * num_samples}
-
-
-def _batches(table: pa.Table, size: int) -> Iterator[pa.Table]:
-    return (table.slice(first, size) for first in range(0, table.num_rows, size))
 
 
 CAPTIONS = Stage(

@@ -28,8 +28,11 @@ from evals.vqa import (
     hard_score,
     soft_score,
 )
+from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
+
+TEXTS = 4096  # captions scored at once
 
 Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered]]]
 
@@ -54,7 +57,8 @@ def _score_captions(context: StageContext) -> Mapping[str, object] | None:
         ]
 
     columns = ["record_id", "sample", "text"]
-    return _score_parts(context, "captions", columns, "caption_scores", 4096, score)
+    batches = Batches(TEXTS, None, "take a smaller scoring.caption_encoder")
+    return _score_parts(context, "captions", columns, "caption_scores", batches, score)
 
 
 def _score_images(context: StageContext) -> Mapping[str, object] | None:
@@ -89,8 +93,12 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
         ]
 
     columns = ["record_id", "sample", "image" if by_oracle else "tokens"]
-    size = config.runtime.batch_records
-    return _score_parts(context, "images", columns, "image_scores", size, score)
+    batches = Batches(
+        config.runtime.batch_records,
+        "runtime.batch_records",
+        "ask fewer questions a record in the column questions of the pool",
+    )
+    return _score_parts(context, "images", columns, "image_scores", batches, score)
 
 
 def _self_vqa(context: StageContext) -> Judge:
@@ -130,7 +138,7 @@ def _score_parts(
     source: str,
     columns: list[str],
     table: str,
-    batch_size: int,
+    batches: Batches,
     score: Callable[[pa.Table], list[dict[str, object]]],
 ) -> Mapping[str, object] | None:
     """One part of scores for each part of samples."""
@@ -144,9 +152,10 @@ def _score_parts(
                 bar.update(count_rows([file]))
                 continue
             with draft.write(name) as path, TableWriter(path, table) as writer:
-                for batch in iter_batches(file, source, columns, batch_size=batch_size):
-                    writer.write(score(batch))
-                    bar.update(batch.num_rows)
+                for batch in iter_batches(file, source, columns, batch_size=batches.size):
+                    for rows in batches.map_table(batch, score):
+                        writer.write(rows)
+                        bar.update(len(rows))
     return {"rows": artifact.manifest["results"]["rows"]} if draft.has_all(names) else None
 
 

@@ -28,6 +28,7 @@ from core.store import Store
 from data.schemas import arrow_schema
 from data.tables import TableWriter, read_table
 from models.base import Modality, PairBatch
+from models.batches import Batches
 from models.optimizer import BranchOptimizer
 from models.pair_data import encode_pairs, mask_seed
 from models.pair_trainer import PairTrainer
@@ -100,7 +101,7 @@ def test_reference_logps_are_those_of_the_checkpoint_for_every_mask(loop: Loop) 
     }
     model = tiny_model()
     pairs = read_table(loop.store.open(loop.pairs).parts(), "pairs")
-    rows = encode_pairs(pairs, model, 4)
+    rows = encode_pairs(pairs, model, Batches(4, None, ""))
     for number, epoch in ((0, 0), (7, 1)):
         batch = rows.batch(np.array([number]), epoch, (0, 2))
         for modality, seed in (("caption", 0), ("image", mask_seed(0, f"r{number}", 1, epoch))):
@@ -322,7 +323,7 @@ def test_bfloat16_multiplies_in_blocks_and_keeps_weights_and_sums(
 
 def pair_batch() -> PairBatch:
     rows = pa.Table.from_pylist([pair_row(n) for n in range(4)], schema=arrow_schema("pairs"))
-    return encode_pairs(rows, tiny_model(), 4).batch(np.arange(4), 0, (0, 2))
+    return encode_pairs(rows, tiny_model(), Batches(4, None, "")).batch(np.arange(4), 0, (0, 2))
 
 
 def test_adapters_train_alone_and_are_merged_into_the_checkpoint(loop: Loop) -> None:
@@ -513,13 +514,13 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
     rows = [pair_row(0) | {"image_lose_tokens": [1, 2]}]
     table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     with pytest.raises(UserError, match="image_lose_tokens has 2 tokens"):
-        encode_pairs(table, tiny_model(), 4)
+        encode_pairs(table, tiny_model(), Batches(4, None, ""))
 
 
 def test_a_winner_without_tokens_is_the_image_of_the_record() -> None:
     table = pa.Table.from_pylist(
         [pair_row(n) | {"image_win_tokens": []} for n in range(3)], schema=arrow_schema("pairs")
     )
-    codes_R3N = encode_pairs(table, tiny_model(), 2).codes_R3N
+    codes_R3N = encode_pairs(table, tiny_model(), Batches(2, None, "")).codes_R3N
     np.testing.assert_array_equal(codes_R3N[:, 0], codes_R3N[:, 1])
     assert (codes_R3N[:, 1] != codes_R3N[:, 2]).any()
