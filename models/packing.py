@@ -84,7 +84,8 @@ def sum_logps(logps_L: Tensor, branch_L: Tensor, num_branches: int) -> Tensor:
 
 def count_tokens(branch_L: Tensor, num_branches: int) -> Tensor:
     """Number of labelled tokens of each branch, [G]."""
-    return torch.bincount(branch_L, minlength=num_branches)
+    # Unlike bincount, does not wait for a GPU to learn how many branches there are.
+    return branch_L.new_zeros(num_branches).index_add(0, branch_L, torch.ones_like(branch_L))
 
 
 def num_tokens(tree: Tree) -> int:

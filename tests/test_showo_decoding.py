@@ -7,6 +7,7 @@ from showo_tiny import random_codes, tiny_model
 
 from models.base import ImageSampling, TextSampling
 from models.packing import Segment, Tree
+from models.showo import decoding
 from models.showo.decoding import TopK, generate_images, generate_text, mask_lengths, remask
 from models.showo.logps import image_root, instruction
 from models.showo.masks import mmu_attention, t2i_attention
@@ -99,6 +100,22 @@ def test_decoding_stops_early_when_all_rows_have() -> None:
     noise = Counting([3], 1, 50, 1, torch.device("cpu"))
     generate_text(MODEL.network, tree, greedy, free[0][0][0], noise, SPECIAL.pad)
     assert noise.calls == 1
+
+
+def test_samples_are_the_same_however_often_it_is_asked_whether_they_have_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = generate_text(MODEL.network, prefixes(), SAMPLINGS, NEVER, text_noise(), SPECIAL.pad)
+    stop = free[0][1][2]
+    often = generate_text(MODEL.network, prefixes(), SAMPLINGS, stop, text_noise(), SPECIAL.pad)
+    monkeypatch.setattr(decoding, "steps_between_stops", lambda device: 4)
+    rarely = generate_text(MODEL.network, prefixes(), SAMPLINGS, stop, text_noise(), SPECIAL.pad)
+    assert rarely == often
+    assert rarely != free
+
+
+def text_noise() -> RecordNoise:
+    return RecordNoise([3, 4], len(SAMPLINGS), 9, 1, torch.device("cpu"))
 
 
 def noise_again_one() -> RecordNoise:

@@ -8,6 +8,7 @@ D width.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,13 +74,11 @@ def generate_replies(
     device = network.device
     prefix_cache, _, _ = prefill(network, images, pad_id)
     prefix = prefix_cache.length
-    length_R = torch.tensor([len(turn) for turns_here in turns for turn in turns_here])
-    length_R = length_R.to(device)
-    width = int(length_R.max())
-    ids_RT = torch.full((len(length_R), width), pad_id, device=device)
     flat = [turn for turns_here in turns for turn in turns_here]
-    for row, turn in enumerate(flat):
-        ids_RT[row, : len(turn)] = torch.from_numpy(turn)
+    width = max(map(len, flat))
+    length_R = torch.tensor([len(turn) for turn in flat], device=device)
+    rows = [np.pad(turn, (0, width - len(turn)), constant_values=pad_id) for turn in flat]
+    ids_RT = torch.from_numpy(np.stack(rows)).to(device)
     owner = torch.tensor([i for i, asked in enumerate(turns) for _ in asked], device=device)
     cache = prefix_cache.take_rows(owner, width)
     causal_TS = torch.ones(width, prefix + width, dtype=torch.bool, device=device).tril(prefix)
@@ -118,12 +117,14 @@ def _continue(
     cut = TopK(samplings, network.config.vocab_size, network.device)
     stopped_BK = torch.zeros(num_rows, num_samples, dtype=torch.bool, device=network.device)
     steps_BKT: list[Tensor] = []
+    stop_every = steps_between_stops(network.device)
     for step in range(max_steps):
         probs_BKV = cut(logits_BKV.float())
         ids_BK = noise.categorical(probs_BKV.flatten(0, 1)[:, None]).view(num_rows, num_samples)
         steps_BKT.append(ids_BK)
         stopped_BK |= (ids_BK == stop_id) | (step + 1 >= budget_K)
-        if stopped_BK.all():
+        asked = (step + 1) % stop_every == 0
+        if step + 1 == max_steps or (asked and stopped_BK.all()):
             break
         attend = attend_B1KS[..., : cache.length + num_samples]
         hidden_BKD = network(ids_BK, attend, position_BK + step, cache)
@@ -134,6 +135,14 @@ def _continue(
         [_until(ids[: s.max_new_tokens], stop_id) for ids, s in zip(row, samplings, strict=True)]
         for row in tokens
     ]
+
+
+def steps_between_stops(device: torch.device) -> int:
+    """Steps of text after which it is asked whether all samples have stopped.
+
+    Asking waits for a GPU, which then idles until the next step has reached it.
+    """
+    return 1 if device.type == "cpu" else 4
 
 
 def _sample_mask(visible_BP: Tensor, num_samples: int, num_steps: int) -> Tensor:
@@ -154,9 +163,11 @@ class TopK:
     def __init__(
         self, samplings: Sequence[TextSampling], vocab_size: int, device: torch.device
     ) -> None:
-        counts = [min(s.top_k or vocab_size, vocab_size) for s in samplings]
-        self.max_k = max(counts)
-        self.rank_K1 = torch.tensor([[count - 1] for count in counts], device=device)
+        # Of all tokens the last is the worst already, so only the others need a sorted head.
+        counts = [s.top_k if s.top_k and s.top_k < vocab_size else None for s in samplings]
+        self.max_k = max(count or 1 for count in counts)
+        self.rank_K1 = torch.tensor([[(count or 1) - 1] for count in counts], device=device)
+        self.all_K1 = torch.tensor([[count is None] for count in counts], device=device)
         self.temperature_K1 = torch.tensor([[s.temperature] for s in samplings], device=device)
 
     def __call__(self, logits_BKV: Tensor) -> Tensor:
@@ -164,7 +175,7 @@ class TopK:
         scaled_BKV = logits_BKV / self.temperature_K1
         best_BKk = scaled_BKV.topk(self.max_k, dim=-1).values
         rank_BK1 = self.rank_K1.expand(len(logits_BKV), -1, -1)
-        worst_BK1 = best_BKk.gather(-1, rank_BK1)
+        worst_BK1 = best_BKk.gather(-1, rank_BK1).masked_fill(self.all_K1, -math.inf)
         return scaled_BKV.masked_fill(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
 
 
@@ -239,9 +250,10 @@ def mask_lengths(ratio: float, unknown_RN: Tensor) -> Tensor:
     floor(N * cos(pi/2 * ratio)) with the full N, at most the unknown ones less one, at least 1. In
     float32 like the published schedule: the floor of a product just below an integer decides.
     """
-    fraction = torch.cos(torch.tensor(ratio) * math.pi * 0.5).to(unknown_RN.device)
-    length = torch.floor(unknown_RN.shape[1] * fraction)
-    return torch.minimum(unknown_RN.sum(dim=1) - 1, length).clamp(min=1)
+    # On the CPU, so that no step of sampling waits for a GPU.
+    fraction = torch.cos(torch.tensor(ratio) * math.pi * 0.5)
+    length = int(torch.floor(unknown_RN.shape[1] * fraction))
+    return (unknown_RN.sum(dim=1) - 1).clamp(max=length).clamp(min=1)
 
 
 def remask(probs_RN: Tensor, uniform_RN: Tensor, temperature: float, length_R: Tensor) -> Tensor:
@@ -252,7 +264,7 @@ def remask(probs_RN: Tensor, uniform_RN: Tensor, temperature: float, length_R: T
     """
     gumbel_RN = -_safe_log(-_safe_log(uniform_RN))
     confidence_RN = _safe_log(probs_RN) + temperature * gumbel_RN
-    cut_R1 = confidence_RN.sort(dim=1).values.gather(1, length_R.long()[:, None])
+    cut_R1 = confidence_RN.sort(dim=1).values.gather(1, length_R[:, None])
     return confidence_RN < cut_R1
 
 
