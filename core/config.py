@@ -245,7 +245,7 @@ class Runtime(Section):
     threads: int = Field(ge=0, description="CPU threads of a process; 0: its share of all cores")
     processes: int = Field(
         ge=0,
-        description="processes of this machine that share sampling, scoring and training, each "
+        description="processes of this machine that share a stage (sampling to evaluation), each "
         "with a GPU of its own where device is cuda; 0: one for every GPU",
     )
     batch_records: Count = Field(description="records sampled or scored at once")
@@ -328,7 +328,9 @@ class Kubernetes(Section):
 class Compute(Section):
     """Stages on work pools (`make deploy POOL=...`); results do not depend on it."""
 
-    fan_out: int = Field(ge=1, le=1000, description="runs that sampling and scoring split into")
+    fan_out: int = Field(
+        ge=1, le=1000, description="runs that a stage splits into if its records can be shared"
+    )
     retries: int = Field(ge=0, le=100, description="further tries for a run that crashed")
     backoff_seconds: Positive = Field(description="wait before the first of them, then doubled")
     worker_seconds: int = Field(ge=5, description="how long a run waits for a worker of its pool")

@@ -204,22 +204,30 @@ def _answer_rows(record: Row, subject: str, sample: int, predictions: Sequence[s
 FOLDERS = {"eval_answers": "answers", "record_metrics": "parts", "images": "images"}
 
 
-def _body(context: StageContext) -> Mapping[str, object]:
-    config, draft = context.config, context.draft
-    test = context.input("test").parts()
+def _body(context: StageContext) -> Mapping[str, object] | None:
+    config, draft, share = context.config, context.draft, context.share
+    test, size = context.input("test").parts(), config.sampling.shard_records
+    sizes = [ids.num_rows for ids in iter_batches(test, "pool", ["record_id"], batch_size=size)]
+    parts = [
+        {table: f"{folder}/{part_name(index)}" for table, folder in FOLDERS.items()}
+        for index in range(len(sizes))
+    ]
     evaluator = Evaluator(context)
     batches = Batches(
         context.config.runtime.batch_records,
         "runtime.batch_records",
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
     )
-    shards = iter_batches(test, "pool", batch_size=config.sampling.shard_records)
-    with context.progress("evaluate", count_rows(test)) as bar:
-        for index, shard in enumerate(shards):
-            names = {t: f"{folder}/{part_name(index)}" for t, folder in FOLDERS.items()}
-            if not all(map(draft.has, names.values())):
-                _write_shard(draft, batches, evaluator, shard, names)
+    total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
+    with context.progress("evaluate", total) as bar:
+        for index, shard in enumerate(iter_batches(test, "pool", batch_size=size)):
+            if not share.takes(index):
+                continue
+            if not draft.has_all(parts[index].values()):
+                _write_shard(draft, batches, evaluator, shard, parts[index])
             bar.update(shard.num_rows)
+    if not draft.has_all(name for names in parts for name in names.values()):
+        return None
     return _finish(context)
 
 
@@ -287,6 +295,7 @@ EVALUATE = Stage(
     inputs=("test", "checkpoint", "base"),
     body=_body,
     files=_encoder_files,
+    splits=True,
 )
 
 if __name__ == "__main__":

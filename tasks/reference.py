@@ -71,21 +71,28 @@ class _Reference:
         return pa.table(columns, schema=arrow_schema("ref_logps"))
 
 
-def run(context: StageContext) -> Mapping[str, object]:
+def run(context: StageContext) -> Mapping[str, object] | None:
     """Write a part for each batch of pairs that has none yet."""
     use_threads(context.config.runtime.threads)
-    reference = _Reference(context)
-    draft, paths = context.draft, context.input("pairs").parts()
-    num_pairs = count_rows(paths)
-    with context.progress("reference", num_pairs) as bar:
-        for number, pairs in enumerate(iter_batches(paths, "pairs", COLUMNS)):
-            name = part_name(number)
+    draft, share, paths = context.draft, context.share, context.input("pairs").parts()
+    sizes = [ids.num_rows for ids in iter_batches(paths, "pairs", ["record_id", "iteration"])]
+    mine = [index for index in range(len(sizes)) if share.takes(index)]
+    reference = None
+    with context.progress("reference", sum(sizes[index] for index in mine)) as bar:
+        for index, pairs in enumerate(iter_batches(paths, "pairs", COLUMNS)):
+            if index not in mine:
+                continue
+            name = part_name(index)
             if not draft.has(name):
+                # Only now, since a share may have nothing to do.
+                reference = reference or _Reference(context)
                 with draft.write(name) as path, TableWriter(path, "ref_logps") as writer:
                     reference.write(pairs, writer)
             bar.update(pairs.num_rows)
-    rows = count_rows(draft.path(name) for name in draft.names("part-"))
-    return {"pairs": num_pairs, "rows": rows}
+    names = [part_name(index) for index in range(len(sizes))]
+    if not draft.has_all(names):
+        return None
+    return {"pairs": sum(sizes), "rows": count_rows(map(draft.path, names))}
 
 
 REFERENCE = Stage(
@@ -94,6 +101,7 @@ REFERENCE = Stage(
     ("seed", "model.family", "model.precision", "training.masks_per_pair", "training.epochs"),
     ("checkpoint", "pairs"),
     run,
+    splits=True,
 )
 
 if __name__ == "__main__":

@@ -103,15 +103,15 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
 
     children = [c for c in cluster.children(run_id) if c["deployment_id"]]
     assert set(stages_of(children)) == STAGES
-    # Three shares of each of four stages; evaluate and register twice.
-    assert len(children) == 3 * 4 + 3 + 2 * 2
+    # Two shares of each of five stages and of two evaluations; pair, train; register twice.
+    assert len(children) == 2 * 7 + 2 + 2
     assert all(child["parent_task_run_id"] for child in children)
     ids = run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={RUN_ID}").split()
     containers = {
         c["Config"]["Labels"][RUN_ID]: c for c in json.loads(run("docker", "inspect", *ids))
     }
     mine = [containers[child["id"]] for child in children]
-    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 19
+    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 18
     assert {c["Config"]["User"] for c in mine} == {"10001"}
     assert not any(c["Mounts"] for c in mine)
     workers = {child["labels"]["prefect.worker.name"] for child in children}
