@@ -1,4 +1,8 @@
-"""Strict YAML settings: every problem listed at once, by the path of its field."""
+"""Strict YAML settings: every problem listed at once, by the path of its field.
+
+A file with `extends: other.yaml` (beside it) says only what differs from that file. Sections are
+merged key by key, lists are replaced, and so is a section that names another `source`.
+"""
 
 import difflib
 import types
@@ -21,6 +25,10 @@ class Section(BaseModel):
 
 SectionT = TypeVar("SectionT", bound=Section)
 FieldPath = tuple[str | int, ...]
+Lines = dict[FieldPath, str]
+"""Where each field stands: `line 3`, or `base.yaml, line 3`."""
+EXTENDS = "extends"
+VARIANT = "source"  # the key that chooses between sections with other fields
 
 
 def load_settings(
@@ -30,7 +38,7 @@ def load_settings(
 
     Raises UserError that lists every problem with its field, value, line and way out.
     """
-    values, lines, problems = _read_yaml(Path(path))
+    values, lines, problems = _read_chain(Path(path))
     for dotted, value in overrides.items():
         problems += _override(values, dotted, value)
         lines.pop(tuple(dotted.split(".")), None)
@@ -45,7 +53,45 @@ def load_settings(
     return settings
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int], list[str]]:
+def _read_chain(
+    path: Path, below: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], Lines, list[str]]:
+    """As `_read_yaml`, with the files that this one extends."""
+    here = path.resolve()
+    if here in below:
+        raise UserError(f"config file {path} extends itself; remove one `{EXTENDS}`")
+    values, lines, problems = _read_yaml(path)
+    name = values.pop(EXTENDS, None)
+    if name is None:
+        return values, lines, problems
+    if not isinstance(name, str):
+        raise UserError(f"config file {path}: {EXTENDS} = {_show(name)}; give the path of a file")
+    base, base_lines, base_problems = _read_chain(path.parent / name, (*below, here))
+    # A problem of the base is one of its own lines, so it is said with its name.
+    marked = {
+        field: place if "," in place else f"{name}, {place}" for field, place in base_lines.items()
+    }
+    problems = [*(f"{name}: {problem}" for problem in base_problems), *problems]
+    try:
+        return _merged(base, values), marked | lines, problems
+    except RecursionError:
+        raise UserError(
+            f"config files {path} and {name} hold sections that contain themselves; write them out"
+        ) from None
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the changes in `values`."""
+    if VARIANT in values and values[VARIANT] != base.get(VARIANT, values[VARIANT]):
+        return values
+    merged = base | values
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merged(base[key], value)
+    return merged
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
     """The mapping in a file, the line of every field, and its duplicate keys as problems."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,7 +104,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int], list[s
             f"config file {path} cannot be read: {error}; give a YAML text file"
         ) from None
     loader = yaml.SafeLoader(text)
-    lines: dict[FieldPath, int] = {}
+    lines: Lines = {}
     problems: list[str] = []
     try:
         node = loader.get_single_node()
@@ -76,9 +122,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int], list[s
     return values, lines, problems
 
 
-def _walk(
-    node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int], seen: set[int]
-) -> Iterator[str]:
+def _walk(node: yaml.Node, path: FieldPath, lines: Lines, seen: set[int]) -> Iterator[str]:
     """Note the line of every field below `node`, and yield a problem for each repeated key."""
     if id(node) in seen:  # an alias, possibly of its own parent
         return
@@ -90,10 +134,10 @@ def _walk(
         return
     for key_node, value_node in node.value:
         field = (*path, str(key_node.value))
-        line = key_node.start_mark.line + 1
+        line = f"line {key_node.start_mark.line + 1}"
         if field in lines:
             first = lines[field]
-            yield f"{dotted(field)} (line {line}): given twice, first in line {first}; keep one"
+            yield f"{dotted(field)} ({line}): given twice, first in {first}; keep one"
         lines[field] = line
         yield from _walk(value_node, field, lines, seen)
 
@@ -110,7 +154,7 @@ def _override(values: dict[str, Any], path: str, value: object) -> list[str]:
     return []
 
 
-def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldPath, int]) -> str:
+def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldPath, str]) -> str:
     """One validation error as: field (line) = value: what is wrong; way out."""
     kind, value = detail["type"], detail["input"]
     path, section, description = _resolve(model, detail["loc"])
@@ -121,7 +165,7 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldP
         description = ""
     # A missing key has no line of its own: show the section that lacks it.
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    where = (dotted(path) or "the file") + (f" (line {line})" if line else "")
+    where = (dotted(path) or "the file") + (f" ({line})" if line else "")
     if kind in ("missing", "union_tag_not_found"):
         return f"{where}: missing; add it{description}"
     shown = "" if isinstance(value, dict | BaseModel) else f" = {_show(value)}"

@@ -25,7 +25,6 @@ from core.stage import Stage, StageContext
 from data.shapes.oracle import answer_images, read
 from data.tables import (
     TableWriter,
-    count_rows,
     decode_image,
     encode_image,
     iter_batches,

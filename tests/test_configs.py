@@ -19,7 +19,11 @@ from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import TRAIN
 
 PROJECT = Path(__file__).parent.parent
-SHIPPED = [PROJECT / "pipeline.yaml", *sorted((PROJECT / "tests/configs").glob("*.yaml"))]
+SHIPPED = [
+    PROJECT / "pipeline.yaml",
+    *sorted((PROJECT / "tests/configs").glob("*.yaml")),
+    *sorted((PROJECT / "configs").glob("show_o_*.yaml")),
+]
 STAGES = (
     *(POOL, TEST, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
     *(PAIR, REFERENCE, TRAIN, EVALUATE, REGISTER),

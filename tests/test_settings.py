@@ -124,3 +124,46 @@ def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         load_settings(binary, Settings, {})
+
+
+def extended(tmp_path: Path, base: str, text: str) -> Settings:
+    (tmp_path / "base.yaml").write_text(base, encoding="utf-8")
+    return load(tmp_path, f"extends: base.yaml\n{text}")
+
+
+def test_a_file_that_extends_another_says_only_what_differs(tmp_path: Path) -> None:
+    base = "seed: 1\ndata: {source: folder, path: here}\ntrain: {lr: 0.5, steps: [1, 2]}\n"
+    settings = extended(tmp_path, base, "train: {steps: [3]}\n")
+    assert settings == Settings(
+        seed=1, data=Folder(source="folder", path="here"), train=Train(lr=0.5, steps=(3,))
+    )
+    # Another source has other fields, so nothing of the former is left.
+    assert extended(tmp_path, base, "data: {source: shapes}").data == Shapes()
+    (tmp_path / "last.yaml").write_text("extends: run.yaml\nseed: 7\n", encoding="utf-8")
+    assert load_settings(tmp_path / "last.yaml", Settings, {}).seed == 7
+
+
+def test_problems_name_the_file_that_they_are_in(tmp_path: Path) -> None:
+    base = "seed: x\ntrain: {lr: 7}\n"
+    with pytest.raises(UserError) as error:
+        extended(tmp_path, base, "train:\n  lr: 8\n")
+    message = str(error.value)
+    assert "seed (base.yaml, line 1) = 'x'" in message
+    assert "train.lr (line 3) = 8" in message
+    with pytest.raises(UserError, match=r"base.yaml: seed \(line 2\): given twice"):
+        extended(tmp_path, "seed: 1\nseed: 2\n", "")
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "said"),
+    [
+        ("extends: run.yaml\nseed: 1\n", "extends: base.yaml\n", "extends itself"),
+        ("", "extends: [1]\n", r"extends = \[1\]; give the path of a file"),
+        ("", "extends: absent.yaml\n", "absent.yaml does not exist"),
+        ("data: &a\n  x: *a\n", "extends: base.yaml\ndata: &b\n  x: *b\n", "contain themselves"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(tmp_path: Path, base: str, text: str, said: str) -> None:
+    (tmp_path / "base.yaml").write_text(base, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, text)

@@ -1,0 +1,122 @@
+"""The profiles of full-size models, run on small weights in the published layouts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from core.config import Config, load_config
+from core.store import Store
+from data.tables import encode_image, write_table
+from models.checkpoints.__main__ import main as checkpoints
+from tasks.train import METRICS, read_metrics
+from tests.loops import play
+from tests.published import published_parts
+
+PROJECT = Path(__file__).parent.parent
+PROFILES = [PROJECT / "configs" / f"show_o_{size}.yaml" for size in (256, 512)]
+WORDS = ["red", "blue", "big", "small"]
+
+
+def records(num: int, prefix: str) -> list[dict[str, object]]:
+    """Plain pictures with captions and questions in the few words that the small model knows."""
+    rows = []
+    for number in range(num):
+        word = WORDS[number % len(WORDS)]
+        image = encode_image(Image.new("RGB", (20, 12), (40 * number % 256, 90, 160)))
+        questions = [
+            {"type": "color", "question": f"What is the {thing}?", "choices": WORDS, "answer": word}
+            for thing in ("cat", "ball", "table")
+        ]
+        rows.append(
+            {
+                "record_id": f"{prefix}{number}",
+                "image": image,
+                "prompt": f"a {word} cat",
+                "caption": f"a {word} cat on the mat",
+                "references": [f"a {word} cat on the mat"],
+                "category": "",
+                "composition": "",
+                "questions": questions,
+            }
+        )
+    return rows
+
+
+def small(profile: Path, tmp_path: Path) -> Config:
+    """The profile on a small model, few records and no GPU; the recipe is its own."""
+    parts = published_parts(tmp_path / "published")
+    folders = {"--show-o": parts.show_o, "--vq": parts.vq, "--tokenizer": parts.tokenizer}
+    given = [text for option, folder in folders.items() for text in (option, str(folder))]
+    assert checkpoints(["import", *given, "--to", str(tmp_path / "model")]) == 0
+    for name, num in (("pool", 10), ("test", 4)):
+        write_table(tmp_path / f"{name}.parquet", "pool", records(num, name))
+    changes: dict[str, object] = {
+        "iterations": 1,
+        "store": str(tmp_path / "store"),
+        "model.checkpoint": str(tmp_path / "model"),
+        "data.pool": str(tmp_path / "pool.parquet"),
+        "data.test": str(tmp_path / "test.parquet"),
+        "scoring.caption_encoder": str(PROJECT / "models/assets/shapes/caption_encoder"),
+        "sampling.captions.max_new_tokens": 8,
+        "sampling.images.steps": 4,
+        # Random weights are seldom right.
+        "pairing.image.min_best": 0.0,
+        "tracking.enabled": False,
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+        "evaluation.bootstrap_samples": 100,
+    }
+    return load_config(profile, changes)
+
+
+def test_a_published_model_goes_through_the_loop_and_back(tmp_path: Path) -> None:
+    config = small(PROFILES[1], tmp_path)
+    runner, table = play(config)
+    results = {(name, i): result.ref for name, i, result in runner.done}
+    store = Store(config.store)
+    trained = store.open(results["train", 1])
+    pairs = int(trained.manifest["results"]["pairs"])
+    assert pairs > 1
+    steps = 3 * -(-pairs // 4)
+    assert trained.manifest["results"]["steps"] == steps == len(read_metrics(trained.path(METRICS)))
+    captions = store.open(results["sample-captions", 1])
+    images = store.open(results["sample-images", 1])
+    assert captions.manifest["results"]["rows"] == 10 * 10
+    assert images.manifest["results"]["rows"] == 10 * 16
+    assert "iteration 1" in table
+    target = tmp_path / "exported"
+    given = ["export", "--checkpoint", str(trained.path("model")), "--to", str(target)]
+    assert checkpoints(given) == 0
+    published = load_file(target / "pytorch_model.safetensors")
+    before = load_file(store.open(results["base", 0]).path("model/model.safetensors"))
+    assert published.keys() == before.keys()
+    changed = [name for name in before if not before[name].equal(published[name])]
+    assert len(changed) > len(before) / 2
+
+
+def test_profiles_differ_only_where_the_resolution_matters() -> None:
+    small, large = (load_config(profile).model_dump() for profile in PROFILES)
+    differing = {name for name in large if small[name] != large[name]}
+    assert differing == {"store", "model", "tracking", "runtime"}
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_profiles_hold_the_recipe_of_the_paper(profile: Path) -> None:
+    config = load_config(profile)
+    settings = [(s.temperature, s.top_k) for s in config.sampling.captions.settings]
+    assert settings == [(1.0, 1), *((t, k) for k in (2, 3, 4) for t in (0.1, 0.7, 2.0))]
+    images, training = config.sampling.images, config.training
+    assert (images.num_samples, images.steps, images.guidance) == (16, 50, 5.0)
+    assert (training.batch_size, training.max_steps, training.weight_decay) == (4, 3000, 0.01)
+    for branch in (training.caption, training.image):
+        assert (branch.learning_rate, branch.beta, branch.weight) == (2e-5, 0.2, 1.0)
+    assert (config.iterations, config.pairing.image.min_best) == (3, 0.6)
+
+
+def test_every_setting_of_the_recipe_is_written_out() -> None:
+    """So that a profile shows all of it, and a changed default cannot change it."""
+    given = yaml.safe_load(PROFILES[1].read_text(encoding="utf-8"))
+    assert set(given) == set(Config.model_fields)
