@@ -118,7 +118,15 @@ class Scoring(Section):
     """How samples are scored."""
 
     caption_encoder: str = Field(
-        min_length=1, description="folder of a sentence-transformers model"
+        min_length=1,
+        description="folder of a sentence-transformers model, or of any encoder of transformers",
+    )
+    caption_pooling: Literal["own", "mean", "cls"] = Field(
+        description="a sentence is what the encoder's own modules make of its tokens, their mean, "
+        "or its first token"
+    )
+    caption_score: Literal["cosine", "tokens"] = Field(
+        description="cosine of two sentences, or F1 of their matched tokens (BERTScore)"
     )
     answer_by: Literal["likelihood", "decoding"] = Field(
         description="self-VQA by likelihood over the choices, or by a decoded answer as published"

@@ -19,6 +19,7 @@ from core.store import Store
 from data.checks import check_table
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches
+from models.caption_scorer import MODULES, transformer_folder
 from tasks.pool import parquet_files
 
 MODEL_FILES = {
@@ -89,15 +90,16 @@ def _check_model(config: Config) -> None:
 def _check_caption_encoder(config: Config) -> None:
     field = "scoring.caption_encoder"
     folder = _folder(field, config.scoring.caption_encoder)
-    _check_files(field, folder, ("modules.json",))
+    if config.scoring.caption_pooling == "own":
+        way_out = (
+            "give a folder saved by sentence-transformers, or set scoring.caption_pooling to mean "
+            "or cls"
+        )
+        _check_files(field, folder, (MODULES,), way_out)
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        transformer = folder / modules[0]["path"]
-    except (LookupError, TypeError):
-        raise UserError(
-            f"{field}: {folder / 'modules.json'} does not list modules with a path; give a folder "
-            "saved by sentence-transformers"
-        ) from None
+        transformer = transformer_folder(folder)
+    except ValueError as error:
+        raise UserError(f"{field}: {error}; give a folder saved by sentence-transformers") from None
     _check_files(field, transformer, ("config.json", "model.safetensors", "tokenizer.json"))
 
 

