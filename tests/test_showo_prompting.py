@@ -48,10 +48,44 @@ def test_special_tokens_have_the_published_ids(tokenizer: ShowoTokenizer) -> Non
     assert tokenizer.special == SpecialIds.from_config(tiny_model().config)
 
 
+def published_encode(tokenizer: ShowoTokenizer, text: str) -> list[int]:
+    """Ids as the published code has them, where text may name the bos token."""
+    ids: list[int] = tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+CONTROL_NAMES = [*SPECIAL_TOKENS, "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("name", CONTROL_NAMES)
+@pytest.mark.parametrize("text", ["{}", "a red {} cat", "{}{}", "a <|so{}i|> mat {} "])
+def test_names_of_control_tokens_in_a_text_stay_text(
+    tokenizer: ShowoTokenizer, name: str, text: str
+) -> None:
+    text = text.replace("{}", name)
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(tokenizer.special_ids.values())
+    assert tokenizer.tokenizer.decode(ids) == text
+
+
+def test_captions_and_prompts_have_only_the_control_tokens_of_their_layout(
+    tokenizer: ShowoTokenizer,
+) -> None:
+    caption = "<|endoftext|>a cat<|eoi|><|soi|>[PAD]<|mmu|>"
+    special = tokenizer.special
+    control = set(tokenizer.special_ids.values())
+    answer = mmu_answer(tokenizer, caption, 200).tolist()
+    assert [i for i in answer if i in control] == [special.eos]
+    prompt = t2i_prompt(tokenizer.encode(caption), special, 200).tolist()
+    assert [i for i in prompt if i in control] == [special.t2i, special.bos, special.eos]
+    asked = mmu_instruction(tokenizer, vqa_question(caption, [caption])).tolist()
+    assert [i for i in asked if i in control] == [special.bos]
+
+
 @pytest.mark.parametrize("name", CASES["t2i"])
 def test_generation_rows(tokenizer: ShowoTokenizer, name: str) -> None:
     case = CASES["t2i"][name]
-    text = tokenizer.encode(case["text"])
+    text = published_encode(tokenizer, case["text"])
     assert text == case["raw_ids"]
     prompt = t2i_prompt(text, tokenizer.special, BUDGET)
     ids, labels = t2i_row(prompt, IMAGE, LABELS, tokenizer.special, BUDGET)
@@ -73,7 +107,7 @@ def test_caption_dropout_is_the_empty_prompt(tokenizer: ShowoTokenizer) -> None:
 
 @pytest.mark.parametrize("name", CASES["mmu_class_task"])
 def test_understanding_rows_of_the_prompting_class(tokenizer: ShowoTokenizer, name: str) -> None:
-    text = tokenizer.encode(CASES["t2i"][name]["text"])
+    text = published_encode(tokenizer, CASES["t2i"][name]["text"])
     ids, labels = published_mmu_row(text, IMAGE, tokenizer.special, BUDGET)
     assert ids.tolist() == CASES["mmu_class_task"][name]["input_ids"]
     assert labels.tolist() == CASES["mmu_class_task"][name]["labels"]

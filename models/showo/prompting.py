@@ -92,6 +92,7 @@ class ShowoTokenizer:
                 "load a tokenizer without them, or one saved by this class"
             )
         self.special = SpecialIds.after(ids[0], tokenizer.bos_token_id, tokenizer.eos_token_id)
+        self._control = {*ids, self.special.bos, self.special.eos}
 
     @classmethod
     def from_folder(cls, path: Path | str) -> "ShowoTokenizer":
@@ -113,8 +114,19 @@ class ShowoTokenizer:
         return named | {"<|sot|>": self.special.bos, "<|eot|>": self.special.eos}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, with no bos or eos around it."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Ids of the text alone, with no bos or eos around it.
+
+        Whatever the text says, none of the ids is one that layouts are built from: the name of such
+        a token in a caption is cut in two and stays text.
+        """
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = found["input_ids"]
+        for token, (start, end) in zip(ids, found["offset_mapping"], strict=True):
+            if token in self._control:
+                middle = (start + end + 1) // 2
+                if middle == len(text):  # a single character, which cannot be cut
+                    return self.encode(text[:start])
+                return self.encode(text[:middle]) + self.encode(text[middle:])
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -205,7 +217,8 @@ def published_mmu_training_row(
     cue = f"{ANSWER_CUE} "
     instruction = f"USER: {PUBLISHED_TRAINING_QUESTION}{cue}"
     if caption:
-        text = np.array(tokenizer.encode(f"{instruction}{caption}<|endoftext|>"), dtype=np.int64)
+        ids = [*tokenizer.encode(f"{instruction}{caption}"), tokenizer.special.eos]
+        text = np.array(ids, dtype=np.int64)
     else:
         text = np.array(tokenizer.encode(instruction.rstrip()), dtype=np.int64)
     labels = text.copy()
