@@ -43,8 +43,9 @@ def values_observed_by(observer: ValueObserver) -> Iterator[None]:
 class Progress:
     """One running step; use as a context manager and call `update` as work gets done."""
 
-    def __init__(self, description: str, total: int) -> None:
-        self.description, self.total, self.done = description, total, 0
+    def __init__(self, description: str, total: int | None) -> None:
+        self.description, self.total, self.done = description, total or 0, 0
+        self._known = total is not None
         self._observers, self._value_observers = _observers.get(), _value_observers.get()
         self._started = self._observed = self._printed = time.monotonic()
         terminal = sys.stderr.isatty()
@@ -95,8 +96,9 @@ class Progress:
     def _print_line(self, now: float) -> None:
         self._printed = now
         seconds = now - self._started
+        of = f"/{self.total}" if self._known else ""
         print(
-            f"{self.description}: {self.done}/{self.total} after {seconds:.0f} s",
+            f"{self.description}: {self.done}{of} after {seconds:.0f} s",
             file=sys.stderr,
             flush=True,
         )
@@ -123,8 +125,8 @@ class _Silent(Progress):
         pass
 
 
-def progress(description: str, total: int) -> Progress:
-    """Start showing a step of `total` units."""
+def progress(description: str, total: int | None) -> Progress:
+    """Start showing a step of `total` units; None: nobody knows, and observers get 0."""
     return Progress(description, total)
 
 

@@ -68,6 +68,16 @@ def check_unique(name: str, table: pa.Table, where: str) -> None:
     )
 
 
+def check_asked(table: pa.Table, where: str) -> None:
+    """Raise UserError if a record of a pool has no questions, by which images are scored."""
+    row = _first(pc.equal(pc.list_value_length(table.column("questions")), 0))
+    if row is not None:
+        raise UserError(
+            f"{where}: {_row_name(table, row)}, column questions: it has no questions; give at "
+            "least one with choices and answer"
+        )
+
+
 def _row_name(table: pa.Table, row: int) -> str:
     for column in ("record_id", "name"):
         if column in table.column_names:
@@ -131,16 +141,13 @@ def _first_bad_value(column: Column, rows: np.ndarray, values: pa.Array) -> Prob
     return None
 
 
-def _first(mask: pa.BooleanArray) -> int | None:
+def _first(mask: pa.BooleanArray | pa.ChunkedArray) -> int | None:
     index = pc.index(mask, True).as_py()
     return None if index < 0 else int(index)
 
 
 def _first_bad_question(questions: pa.Array) -> Problem | None:
-    """The first record without a question, or with one that cannot be answered."""
-    index = _first(pc.equal(pc.list_value_length(questions), 0))
-    if index is not None:
-        return index, "it has no questions; give at least one with choices and answer"
+    """The first record with a question that cannot be answered."""
     rows = pc.list_parent_indices(questions).to_numpy()
     flat = pc.list_flatten(questions)
     _, texts, choices, answers = flat.flatten()

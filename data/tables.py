@@ -16,6 +16,7 @@ from data.checks import check_schema, check_table, check_unique
 from data.schemas import arrow_schema, table_named
 
 ROW_GROUP = 256  # rows; bounds the memory of readers and writers
+GROUP_BYTES = 128 << 20  # which fewer rows of large pictures may reach
 
 Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 Paths: TypeAlias = str | Path | Sequence[str | Path]
@@ -24,11 +25,12 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 class TableWriter:
     """Writes one Parquet file in batches; use as a context manager.
 
-    Values are checked as they come, keys for uniqueness over the whole file at the end.
+    Values are checked as they come, keys for uniqueness over the whole file at the end; `deep`
+    decodes images, which a caller that has done so can spare.
     """
 
-    def __init__(self, path: str | Path, name: str) -> None:
-        self._path, self._name = Path(path), name
+    def __init__(self, path: str | Path, name: str, deep: bool = True) -> None:
+        self._path, self._name, self._deep = Path(path), name, deep
         self._schema = arrow_schema(name)
         self._waiting: list[pa.Table] = []
         with writing_to(path):
@@ -37,9 +39,13 @@ class TableWriter:
     def write(self, rows: Rows) -> None:
         """Add rows (a table, or dicts with every column); UserError names the first bad one."""
         table = _as_table(rows, self._name, self._schema)
-        check_table(self._name, table, deep=True)
+        check_table(self._name, table, deep=self._deep)
         self._waiting.append(table)
-        if sum(waiting.num_rows for waiting in self._waiting) >= ROW_GROUP:
+        num_bytes = sum(waiting.nbytes for waiting in self._waiting)
+        if (
+            sum(waiting.num_rows for waiting in self._waiting) >= ROW_GROUP
+            or num_bytes >= GROUP_BYTES
+        ):
             self._flush()
 
     def __enter__(self) -> "TableWriter":

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from core.config import Config
 from core.errors import UserError
 from core.store import Store
-from data.checks import check_table
+from data.checks import check_asked, check_table
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches
 from models.caption_scorer import MODULES, transformer_folder
@@ -155,6 +155,7 @@ def _check_records(field: str, path: str) -> set[str]:
         columns = [c.name for c in table_named("pool").columns if deep or c.name != "image"]
         ids: set[str] = set()
         for batch in iter_batches(files, "pool", columns, deep=deep):
+            check_asked(batch, path)
             ids.update(batch["record_id"].to_pylist())
         for sample in () if deep else _spread_images(files):
             check_table("pool", sample, deep=True, where=path)

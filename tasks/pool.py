@@ -17,6 +17,7 @@ from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
 from core.stage import Stage, StageContext
+from data.checks import check_asked
 from data.shapes.records import make_records
 from data.tables import TableWriter, iter_batches
 
@@ -45,7 +46,9 @@ def _shapes(num: int, split: str, seed: int) -> Iterator[Sequence[Mapping[str, o
 
 
 def _parquet(path: str) -> Iterator[pa.Table]:
-    return iter_batches(parquet_files(path), "pool", batch_size=BATCH, deep=True)
+    for batch in iter_batches(parquet_files(path), "pool", batch_size=BATCH, deep=True):
+        check_asked(batch, path)
+        yield batch
 
 
 def parquet_files(path: str) -> list[Path]:

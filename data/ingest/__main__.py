@@ -1,0 +1,119 @@
+"""Make the pool of a config out of a collection of pictures with captions.
+
+SOURCE is a folder, a file, or OWNER/NAME@COMMIT of the Hugging Face hub. Records that cannot be
+used are set aside in `bad.parquet`. Started again with the same arguments it goes on where it
+stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.command import run_command
+from core.errors import UserError
+from data.ingest.formats import FORMATS, Place, open_source, recognise
+from data.ingest.places import fingerprint
+from data.ingest.questions import open_questions
+from data.ingest.raw import NAMES, Fields
+from data.ingest.run import BAD, Job, ingest
+from data.ingest.state import Counts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    return run_command(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> None:
+    _check(given)
+    fields = {name: value for name in NAMES if (value := getattr(given, f"{name}_field"))}
+    place = Place(given.source, given.format, given.images, fields, given.split, given.subset)
+    kind, source = recognise(place), open_source(place)
+    print(f"{given.source}: format {kind}", file=sys.stderr)
+    job = Job(
+        to=given.to,
+        arguments={
+            "source": str(Path(given.source).resolve()) if Path(given.source).exists()
+            else given.source,
+            "format": kind,
+            "images": str(given.images.resolve()) if given.images else None,
+            "questions": _questions_of(given.questions),
+            "fields": fields,
+            "split": given.split,
+            "subset": given.subset,
+            "test_records": given.test_records,
+            "test_share": given.test_share,
+            "max_caption": given.max_caption,
+        },
+        test_records=given.test_records,
+        test_share=given.test_share,
+        max_bad_share=given.max_bad_share,
+        max_caption=given.max_caption,
+    )  # fmt: skip
+    with open_questions(given.questions, Fields(fields)) as questions:
+        _report(ingest(source, questions, job), given.to)
+
+
+def _check(given: argparse.Namespace) -> None:
+    if given.test_records and given.test_share:
+        raise UserError("--test-records and --test-share exclude each other; give one")
+    if given.test_records < 0 or given.max_caption < 1:
+        raise UserError("--test-records and --max-caption are counts; give positive numbers")
+    for name in ("test_share", "max_bad_share"):
+        value = getattr(given, name)
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name.replace('_', '-')} = {value} is no share; give 0 to 1")
+
+
+def _questions_of(path: Path | None) -> str | None:
+    """What tells a file of questions from another one."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise UserError(f"--questions {path} is no file; give a JSON file of questions")
+    return fingerprint([path])
+
+
+def _report(counts: Counts, to: Path) -> None:
+    print(f"{counts.pool} records for the pool, {counts.test} held out, of {counts.seen}")
+    for title, reasons in (("set aside", counts.bad), ("questions dropped", counts.bad_questions)):
+        for reason, number in reasons.most_common():
+            print(f"  {title}: {number}, {reason}")
+    if counts.bad or counts.bad_questions:
+        print(f"  {to / BAD} lists them")
+    if counts.without_questions:
+        print(
+            f"{counts.without_questions} records have no questions, which images are scored by; "
+            "give some with --questions, into another folder, before you run on this pool"
+        )
+    test = to / "test" if counts.test else "FOLDER OF HELD-OUT RECORDS"
+    print("put into your config:")
+    print(f"  data: {{source: parquet, pool: {to / 'pool'}, test: {test}}}")
+    print("and set `judge: base` under `evaluation`, then `make check-config`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data.ingest", description=__doc__)
+    add = parser.add_argument
+    add("source", metavar="SOURCE")
+    add("--to", required=True, type=Path, metavar="FOLDER", help="of pool/, test/ and bad.parquet")
+    add("--format", choices=FORMATS, help="default: recognised from what lies there")
+    add("--images", type=Path, metavar="FOLDER", help="that image paths start from; default: the "
+        "source's")  # fmt: skip
+    add("--questions", type=Path, metavar="FILE", help="JSON of questions by record id")
+    add("--test-records", type=int, default=0, metavar="N", help="hold out about so many")
+    add("--test-share", type=float, default=0.0, metavar="X", help="hold out this share")
+    add("--split", metavar="NAME", help="of a dataset; default: train")
+    add("--subset", metavar="NAME", help="of a dataset that has several")
+    add("--max-bad-share", type=float, default=0.01, metavar="X", help="default: %(default)s")
+    add("--max-caption", type=int, default=2000, metavar="N", help="characters of a caption or "
+        "prompt; default: %(default)s")  # fmt: skip
+    for name, known in NAMES.items():
+        add(f"--{name}-field", metavar="NAME", help=f"default: {', '.join(known)}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Format `captions`: rows in JSON, JSON Lines, CSV or Parquet, with pictures in a folder.
+
+A row names its picture by a path below the folder, or holds it as an `Image` struct (Parquet).
+The format of the pool itself is among these.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.errors import UserError
+from data.ingest.json_files import count_lines, iter_lines, iter_objects
+from data.ingest.places import NO_IMAGE, fingerprint, read_inside
+from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
+from data.tables import count_rows
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+BATCH = 32  # rows of Parquet held at once, with their pictures
+
+Numbered = tuple[str, Callable[[], Row]]
+"""Place of a row, and what gives it or raises BadRecordError."""
+
+
+class CaptionFiles:
+    """Rows of files that share a suffix, in order."""
+
+    def __init__(self, files: Sequence[Path], images: Path, fields: Fields) -> None:
+        self._files, self._images, self._fields = list(files), images, fields
+
+    @property
+    def total(self) -> int | None:
+        """From footers or by counting lines; only parsing could tell that of others."""
+        if self._suffix == ".parquet":
+            return count_rows(self._files)
+        return sum(map(count_lines, self._files)) if self._suffix == ".jsonl" else None
+
+    def items(self, start: int) -> Iterator[Item]:
+        checked = False
+        for where, load in self._rows(start):
+            if not checked:
+                # The first row that can be read shows whether the fields are named right.
+                try:
+                    self._fields.check(load(), where)
+                    checked = True
+                except BadRecordError:
+                    pass
+            yield Item(where, partial(self._record, load))
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._files, self._images)
+
+    @property
+    def _suffix(self) -> str:
+        return self._files[0].suffix.lower()
+
+    def _record(self, load: Callable[[], Row]) -> RawRecord:
+        row = load()
+        value = self._fields.get(row, "image")
+        own = self._fields.get(row, "id")
+        name = value.get("path") if isinstance(value, dict) else value
+        if own is None and not isinstance(name, str):
+            raise BadRecordError("no id", "neither an id nor the path of an image")
+        record_id = str(name if own is None else own)
+        return self._fields.record(row, record_id, partial(image_bytes, value, self._images))
+
+    def _rows(self, start: int) -> Iterator[Numbered]:
+        if self._suffix == ".parquet":
+            return _parquet_rows(self._files, start)
+        read = {".json": _json_rows, ".jsonl": _line_rows, ".csv": _csv_rows}[self._suffix]
+        return islice((row for file in self._files for row in read(file)), start, None)
+
+
+def image_bytes(value: object, root: Path) -> bytes:
+    """The picture that a field holds or names; BadRecordError if there is none."""
+    if isinstance(value, dict):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise BadRecordError(NO_IMAGE, "neither a path nor bytes")
+    return read_inside(root, value)
+
+
+def _json_rows(path: Path) -> Iterator[Numbered]:
+    for number, row in enumerate(iter_objects(path)):
+        yield f"{path.name} object {number}", partial(_given, row)
+
+
+def _given(row: Row) -> Row:
+    return row
+
+
+def _line_rows(path: Path) -> Iterator[Numbered]:
+    for number, line in enumerate(iter_lines(path), 1):
+        yield f"{path.name} line {number}", partial(parse_line, line)
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """The object of a line of JSON; BadRecordError if it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRecordError("no valid JSON", str(error)) from None
+    if not isinstance(row, dict):
+        raise BadRecordError("no valid JSON", "it is no object")
+    return row
+
+
+def _csv_rows(path: Path) -> Iterator[Numbered]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
+                # An empty cell is no value, and surplus cells have no name.
+                filled = {name: cell for name, cell in row.items() if name and cell}
+                blanks = {name: None for name in row if name}
+                yield f"{path.name} row {number}", partial(_given, blanks | filled)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is no valid CSV ({error}); repair it or cut it off") from None
+
+
+def _parquet_rows(files: Sequence[Path], start: int) -> Iterator[Numbered]:
+    for path in files:
+        with _open_parquet(path) as file:
+            number = 0
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if start >= size:
+                    start, number = start - size, number + size
+                    continue
+                for batch in file.iter_batches(BATCH, row_groups=[group]):
+                    for row in range(batch.num_rows):
+                        if start:
+                            start -= 1
+                        else:
+                            load = partial(_parquet_row, batch, row)
+                            yield f"{path.name} row {number}", load
+                        number += 1
+
+
+def _parquet_row(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
+    found: dict[str, Any] = batch.slice(row, 1).to_pylist()[0]
+    return found
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is no readable Parquet file ({error}); replace it") from None

@@ -1,0 +1,140 @@
+"""Format `datasets`: a repository of the Hugging Face hub at a revision, or a local copy.
+
+Local copies are what `save_to_disk` wrote and every folder that `load_dataset` knows (Parquet,
+image folders, ...). Rows are streamed, pictures stay encoded.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+from datasets import Image, IterableDataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from core.errors import UserError
+from data.ingest.captions import image_bytes
+from data.ingest.places import NO_IMAGE, fingerprint
+from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
+
+# Branches and tags of git may have slashes; ids never have more than one.
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+SAVED = ("dataset_dict.json", "state.json")  # in a folder of `save_to_disk`
+
+
+class HubRows:
+    """Rows of one split of a repository of the hub or of a local copy."""
+
+    def __init__(
+        self, place: str, fields: Fields, split: str | None = None, subset: str | None = None
+    ) -> None:
+        self._place, self._fields, self._split, self._subset = place, fields, split, subset
+        self._folder = Path(place) if Path(place).is_dir() else None
+        self._commit = None if self._folder else _commit(place)
+        self._name, self._rows = self._open()
+
+    @property
+    def total(self) -> int | None:
+        info = self._rows.info.splits or {}
+        count = info[self._name].num_examples if self._name in info else 0
+        return count or None
+
+    def items(self, start: int) -> Iterator[Item]:
+        rows = self._rows.skip(start) if start else self._rows
+        for number, row in enumerate(rows, start):
+            if number == start:
+                self._fields.check(row, f"{self._place}, split {self._name},")
+            yield Item(f"{self._name} row {number}", partial(self._record, number, row))
+
+    def fingerprint(self) -> str:
+        if self._folder is None:
+            return str(self._commit)
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        return fingerprint(files)
+
+    def _record(self, number: int, row: Row) -> RawRecord:
+        own = self._fields.get(row, "id")
+        record_id = f"{self._name}-{number:09d}" if own is None else str(own)
+        image = partial(self._image, self._fields.get(row, "image"))
+        return self._fields.record(row, record_id, image)
+
+    def _image(self, value: object) -> bytes:
+        path = value.get("path") if isinstance(value, dict) else value
+        held = isinstance(value, dict) and value.get("bytes") is not None
+        if held or self._folder or not isinstance(path, str):
+            return image_bytes(_below(value, self._folder), self._folder or Path())
+        # Streamed rows name files of their own repository; nothing else is fetched.
+        if f"hf://datasets/{self._place.partition('@')[0]}@" not in path:
+            raise BadRecordError(NO_IMAGE, f"{path} is no file of {self._place}")
+        try:
+            with fsspec.open(path, "rb") as file:
+                content: bytes = file.read()
+        except OSError as error:
+            raise BadRecordError(NO_IMAGE, f"{path}: {error}") from None
+        return content
+
+    def _open(self) -> tuple[str, IterableDataset]:
+        """Name and rows of the split."""
+        try:
+            splits = self._splits()
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{self._place} cannot be opened by the library datasets ({reason}); give a "
+                "repository or folder that it knows, and --subset if there are several"
+            ) from None
+        name = self._split or ("train" if "train" in splits else next(iter(splits)))
+        if name not in splits or (self._split is None and len(splits) > 1 and name != "train"):
+            raise UserError(f"--split = {name!r}: {self._place} has {', '.join(splits)}; name one")
+        rows = splits[name]
+        # Decoded, a picture would have to be encoded anew.
+        for column, feature in (rows.features or {}).items():
+            if isinstance(feature, Image):
+                rows = rows.cast_column(column, Image(decode=False))
+        return str(name), rows
+
+    def _splits(self) -> dict[str, IterableDataset]:
+        if self._folder and any((self._folder / name).is_file() for name in SAVED):
+            saved = datasets.load_from_disk(str(self._folder))
+            if isinstance(saved, datasets.Dataset):
+                saved = {str(saved.split or "train"): saved}
+            return {str(name): rows.to_iterable_dataset() for name, rows in saved.items()}
+        found: Any = datasets.load_dataset(
+            str(self._folder) if self._folder else self._place.partition("@")[0],
+            self._subset,
+            revision=self._commit,
+            streaming=True,
+        )
+        return {str(name): rows for name, rows in found.items()}
+
+
+def _below(value: object, folder: Path | None) -> object:
+    """A value whose path, if it lies below the folder, is relative to it."""
+    if folder is None or not isinstance(value, dict) or not value.get("path"):
+        return value
+    path = Path(value["path"])
+    if path.is_absolute() and path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
+    elif not path.is_absolute() and path.is_relative_to(folder):
+        path = path.relative_to(folder)
+    return {**value, "path": str(path)}
+
+
+def _commit(place: str) -> str:
+    """The commit that a revision of a hub id stands for now."""
+    hub = HUB_ID.fullmatch(place)
+    assert hub is not None  # what is no folder has been found to be an id
+    try:
+        sha = HfApi().dataset_info(hub["id"], revision=hub["revision"]).sha
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{place} cannot be asked for at the hub ({reason}); correct it, run `hf auth login` "
+            "if it is gated, or fetch it with `hf download --repo-type dataset` where there is a "
+            "network and give the folder"
+        ) from None
+    return str(sha)

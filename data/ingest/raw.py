@@ -1,0 +1,105 @@
+"""What every format yields: raw records, each loaded only when it is needed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from core.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+class BadRecordError(Exception):
+    """A record that cannot be used: a reason that many share, and what is special about it."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """A record as its source has it; all but `record_id` and `image` may be of any type.
+
+    `image` reads the encoded picture; it raises BadRecordError.
+    """
+
+    record_id: str
+    image: Callable[[], bytes]
+    caption: object
+    prompt: object = None
+    references: object = None
+    questions: object = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """The place of a record in its source; `load` raises BadRecordError."""
+
+    where: str
+    load: Callable[[], RawRecord]
+
+
+class Source(Protocol):
+    """A collection that yields the same items in the same order every time."""
+
+    @property
+    def total(self) -> int | None:
+        """How many items there are, if that is known without reading them."""
+        ...
+
+    def items(self, start: int) -> Iterator[Item]:
+        """Items from number `start` on. Load each before the next one is asked for."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the source does."""
+        ...
+
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "id": ("record_id", "id", "image_id", "key"),
+    "image": ("image", "img_path", "image_path", "file_name", "filename", "path", "img"),
+    "caption": ("caption", "text", "captions", "description"),
+    "prompt": ("prompt",),
+    "references": ("references",),
+    "questions": ("questions",),
+}
+"""Names that a field is looked for under, unless an option names another one."""
+
+
+class Fields:
+    """Where rows of a source keep the parts of a record."""
+
+    def __init__(self, chosen: Mapping[str, str]) -> None:
+        """`chosen` maps keys of NAMES to names of fields."""
+        self._chosen = dict(chosen)
+        self._names = {**NAMES, **{field: (name,) for field, name in chosen.items()}}
+
+    def get(self, row: Row, field: str) -> Any:
+        """The value of a field, None if the row has none."""
+        return next(
+            (row[name] for name in self._names[field] if row.get(name) is not None),
+            None,
+        )
+
+    def check(self, row: Row, place: str) -> None:
+        """UserError unless a row has caption and image, and every field that an option names."""
+        wanted = {"caption", "image"} | self._chosen.keys()
+        for field in sorted(wanted):
+            if not any(name in row for name in self._names[field]):
+                raise UserError(
+                    f"{place} has no field {' or '.join(self._names[field])}; it has: "
+                    f"{', '.join(row)}; name the right one with --{field}-field"
+                )
+
+    def record(self, row: Row, record_id: str, image: Callable[[], bytes]) -> RawRecord:
+        """The record of a row."""
+        return RawRecord(
+            record_id=record_id,
+            image=image,
+            caption=self.get(row, "caption"),
+            prompt=self.get(row, "prompt"),
+            references=self.get(row, "references"),
+            questions=self.get(row, "questions"),
+        )

@@ -1,0 +1,115 @@
+"""Format `webdataset`: tar shards whose neighbours of one name make a record.
+
+`000017.jpg`, `000017.txt` and `000017.json` are one record; its text is that of the .json, or else
+of the .txt. Shards are read from front to back, and nothing is ever extracted.
+"""
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from core.errors import UserError
+from data.ingest.captions import parse_line
+from data.ingest.places import IMAGE_SUFFIXES, NO_IMAGE, check_name, fingerprint
+from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
+
+MAX_MEMBER = 256 << 20  # bytes; what is larger is no picture
+
+Members = dict[str, bytes | BadRecordError]
+"""Contents by suffix, or why there is none."""
+
+
+class Shards:
+    """Records of tar files in order."""
+
+    def __init__(self, files: Sequence[Path], fields: Fields) -> None:
+        self._files, self._fields = list(files), fields
+
+    @property
+    def total(self) -> int | None:
+        """Only reading could tell."""
+        return None
+
+    def items(self, start: int) -> Iterator[Item]:
+        return islice(self._items(), start, None)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._files)
+
+    def _items(self) -> Iterator[Item]:
+        for shard in self._files:
+            for key, members in _groups(shard):
+                load = partial(self._record, f"{shard.name.split('.')[0]}/{key}", key, members)
+                yield Item(f"{shard.name}: {key}", load)
+
+    def _record(self, record_id: str, key: str, members: Members) -> RawRecord:
+        check_name(key)
+        row = _text_of(members)
+        own = row.get("record_id")  # `id` and `key` are often numbers within a shard
+        suffix = next((suffix for suffix in members if suffix in IMAGE_SUFFIXES), None)
+        image = partial(_content, members, suffix)
+        return self._fields.record(row, record_id if own is None else str(own), image)
+
+
+def _content(members: Members, suffix: str | None) -> bytes:
+    if suffix is None:
+        raise BadRecordError(NO_IMAGE, f"it has: {', '.join(members)}")
+    content = members[suffix]
+    if isinstance(content, BadRecordError):
+        raise content
+    return content
+
+
+def _text_of(members: Members) -> Row:
+    row: dict[str, object] = {}
+    try:
+        if ".txt" in members:
+            row["caption"] = _content(members, ".txt").decode()
+        if ".json" in members:
+            found = parse_line(_content(members, ".json").decode())
+            row |= {name: value for name, value in found.items() if value is not None}
+    except UnicodeDecodeError:
+        raise BadRecordError("caption is no valid Unicode") from None
+    return row
+
+
+def _groups(shard: Path) -> Iterator[tuple[str, Members]]:
+    """Runs of members whose names differ in the suffix alone."""
+    key, members = "", Members()
+    for name, content in _members(shard):
+        # As webdataset has it, a suffix starts at the first dot of the last part.
+        folder, slash, last = name.rpartition("/")
+        stem, dot, suffix = last.partition(".")
+        if folder + slash + stem != key and members:
+            yield key, members
+            members = Members()
+        key = folder + slash + stem
+        members[f"{dot}{suffix}".lower()] = content
+    if members:
+        yield key, members
+
+
+def _members(shard: Path) -> Iterator[tuple[str, bytes | BadRecordError]]:
+    try:
+        with tarfile.open(shard, "r|*") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined] # would keep all that was seen
+                if not member.isdir() and PurePosixPath(member.name).name:
+                    yield member.name, _read(tar, member)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(
+            f"{shard} is no whole tar file ({error}); replace it by an undamaged copy, or take it "
+            "out of the folder"
+        ) from None
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadRecordError:
+    if not member.isfile():
+        return BadRecordError("tar member is no file", f"{member.name} is a link or device")
+    if member.size > MAX_MEMBER:
+        return BadRecordError("tar member too large", f"{member.name} has {member.size} bytes")
+    file = tar.extractfile(member)
+    assert file is not None  # it is a file
+    return file.read()

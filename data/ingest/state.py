@@ -1,0 +1,125 @@
+"""What an ingestion has done so far: a folder of chunks, each committed by its own JSON file."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.files import TemporaryFolder
+from data.ingest.parts import placed
+
+IDENTITY = "ingest.json"
+STAGING = ".ingest"
+CHUNK = "chunk-"
+
+
+@dataclass
+class Counts:
+    """Records and questions by what became of them; the fields are sums over all chunks."""
+
+    seen: int = 0
+    pool: int = 0
+    test: int = 0
+    without_questions: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    bad_questions: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> "Counts":
+        """Counts from their JSON form."""
+        counters = {name: Counter(document[name]) for name in ("bad", "bad_questions")}
+        return cls(**{**document, **counters})
+
+    @property
+    def num_bad(self) -> int:
+        """Records that were set aside."""
+        return self.bad.total()
+
+
+@dataclass
+class Chunk:
+    """A run of items: what was set aside, hashes of the staged rows, and all counts after it."""
+
+    counts: Counts
+    pool_parts: int
+    staged_parts: int
+    hashes: list[int] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
+
+
+class State:
+    """The folder of an ingestion; UserError if it is another one's."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], scratch: TemporaryFolder) -> None:
+        self.folder, self._scratch, self._identity = folder, scratch, dict(identity)
+        self.staging = folder / STAGING
+        found = self._read(folder / IDENTITY)
+        self.results: Mapping[str, Any] | None = None
+        if found is not None:
+            _compare(folder, found["arguments"], self._identity)
+            self.results = found.get("results")
+        else:
+            self._save(folder / IDENTITY, {"arguments": self._identity})
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Chunks that are done, in order."""
+        number = 0
+        while (document := self._read(self._path(number))) is not None:
+            counts = Counts.of(document.pop("counts"))
+            yield Chunk(counts, **document)
+            number += 1
+
+    def commit(self, number: int, chunk: Chunk) -> None:
+        """Note that all parts of a chunk are in their places."""
+        self._save(self._path(number), asdict(chunk))
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Note that everything is in its place, and delete what served to get there."""
+        self._save(self.folder / IDENTITY, {"arguments": self._identity, "results": results})
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what a finished ingestion needs no more."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self.staging / f"{CHUNK}{number:05d}.json"
+
+    def _save(self, path: Path, document: Mapping[str, Any]) -> None:
+        with placed(self._scratch, path) as file:
+            file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+
+def refuse_foreign(folder: Path) -> None:
+    """UserError if a folder holds something, but no ingestion."""
+    if folder.is_file() or (
+        folder.is_dir()
+        and not (folder / IDENTITY).is_file()
+        and any(not path.name.startswith(".") for path in folder.iterdir())
+    ):
+        raise UserError(f"--to {folder} exists and holds other things; give a new or empty folder")
+
+
+def _compare(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name in sorted(found.keys() | given.keys()):
+        if found.get(name) != given.get(name):
+            what = (
+                "the source has changed since"
+                if name == "fingerprint"
+                else f"{name} was {found.get(name)!r} there and is {given.get(name)!r} now"
+            )
+            raise UserError(
+                f"--to {folder} was begun otherwise: {what}; give another folder, or delete this "
+                "one to begin anew"
+            )
