@@ -35,13 +35,12 @@ class HubRows:
         self._place, self._fields, self._split, self._subset = place, fields, split, subset
         self._folder = Path(place) if Path(place).is_dir() else None
         self._commit = None if self._folder else _commit(place)
-        self._name, self._rows = self._open()
+        self._name, self._rows, self._total = self._open()
 
     @property
     def total(self) -> int | None:
-        info = self._rows.info.splits or {}
-        count = info[self._name].num_examples if self._name in info else 0
-        return count or None
+        """As saved, or as the repository says."""
+        return self._total
 
     def items(self, start: int) -> Iterator[Item]:
         rows = self._rows.skip(start) if start else self._rows
@@ -77,8 +76,8 @@ class HubRows:
             raise BadRecordError(NO_IMAGE, f"{path}: {error}") from None
         return content
 
-    def _open(self) -> tuple[str, IterableDataset]:
-        """Name and rows of the split."""
+    def _open(self) -> tuple[str, IterableDataset, int | None]:
+        """Name, rows and number of rows of the split."""
         try:
             splits = self._splits()
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -90,26 +89,31 @@ class HubRows:
         name = self._split or ("train" if "train" in splits else next(iter(splits)))
         if name not in splits or (self._split is None and len(splits) > 1 and name != "train"):
             raise UserError(f"--split = {name!r}: {self._place} has {', '.join(splits)}; name one")
-        rows = splits[name]
+        rows, total = splits[name]
         # Decoded, a picture would have to be encoded anew.
         for column, feature in (rows.features or {}).items():
             if isinstance(feature, Image):
                 rows = rows.cast_column(column, Image(decode=False))
-        return str(name), rows
+        return name, rows, total
 
-    def _splits(self) -> dict[str, IterableDataset]:
+    def _splits(self) -> dict[str, tuple[IterableDataset, int | None]]:
         if self._folder and any((self._folder / name).is_file() for name in SAVED):
             saved = datasets.load_from_disk(str(self._folder))
             if isinstance(saved, datasets.Dataset):
                 saved = {str(saved.split or "train"): saved}
-            return {str(name): rows.to_iterable_dataset() for name, rows in saved.items()}
+            return {str(k): (rows.to_iterable_dataset(), len(rows)) for k, rows in saved.items()}
         found: Any = datasets.load_dataset(
             str(self._folder) if self._folder else self._place.partition("@")[0],
             self._subset,
             revision=self._commit,
             streaming=True,
         )
-        return {str(name): rows for name, rows in found.items()}
+        totals = {
+            name: info.num_examples or None
+            for rows in found.values()
+            for name, info in (rows.info.splits or {}).items()
+        }
+        return {str(name): (rows, totals.get(name)) for name, rows in found.items()}
 
 
 def _below(value: object, folder: Path | None) -> object:

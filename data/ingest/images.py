@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from data.ingest.raw import BadRecordError
 
 # Formats whose decoders run in this process; PostScript, for one, starts another program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF tag
 BOMB = "decompression bomb"
@@ -28,7 +28,7 @@ def checked_image(content: bytes) -> bytes:
             # A picture past the limit is only warned of; loading it would fill the memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # of broken metadata
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 image.load()
                 return content if _plain(image) else _redrawn(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -37,6 +37,12 @@ def checked_image(content: bytes) -> bytes:
         raise
     except Exception as error:  # decoders raise many types of their own
         raise BadRecordError(UNDECODABLE, f"{type(error).__name__}: {error}") from None
+
+
+def _formats() -> list[str]:
+    """Those of FORMATS that this build of Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _plain(image: Image.Image) -> bool:

@@ -6,7 +6,7 @@ everything that later chunks depend on taken from the ones before.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ class _Ingestion:
                 "fewer (--test-records, --test-share)"
             )
         self._write_bad([])
-        self._state.finish(asdict(counts))
+        self._state.finish(counts.document())
         return counts
 
     def _staged_rows(self) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class Counts:
         """Counts from their JSON form."""
         counters = {name: Counter(document[name]) for name in ("bad", "bad_questions")}
         return cls(**{**document, **counters})
+
+    def document(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "bad": dict(self.bad), "bad_questions": dict(self.bad_questions)}
 
     @property
     def num_bad(self) -> int:
@@ -75,7 +79,7 @@ class State:
 
     def commit(self, number: int, chunk: Chunk) -> None:
         """Note that all parts of a chunk are in their places."""
-        self._save(self._path(number), asdict(chunk))
+        self._save(self._path(number), {**vars(chunk), "counts": chunk.counts.document()})
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Note that everything is in its place, and delete what served to get there."""
