@@ -54,6 +54,22 @@ def put_in_place(temporary: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when the block ends, and vanishes if it fails."""
+    if target.exists():
+        raise UserError(f"--to {target} exists already; remove it or give another path")
+    scratch = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    try:
+        with writing_to(target):
+            scratch.mkdir(parents=True)
+        yield scratch
+        with writing_to(target):
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

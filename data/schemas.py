@@ -223,13 +223,16 @@ def table_named(name: str) -> Table:
 def arrow_schema(name: str) -> pa.Schema:
     """Arrow schema of a table with its version and its `datasets` features as metadata."""
     table = table_named(name)
-    features = {column.name: _feature(column.type) for column in table.columns}
-    return pa.schema(
-        [(column.name, column.type) for column in table.columns],
-        metadata={
-            METADATA_KEY: json.dumps({"table": name, "version": VERSION}).encode(),
-            b"huggingface": json.dumps({"info": {"features": features}}).encode(),
-        },
+    schema = with_features(pa.schema([(column.name, column.type) for column in table.columns]))
+    own = {METADATA_KEY: json.dumps({"table": name, "version": VERSION}).encode()}
+    return schema.with_metadata(own | schema.metadata)
+
+
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """The schema with its `datasets` features as its metadata."""
+    features = {field.name: _feature(field.type) for field in schema}
+    return schema.with_metadata(
+        {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     )
 
 

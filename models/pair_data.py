@@ -28,7 +28,7 @@ Masking = tuple[int, int]
 """Seed of the run, masks a pair."""
 
 TEXT_COLUMNS = ["record_id", "iteration", "prompt", "caption_win", "caption_lose"]
-COLUMNS = [*TEXT_COLUMNS, "image", "image_win_tokens", "image_lose_tokens"]
+IMAGES = ("image_win", "image_lose")
 SIDES = ("chosen", "rejected")
 NO_MASK = 0
 """Mask seed of stored caption log-probabilities, which depend on no mask."""
@@ -84,19 +84,60 @@ class PairRows:
 
 
 def encode_pairs(table: pa.Table, model: UnifiedModel, batches: Batches) -> PairRows:
-    """Rows of a `pairs` table in memory, images encoded in `batches`."""
+    """Rows of a `pairs` table in memory, images encoded in `batches`.
 
-    def encode(records: pa.Table) -> Codes:
-        return model.encode_images([decode_image(i) for i in records["image"].to_pylist()])
-
-    source_BN = np.concatenate(list(batches.map_table(table, encode)))
-    length = source_BN.shape[1]
-    # A winner without tokens is the record's own image.
-    true_wins = len(table["image_win_tokens"].combine_chunks().flatten()) == 0
-    win_BN = source_BN if true_wins else _tokens(table, "image_win_tokens", length)
-    lose_BN = _tokens(table, "image_lose_tokens", length)
-    codes_B3N = np.stack([source_BN, win_BN, lose_BN], axis=1).astype(np.int32)
+    A winner or loser without tokens is encoded from its image; the table needs `pair_columns`.
+    """
+    source_BN = _encode(table["image"], model, batches)
+    sides = [_side_codes(table, name, source_BN, model, batches) for name in IMAGES]
+    codes_B3N = np.stack([source_BN, *sides], axis=1).astype(np.int32)
     return PairRows(table.select(TEXT_COLUMNS), codes_B3N)
+
+
+def pair_columns(paths: Sequence[Path]) -> list[str]:
+    """Columns that `encode_pairs` needs: images of winners and losers only where tokens lack."""
+    tokens = [f"{name}_tokens" for name in IMAGES]
+    bare = set()
+    for table in iter_batches(paths, "pairs", tokens):
+        bare |= {name for name in IMAGES if _without_tokens(table, name).any()}
+    return [*TEXT_COLUMNS, "image", *tokens, *sorted(bare)]
+
+
+def _without_tokens(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    bare: npt.NDArray[np.bool_] = pc.list_value_length(table[f"{name}_tokens"]).to_numpy() == 0
+    return bare
+
+
+def _encode(images: pa.ChunkedArray, model: UnifiedModel, batches: Batches) -> Ints:
+    def encode(first: int, last: int) -> Codes:
+        batch = images.slice(first, last - first).to_pylist()
+        return model.encode_images([decode_image(image) for image in batch])
+
+    return np.concatenate(list(batches.map(len(images), encode)))
+
+
+def _side_codes(
+    table: pa.Table, name: str, source_BN: Ints, model: UnifiedModel, batches: Batches
+) -> Ints:
+    """Codes of all winners or losers: their tokens, or those of the images of rows that lack them.
+
+    The record's own picture, which is the winner where truth wins, is not encoded twice.
+    """
+    bare_B = _without_tokens(table, name)
+    codes_BN = source_BN.copy()
+    if not bare_B.all():
+        known = table.filter(pa.array(~bare_B))
+        codes_BN[~bare_B] = _tokens(known, f"{name}_tokens", source_BN.shape[1])
+    if bare_B.any():
+        own, shown = (_contents(table[column]) for column in ("image", name))
+        fresh_B = bare_B & pc.not_equal(own, shown).to_numpy(zero_copy_only=False)
+        if fresh_B.any():
+            codes_BN[fresh_B] = _encode(table[name].filter(pa.array(fresh_B)), model, batches)
+    return codes_BN
+
+
+def _contents(images: pa.ChunkedArray) -> pa.Array:
+    return images.combine_chunks().field("bytes")
 
 
 def _tokens(table: pa.Table, column: str, num_tokens: int) -> Ints:
@@ -126,7 +167,7 @@ def open_pairs(
     # Unlinked from the start, so that even a killed process leaves nothing behind.
     with TemporaryFile() as file:
         with progress("encode images", num_pairs) as bar:
-            for table in iter_batches(paths, "pairs", COLUMNS):
+            for table in iter_batches(paths, "pairs", pair_columns(paths)):
                 part = encode_pairs(table, model, batches)
                 if codes_R3N is None:
                     shape = (num_pairs, *part.codes_R3N.shape[1:])

@@ -18,7 +18,7 @@ from data.tables import TableWriter, count_rows, iter_batches
 from models.base import BranchLogps, Modality, UnifiedModel
 from models.batches import Batches
 from models.families import autocast, load_model, use_threads
-from models.pair_data import COLUMNS, NO_MASK, SIDES, PairRows, encode_pairs
+from models.pair_data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
 
 
 class _Reference:
@@ -79,7 +79,7 @@ def run(context: StageContext) -> Mapping[str, object] | None:
     mine = [index for index in range(len(sizes)) if share.takes(index)]
     reference = None
     with context.progress("reference", sum(sizes[index] for index in mine)) as bar:
-        for index, pairs in enumerate(iter_batches(paths, "pairs", COLUMNS)):
+        for index, pairs in enumerate(iter_batches(paths, "pairs", pair_columns(paths))):
             if index not in mine:
                 continue
             name = part_name(index)

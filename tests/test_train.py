@@ -519,7 +519,11 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
 
 def test_a_winner_without_tokens_is_the_image_of_the_record() -> None:
     table = pa.Table.from_pylist(
-        [pair_row(n) | {"image_win_tokens": []} for n in range(3)], schema=arrow_schema("pairs")
+        [
+            pair_row(n) | {"image_win_tokens": [], "image_win": pair_row(n)["image"]}
+            for n in range(3)
+        ],
+        schema=arrow_schema("pairs"),
     )
     codes_R3N = encode_pairs(table, tiny_model(), Batches(2, None, "")).codes_R3N
     np.testing.assert_array_equal(codes_R3N[:, 0], codes_R3N[:, 1])

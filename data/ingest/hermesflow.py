@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from data.ingest.json_files import iter_objects
-from data.ingest.places import NO_IMAGE, fingerprint, read_inside
+from data.ingest.places import NO_IMAGE, fingerprint, path_inside
 from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
 
 NAME = "initial_data.json"
@@ -43,11 +43,19 @@ class InitialData:
         return self._fields.record(row, str(record_id), image)
 
 
-def published_image(path: object, root: Path) -> bytes:
+def published_path(path: object, root: Path) -> Path:
     """The picture at a path of the published files; BadRecordError if there is none."""
     if not isinstance(path, str) or not path:
-        raise BadRecordError(NO_IMAGE, "neither a path nor bytes")
-    return read_inside(root, below(path, root))
+        raise BadRecordError(NO_IMAGE, "there is no path")
+    return path_inside(root, below(path, root))
+
+
+def published_image(path: object, root: Path) -> bytes:
+    """Its content."""
+    try:
+        return published_path(path, root).read_bytes()
+    except OSError as error:
+        raise BadRecordError(NO_IMAGE, f"{path}: {error}") from None
 
 
 def below(path: str, root: Path) -> str:

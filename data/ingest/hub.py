@@ -14,7 +14,6 @@ import datasets
 import fsspec
 from datasets import Image, IterableDataset
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from core.errors import UserError
 from data.ingest.captions import image_bytes
@@ -23,6 +22,7 @@ from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
 
 # Branches and tags of git may have slashes; ids never have more than one.
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 SAVED = ("dataset_dict.json", "state.json")  # in a folder of `save_to_disk`
 
 
@@ -44,7 +44,7 @@ class HubRows:
 
     def items(self, start: int) -> Iterator[Item]:
         rows = self._rows.skip(start) if start else self._rows
-        for number, row in enumerate(rows, start):
+        for number, row in enumerate(self._told(rows), start):
             if number == start:
                 self._fields.check(row, f"{self._place}, split {self._name},")
             yield Item(f"{self._name} row {number}", partial(self._record, number, row))
@@ -54,6 +54,16 @@ class HubRows:
             return str(self._commit)
         files = sorted(path for path in self._folder.rglob("*") if path.is_file())
         return fingerprint(files)
+
+    def _told(self, rows: IterableDataset) -> Iterator[Row]:
+        """Rows; UserError if the library cannot read on."""
+        try:
+            yield from rows
+        except Exception as error:  # clients and decoders raise many types of their own
+            raise UserError(
+                f"{self._place} could not be read on ({_first_line(error)}); run it again, it goes "
+                "on, or replace the file if it is damaged"
+            ) from error
 
     def _record(self, number: int, row: Row) -> RawRecord:
         own = self._fields.get(row, "id")
@@ -80,12 +90,11 @@ class HubRows:
         """Name, rows and number of rows of the split."""
         try:
             splits = self._splits()
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().partition("\n")[0]
+        except Exception as error:  # of the library, its builders and the hub's client
             raise UserError(
-                f"{self._place} cannot be opened by the library datasets ({reason}); give a "
-                "repository or folder that it knows, and --subset if there are several"
-            ) from None
+                f"{self._place} cannot be opened by the library datasets ({_first_line(error)}); "
+                "give a repository or folder that it knows, and --subset if there are several"
+            ) from error
         name = self._split or ("train" if "train" in splits else next(iter(splits)))
         if name not in splits or (self._split is None and len(splits) > 1 and name != "train"):
             raise UserError(f"--split = {name!r}: {self._place} has {', '.join(splits)}; name one")
@@ -132,13 +141,17 @@ def _commit(place: str) -> str:
     """The commit that a revision of a hub id stands for now."""
     hub = HUB_ID.fullmatch(place)
     assert hub is not None  # what is no folder has been found to be an id
+    if COMMIT.fullmatch(hub["revision"]):
+        return hub["revision"]
     try:
-        sha = HfApi().dataset_info(hub["id"], revision=hub["revision"]).sha
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        return str(HfApi().dataset_info(hub["id"], revision=hub["revision"]).sha)
+    except Exception as error:  # the client lets errors of its transport through
         raise UserError(
-            f"{place} cannot be asked for at the hub ({reason}); correct it, run `hf auth login` "
-            "if it is gated, or fetch it with `hf download --repo-type dataset` where there is a "
-            "network and give the folder"
-        ) from None
-    return str(sha)
+            f"{place} cannot be asked for at the hub ({_first_line(error)}); correct it, run "
+            "`hf auth login` if it is gated, or fetch it with `hf download --repo-type dataset` "
+            "where there is a network and give the folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]

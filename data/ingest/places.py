@@ -22,18 +22,27 @@ def check_name(name: str) -> None:
         raise BadRecordError(OUTSIDE, name)
 
 
-def read_inside(root: Path, name: str) -> bytes:
-    """Content of a file below `root`; BadRecordError if it is absent or a link leads out."""
+def path_inside(root: Path, name: str) -> Path:
+    """A file below `root`; BadRecordError if it is absent or a link leads out."""
     check_name(name)
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        # Opening a pipe would wait for ever.
+        found = path.is_file()
+    except (OSError, ValueError) as error:  # a name may have null bytes, or be too long
+        raise BadRecordError(NO_IMAGE, f"{name}: {error}") from None
     if not path.is_relative_to(root.resolve()):
         raise BadRecordError(OUTSIDE, f"{name} is a link to {path}")
+    if not found:
+        raise BadRecordError(NO_IMAGE, f"{name} is no file of {root}")
+    return path
+
+
+def read_inside(root: Path, name: str) -> bytes:
+    """Content of a file below `root`; BadRecordError if it is absent or a link leads out."""
     try:
-        # Opening a pipe would wait for ever.
-        if not path.is_file():
-            raise BadRecordError(NO_IMAGE, f"{name} is no file of {root}")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # a name may have null bytes, or be too long
+        return path_inside(root, name).read_bytes()
+    except OSError as error:
         raise BadRecordError(NO_IMAGE, f"{name}: {error}") from None
 
 

@@ -6,16 +6,12 @@ writes such a folder, or a checkpoint of the store, in the layout of the publish
 
 import argparse
 import json
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.command import run_command
-from core.errors import UserError
-from core.files import sha256_of, writing_to
+from core.files import new_folder, sha256_of, writing_to
 from models.checkpoints.published import (
     Published,
     load_published,
@@ -39,7 +35,7 @@ def import_published(
         "tokenizer": find_tokenizer("--tokenizer", tokenizer),
     }
     folders = Published(**{name: source.folder for name, source in sources.items()})
-    with _new_folder(to) as folder:
+    with new_folder(to) as folder:
         model = load_published(folders, resolution=resolution, dtype=dtype)
         origin = {name: _origin(name, source) for name, source in sources.items()}
         with writing_to(to):
@@ -61,7 +57,7 @@ def _origin(name: str, source: Source) -> dict[str, object]:
 
 def export_published(checkpoint: str, to: Path, file_format: str, dtype: str | None) -> None:
     """Write a model folder in the published layout."""
-    with _new_folder(to) as folder:
+    with new_folder(to) as folder:
         model = ShowoModel.from_folder(_model_folder(Path(checkpoint)), dtype=dtype)
         with writing_to(to):
             save_published(model, folder, "bin" if file_format == "bin" else "safetensors")
@@ -72,22 +68,6 @@ def _model_folder(checkpoint: Path) -> Path:
     """The folder itself, or that of an artifact of the store."""
     inside = checkpoint / "model"
     return inside if (inside / "config.json").is_file() else checkpoint
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when the block ends, and vanishes if it fails."""
-    if target.exists():
-        raise UserError(f"--to {target} exists already; remove it or give another path")
-    scratch = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    try:
-        with writing_to(target):
-            scratch.mkdir(parents=True)
-        yield scratch
-        with writing_to(target):
-            os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,164 @@
+"""Pairs in and out: stage `import-pairs`, and exports for other programs.
+
+`import` makes a `pairs` artifact of the published file (`pair_dpo_data.json`), which `reference`
+and `train` take like any other; `export` writes one as that file, or its captions for TRL.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.artifact import Artifact, part_name
+from core.command import run_command
+from core.config import load_config
+from core.errors import UserError
+from core.files import new_folder, writing_to
+from core.progress import progress
+from core.runtime import setup_logging
+from core.stage import Stage, StageContext, run_stage
+from core.store import Store
+from data.pair_files import (
+    BAD_SCHEMA,
+    PairFile,
+    image_files,
+    write_published,
+    write_trl,
+)
+from data.tables import TableWriter, count_rows
+from models.showo.prompting import CAPTION_QUESTION
+
+BATCH = 64  # pairs in memory, with three pictures each
+PART_PAIRS = 2048
+BAD = "bad.parquet"
+
+
+def import_stage(file: Path, images: Path, max_bad_share: float) -> Stage:
+    """The stage that reads this file, whose contents and pictures enter its key."""
+
+    def run(context: StageContext) -> Mapping[str, object]:
+        return _import(context, PairFile(file, images), max_bad_share)
+
+    return Stage(
+        "import-pairs",
+        1,
+        reads=(),
+        inputs=(),
+        body=run,
+        files=lambda config: [file, *image_files(file, images)],
+    )
+
+
+def _import(context: StageContext, pairs: PairFile, max_bad_share: float) -> Mapping[str, object]:
+    number, num_pairs, rows = 0, 0, pairs.rows()
+    with context.progress("import pairs", pairs.total) as bar:
+        for first in rows:
+            part = chain([first], islice(rows, PART_PAIRS - 1))
+            with (
+                context.draft.write(part_name(number)) as path,
+                TableWriter(path, "pairs", deep=False) as writer,
+            ):
+                while batch := list(islice(part, BATCH)):
+                    writer.write(batch)
+                    num_pairs += len(batch)
+                    bar.update(pairs.seen - bar.done)
+            number += 1
+    with context.draft.write(BAD) as path:
+        pq.write_table(pa.Table.from_pylist(pairs.bad_rows, BAD_SCHEMA), path)
+    for reason, count in (*pairs.dropped.items(), *pairs.bad.items()):
+        context.logger.warning("%d of %d pairs left out: %s", count, pairs.seen, reason)
+    _check(pairs, num_pairs, max_bad_share)
+    return {
+        "pairs": num_pairs,
+        "seen": pairs.seen,
+        **{f"dropped/{reason}": count for reason, count in pairs.dropped.items()},
+        **{f"bad/{reason}": count for reason, count in pairs.bad.items()},
+    }
+
+
+def _check(pairs: PairFile, num_pairs: int, max_bad_share: float) -> None:
+    num_bad = pairs.bad.total()
+    if num_bad > max_bad_share * pairs.seen:
+        first = pairs.bad_rows[0]
+        raise UserError(
+            f"{num_bad} of {pairs.seen} pairs are bad, more than --max-bad-share = "
+            f"{max_bad_share:g}; the first is {first['where']}, id {first['record_id']!r}: "
+            f"{first['reason']} ({first['detail']}). Repair the file, or give the folder that its "
+            "paths start from with --images"
+        )
+    if num_pairs == 0:
+        reasons = (
+            "; ".join(f"{reason}: {n}" for reason, n in pairs.dropped.items()) or "it is empty"
+        )
+        raise UserError(
+            f"no pair is left of {pairs.seen} ({reasons}); give a file with better ones, whose "
+            "objects have an `iteration` if the published filter of images is not theirs"
+        )
+
+
+def import_pairs(given: argparse.Namespace) -> None:
+    """Publish the pairs of a file; prints the reference as JSON."""
+    if not given.file.is_file():
+        raise UserError(f"--file {given.file} is no file; give a pair_dpo_data.json")
+    images = given.images or given.file.parent
+    if not images.is_dir():
+        raise UserError(f"--images {images} is no folder; give the one that image paths start from")
+    config, store = load_config(given.config), Store(given.store)
+    store.check()
+    stage = import_stage(given.file, images, given.max_bad_share)
+    print(json.dumps(asdict(run_stage(stage, config, store, {}).ref)))
+
+
+def export_pairs(given: argparse.Namespace) -> None:
+    """Write the pairs of an artifact into a new folder."""
+    paths = Artifact(given.pairs).parts()
+    num_pairs = count_rows(paths)
+    if num_pairs == 0:
+        raise UserError(f"--pairs {given.pairs} has no pairs; give the URI of stage pair")
+    with (
+        new_folder(given.to) as folder,
+        writing_to(given.to),
+        progress("export pairs", num_pairs) as bar,
+    ):
+        if given.format == "hermesflow":
+            write_published(paths, folder, bar)
+        else:
+            write_trl(paths, folder, CAPTION_QUESTION, bar)
+    print(f"{given.to}: {num_pairs} pairs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.pairs", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    importing = commands.add_parser("import", help="a file of pairs into the store")
+    importing.add_argument("--config", required=True, help="YAML file")
+    importing.add_argument("--store", required=True, help="folder or s3:// URI of the artifacts")
+    importing.add_argument("--file", required=True, type=Path, help="pair_dpo_data.json")
+    importing.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="that paths start from; default: the file's"
+    )
+    importing.add_argument("--max-bad-share", type=float, default=0.01, metavar="X")
+    exporting = commands.add_parser("export", help="pairs of the store into a new folder")
+    exporting.add_argument("--pairs", required=True, metavar="URI", help="an artifact of pairs")
+    exporting.add_argument("--to", required=True, type=Path, metavar="FOLDER")
+    exporting.add_argument(
+        "--format",
+        choices=["hermesflow", "trl"],
+        default="hermesflow",
+        help="both modalities, or captions with TRL's columns",
+    )
+    given = parser.parse_args(arguments)
+    setup_logging()
+    command = import_pairs if given.command == "import" else export_pairs
+    return run_command(lambda: command(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
