@@ -61,6 +61,11 @@ def records(num: int = NUM) -> list[Record]:
     ]
 
 
+def bare() -> list[Record]:
+    """Records without questions."""
+    return [{**row, "questions": []} for row in records()]
+
+
 def put_images(folder: Path, given: list[Record]) -> list[Record]:
     """Rows that name their pictures in a folder."""
     (folder / "imgs").mkdir(parents=True)
@@ -85,9 +90,10 @@ def as_lines(folder: Path, given: list[Record]) -> Path:
 
 def as_csv(folder: Path, given: list[Record]) -> Path:
     with open(folder / "captions.csv", "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "image", "caption", "prompt"], extrasaction="ignore")
+        writer = csv.DictWriter(file, ["id", "image", "caption", "prompt", "questions"])
         writer.writeheader()
-        writer.writerows(put_images(folder, given))
+        for row in put_images(folder, given):
+            writer.writerow({**row, "questions": json.dumps(row["questions"])})
     return folder
 
 
@@ -233,7 +239,7 @@ def test_every_format_is_recognised_and_gives_the_same_pool(
         assert row["references"] == [wanted["caption"]]
         assert row["category"] == row["composition"] == ""
         kind = "content" if write is as_journeydb else "color"
-        assert row["questions"] == ([] if write is as_csv else [{**QUESTION, "type": kind}])
+        assert row["questions"] == [{**QUESTION, "type": kind}]
     assert bad_of(tmp_path / "to") == {}
     assert sorted(p.name for p in (tmp_path / "to").iterdir() if p.name[0] != ".") == [
         "bad.parquet",
@@ -280,7 +286,7 @@ def test_the_pool_is_what_the_stage_takes(source: Path, tmp_path: Path) -> None:
 def test_a_pool_without_questions_is_written_but_not_run_on(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ingested(as_csv(source, records()), tmp_path / "to")
+    ingested(as_csv(source, bare()), tmp_path / "to")
     assert f"{NUM} records have no questions" in capsys.readouterr().out
     data = {"source": "parquet", "pool": str(tmp_path / "to/pool"), "test": "unused"}
     config = make_config(evaluation__judge="base", data=data)
@@ -290,7 +296,7 @@ def test_a_pool_without_questions_is_written_but_not_run_on(
 
 def test_questions_of_a_file_of_their_own_are_joined_by_id(source: Path, tmp_path: Path) -> None:
     """In the published form: an object a question, commas, no brackets; into a pool of ours."""
-    ingested(as_csv(source, records()), tmp_path / "bare")
+    ingested(as_csv(source, bare()), tmp_path / "bare")
     file = tmp_path / "vqa_data.json"
     with open(file, "w", encoding="utf-8") as out:
         for n in (3, 0, 3):
@@ -583,7 +589,8 @@ def test_another_job_is_refused_and_the_same_one_is_done(
     assert "test_records was 0 there and is 2 now; give another folder" in message
     (source / "imgs/r0.jpg").write_bytes(encoded(77))
     assert "the source has changed since; give another folder" in refusal(capsys, source, to)
-    assert "holds other things" in refusal(capsys, source, source)
+    assert "holds other things" in refusal(capsys, source, tmp_path)
+    assert "lies within the source" in refusal(capsys, source, source / "pool")
 
 
 def test_too_many_bad_records_end_the_run_and_a_larger_share_goes_on(

@@ -57,6 +57,8 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
+    if given.to.resolve().is_relative_to(Path(given.source).resolve()):
+        raise UserError(f"--to {given.to} lies within the source; give a folder elsewhere")
     if given.test_records and given.test_share:
         raise UserError("--test-records and --test-share exclude each other; give one")
     if given.test_records < 0 or given.max_caption < 1:

@@ -8,6 +8,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,16 @@ import pyarrow.parquet as pq
 from core.errors import UserError
 from data.ingest.json_files import count_lines, iter_lines, iter_objects
 from data.ingest.places import NO_IMAGE, fingerprint, read_inside
-from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
+from data.ingest.raw import (
+    NAMES,
+    TRIES,
+    BadRecordError,
+    FieldCheck,
+    Fields,
+    Item,
+    RawRecord,
+    Row,
+)
 from data.tables import count_rows
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -43,19 +53,24 @@ class CaptionFiles:
         return sum(map(count_lines, self._files)) if self._suffix == ".jsonl" else None
 
     def items(self, start: int) -> Iterator[Item]:
-        checked = False
-        for where, load in self._rows(start):
-            if not checked:
-                # The first row that can be read shows whether the fields are named right.
-                try:
-                    self._fields.check(load(), where)
-                    checked = True
-                except BadRecordError:
-                    pass
+        check = FieldCheck(self._fields)
+        for number, (where, load) in enumerate(self._rows(start), start):
+            if number < TRIES:
+                with suppress(BadRecordError):
+                    check.see(load(), where)
             yield Item(where, partial(self._record, load))
+        check.end()
 
     def fingerprint(self) -> str:
-        return fingerprint(self._files, self._images)
+        return fingerprint(self._files, None if self._holds_images() else self._images)
+
+    def _holds_images(self) -> bool:
+        if self._suffix != ".parquet":
+            return False
+        with _open_parquet(self._files[0]) as file:
+            schema = file.schema_arrow
+        kinds = [schema.field(name).type for name in NAMES["image"] if name in schema.names]
+        return any(pa.types.is_struct(kind) or pa.types.is_binary(kind) for kind in kinds)
 
     @property
     def _suffix(self) -> str:

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from core.errors import UserError
 from data.ingest.captions import image_bytes
 from data.ingest.places import NO_IMAGE, fingerprint
-from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
+from data.ingest.raw import TRIES, BadRecordError, FieldCheck, Fields, Item, RawRecord, Row
 
 # Branches and tags of git may have slashes; ids never have more than one.
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
@@ -44,10 +44,12 @@ class HubRows:
 
     def items(self, start: int) -> Iterator[Item]:
         rows = self._rows.skip(start) if start else self._rows
+        check = FieldCheck(self._fields)
         for number, row in enumerate(self._told(rows), start):
-            if number == start:
-                self._fields.check(row, f"{self._place}, split {self._name},")
+            if number < TRIES:
+                check.see(row, f"{self._place}, split {self._name},")
             yield Item(f"{self._name} row {number}", partial(self._record, number, row))
+        check.end()
 
     def fingerprint(self) -> str:
         if self._folder is None:

@@ -1,5 +1,6 @@
 """Raw records as rows of the table `pool`; what is wrong with them is said by reason."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ def normalise(raw: RawRecord, more_questions: Sequence[object], max_caption: int
         if len(text) > max_caption:
             raise BadRecordError(f"{name} too long", f"{len(text)} characters")
     references = [_text(text, "reference") for text in _listed(raw.references)] or captions
-    questions, bad = _questions([*_listed(raw.questions), *more_questions])
+    questions, bad = _questions([*_listed(_parsed(raw.questions)), *more_questions])
     row = {
         "record_id": record_id,
         "image": {"bytes": checked_image(raw.image()), "path": None},
@@ -60,6 +61,16 @@ def _captions(raw: RawRecord) -> list[str]:
     if not captions:
         raise BadRecordError("no caption")
     return captions
+
+
+def _parsed(questions: object) -> object:
+    """Questions of a format that knows only text (CSV) are JSON in it."""
+    if not isinstance(questions, str):
+        return questions
+    try:
+        return json.loads(questions)
+    except (ValueError, RecursionError):
+        return questions  # and thus a bad one
 
 
 def _listed(value: object) -> list[object]:

@@ -68,6 +68,35 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 """Names that a field is looked for under, unless an option names another one."""
 
 
+TRIES = 100
+
+
+class FieldCheck:
+    """Whether fields are named right, judged by the first rows: one that has all is enough."""
+
+    def __init__(self, fields: "Fields") -> None:
+        self._fields = fields
+        self._error: str | None = None
+        self._misses, self._found = 0, False
+
+    def see(self, row: Row, where: str) -> None:
+        """Take a row into account; UserError if none of TRIES has what it needs."""
+        if self._found:
+            return
+        problem = self._fields.problem(row)
+        self._found = problem is None
+        if problem is not None:
+            self._error = self._error or f"{where} {problem}"
+            self._misses += 1
+            if self._misses >= TRIES:
+                self.end()
+
+    def end(self) -> None:
+        """UserError if rows were seen and none of them has what it needs."""
+        if self._error is not None and not self._found:
+            raise UserError(self._error)
+
+
 class Fields:
     """Where rows of a source keep the parts of a record."""
 
@@ -83,15 +112,15 @@ class Fields:
             None,
         )
 
-    def check(self, row: Row, place: str) -> None:
-        """UserError unless a row has caption and image, and every field that an option names."""
-        wanted = {"caption", "image"} | self._chosen.keys()
-        for field in sorted(wanted):
+    def problem(self, row: Row) -> str | None:
+        """What a row lacks of caption, image and every field that an option names."""
+        for field in sorted({"caption", "image"} | self._chosen.keys()):
             if not any(name in row for name in self._names[field]):
-                raise UserError(
-                    f"{place} has no field {' or '.join(self._names[field])}; it has: "
-                    f"{', '.join(row)}; name the right one with --{field}-field"
+                return (
+                    f"has no field {' or '.join(self._names[field])}; it has: {', '.join(row)}; "
+                    f"name the right one with --{field}-field"
                 )
+        return None
 
     def record(self, row: Row, record_id: str, image: Callable[[], bytes]) -> RawRecord:
         """The record of a row."""
