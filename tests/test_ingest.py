@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub import COMMIT, ID, hub_of
 from PIL import Image
 from stage_inputs import make_config
 
@@ -260,6 +262,46 @@ def test_image_folders_are_read_by_the_library_datasets(source: Path, tmp_path: 
     for name in ("image", "caption", "prompt"):
         assert [row[name] for row in rows] == [row[name] for row in ours]
     assert rows[0]["prompt"] == rows[0]["caption"]  # it has no other
+
+
+def as_image_folder(folder: Path, given: list[Record]) -> Path:
+    rows = put_images(folder / "train", given)
+    lines = [json.dumps({"file_name": row.pop("image"), **row}) for row in rows]
+    (folder / "train/metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_image_folder])
+def test_datasets_of_the_hub_are_streamed_at_a_commit(
+    write: Callable[[Path, list[Record]], Path], source: Path, tmp_path: Path
+) -> None:
+    given = records()
+    to = tmp_path / "to"
+    with hub_of(write(source, given)) as address:
+        done = subprocess.run(
+            [sys.executable, "-m", "data.ingest", f"{ID}@main", "--to", str(to)],
+            cwd=Path(__file__).parent.parent,
+            # The client reads its address when it is imported.
+            env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(to / "pool")
+    assert [row["image"]["bytes"] for row in rows] == [row["image"] for row in given]
+    assert [row["record_id"] for row in rows] == [row["id"] for row in given]
+    assert json.loads((to / "ingest.json").read_text())["arguments"]["fingerprint"] == COMMIT
+
+
+def test_a_hub_out_of_reach_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = refusal(capsys, Path(f"{ID}@main"), tmp_path / "to")
+    assert f"{ID}@main cannot be asked for at the hub" in message
+    assert "hf download --repo-type dataset" in message
 
 
 def test_a_split_must_be_named_where_there_is_no_train(

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import fsspec
-from datasets import Image, IterableDataset
+from datasets import IterableDataset
 from huggingface_hub import HfApi
 
 from core.errors import UserError
@@ -101,10 +101,8 @@ class HubRows:
         if name not in splits or (self._split is None and len(splits) > 1 and name != "train"):
             raise UserError(f"--split = {name!r}: {self._place} has {', '.join(splits)}; name one")
         rows, total = splits[name]
-        # Decoded, a picture would have to be encoded anew.
-        for column, feature in (rows.features or {}).items():
-            if isinstance(feature, Image):
-                rows = rows.cast_column(column, Image(decode=False))
+        if rows.features is not None:
+            rows = rows.decode(False)  # decoded, a picture would have to be encoded anew
         return name, rows, total
 
     def _splits(self) -> dict[str, tuple[IterableDataset, int | None]]:
