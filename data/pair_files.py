@@ -41,6 +41,7 @@ SCORES = {
 }
 LOWEST = {"bert": -1.0, "vqa": 0.0}
 EXTRAS = ("iteration", "caption_provenance", "image_provenance")
+ROUNDING = 1e-5  # which may carry a cosine past its bounds
 TRL_PART = 2048
 
 Row = dict[str, Any]
@@ -150,11 +151,12 @@ def _valid(text: str, name: str) -> str:
 
 
 def _score(given: Mapping[str, Any], name: str) -> float:
-    value = given.get(name)
+    value: Any = given.get(name)
     lowest = LOWEST[name.partition("_")[0]]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not lowest <= value <= 1:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not lowest - ROUNDING <= value <= 1 + ROUNDING:
         raise BadRecordError(f"{name} is no number from {lowest:g} to 1", repr(value))
-    return float(value)
+    return float(min(max(value, lowest), 1))
 
 
 def write_published(paths: Sequence[Path], folder: Path, bar: Progress) -> None:
@@ -204,7 +206,7 @@ def write_trl(paths: Sequence[Path], folder: Path, question: str, bar: Progress)
         )
     )
     asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
-    columns = ["record_id", "iteration", "image", "caption_win", "caption_lose"]
+    columns = ["image", "caption_win", "caption_lose"]
     part, rows = 0, 0
     writer: pq.ParquetWriter | None = None
     for table in iter_batches(paths, "pairs", columns):

@@ -666,6 +666,7 @@ def test_hopeless_runs_end_early(
     [
         (["--caption-field", "title"], "has no field title; it has: id, image, caption"),
         (["--images", "nowhere"], "--images nowhere is no folder"),
+        (["--split", "train"], "--split is of no use for format captions, only for datasets"),
         (["--questions", "nowhere.json"], "--questions nowhere.json is no file"),
         (["--test-share", "1.5"], "--test-share = 1.5 is no share"),
         (["--test-share", "0.5", "--test-records", "1"], "exclude each other"),
@@ -709,6 +710,16 @@ def test_other_field_names_are_given_by_options(source: Path, tmp_path: Path) ->
     (source / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     options = ["--id-field", "uid", "--image-field", "pic", "--caption-field", "alt"]
     assert ingested(source, tmp_path / "to", *options)[0]["record_id"] == "7"
+
+
+def test_ids_of_shards_are_those_of_shard_and_key_unless_named(
+    source: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(source / "a.tar", "w") as tar:
+        add_member(tar, "0.jpg", encoded(0))
+        add_member(tar, "0.json", json.dumps({"id": 5, "uid": "u", "caption": "x"}).encode())
+    assert ingested(source, tmp_path / "a")[0]["record_id"] == "a/0"
+    assert ingested(source, tmp_path / "b", "--id-field", "uid")[0]["record_id"] == "u"
 
 
 @pytest.mark.parametrize(

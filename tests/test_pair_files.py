@@ -150,7 +150,7 @@ def test_bad_pairs_are_counted_and_listed(
     folder = tmp_path / "datasets/journeydb"
     folder.mkdir(parents=True)
     pairs = [
-        published(0, folder),
+        published(0, folder, bert_score_win=1.0000001192),  # a cosine, rounded
         published(0, folder),
         published(1, folder, image_win="../../up.png"),
         published(2, folder, image_lose="datasets/journeydb/absent.png"),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
+from data import tables
 from data.checks import check_table
 from data.schemas import TABLES, arrow_schema
 from data.tables import (
@@ -201,6 +202,18 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         read_table(path, "caption_scores", columns=["nope"])
     with pytest.raises(UserError, match="table 'pools' is unknown; known: pool"):
         read_table(path, "pools")
+
+
+def test_large_pictures_make_small_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "GROUP_BYTES", 500)
+    path = tmp_path / "pool.parquet"
+    with tables.TableWriter(path, "pool") as writer:
+        for number in range(6):
+            writer.write([record(number)])
+    assert 1 < pq.ParquetFile(path).num_row_groups <= 6
+    assert read_table(path, "pool").num_rows == 6
 
 
 def test_slices_are_checked_from_their_own_start() -> None:

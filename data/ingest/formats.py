@@ -57,6 +57,7 @@ def open_source(place: Place) -> Source:
     kind, path, fields = recognise(place), Path(place.given), Fields(place.fields)
     folder = path if path.is_dir() else path.parent
     images = place.images or folder
+    _refuse_unused(kind, place)
     if kind == "datasets":
         if not path.is_dir() and not HUB_ID.fullmatch(place.given):
             raise UserError(
@@ -79,6 +80,21 @@ def open_source(place: Place) -> Source:
             place.images or (beside if beside.is_dir() else folder),
         )
     return CaptionFiles(_caption_files(path), images, fields)
+
+
+def _refuse_unused(kind: str, place: Place) -> None:
+    """UserError for an option that a format has no use for."""
+    for option, given, kinds in (
+        ("--split", place.split, ("datasets",)),
+        ("--subset", place.subset, ("datasets",)),
+        ("--images", place.images, ("captions", "hermesflow", "journeydb")),
+        ("--...-field", place.fields, tuple(kind for kind in FORMATS if kind != "journeydb")),
+    ):
+        if given and kind not in kinds:
+            raise UserError(
+                f"{option} is of no use for format {kind}, only for {', '.join(kinds)}; leave it "
+                "out, or name another --format"
+            )
 
 
 def _recognise_folder(path: Path) -> str:

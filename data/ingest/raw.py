@@ -112,6 +112,10 @@ class Fields:
             None,
         )
 
+    def chosen(self, row: Row, field: str) -> Any:
+        """The value of a field that an option names, None if none does."""
+        return row.get(self._chosen[field]) if field in self._chosen else None
+
     def problem(self, row: Row) -> str | None:
         """What a row lacks of caption, image and every field that an option names."""
         for field in sorted({"caption", "image"} | self._chosen.keys()):

@@ -47,7 +47,8 @@ class Shards:
     def _record(self, record_id: str, key: str, members: Members) -> RawRecord:
         check_name(key)
         row = _text_of(members)
-        own = row.get("record_id")  # `id` and `key` are often numbers within a shard
+        # Without an option that says so, `id` and `key` may be numbers within a shard.
+        own = self._fields.chosen(row, "id") or row.get("record_id")
         suffix = next((suffix for suffix in members if suffix in IMAGE_SUFFIXES), None)
         image = partial(_content, members, suffix)
         return self._fields.record(row, record_id if own is None else str(own), image)
