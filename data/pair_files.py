@@ -163,15 +163,14 @@ def write_published(paths: Sequence[Path], folder: Path, bar: Progress) -> None:
     """Write the published file, as valid JSON, and `images/`; paths start at `folder`."""
     (folder / "images").mkdir()
     with open(folder / NAME, "w", encoding="utf-8") as file:
-        file.write("[\n")
         number = 0
         for table in iter_batches(paths, "pairs"):
             for row in table.to_pylist():
                 text = json.dumps(_published(row, number, folder), ensure_ascii=False, indent=4)
-                file.write(f"{',' if number else ''}{text}\n")
+                file.write((",\n" if number else "[\n") + text)
                 number += 1
             bar.update(table.num_rows)
-        file.write("]\n")
+        file.write("\n]\n")
 
 
 def _published(row: Row, number: int, folder: Path) -> Row:
