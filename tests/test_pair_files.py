@@ -22,6 +22,7 @@ from core.store import Store
 from data.pair_files import MIN_IMAGE_SCORE
 from data.schemas import arrow_schema
 from data.tables import decode_image, encode_image, read_table, write_table
+from models.batches import Batches
 from models.pair_data import encode_pairs, pair_columns
 from models.showo.prompting import CAPTION_QUESTION
 from tasks.pairs import import_stage, main
@@ -267,14 +268,14 @@ def test_rows_without_tokens_are_encoded_from_their_pictures() -> None:
     rows[2] |= {"image_win": rows[2]["image"]}
     table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     model = tiny_model()
-    codes_R3N = encode_pairs(table, model, 3).codes_R3N
+    codes_R3N = encode_pairs(table, model, Batches(3, None, "")).codes_R3N
     lose = [decode_image(row["image_lose"]) for row in rows]  # type: ignore[arg-type]
     np.testing.assert_array_equal(codes_R3N[:, 2], model.encode_images(lose))
     win = model.encode_images([decode_image(rows[0]["image_win"])])  # type: ignore[arg-type]
     np.testing.assert_array_equal(codes_R3N[0, 1], win[0])
     assert codes_R3N[1, 1].tolist() == [7] * 16
     np.testing.assert_array_equal(codes_R3N[2, 1], codes_R3N[2, 0])
-    np.testing.assert_array_equal(encode_pairs(table, model, 1).codes_R3N, codes_R3N)
+    np.testing.assert_array_equal(encode_pairs(table, model, Batches(1, None, "")).codes_R3N, codes_R3N)
 
 
 def test_pictures_are_read_only_where_tokens_lack(tmp_path: Path) -> None:
