@@ -92,8 +92,8 @@ class UnifiedModel(Protocol):
         """
         ...
 
-    def save(self, path: Path | str) -> None:
-        """Write a folder from which the family's `from_folder` restores the model."""
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write a folder from which the family's `from_pretrained` restores the model."""
         ...
 
     def encode_images(self, images: Sequence[Image.Image]) -> Codes:

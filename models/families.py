@@ -11,14 +11,14 @@ from models.base import UnifiedModel
 from models.showo.model import ShowoModel
 
 _LOADERS: dict[str, Callable[[Path | str, str, str], UnifiedModel]] = {
-    "showo": ShowoModel.from_folder,
+    "showo": ShowoModel.from_pretrained,
 }
 
 
 def load_model(
     family: str, folder: Path | str, device: str, precision: str = "float32"
 ) -> UnifiedModel:
-    """The model in a folder that the family's `save` has written, in evaluation mode.
+    """The model in a folder that the family's `save_pretrained` has written, in evaluation mode.
 
     `precision` is that of the network's weights.
     """

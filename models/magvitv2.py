@@ -276,7 +276,7 @@ class MAGVITv2(nn.Module):
         return pixels
 
     @classmethod
-    def from_folder(cls, path: Path) -> MAGVITv2:
+    def from_pretrained(cls, path: Path) -> MAGVITv2:
         """Load config.json and the weights beside it."""
         return cls.from_weights(MAGVITv2Config.from_json(path / "config.json"), Weights(path))
 
@@ -290,7 +290,7 @@ class MAGVITv2(nn.Module):
         fill(model, weights, torch.device("cpu"), torch.float32, derived="quantize.")
         return model.eval()
 
-    def save(self, path: Path) -> None:
+    def save_pretrained(self, path: Path) -> None:
         """Write config.json and model.safetensors (weights as float16 when that is exact)."""
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(self.config.to_json())

@@ -231,7 +231,7 @@ def _write(model: UnifiedModel, adapters: "Adapters | None", draft: Draft) -> No
         if adapters is not None:
             adapters.save(folder / "adapter")
             adapters.merge()
-        model.save(folder / "model")
+        model.save_pretrained(folder / "model")
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             with draft.write(file.relative_to(folder).as_posix()) as path:
                 shutil.move(file, path)

@@ -26,8 +26,8 @@ def tiny_model() -> ShowoModel:
     config = ShowoConfig.from_json(PARITY / "showo_tiny/config.json")
     network = Showo(config)
     network.load_state_dict(load_file(PARITY / "showo_tiny/model.safetensors"))
-    vq = MAGVITv2.from_folder(PARITY / "magvitv2_tiny")
-    return ShowoModel(network, vq, ShowoTokenizer.from_folder(PARITY / "tokenizer_tiny"))
+    vq = MAGVITv2.from_pretrained(PARITY / "magvitv2_tiny")
+    return ShowoModel(network, vq, ShowoTokenizer.from_pretrained(PARITY / "tokenizer_tiny"))
 
 
 def random_codes(*shape: int, seed: int = 0) -> np.ndarray:

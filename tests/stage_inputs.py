@@ -174,7 +174,7 @@ def pair_row(number: int) -> dict[str, object]:
 def publish_model(store: Store) -> ArtifactRef:
     """The tiny model as a checkpoint artifact."""
     with TemporaryDirectory() as folder, store.draft("base", "0" * 64) as draft:
-        tiny_model().save(folder)
+        tiny_model().save_pretrained(folder)
         for file in [path for path in Path(folder).rglob("*") if path.is_file()]:
             with draft.write(f"model/{file.relative_to(folder)}") as path:
                 path.write_bytes(file.read_bytes())

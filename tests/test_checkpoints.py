@@ -197,10 +197,10 @@ def test_a_loaded_model_does_not_depend_on_its_file(tmp_path: Path, layout: str)
 
 
 def test_a_model_can_be_saved_over_its_own_folder(tmp_path: Path) -> None:
-    MODEL.save(tmp_path)
-    loaded = ShowoModel.from_folder(tmp_path)
-    loaded.save(tmp_path)
-    assert torch.equal(logits(ShowoModel.from_folder(tmp_path).network), logits(MODEL.network))
+    MODEL.save_pretrained(tmp_path)
+    loaded = ShowoModel.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    assert torch.equal(logits(ShowoModel.from_pretrained(tmp_path).network), logits(MODEL.network))
 
 
 @pytest.mark.parametrize("layout", ["model.safetensors", "shards.bin"])
@@ -431,7 +431,7 @@ def test_out_and_in_again_is_bit_exact(tmp_path: Path, file_format: str) -> None
 
 
 def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
-    MODEL.save(tmp_path / "artifact/model")  # a checkpoint of the store has it there
+    MODEL.save_pretrained(tmp_path / "artifact/model")  # a checkpoint of the store has it there
     command = ["export", "--checkpoint", str(tmp_path / "artifact"), "--format", "bin"]
     assert main([*command, "--to", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -456,7 +456,7 @@ def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
 
 
 def test_exports_in_another_dtype(tmp_path: Path) -> None:
-    MODEL.save(tmp_path / "model")
+    MODEL.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
     command = ["export", "--checkpoint", str(tmp_path / "model"), "--to", str(out)]
     assert main([*command, "--dtype", "bfloat16"]) == 0
@@ -466,7 +466,7 @@ def test_exports_in_another_dtype(tmp_path: Path) -> None:
 
 def test_an_imported_model_scores_as_before(tmp_path: Path) -> None:
     assert main(arguments(published_parts(tmp_path), tmp_path / "model")) == 0
-    model = ShowoModel.from_folder(tmp_path / "model")
+    model = ShowoModel.from_pretrained(tmp_path / "model")
     batch = pair_batch()
     got, wanted = (m.pair_logps(batch, "caption").chosen_logps_B for m in (model, MODEL))
     assert torch.equal(got, wanted)
@@ -504,7 +504,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     def full(model: ShowoModel, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ShowoModel, "save", full)
+    monkeypatch.setattr(ShowoModel, "save_pretrained", full)
     command = arguments(published_parts(tmp_path / "parts"), tmp_path / "to/model")
     assert main(command) == 2
     assert "disk full while writing" in capsys.readouterr().err
@@ -542,7 +542,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clip_features_are_the_second_to_last_layer_without_class_token(clip: Path) -> None:
-    tower = ClipTower.from_folder(clip)
+    tower = ClipTower.from_pretrained(clip)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     features_1FC = tower([image])
     vision = tower.vision
@@ -556,10 +556,10 @@ def test_clip_features_are_the_second_to_last_layer_without_class_token(clip: Pa
 
 
 def test_clip_saved_alone_loads_too(clip: Path, tmp_path: Path) -> None:
-    tower = ClipTower.from_folder(clip)
+    tower = ClipTower.from_pretrained(clip)
     tower.vision.save_pretrained(tmp_path)
     tower.processor.save_pretrained(tmp_path)
-    alone = ClipTower.from_folder(tmp_path, dtype=None)
+    alone = ClipTower.from_pretrained(tmp_path, dtype=None)
     assert same(alone.vision.state_dict(), tower.vision.state_dict())
 
 
@@ -569,7 +569,7 @@ def test_clip_of_another_width_is_refused(clip: Path, tmp_path: Path) -> None:
     config["vision_config"]["hidden_size"] = 768
     write_json(folder / "config.json", config)
     with pytest.raises(UserError, match=r"hidden_size = 768 .*give CLIP ViT-L/14-336"):
-        ClipTower.from_folder(folder)
+        ClipTower.from_pretrained(folder)
 
 
 def test_all_rows_see_clip_features_and_the_rest_is_causal() -> None:

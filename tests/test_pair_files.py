@@ -275,7 +275,9 @@ def test_rows_without_tokens_are_encoded_from_their_pictures() -> None:
     np.testing.assert_array_equal(codes_R3N[0, 1], win[0])
     assert codes_R3N[1, 1].tolist() == [7] * 16
     np.testing.assert_array_equal(codes_R3N[2, 1], codes_R3N[2, 0])
-    np.testing.assert_array_equal(encode_pairs(table, model, Batches(1, None, "")).codes_R3N, codes_R3N)
+    np.testing.assert_array_equal(
+        encode_pairs(table, model, Batches(1, None, "")).codes_R3N, codes_R3N
+    )
 
 
 def test_pictures_are_read_only_where_tokens_lack(tmp_path: Path) -> None:

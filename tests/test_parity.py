@@ -61,10 +61,10 @@ def test_command_succeeds_and_prints_one_line_for_each_case(
 
 def test_command_fails_when_a_number_is_off(tmp_path: Path) -> None:
     folder = shutil.copytree(PARITY / "magvitv2_tiny", tmp_path / "off")
-    vq = MAGVITv2.from_folder(folder)
+    vq = MAGVITv2.from_pretrained(folder)
     with torch.no_grad():
         vq.encoder.conv_in.bias += 1
-    vq.save(folder)
+    vq.save_pretrained(folder)
     assert main([str(folder)]) == 1
 
 

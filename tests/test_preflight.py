@@ -26,7 +26,7 @@ ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save(folder)
+    tiny_model().save_pretrained(folder)
     return folder
 
 

@@ -15,7 +15,7 @@ ASSETS = Path(__file__).parents[1] / "models/assets/shapes/base"
 
 @pytest.fixture(scope="module")
 def vq() -> MAGVITv2:
-    return MAGVITv2.from_folder(ASSETS / "vq")
+    return MAGVITv2.from_pretrained(ASSETS / "vq")
 
 
 def test_no_whole_picture_is_of_another_split(vq: MAGVITv2) -> None:

@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model().save(folder)
+    tiny_model().save_pretrained(folder)
     return folder
 
 

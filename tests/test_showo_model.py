@@ -34,8 +34,8 @@ def test_it_is_a_unified_model() -> None:
 
 
 def test_a_saved_model_loads_to_the_same_numbers(tmp_path: Path) -> None:
-    MODEL.save(tmp_path)
-    loaded = ShowoModel.from_folder(tmp_path)
+    MODEL.save_pretrained(tmp_path)
+    loaded = ShowoModel.from_pretrained(tmp_path)
     assert loaded.config == MODEL.config
     batch = pair_batch()
     for got, wanted in zip(sums(loaded, batch), sums(MODEL, batch), strict=True):
@@ -48,8 +48,8 @@ def test_a_saved_model_loads_to_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
-    MODEL.save(tmp_path)
-    loaded = ShowoModel.from_folder(tmp_path, dtype="bfloat16")
+    MODEL.save_pretrained(tmp_path)
+    loaded = ShowoModel.from_pretrained(tmp_path, dtype="bfloat16")
     assert loaded.network.showo.lm_head.weight.dtype == torch.bfloat16
     logps, wanted = (
         model.pair_logps(pair_batch(), "image").chosen_logps_B for model in (loaded, MODEL)
@@ -61,7 +61,7 @@ def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     MODEL.config.to_json(tmp_path / "config.json")
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        ShowoModel.from_folder(tmp_path)
+        ShowoModel.from_pretrained(tmp_path)
 
 
 def test_a_tokenizer_of_another_size_is_refused() -> None:
@@ -214,8 +214,8 @@ def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:
 
 
 def test_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
-    MODEL.save(tmp_path)
-    assert ShowoTokenizer.from_folder(tmp_path).special == MODEL.tokenizer.special
+    MODEL.save_pretrained(tmp_path)
+    assert ShowoTokenizer.from_pretrained(tmp_path).special == MODEL.tokenizer.special
 
 
 @pytest.fixture
@@ -250,8 +250,8 @@ def test_gradients_pass_through_data_parallel(tmp_path: Path) -> None:
 
 
 def test_decoding_runs_in_half_precision(tmp_path: Path) -> None:
-    MODEL.save(tmp_path)
-    loaded = ShowoModel.from_folder(tmp_path, dtype="bfloat16")
+    MODEL.save_pretrained(tmp_path)
+    loaded = ShowoModel.from_pretrained(tmp_path, dtype="bfloat16")
     assert loaded.generate(["a cat"], 2, IMAGE, [1]).shape == (1, 2, 16)
     assert len(loaded.caption(random_codes(2, 16), [TextSampling(1.0, 3, 4)], [1, 2])) == 2
     assert len(loaded.answer(random_codes(3, 16), QUESTIONS)) == 3

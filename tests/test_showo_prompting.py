@@ -182,8 +182,8 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 def test_a_word_level_tokenizer_survives_saving(tmp_path: Any) -> None:
     first = ShowoTokenizer(word_tokenizer())
-    first.save(tmp_path)
-    second = ShowoTokenizer.from_folder(tmp_path)
+    first.save_pretrained(tmp_path)
+    second = ShowoTokenizer.from_pretrained(tmp_path)
     assert second.special == first.special
     assert len(second) == 8 + len(SPECIAL_TOKENS)
     assert second.decode(mmu_answer(second, "red circle", 9).tolist()) == "red circle"

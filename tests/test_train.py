@@ -158,7 +158,7 @@ def test_training_raises_the_margins(loop: Loop) -> None:
     assert (results["pairs"], results["steps"], len(rows)) == (NUM_PAIRS, 18, 18)
     assert [row["step"] for row in rows] == list(range(1, 19))
     assert rows[9]["caption/learning_rate"] == pytest.approx(1e-3 * 0.5)
-    trained = ShowoModel.from_folder(artifact.path("model"))
+    trained = ShowoModel.from_pretrained(artifact.path("model"))
     assert trained.config == tiny_model().config
 
 
@@ -332,9 +332,9 @@ def test_adapters_train_alone_and_are_merged_into_the_checkpoint(loop: Loop) -> 
     rows = metrics(artifact)
     assert rows[0]["loss"] == pytest.approx(2 * LN_2, abs=1e-3)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
-    base = ShowoModel.from_folder(loop.store.open(loop.checkpoint).path("model"))
+    base = ShowoModel.from_pretrained(loop.store.open(loop.checkpoint).path("model"))
     before = {name: weight.clone() for name, weight in base.network.state_dict().items()}
-    merged = ShowoModel.from_folder(artifact.path("model")).network.state_dict()
+    merged = ShowoModel.from_pretrained(artifact.path("model")).network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], merged[name])}
     assert changed == {
         f"showo.model.layers.{layer}.{matrix}.weight"
@@ -349,8 +349,8 @@ def test_adapters_train_alone_and_are_merged_into_the_checkpoint(loop: Loop) -> 
 def test_saved_adapters_switch_between_reference_and_policy(loop: Loop) -> None:
     config = make_config(training__lora={"rank": 2, "alpha": 4})
     artifact = loop.train(config)
-    base = ShowoModel.from_folder(loop.store.open(loop.checkpoint).path("model"))
-    policy = ShowoModel.from_folder(artifact.path("model"))
+    base = ShowoModel.from_pretrained(loop.store.open(loop.checkpoint).path("model"))
+    policy = ShowoModel.from_pretrained(artifact.path("model"))
     batch = pair_batch()
     with torch.inference_mode():
         reference = base.pair_logps(batch, "image").chosen_logps_B

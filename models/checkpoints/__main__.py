@@ -39,7 +39,7 @@ def import_published(
         model = load_published(folders, resolution=resolution, dtype=dtype)
         origin = {name: _origin(name, source) for name, source in sources.items()}
         with writing_to(to):
-            model.save(folder)
+            model.save_pretrained(folder)
             (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     print(f"{to}: Show-o of {parameters:,} parameters for images of {model.resolution} pixels")
@@ -58,7 +58,7 @@ def _origin(name: str, source: Source) -> dict[str, object]:
 def export_published(checkpoint: str, to: Path, file_format: str, dtype: str | None) -> None:
     """Write a model folder in the published layout."""
     with new_folder(to) as folder:
-        model = ShowoModel.from_folder(_model_folder(Path(checkpoint)), dtype=dtype)
+        model = ShowoModel.from_pretrained(_model_folder(Path(checkpoint)), dtype=dtype)
         with writing_to(to):
             save_published(model, folder, "bin" if file_format == "bin" else "safetensors")
     print(f"{to}: config.json and weights of Show-o, magvitv2/, phi/")

@@ -154,7 +154,7 @@ def load_tokenizer(folder: Path) -> ShowoTokenizer:
             f"{path}: no such file; give the folder of a fast tokenizer, as of {PHI_1_5}"
         )
     try:
-        return ShowoTokenizer.from_folder(folder)
+        return ShowoTokenizer.from_pretrained(folder)
     except UserError:
         raise
     except Exception as error:  # its reader raises a plain one
@@ -182,7 +182,7 @@ def save_published(model: ShowoModel, folder: Path, file_format: Format) -> None
     vq_json = {} if full_size else json.loads(model.vq.config.to_json())
     _write_json(folder / VQ / "config.json", {"_class_name": "MAGVITv2"} | vq_json)
     _write_weights(folder / VQ, model.vq.state_dict(), file_format)
-    model.tokenizer.save(folder / LANGUAGE_MODEL)
+    model.tokenizer.save_pretrained(folder / LANGUAGE_MODEL)
     _write_json(folder / LANGUAGE_MODEL / "config.json", _phi_json(model.config))
 
 

@@ -17,7 +17,7 @@ from models.parity.case import Case, absolute, arrays, exact, existing
 def magvitv2_cases(folder: Path) -> Iterator[Case]:
     """Every case of a MAGVIT-v2 folder."""
     existing(folder / "model.safetensors")
-    vq = MAGVITv2.from_folder(folder)
+    vq = MAGVITv2.from_pretrained(folder)
     inputs, expected = arrays(folder / "inputs.npz"), arrays(folder / "expected.npz")
     z, entries, codes = vq.encode(torch.from_numpy(inputs["image"]))
     yield absolute("vq/z", z, expected["z"])

@@ -35,7 +35,7 @@ class ClipTower(nn.Module):
         self.processor = processor
 
     @classmethod
-    def from_folder(
+    def from_pretrained(
         cls, path: Path | str, device: str = "cpu", dtype: str | None = "float32"
     ) -> "ClipTower":
         """Load CLIP (ViT-L/14-336 for the released weights), whole or its vision half alone."""

@@ -67,10 +67,10 @@ class ShowoModel:
         self._pair_module = PairModule(network)
 
     @classmethod
-    def from_folder(
+    def from_pretrained(
         cls, path: Path | str, device: str = "cpu", dtype: str | None = "float32"
     ) -> "ShowoModel":
-        """Load a folder written by `save`.
+        """Load a folder written by `save_pretrained`.
 
         `dtype` is that of the network, None: as stored; the vq is float32.
         """
@@ -80,18 +80,18 @@ class ShowoModel:
                 raise UserError(f"{folder / name}: no such file; a model folder needs it")
         config = ShowoConfig.from_json(folder / "config.json")
         network = load_network(config, Weights(folder), torch.device(device), dtype)
-        vq = MAGVITv2.from_folder(folder / "vq").to(device)
-        return cls(network, vq, ShowoTokenizer.from_folder(folder))
+        vq = MAGVITv2.from_pretrained(folder / "vq").to(device)
+        return cls(network, vq, ShowoTokenizer.from_pretrained(folder))
 
-    def save(self, path: Path | str) -> None:
-        """Write a folder that `from_folder` reads."""
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write a folder that `from_pretrained` reads."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.to_json(folder / "config.json")
         weights = {key: value.contiguous() for key, value in self.network.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        self.vq.save(folder / "vq")
-        self.tokenizer.save(folder)
+        self.vq.save_pretrained(folder / "vq")
+        self.tokenizer.save_pretrained(folder)
 
     @property
     def device(self) -> torch.device:

@@ -95,11 +95,11 @@ class ShowoTokenizer:
         self._control = {*ids, self.special.bos, self.special.eos}
 
     @classmethod
-    def from_folder(cls, path: Path | str) -> "ShowoTokenizer":
+    def from_pretrained(cls, path: Path | str) -> "ShowoTokenizer":
         """Load tokenizer.json and its companions from a local folder."""
         return cls(PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True))
 
-    def save(self, path: Path | str) -> None:
+    def save_pretrained(self, path: Path | str) -> None:
         """Write the tokenizer with its special tokens into a folder."""
         self.tokenizer.save_pretrained(str(path))
 

@@ -30,12 +30,12 @@ def make(out: Path, seed: int, quick: bool) -> None:
             steps=20 if quick else 2500, batch_size=64, learning_rate=3e-3, seed=seed
         )
         print("tokenizer, on validation scenes:", evaluate_tokenizer(vq, "validation", 1000))
-        vq.save(out / "base" / "vq")
+        vq.save_pretrained(out / "base" / "vq")
     if not (out / "base" / "model.safetensors").is_file():
-        vq = MAGVITv2.from_folder(out / "base" / "vq")
+        vq = MAGVITv2.from_pretrained(out / "base" / "vq")
         recipe = Recipe(steps=10) if quick else Recipe()
         network = pretrain(vq, recipe, num_scenes=600 if quick else NUM_SCENES, seed=seed)
-        ShowoModel(network, vq, build_tokenizer()).save(out / "base")
+        ShowoModel(network, vq, build_tokenizer()).save_pretrained(out / "base")
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             steps = 100 if quick else 4000
