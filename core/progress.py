@@ -48,6 +48,7 @@ class Progress:
         self._known = total is not None
         self._observers, self._value_observers = _observers.get(), _value_observers.get()
         self._started = self._observed = self._printed = time.monotonic()
+        self._closed = False
         terminal = sys.stderr.isatty()
         self._bar = tqdm(desc=description, total=total, file=sys.stderr) if terminal else None
 
@@ -74,6 +75,17 @@ class Progress:
         for observer in self._value_observers:
             observer(row)
 
+    def close(self) -> None:
+        """Show how the step has ended; once, however often it is called."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line(time.monotonic())
+        self._notify()
+
     def __enter__(self) -> "Progress":
         return self
 
@@ -83,11 +95,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        else:
-            self._print_line(time.monotonic())
-        self._notify()
+        self.close()
 
     def _notify(self) -> None:
         for observer in self._observers:
@@ -116,12 +124,7 @@ class _Silent(Progress):
     def values(self, row: Mapping[str, float]) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         pass
 
 

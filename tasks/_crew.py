@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -100,6 +99,22 @@ class _Member:
     error: str | None = None
 
 
+class _Step:
+    """A step of the stage, as it is shown here for all processes that do it."""
+
+    def __init__(self, bar: Progress, num: int) -> None:
+        self.bar, self._num = bar, num
+        self._counts: dict[int, tuple[int, int]] = {}
+
+    def advance(self, index: int, done: int, total: int) -> None:
+        """Process `index` has done so many of its units."""
+        self._counts[index] = (done, total)
+        self.bar.extend(sum(total for _, total in self._counts.values()))
+        self.bar.update(sum(done for done, _ in self._counts.values()) - self.bar.done)
+        if len(self._counts) == self._num and self.bar.done == self.bar.total:
+            self.bar.close()
+
+
 class _Crew:
     """The processes of a stage; what still runs when the block ends is ended."""
 
@@ -114,8 +129,7 @@ class _Crew:
     ) -> None:
         self._stage, self._num = stage, num
         self._events: queue.Queue[tuple[int, Event]] = queue.Queue()
-        self._bars = ExitStack()
-        self._steps: dict[str, tuple[Progress, dict[int, tuple[int, int]]]] = {}
+        self._steps: dict[str, _Step] = {}
         self._members: list[_Member] = []
         job = {
             "module": stage.body.__module__,
@@ -142,7 +156,8 @@ class _Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.close()
+        for step in self._steps.values():
+            step.bar.close()
         for member in self._members:
             if member.process.stdin:
                 member.process.stdin.close()
@@ -210,9 +225,9 @@ class _Crew:
         """Show what a process says; whether it has failed."""
         member = self._members[index]
         if "values" in event:
-            self._step(event["step"]).values(event["values"])
+            self._step(event["step"]).bar.values(event["values"])
         elif "total" in event:
-            self._advance(index, event["step"], event["done"], event["total"])
+            self._step(event["step"]).advance(index, event["done"], event["total"])
         elif "error" in event:
             member.error = event["error"]
             return True
@@ -222,18 +237,12 @@ class _Crew:
             return True
         return False
 
-    def _step(self, description: str) -> Progress:
+    def _step(self, description: str) -> _Step:
         if description not in self._steps:
-            bar = self._bars.enter_context(progress(description, 0))
-            self._steps[description] = (bar, {})
-        return self._steps[description][0]
-
-    def _advance(self, index: int, description: str, done: int, total: int) -> None:
-        bar = self._step(description)
-        counts = self._steps[description][1]
-        counts[index] = (done, total)
-        bar.extend(sum(total for _, total in counts.values()))
-        bar.update(sum(done for done, _ in counts.values()) - bar.done)
+            # Of peers the first alone shows what all do.
+            num = 1 if self._stage.meets else self._num
+            self._steps[description] = _Step(progress(description, 0), num)
+        return self._steps[description]
 
     def _reason(self) -> str:
         codes = [member.process.poll() for member in self._members]
@@ -273,12 +282,7 @@ class _Told(Progress):
     def values(self, row: Mapping[str, float]) -> None:
         self._tell({"step": self.description, "values": dict(row)})
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._say()
 
     def _say(self) -> None:
