@@ -4,16 +4,21 @@ They are trained in the place of the weights, and start as zero, so that the mod
 the reference of its own training.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, LoraModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from core.config import Lora
 from models.base import UnifiedModel
+
+if TYPE_CHECKING:
+    from core.config import Lora
 
 NAME = "default"  # of the only set of adapters, as peft calls it
 PREFIX = "base_model."  # of names in files, whose outermost module is a PeftModel

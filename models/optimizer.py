@@ -1,16 +1,20 @@
 """One AdamW for each modality over the same weights, and what a saved state holds of it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from core.config import Training
 from models.base import Modality
 from models.preference import branch_settings
 from models.sharding import ShardedState, local, whole
+
+if TYPE_CHECKING:
+    from core.config import Training
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -7,13 +7,15 @@ trains carries each modality's gradient through the network by itself.
 Shapes: B pairs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from core.config import Branch, Training
 from models.base import BranchLogps, Modality
 from models.losses import (
     dpo_loss,
@@ -24,6 +26,9 @@ from models.losses import (
     nll_anchor,
     preference_metrics,
 )
+
+if TYPE_CHECKING:
+    from core.config import Branch, Training
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Speed and memory of the models; quality is in `evals`."""

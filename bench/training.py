@@ -1,0 +1,122 @@
+"""A Pair-DPO step as training does it, on random pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from bench.flops import Work, packed_work, training_flops
+from bench.synthetic import Data, Size
+from models.base import MODALITIES, BranchLogps, Modality, PairBatch
+from models.families import autocast
+from models.optimizer import BranchOptimizer
+from models.preference import ReferenceBranch, pair_loss
+from models.showo.model import ShowoModel
+
+if TYPE_CHECKING:
+    from core.config import Training
+
+
+@dataclass(frozen=True)
+class PublishedBranch:
+    """The published settings of a modality."""
+
+    learning_rate: float = 2e-5
+    beta: float = 0.2
+    weight: float = 1.0
+    nll_weight: float = 0.0
+    length_normalized: bool = False
+
+
+@dataclass(frozen=True)
+class PublishedTraining:
+    """What the loss and the optimizer read of a config, whose parser may not be installed."""
+
+    objective: str = "sum"
+    caption: PublishedBranch = PublishedBranch()
+    image: PublishedBranch = PublishedBranch()
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters as a config describes them."""
+
+    rank: int = 16
+    alpha: float = 32.0
+
+
+class PairStep:
+    """Both modalities of `size.pairs` pairs, `at_once` of them at a time, then both optimizers.
+
+    The model's weights are float32; matrices are multiplied in bfloat16.
+    """
+
+    def __init__(self, model: ShowoModel, size: Size, device: str, at_once: int) -> None:
+        self._model, self._device = model, device
+        self._training = cast("Training", PublishedTraining())
+        self._module = model.pair_module
+        self._weights = [p for p in self._module.parameters() if p.requires_grad]
+        self._optimizers = {
+            modality: BranchOptimizer(self._module, modality, self._training)
+            for modality in MODALITIES
+        }
+        data = Data(model.config)
+        counts = [min(at_once, size.pairs - i) for i in range(0, size.pairs, at_once)]
+        self._batches = [data.pairs(count) for count in counts]
+        self._shares = [count / size.pairs for count in counts]
+        # The reference is the start, as in training.
+        self._references = [self._reference(batch) for batch in self._batches]
+
+    def __call__(self) -> None:
+        """A whole step."""
+        gradients = {modality: self._gradient(modality) for modality in MODALITIES}
+        for modality in MODALITIES:
+            self._optimizers[modality].clip(gradients[modality])
+        for modality in MODALITIES:
+            self._optimizers[modality].step(gradients[modality], 1.0)
+
+    def work(self) -> Work:
+        """Of the forward passes of a step."""
+        pad_id = self._model.tokenizer.special.pad
+        total = Work()
+        for batch in self._batches:
+            for modality in MODALITIES:
+                packed = self._model.pack_pairs(batch, modality).batch.to("cpu")
+                total += packed_work(self._model.config, packed, pad_id)
+        return total
+
+    def flops(self, lora: Lora | None) -> int:
+        """Of a step, without optimizers."""
+        return training_flops(self._model.config, self.work(), lora.rank if lora else None)
+
+    def _gradient(self, modality: Modality) -> Sequence[Tensor | None]:
+        for batch, share, reference in zip(
+            self._batches, self._shares, self._references, strict=True
+        ):
+            logps = self._logps(batch, modality)
+            result = pair_loss({modality: logps}, {modality: reference[modality]}, self._training)
+            chosen_B, rejected_B = result.gradients[modality]
+            carrier = logps.chosen_logps_B * chosen_B + logps.rejected_logps_B * rejected_B
+            (share * carrier.sum()).backward()
+        gradients = [weight.grad for weight in self._weights]
+        for weight in self._weights:
+            weight.grad = None
+        return gradients
+
+    def _logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
+        packed = self._model.pack_pairs(batch, modality)
+        with autocast(self._device, "bfloat16"):
+            logps: BranchLogps = self._module(packed)
+        return logps
+
+    @torch.inference_mode()
+    def _reference(self, batch: PairBatch) -> dict[Modality, ReferenceBranch]:
+        found: dict[Modality, ReferenceBranch] = {}
+        for modality in MODALITIES:
+            logps = self._logps(batch, modality)
+            found[modality] = ReferenceBranch(logps.chosen_logps_B, logps.rejected_logps_B)
+        return found
