@@ -37,6 +37,6 @@ class GraphedNetwork:
             self.network(self._ids_RT, attend, position_1T, cache)
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(self._graph):
-            self._hidden_RTD = self.network(self._ids_RT, attend, position_1T, cache)
+            self._hidden_RTD: Tensor = self.network(self._ids_RT, attend, position_1T, cache)
         # What the graph reads has to outlive this call.
         self._kept = attend, position_1T

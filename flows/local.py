@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.config, options.iterations, options.seed, options.from_champion, options.pool
         ),
         "report": lambda: report(options.config, options.iterations, options.seed),
-        "check-config": lambda: check_config(options.config),
+        "check-config": lambda: check_config(options.config, memory=True),
     }
     setup_logging()
     return run_command(commands[options.command])
@@ -158,14 +158,21 @@ def report(config: str, iterations: int | None, seed: int | None) -> None:
 
 
 def check_config(
-    path: str, overrides: Mapping[str, object] | None = None, *, device: bool = True
+    path: str,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    device: bool = True,
+    memory: bool = False,
 ) -> None:
-    """Check a config and what it points to; UserError lists the problems."""
+    """Check a config and what it points to; UserError lists the problems. Shows needed memory."""
     from core.config import load_config
-    from flows.preflight import check
+    from flows.preflight import check, memory_table
 
-    check(load_config(path, overrides), device=device)
+    config = load_config(path, overrides)
+    check(config, device=device)
     print(f"{path} is valid")
+    if memory:
+        print(memory_table(config))
 
 
 def _show(urls: Urls) -> None:

@@ -20,6 +20,19 @@ from data.checks import check_asked, check_table
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches
 from models.caption_scorer import MODULES, transformer_folder
+from models.memory import available_bytes, check_records, check_training, gibibytes
+from models.memory_plan import (
+    Need,
+    Shape,
+    for_answers,
+    for_captions,
+    for_evaluation,
+    for_images,
+    for_reference,
+    for_training,
+    training,
+)
+from tasks._crew import num_processes
 from tasks.pool import parquet_files
 
 MODEL_FILES = {
@@ -49,17 +62,23 @@ def check(config: Config, *, device: bool = True) -> None:
         _check_data,
         _check_store,
     )
-    problems = []
-    for check_part in checks:
-        try:
-            check_part(config)
-        except UserError as error:
-            problems.append(str(error))
+    problems = [problem for part in checks for problem in _problems(part, config)]
+    if device and not problems:
+        # What it looks at, device and model, is known to be there now.
+        problems += _problems(_check_memory, config)
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} problems were found:\n{listing}")
+
+
+def _problems(check_part: Callable[[Config], None], config: Config) -> list[str]:
+    try:
+        check_part(config)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _check_device(config: Config) -> None:
@@ -85,6 +104,46 @@ def _check_model(config: Config) -> None:
         MODEL_FILES[config.model.family],
         "give a complete folder; `python -m models.checkpoints import` makes one of released parts",
     )
+
+
+def memory_table(config: Config) -> str:
+    """What each stage with a model will need of what is free here."""
+    rows = [
+        f"  {name:<16} {gibibytes(need.total):>10} of {gibibytes(available)}"
+        for name, need, available in _needs(config)
+    ]
+    return "\n".join(["memory of a process, at most:", *rows])
+
+
+def _needs(config: Config) -> Iterator[tuple[str, Need, float]]:
+    shape = Shape.from_folder(Path(config.model.checkpoint))
+    processes = num_processes(config.runtime)
+    available = available_bytes(config.runtime.device, _on_this_cpu(config, processes))
+    yield "sample-captions", for_captions(config, shape), available
+    yield "sample-images", for_images(config, shape), available
+    if config.scoring.judge == "self":
+        yield "score-images", for_answers(config, shape), available
+    yield "reference", for_reference(config, shape), available
+    yield "train", training(shape, for_training(config, shape, processes)), available
+    yield "evaluate", for_evaluation(config, shape), available
+
+
+def _on_this_cpu(config: Config, processes: int) -> int:
+    """How many processes share one memory."""
+    return processes if config.runtime.device == "cpu" else 1
+
+
+def _check_memory(config: Config) -> None:
+    for name, need, available in _needs(config):
+        try:
+            if name == "train":
+                shape = Shape.from_folder(Path(config.model.checkpoint))
+                step = for_training(config, shape, num_processes(config.runtime))
+                check_training(shape, step, available)
+            else:
+                check_records(need, available)
+        except UserError as error:
+            raise UserError(f"memory of stage {name}: {error}") from None
 
 
 def _check_caption_encoder(config: Config) -> None:

@@ -4,15 +4,22 @@ Sampling, scoring, reference and evaluation hand over their records here. A batc
 is done again in halves, from its records, so whatever it drew comes from the same seeds again.
 """
 
+from __future__ import annotations
+
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import torch
 
 from core.errors import UserError
+from models.memory import available_bytes, fitting_records
+
+if TYPE_CHECKING:
+    from core.config import Runtime
+    from models.memory_plan import Need
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -28,6 +35,13 @@ class Batches:
         """`field` sets `size` in a config, `way_out` helps where a single record is too much."""
         self.size = size
         self._field, self._way_out = field, way_out
+
+    @classmethod
+    def planned(cls, need: Need, way_out: str, runtime: Runtime, logger: logging.Logger) -> Batches:
+        """Of `runtime.batch_records`, or of what memory has room for before a model is loaded."""
+        on_cpu = max(1, runtime.processes) if runtime.device == "cpu" else 1
+        available = available_bytes(runtime.device, on_cpu)
+        return cls(fitting_records(need, available, logger), "runtime.batch_records", way_out)
 
     def map(self, num_records: int, work: Callable[[int, int], T]) -> Iterator[T]:
         """What `work(first, last)` gives for each batch of records, `last` excluded.

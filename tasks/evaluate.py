@@ -37,6 +37,7 @@ from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
+from models.memory_plan import Shape, for_evaluation
 
 Row = dict[str, Any]
 
@@ -214,12 +215,14 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
         {table: f"{folder}/{part_name(index)}" for table, folder in FOLDERS.items()}
         for index in range(len(sizes))
     ]
-    evaluator = Evaluator(context)
-    batches = Batches(
-        context.config.runtime.batch_records,
-        "runtime.batch_records",
+    shape = Shape.from_folder(context.input("checkpoint").path("model"))
+    batches = Batches.planned(
+        for_evaluation(config, shape),
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
+        config.runtime,
+        context.logger,
     )
+    evaluator = Evaluator(context)
     total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
     with context.progress("evaluate", total) as bar:
         for index, shard in enumerate(iter_batches(test, "pool", batch_size=size)):

@@ -19,6 +19,7 @@ from data.tables import TableWriter, decode_image, encode_image, iter_batches
 from models.base import ImageSampling, TextSampling, UnifiedModel
 from models.batches import Batches
 from models.families import load_model, use_threads
+from models.memory_plan import Shape, for_captions, for_images
 
 Rows = list[dict[str, object]]
 
@@ -49,10 +50,12 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
             for index, (text, setting) in enumerate(zip(row, settings, strict=True))
         ]
 
-    batches = Batches(
-        context.config.runtime.batch_records,
-        "runtime.batch_records",
+    shape = Shape.from_folder(context.input("checkpoint").path("model"))
+    batches = Batches.planned(
+        for_captions(context.config, shape),
         f"lower num_samples in sampling.captions.settings ({len(settings)} in all)",
+        context.config.runtime,
+        context.logger,
     )
     return _sample_all(context, "captions", ["record_id", "image"], len(settings), batches, sample)
 
@@ -82,10 +85,12 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
             for index, codes_N in enumerate(codes_MN)
         ]
 
-    batches = Batches(
-        context.config.runtime.batch_records,
-        "runtime.batch_records",
+    shape = Shape.from_folder(context.input("checkpoint").path("model"))
+    batches = Batches.planned(
+        for_images(context.config, shape),
         f"lower sampling.images.num_samples = {chosen.num_samples}",
+        context.config.runtime,
+        context.logger,
     )
     columns = ["record_id", "prompt"]
     return _sample_all(context, "images", columns, chosen.num_samples, batches, sample)

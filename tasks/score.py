@@ -31,6 +31,7 @@ from evals.vqa import (
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
+from models.memory_plan import Shape, for_answers
 
 TEXTS = 4096  # captions scored at once
 
@@ -72,6 +73,7 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
     pool = read_table(context.input("pool").parts(), "pool", ["record_id", "questions"])
     questions = dict(zip(*(pool[c].to_pylist() for c in pool.column_names), strict=True))
     by_oracle = config.scoring.judge == "oracle"
+    batches = _batches(context)
     judge = _oracle if by_oracle else _self_vqa(context)
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
@@ -99,12 +101,17 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
         ]
 
     columns = ["record_id", "sample", "image" if by_oracle else "tokens"]
-    batches = Batches(
-        config.runtime.batch_records,
-        "runtime.batch_records",
-        "ask fewer questions a record in the column questions of the pool",
-    )
     return _score_parts(context, "images", columns, "image_scores", batches, score)
+
+
+def _batches(context: StageContext) -> Batches:
+    """Images judged at once."""
+    config, way_out = context.config, "ask fewer questions a record in the pool"
+    if config.scoring.judge == "oracle":
+        return Batches(config.runtime.batch_records, "runtime.batch_records", way_out)
+    shape = Shape.from_folder(context.input("checkpoint").path("model"))
+    need = for_answers(config, shape)
+    return Batches.planned(need, way_out, config.runtime, context.logger)
 
 
 def _self_vqa(context: StageContext) -> Judge:

@@ -7,6 +7,7 @@ and share each batch; the first alone shows and publishes, and writes all but sh
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -28,6 +29,8 @@ from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
 from models.base import UnifiedModel
 from models.families import load_model, use_threads
+from models.memory import available_bytes, check_training, show
+from models.memory_plan import Shape, for_training, training
 from models.pair_data import join_reference, open_pairs
 from models.pair_trainer import PairTrainer
 from models.preference import active_modalities
@@ -51,6 +54,7 @@ def run(context: StageContext) -> Mapping[str, object]:
     device = process_device(runtime.device, context.peers)
     accelerator = make_accelerator(device, context.peers, config.model.precision)
     context.logger.info("process 1 of %d, on %s", context.peers.num, device)
+    _check_memory(context, device)
     model, adapters = _load(context, device)
     sharded = runtime.shard_weights and context.peers.num > 1
     if runtime.recompute:
@@ -102,6 +106,16 @@ TRAIN = Stage(
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The metrics of each step from a file named METRICS."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _check_memory(context: StageContext, device: str) -> None:
+    """Say what a step will need; UserError in all processes if one of them lacks it."""
+    shape = Shape.from_folder(context.input("checkpoint").path("model"))
+    step = for_training(context.config, shape, context.peers.num)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device == "cpu" else 1
+    available = available_bytes(device, here)
+    show(training(shape, step), available, context.logger)
+    context.peers.gather(lambda: check_training(shape, step, available))
 
 
 def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters | None"]:

@@ -7,8 +7,9 @@ Shapes: B images or prompts, N image tokens, M images a prompt, H W pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,10 @@ from models.showo.prompting import (
     t2i_prompt,
 )
 from models.weights import Weights, dtype_named, fill
+
+PIXELS = 2**20
+"""Of images that pass the image tokenizer at once."""
+Items = TypeVar("Items", Codes, Sequence[Image.Image])
 
 
 class ShowoModel:
@@ -117,17 +122,29 @@ class ShowoModel:
     def encode_images(self, images: Sequence[Image.Image]) -> Codes:
         """Codes [B,N] of images of any size and mode, cropped to the middle square."""
         size = (self.resolution, self.resolution)
-        squares = [ImageOps.fit(image.convert("RGB"), size) for image in images]
-        pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-        pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self.vq.get_code(pixels_B3HW).cpu().numpy()
+        codes = []
+        for chunk in self._chunks(images):
+            squares = [ImageOps.fit(image.convert("RGB"), size) for image in chunk]
+            pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
+            pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            codes.append(self.vq.get_code(pixels_B3HW))
+        return torch.cat(codes).cpu().numpy()
 
     @torch.inference_mode()
     def decode_images(self, codes_BN: Codes) -> list[Image.Image]:
         """RGB images; pixels are clipped, then truncated to 8 bits as published."""
-        pixels_B3HW = self.vq.decode_code(torch.from_numpy(codes_BN).to(self.device))
-        bytes_B3HW = (((pixels_B3HW + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
-        return [Image.fromarray(array) for array in bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()]
+        images = []
+        for chunk_BN in self._chunks(codes_BN):
+            pixels_B3HW = self.vq.decode_code(torch.from_numpy(chunk_BN).to(self.device))
+            bytes_B3HW = (((pixels_B3HW + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
+            arrays = bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()
+            images += [Image.fromarray(array) for array in arrays]
+        return images
+
+    def _chunks(self, images: Items) -> Iterator[Items]:
+        """As many at once as `PIXELS` allows, since a pixel needs much memory in there."""
+        size = max(1, PIXELS // self.resolution**2)
+        return (images[i : i + size] for i in range(0, len(images), size))
 
     def caption(
         self, codes_BN: Codes, samplings: Sequence[TextSampling], seeds: Sequence[int]
