@@ -52,11 +52,18 @@ class Lora:
 class PairStep:
     """Both modalities of `size.pairs` pairs, `at_once` of them at a time, then both optimizers.
 
-    The model's weights are float32; matrices are multiplied in bfloat16.
+    The model's weights are float32; matrices are multiplied in `precision`.
     """
 
-    def __init__(self, model: ShowoModel, size: Size, device: str, at_once: int) -> None:
-        self._model, self._device = model, device
+    def __init__(
+        self,
+        model: ShowoModel,
+        size: Size,
+        device: str,
+        at_once: int,
+        precision: str = "bfloat16",
+    ) -> None:
+        self._model, self._device, self._precision = model, device, precision
         self._training = cast("Training", PublishedTraining())
         self._module = model.pair_module
         self._weights = [p for p in self._module.parameters() if p.requires_grad]
@@ -109,7 +116,7 @@ class PairStep:
 
     def _logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
         packed = self._model.pack_pairs(batch, modality)
-        with autocast(self._device, "bfloat16"):
+        with autocast(self._device, self._precision):
             logps: BranchLogps = self._module(packed)
         return logps
 

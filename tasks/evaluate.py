@@ -253,7 +253,8 @@ def _write_shard(
         for table, new in batch.items():
             rows[table] += new
     for table, name in names.items():
-        with draft.write(name) as path, TableWriter(path, table) as writer:
+        # What has just been encoded need not be decoded again.
+        with draft.write(name) as path, TableWriter(path, table, deep=False) as writer:
             writer.write(rows[table])
 
 

@@ -215,7 +215,8 @@ def _write_parts(draft: Draft, batches: Iterator[pa.Table]) -> None:
     for number, first in enumerate(batches):
         with (
             draft.write(part_name(number)) as path,
-            TableWriter(path, "pairs") as writer,
+            # Images were decoded when their tables were written; these are the same bytes.
+            TableWriter(path, "pairs", deep=False) as writer,
         ):
             for table in chain([first], islice(batches, PART_BATCHES - 1)):
                 writer.write(table)

@@ -131,7 +131,11 @@ def _sample_all(
             if draft.has(part_name(index)):
                 bar.update(shard.num_rows)
                 continue
-            with draft.write(part_name(index)) as path, TableWriter(path, table) as writer:
+            # What has just been encoded need not be decoded again.
+            with (
+                draft.write(part_name(index)) as path,
+                TableWriter(path, table, deep=False) as writer,
+            ):
                 for rows in batches.map_table(shard, rows_of):
                     writer.write(rows)
                     bar.update(len(rows) // num_samples)

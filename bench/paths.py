@@ -1,0 +1,231 @@
+"""Hot paths, each in our way and in the straightforward one, which must give the same.
+
+The sides of a path take the same inputs. What is compared is stated with each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench import plain
+from bench.synthetic import FULL, SMALL, Data, Size, make_model
+from bench.training import PairStep, PublishedBranch
+from models.base import MODALITIES, ImageSampling, TextSampling
+from models.packing import Segment
+from models.showo.decoding import generate_images, generate_replies, generate_text
+from models.showo.logps import image_root, instruction
+from models.showo.model import ShowoModel
+from models.showo.noise import RecordNoise
+from models.showo.prompting import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+
+Side = Literal["ours", "plain"]
+Floats = npt.NDArray[np.float64]
+Call = Callable[[], Floats]
+
+ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
+NO_STOP = -1  # an id that no token has, so that lengths are fixed
+SETTINGS = [(1.0, 1), *((t, k) for k in (2, 3, 4) for t in (0.1, 0.7, 2.0))]
+QUESTIONS, REPLY_TOKENS = 5, 8
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much each path does; `model` and the counts are those of the published timings."""
+
+    model: Size
+    caption_tokens: int = 32
+    images: int = 16
+    image_steps: int = 2
+    captions: int = 10_000
+
+
+MID = Scale(
+    replace(
+        FULL,
+        network=replace(
+            FULL.network,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+        ),
+        vq=SMALL.vq,
+    )
+)
+TINY = Scale(SMALL, caption_tokens=4, images=2, image_steps=2, captions=20)
+SCALES = {"mid": MID, "tiny": TINY}
+
+
+@dataclass(frozen=True)
+class HotPath:
+    """`build` gives the call of a side; `agree` is the least share of results that are equal.
+
+    Sums of floating-point numbers are taken in another order, so a draw that falls on the edge of
+    two categories may go either way. `faster` and `leaner` are the ratios aimed at.
+    """
+
+    title: str
+    build: Callable[[Scale, Side], Call]
+    faster: float
+    leaner: float | None = None
+    agree: float = 1.0
+    tolerance: float = 0.0
+
+
+def _vq_fits(size: Size) -> Size:
+    """The image tokenizer takes no part, but a model's must have its number of codes."""
+    bits = size.network.codebook_size.bit_length() - 1
+    return replace(size, vq=replace(SMALL.vq, codebook_dim=bits))
+
+
+def _captions(scale: Scale, side: Side) -> Call:
+    model, data = _made(scale)
+    codes_N = data.codes(1)[0]
+    samplings = [TextSampling(t, k, scale.caption_tokens) for t, k in SETTINGS]
+
+    def ours() -> Floats:
+        special = model.tokenizer.special
+        tree = [
+            image_root(codes_N + model.config.image_offset, special),
+            Segment(mmu_instruction(model.tokenizer, CAPTION_QUESTION), parent=0),
+        ]
+        noise = RecordNoise([SEED], len(samplings), scale.caption_tokens, 1, model.device)
+        tokens = generate_text(model.network, [tree], samplings, NO_STOP, noise, special.pad)
+        return np.array(tokens[0], dtype=np.float64)
+
+    def straight() -> Floats:
+        return np.array(plain.captions(model, codes_N, samplings, SEED), dtype=np.float64)
+
+    return ours if side == "ours" else straight
+
+
+def _images(scale: Scale, side: Side) -> Call:
+    model, data = _made(scale)
+    prompt = data.texts(1, min(40, model.config.max_text_len // 2))[0]
+    sampling = ImageSampling(scale.image_steps, 5.0)
+
+    def ours() -> Floats:
+        config, special = model.config, model.tokenizer.special
+        ids = t2i_prompt(model.tokenizer.encode(prompt), special, config.max_text_len)
+        shape = (scale.images, 2 * sampling.steps, config.num_vq_tokens)
+        noise = RecordNoise([SEED], *shape, model.device)
+        codes = generate_images(model.network, [ids], scale.images, sampling, noise, special)
+        return codes.numpy().astype(np.float64)
+
+    def straight() -> Floats:
+        codes_RN = plain.images(model, prompt, scale.images, sampling, SEED)
+        return codes_RN.numpy().astype(np.float64)
+
+    return ours if side == "ours" else straight
+
+
+def _replies(scale: Scale, side: Side) -> Call:
+    model, data = _made(scale)
+    codes_N = data.codes(1)[0]
+    asked = data.questions(1, replace(scale.model, questions=QUESTIONS))[0]
+
+    def ours() -> Floats:
+        special = model.tokenizer.special
+        root = [image_root(codes_N + model.config.image_offset, special)]
+        turns = [instruction(model.tokenizer, model.config, *question) for question in asked]
+        greedy = TextSampling(1.0, 1, REPLY_TOKENS)
+        noise = RecordNoise([SEED] * len(asked), 1, REPLY_TOKENS, 1, model.device)
+        found = generate_replies(
+            model.network, [root], [turns], greedy, NO_STOP, noise, special.pad
+        )
+        return np.array(found[0], dtype=np.float64)
+
+    def straight() -> Floats:
+        return np.array(plain.replies(model, codes_N, asked, REPLY_TOKENS), dtype=np.float64)
+
+    return ours if side == "ours" else straight
+
+
+def _answers(scale: Scale, side: Side) -> Call:
+    """What self-VQA does by default: all choices of all questions in one forward pass."""
+    if side == "plain":
+        return _replies(scale, side)
+    model, data = _made(scale)
+    codes_BN = data.codes(1)
+    asked = data.questions(1, replace(scale.model, questions=QUESTIONS))
+    return lambda: np.concatenate(model.answer(codes_BN, asked)[0])
+
+
+def _pair_step(scale: Scale, side: Side) -> Call:
+    """Compared before the first step: after it the sides have other optimizers."""
+    model, data = _made(scale)
+    pairs, settings = data.pairs(1), PublishedBranch()
+    first: list[Floats] = []
+    if side == "plain":
+        straight = plain.PairStep(model, settings.beta, settings.learning_rate)
+
+        def run() -> Floats:
+            first.append(np.array(straight(pairs)))
+            return first[0]
+
+        return run
+    with torch.inference_mode():
+        logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
+    values = [float(v) for pair in logps for v in (pair.chosen_logps_B, pair.rejected_logps_B)]
+    # Of a generator of its own, so these are the same pairs.
+    packed = PairStep(model, replace(scale.model, pairs=1), "cpu", 1, "float32")
+
+    def ours() -> Floats:
+        packed()
+        return np.array(values)
+
+    return ours
+
+
+def _caption_scores(scale: Scale, side: Side) -> Call:
+    # Here, because the import alone takes seconds, which other paths need not wait for.
+    from sentence_transformers import SentenceTransformer
+
+    from models.caption_scorer import CaptionScorer
+
+    random = np.random.default_rng(SEED)
+    words = ["a", "small", "large", "red", "blue", "green", "circle", "square", "star", "left"]
+    texts = [" ".join(random.choice(words, 9)) for _ in range(scale.captions)]
+    # Ten captions of each image.
+    references = [texts[number - number % 10] for number in range(len(texts))]
+
+    def ours() -> Floats:
+        scorer = CaptionScorer(ENCODER, "cpu")
+        return np.array(scorer.score(texts, [[reference] for reference in references]))
+
+    def straight() -> Floats:
+        encoder = SentenceTransformer(str(ENCODER), device="cpu", local_files_only=True)
+        return np.array(plain.caption_scores(encoder, texts, references))
+
+    return ours if side == "ours" else straight
+
+
+def _made(scale: Scale) -> tuple[ShowoModel, Data]:
+    model = make_model(_vq_fits(scale.model), "cpu", torch.float32)
+    return model, Data(model.config)
+
+
+PATHS = {
+    "captions": HotPath("10 captions of an image", _captions, 60, agree=0.95),
+    "images": HotPath("16 images with guidance", _images, 3, leaner=4, agree=0.999),
+    "replies": HotPath("5 questions about an image, decoded", _replies, 30),
+    "answers": HotPath("5 questions about an image, by likelihood", _answers, 30, agree=0.0),
+    "pair-step": HotPath("a Pair-DPO step", _pair_step, 2.5, leaner=2, tolerance=1e-3),
+    "caption-scores": HotPath(
+        "scores of captions by embedding", _caption_scores, 20, tolerance=1e-4
+    ),
+}
+
+
+def agreement(path: HotPath, ours: Floats, straight: Floats) -> float:
+    """Share of numbers that the sides have in common, within the path's tolerance."""
+    if ours.shape != straight.shape:
+        return 0.0
+    close = np.abs(ours - straight) <= path.tolerance * np.maximum(1.0, np.abs(straight))
+    return float(close.mean())
