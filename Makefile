@@ -18,7 +18,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test test-slow test-containers screenshots check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up deploy image down status test test-slow test-containers bench screenshots check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -67,6 +67,9 @@ check-config: $(INSTALLED) ## check a config and its inputs without running [CON
 
 test: $(INSTALLED) ## run the quick tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+
+bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on an idle machine
+	$(BIN)/python -m bench
 
 screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on the local servers
 	$(BIN)/python -m tests.screenshots docs/images

@@ -122,7 +122,8 @@ def _images(record_S: np.ndarray, sample_S: np.ndarray) -> Columns:
 
 def _scores(record_S: np.ndarray, sample_S: np.ndarray) -> np.ndarray:
     """From 0 to 1, in another order for each record."""
-    return (((sample_S + record_S) % SAMPLES) / (SAMPLES - 1)).astype(np.float32)
+    score_S: np.ndarray = ((sample_S + record_S) % SAMPLES) / (SAMPLES - 1)
+    return score_S.astype(np.float32)
 
 
 def _caption_scores(record_S: np.ndarray, sample_S: np.ndarray) -> Columns:

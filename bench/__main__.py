@@ -1,0 +1,140 @@
+"""`python -m bench`: the hot paths beside the straightforward way, and how their cost grows.
+
+Writes performance.json, performance.md and growth.png into --to. Measure on an idle machine.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from bench.clock import Clock
+from bench.compare import RUNS, Comparison, compare
+from bench.growth import Growth, growths
+from bench.paths import PATHS, SCALES
+from models.families import use_threads
+
+GB = 1e9
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; 1 if a side does not agree with the other."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--scale", choices=sorted(SCALES), default="mid")
+    parser.add_argument("--paths", nargs="*", choices=list(PATHS), default=list(PATHS))
+    parser.add_argument("--no-growth", action="store_true", help="only compare the sides")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--to", type=Path, default=Path("bench-results"))
+    options = parser.parse_args(arguments)
+    use_threads(0)
+    hardware = Clock("cpu").hardware()
+    options.to.mkdir(parents=True, exist_ok=True)
+    compared = list(compare(options.paths, options.scale, options.runs))
+    grown = [] if options.no_growth else list(growths(options.scale, SCALES))
+    table = _markdown(hardware, options.scale, compared, grown)
+    (options.to / "performance.md").write_text(table, encoding="utf-8")
+    document = _document(hardware, options.scale, compared, grown)
+    (options.to / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
+    if grown:
+        _draw(grown, options.to / "growth.png")
+    print(table)
+    differing = [one.name for one in compared if not one.equal]
+    if differing:
+        print(f"error: the sides disagree in {', '.join(differing)}", file=sys.stderr)
+    return 1 if differing else 0
+
+
+def _markdown(
+    hardware: str, scale: str, compared: Sequence[Comparison], grown: Sequence[Growth]
+) -> str:
+    lines = [
+        f"{hardware}; scale {scale}; medians, in brackets fastest and slowest",
+        "",
+        "| path | plain, s | ours, s | faster | aim | plain, peak GB | ours | leaner | aim "
+        "| equal |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in compared:
+        path = PATHS[one.name]
+        aims = f"{path.faster:g} x", f"{path.leaner:g} x" if path.leaner else ""
+        lines.append(
+            f"| {path.title} | {_spread(one.plain.seconds)} | {_spread(one.ours.seconds)} "
+            f"| **{one.faster:.1f} x** | {aims[0]} | {one.plain.peak / GB:.2f} "
+            f"| {one.ours.peak / GB:.2f} | {one.leaner:.1f} x | {aims[1]} | {one.agree:.1%} |"
+        )
+    if grown:
+        lines += [
+            "",
+            "| what grows | sizes | seconds | exponent | peak GB |",
+            "|---|---|---|---|---|",
+        ]
+    for growth in grown:
+        sizes = ", ".join(f"{size:,}" for size in growth.sizes)
+        seconds = ", ".join(f"{value:.3g}" for value in growth.seconds)
+        peaks = ", ".join(f"{peak / GB:.2f}" for peak in growth.peaks)
+        lines.append(f"| {growth.title} | {sizes} | {seconds} | {growth.exponent:.2f} | {peaks} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    median = sorted(seconds)[len(seconds) // 2]
+    if len(seconds) == 1:
+        return f"{median:.3g}"
+    return f"{median:.3g} [{min(seconds):.3g}, {max(seconds):.3g}]"
+
+
+def _document(
+    hardware: str, scale: str, compared: Sequence[Comparison], grown: Sequence[Growth]
+) -> dict[str, Any]:
+    return {
+        "hardware": hardware,
+        "scale": scale,
+        "paths": {
+            one.name: {
+                "ours": vars(one.ours),
+                "plain": vars(one.plain),
+                "faster": one.faster,
+                "leaner": one.leaner,
+                "agree": one.agree,
+            }
+            for one in compared
+        },
+        "growth": {
+            growth.title: {
+                "sizes": list(growth.sizes),
+                "seconds": list(growth.seconds),
+                "peaks": list(growth.peaks),
+                "exponent": growth.exponent,
+            }
+            for growth in grown
+        },
+    }
+
+
+def _draw(grown: Sequence[Growth], path: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = 4
+    rows = -(-len(grown) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows))
+    for axis, growth in zip(axes.flat, grown, strict=False):
+        axis.loglog(growth.sizes, growth.seconds, "o-")
+        linear = growth.seconds[-1] / growth.sizes[-1]
+        axis.loglog(growth.sizes, [linear * size for size in growth.sizes], ":", color="grey")
+        axis.set_title(f"{growth.title}\nexponent {growth.exponent:.2f}", fontsize=9)
+        axis.set_ylabel("seconds", fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(grown) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
