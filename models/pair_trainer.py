@@ -119,8 +119,8 @@ class PairTrainer:
         return metrics
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """Trained weights by their names in the model's `pair_module`; whole, in each process."""
-        return {name: whole(weight.detach()) for name, weight in self._trained()}
+        """Trained weights by their names in the model's `pair_module`; whole, in main memory."""
+        return {name: whole(weight.detach()).cpu() for name, weight in self._trained()}
 
     def state(self) -> dict[str, Tensor]:
         """Trained weights and moments by name; what this process holds of them."""
