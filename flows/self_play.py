@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -118,6 +119,7 @@ class SelfPlay:
         self._config, self._tracker, self._runner = config, tracker, runner
         self._store, self._champion = Store(config.store), champion
         self._showcase = Showcase(self._store, tracker, pages)
+        self._started, self._at_work = time.monotonic(), 0.0
 
     def run(self) -> str:
         """All iterations; returns the final table with the alarms."""
@@ -140,7 +142,14 @@ class SelfPlay:
         table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
         print(f"\n{table}\n", flush=True)
         print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
+        print(self._time(), flush=True)
         return table
+
+    def _time(self) -> str:
+        """How long the run took, and what of it was no work of a stage."""
+        total = time.monotonic() - self._started
+        outside = max(0.0, total - self._at_work)
+        return f"Took {total:.0f} s; {outside:.0f} s ({outside / total:.0%}) were outside of stages"
 
     def _label(self, iteration: int) -> str:
         if iteration == 0 and self._champion:
@@ -226,7 +235,10 @@ class SelfPlay:
         return done.promoted, (f"version {done.version}, " if done.version else "") + done.reason
 
     def _stage(self, stage: Stage, inputs: Inputs, step: Step) -> ArtifactRef:
-        return self._runner(stage, self._config, inputs, step).ref
+        result = self._runner(stage, self._config, inputs, step)
+        if not result.cached:
+            self._at_work += float(self._store.open(result.ref).manifest["seconds"])
+        return result.ref
 
     def _table(self, figures: Figures) -> str:
         columns = [
