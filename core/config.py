@@ -80,6 +80,65 @@ class ParquetData(Section):
         return Path(self.pool).stem
 
 
+class Serve(Section):
+    """A vLLM server that a stage starts on its own machine, and ends when it is done."""
+
+    model: str = Field(min_length=1, description="folder of the weights, or an id of the hub")
+    python: str = Field(
+        min_length=1,
+        description="Python of an environment with vLLM; `make vllm` makes .venv-vllm/bin/python",
+    )
+    arguments: list[str] = Field(description="further arguments of vLLM's server")
+    environment: Environment = Field(description="variables of the server, beside our own")
+    start_seconds: Positive = Field(description="how long it may take until it answers")
+
+
+class Endpoint(Section):
+    """A language model behind the chat completions of OpenAI's API; its key, if it needs one, is
+    in HERMESFLOW_API_KEY."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = Field(
+        description="address up to and with /v1; null: `serve` starts a server"
+    )
+    model: str = Field(
+        min_length=1,
+        description="name of the served model; results are kept under it, so other weights need "
+        "another name",
+    )
+    serve: Serve | None = Field(description="server to start; null: one runs at `url`")
+    concurrency: int = Field(ge=1, le=1024, description="requests at the same time")
+    timeout_seconds: Positive = Field(description="how long a request may take")
+    retries: int = Field(
+        ge=0, le=100, description="further tries of a request that fails, with growing waits"
+    )
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Endpoint:
+        if (self.url is None) == (self.serve is None):
+            both = "null" if self.url is None else "set"
+            raise ValueError(
+                f"url and serve are both {both}; set url for a server that runs, or serve for one "
+                "to be started"
+            )
+        return self
+
+
+class Questions(Section):
+    """Questions that a language model writes from captions, beside those of the pool itself."""
+
+    endpoint: Endpoint
+    per_record: int = Field(ge=1, le=50, description="most questions written for a record")
+    min_f1: float = Field(
+        ge=0.0,
+        lt=1.0,
+        description="the model's free answer from the caption must share more than this with the "
+        "question's (F1 of tokens)",
+    )
+    max_without: float = Field(
+        ge=0.0, le=1.0, description="largest share of records that may end without a question"
+    )
+
+
 class TextSettings(Section):
     """How one or several captions of an image are sampled."""
 
@@ -220,9 +279,11 @@ class Training(Section):
 class Evaluation(Section):
     """Judging a checkpoint on held-out records."""
 
-    judge: Literal["oracle", "base"] = Field(
-        description="who answers about generated images: pixel oracle, or frozen base checkpoint"
+    judge: Literal["oracle", "base", "endpoint"] = Field(
+        description="who answers about generated images: pixel oracle, frozen base checkpoint, or "
+        "the vision-language model of evaluation.endpoint"
     )
+    endpoint: Endpoint | None = Field(description="the outside judge; null: none")
     images_per_prompt: Count = Field(description="generated images for each held-out prompt")
     bootstrap_samples: int = Field(ge=100, description="resamples of records for the intervals")
     confidence: float = Field(ge=0.5, lt=1.0, description="coverage of the intervals")
@@ -367,6 +428,9 @@ class Config(Section):
     store: str = Field(min_length=1, description="artifact store: folder or s3://bucket/prefix")
     model: Model
     data: ShapesData | ParquetData = Field(discriminator="source")
+    questions: Questions | None = Field(
+        description="questions to be written for the pool and the test set; null: theirs are enough"
+    )
     sampling: Sampling
     scoring: Scoring
     pairing: Pairing
@@ -378,7 +442,7 @@ class Config(Section):
     compute: Compute
 
     @model_validator(mode="after")
-    def _oracle_needs_shapes(self) -> Config:
+    def _fields_fit(self) -> Config:
         oracles = (self.scoring.judge, "scoring.judge"), (self.evaluation.judge, "evaluation.judge")
         for judge, field in oracles:
             if judge == "oracle" and self.data.source != "shapes":
@@ -387,6 +451,11 @@ class Config(Section):
                     f"{field} = 'oracle' reads shapes only, but data.source = "
                     f"{self.data.source!r}; set {field}: {way_out}"
                 )
+        if self.evaluation.judge == "endpoint" and self.evaluation.endpoint is None:
+            raise ValueError(
+                "evaluation.judge = 'endpoint', but evaluation.endpoint is null; say there which "
+                "model answers, or set evaluation.judge: base"
+            )
         branches = self.training.caption, self.training.image
         if not any(branch.weight or branch.nll_weight for branch in branches):
             raise ValueError(

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -98,7 +99,9 @@ class Stage:
     compute something else. `files` names what the body reads outside the store; their contents
     enter the key. The body of a stage that `splits` does the parts of its share, and returns None
     while parts of others are missing. The processes of one that `meets` are `peers`, which share
-    every part of the work.
+    every part of the work. `unkeyed` are config paths that the body may read besides, since results
+    do not depend on them; `around` has up what the body needs (a server), however many processes
+    share it, and gives the config that says where it is.
     """
 
     name: str
@@ -109,6 +112,8 @@ class Stage:
     files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
     splits: bool = False
     meets: bool = False
+    unkeyed: tuple[str, ...] = ()
+    around: "Callable[[Config], AbstractContextManager[Config]]" = nullcontext
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,10 @@ class ConfigView:
 
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}" if self._path else name
-        if {path, path + ABSENT} & set(self._stage.reads) or path == RUNTIME:
+        free = (*self._stage.reads, *self._stage.unkeyed)
+        if {path, path + ABSENT} & set(free) or path == RUNTIME:
             return getattr(self._section, name)
-        if any(declared.startswith(f"{path}.") for declared in self._stage.reads):
+        if any(declared.startswith(f"{path}.") for declared in free):
             return ConfigView(self._stage, getattr(self._section, name), path)
         declared = ", ".join(self._stage.reads) or "nothing"
         raise UndeclaredReadError(
@@ -148,7 +154,10 @@ def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
             raise ValueError(f"stage {stage.name}: {path} must not be in `reads`")
         value: Any = document
         for part in path.removesuffix(ABSENT).split("."):
-            value = value.get(part) if path.endswith(ABSENT) else value[part]
+            if path.endswith(ABSENT):
+                value = value.get(part) if isinstance(value, dict) else None
+            else:
+                value = value[part]
         values[path] = value
     return values
 
@@ -203,7 +212,8 @@ def run_share(
     ref = peers.once(lambda: store.find(stage.name, key))
     cached = ref is not None
     if ref is None:
-        ref = _run_body(stage, config, store, inputs, progress, key, share, peers)
+        with stage.around(config) as ready:
+            ref = _run_body(stage, ready, store, inputs, progress, key, share, peers)
     return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 

@@ -74,7 +74,7 @@ def check_asked(table: pa.Table, where: str) -> None:
     if row is not None:
         raise UserError(
             f"{where}: {_row_name(table, row)}, column questions: it has no questions; give at "
-            "least one with choices and answer"
+            "least one with choices and answer, or have them written (config section questions)"
         )
 
 

@@ -34,12 +34,13 @@ class Fate(IntEnum):
     """What becomes of one modality of a record: the first filter that drops it, or KEPT."""
 
     KEPT = 0
-    NO_SCORES = 1
-    NO_WINNER = 2
-    BELOW_MIN_BEST = 3
-    NO_LOSER = 4
-    NOT_ABOVE_LOSER = 5
-    BELOW_MARGIN = 6
+    NO_QUESTIONS = 1
+    NO_SCORES = 2
+    NO_WINNER = 3
+    BELOW_MIN_BEST = 4
+    NO_LOSER = 5
+    NOT_ABOVE_LOSER = 6
+    BELOW_MARGIN = 7
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,13 @@ def _with_old_loser(picks: Picks, previous: Previous, where_R: Flags, source: Lo
     )
 
 
-def judge(picks: Picks, rule: PairRule) -> Ints:
-    """The `Fate` of each record."""
+def judge(picks: Picks, rule: PairRule, asked_R: Flags | None = None) -> Ints:
+    """The `Fate` of each record; `asked` are those with questions to be scored by, None: all."""
     # Scores are stored with 32 bits; a margin of exactly the threshold must pass.
     margin_R = (picks.winner_score_R - picks.loser_score_R).round(6)
     missing_R = picks.loser_row_R == NONE
     reasons = {
+        Fate.NO_QUESTIONS: np.zeros_like(missing_R) if asked_R is None else ~asked_R,
         Fate.NO_SCORES: picks.num_scored_R == 0,
         Fate.NO_WINNER: picks.winner_row_R == NONE,
         Fate.BELOW_MIN_BEST: picks.winner_score_R <= np.float32(rule.min_best),

@@ -100,6 +100,25 @@ _TABLES = (
         ),
     ),
     Table(
+        "question_provenance",
+        ("record_id", "number"),
+        (
+            _ID,
+            _count("number"),
+            _text("question"),
+            _text("type"),
+            _text("answer"),
+            _text("source", filled=True),
+            _text("model"),
+            _text("prompt_version"),
+            _text("entity"),
+            _text("reply"),
+            _score("f1", low=-1.0),  # below 0: nobody was asked
+            Column("kept", pa.bool_()),
+            _text("reason"),
+        ),
+    ),
+    Table(
         "captions",
         _SAMPLE_KEY,
         (_ID, _count("sample"), _text("text"), _TEMPERATURE, _count("top_k"), _SEED),

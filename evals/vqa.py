@@ -83,7 +83,7 @@ def nearest_choice(reply: str, choices: Sequence[str], scorer: CaptionScorer) ->
 
 
 def hard_score(answers: Sequence[Answered]) -> float:
-    """Share of right answers."""
+    """Share of right answers, at least one of them: nothing asked is no score, not one of 0."""
     return sum(a.right for a in answers) / len(answers)
 
 

@@ -195,8 +195,9 @@ def _check_files(
 def _check_data(config: Config) -> None:
     if config.data.source == "shapes":
         return
-    pool = _check_records("data.pool", config.data.pool)
-    test = _check_records("data.test", config.data.test)
+    asked = config.questions is None  # or else what lacks questions gets them
+    pool = _check_records("data.pool", config.data.pool, asked)
+    test = _check_records("data.test", config.data.test, asked)
     shared = pool & test
     if shared:
         raise UserError(
@@ -206,15 +207,16 @@ def _check_data(config: Config) -> None:
         )
 
 
-def _check_records(field: str, path: str) -> set[str]:
-    """The ids of a table of records; UserError for the first invalid record."""
+def _check_records(field: str, path: str, asked: bool) -> set[str]:
+    """The ids of a table of records, `asked` with questions; UserError for the first bad record."""
     try:
         files = parquet_files(path)
         deep = count_rows(files) <= DEEP_RECORDS
         columns = [c.name for c in table_named("pool").columns if deep or c.name != "image"]
         ids: set[str] = set()
         for batch in iter_batches(files, "pool", columns, deep=deep):
-            check_asked(batch, path)
+            if asked:
+                check_asked(batch, path)
             ids.update(batch["record_id"].to_pylist())
         for sample in () if deep else _spread_images(files):
             check_table("pool", sample, deep=True, where=path)

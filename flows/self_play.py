@@ -34,6 +34,7 @@ from tasks.champion import Champion, find_champion
 from tasks.evaluate import EVALUATE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
+from tasks.questions import QUESTIONS, check_without
 from tasks.reference import REFERENCE
 from tasks.register import REGISTER, is_registered, register
 from tasks.sample import CAPTIONS, IMAGES
@@ -127,6 +128,7 @@ class SelfPlay:
         self._pool, self._test, self._base = (
             self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
         )
+        self._pool, self._test = (self._asked(ref, before) for ref in (self._pool, self._test))
         self._story = Story(
             self._config.model_dump(mode="json"), self._pool, self._test, self._base
         )
@@ -150,6 +152,15 @@ class SelfPlay:
         total = time.monotonic() - self._started
         outside = max(0.0, total - self._at_work)
         return f"Took {total:.0f} s; {outside:.0f} s ({outside / total:.0%}) were outside of stages"
+
+    def _asked(self, records: ArtifactRef, step: Step) -> ArtifactRef:
+        """The records with what a language model asks about them, if the config wants that."""
+        if self._config.questions is None:
+            return records
+        asked = self._stage(QUESTIONS, {"pool": records}, step)
+        # Again, since an artifact that was there may have been made with a larger limit.
+        check_without(self._store.open(asked).manifest["results"], self._config.questions)
+        return asked
 
     def _label(self, iteration: int) -> str:
         if iteration == 0 and self._champion:

@@ -30,6 +30,7 @@ DIVERSITY_LOSS_SHARE = 0.2
 LOW_KEPT_SHARE = 0.25
 
 FILTERS = {
+    "no_questions": ("have no questions", "see what stage questions dropped, and why"),
     "no_scores": ("have no score", "look at what stages sample and score did"),
     "no_winner": ("have empty captions only", "look at what stage sample-captions did"),
     "below_min_best": (

@@ -22,6 +22,7 @@ CHARACTERS = 34  # of a line in a cell, which do not wrap by themselves
 PAGE_BYTES = 300_000  # a page stays below it: pictures are left out from the end
 SCORES = {"U": "understanding", "G": "generation", "gap": "gap"}
 DROPPED = {
+    "no_questions": "without questions",
     "no_scores": "without a score",
     "no_winner": "empty",
     "below_min_best": "best not above min_best",

@@ -54,7 +54,10 @@ def run_on_machine(
     if num == 1 or store.find(stage.name, key) is not None:
         return run_share(stage, config, store, inputs, share)
     started = time.monotonic()
-    with _Crew(stage, config, store, inputs, share, num) as crew:
+    with (
+        stage.around(config) as ready,
+        _Crew(stage, ready, store, inputs, share, num) as crew,
+    ):
         crew.wait()
     ref = store.find(stage.name, key)
     return None if ref is None else StageResult(ref, False, time.monotonic() - started)

@@ -1,25 +1,31 @@
 """Stage `evaluate`: judge a checkpoint on held-out records.
 
 Noise depends on the record alone, so that checkpoints, of any seed, are compared on the same draws.
+Records without questions are left out, and counted: no question is no score, not one of 0.
 Shapes: B records, M images a prompt, N image tokens.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from core.artifact import part_name
 from core.command import stage_command
 from core.config import Config
 from core.draft import Draft
+from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.shapes.oracle import answer_images, read
@@ -36,34 +42,78 @@ from evals.vqa import QuestionRow, ask
 from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
+from models.endpoint import Client, data_url, keep_counts, kept_counts
 from models.families import load_model, use_threads
 from models.memory_plan import Shape, for_evaluation
+from models.vllm_server import served
 
 Row = dict[str, Any]
 
 
-class Judge:
-    """Reads generated images: the pixel oracle, or a frozen checkpoint."""
+class Judge(ABC):
+    """Reads generated images."""
 
-    def __init__(self, model: UnifiedModel | None) -> None:
+    @abstractmethod
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[str]]:
+        """The answer to each question of each image; empty where there is none."""
+
+    def malformed(self, images: Sequence[Image.Image]) -> list[float]:
+        """1 for each image with something that is no known shape, if the judge can tell."""
+        return [0.0] * len(images)
+
+
+class Oracle(Judge):
+    """Reads the pixels of the shapes world."""
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[str]]:
+        read_answers = answer_images(_stack(images), questions)
+        return [[answer or "" for answer in image] for image in read_answers]
+
+    def malformed(self, images: Sequence[Image.Image]) -> list[float]:
+        return [float(scene.malformed > 0) for scene in read(_stack(images))]
+
+
+class ModelJudge(Judge):
+    """A frozen checkpoint."""
+
+    def __init__(self, model: UnifiedModel) -> None:
         self._model = model
 
     def answers(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
     ) -> list[list[str]]:
-        """The answer to each question of each image; empty where nothing is true."""
-        if self._model is None:
-            read_answers = answer_images(_stack(images), questions)
-            return [[answer or "" for answer in image] for image in read_answers]
         # It sees pixels, as any judge from outside would, not the tokens of the artist.
         answered = ask(self._model, self._model.encode_images(images), questions)
         return [[a.prediction for a in image] for image in answered]
 
-    def malformed(self, images: Sequence[Image.Image]) -> list[float]:
-        """1 for each image with something that is no known shape; only the oracle can tell."""
-        if self._model is not None:
-            return [0.0] * len(images)
-        return [float(scene.malformed > 0) for scene in read(_stack(images))]
+
+class EndpointJudge(Judge):
+    """A vision-language model of a server, which takes the most probable choice."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[str]]:
+        pairs = (
+            (url, question)
+            for url, asked in zip(map(data_url, images), questions, strict=True)
+            for question in asked
+        )
+        answers = self._client.map(self._answer, pairs)
+        return [list(islice(answers, len(asked))) for asked in questions]
+
+    def _answer(self, asked: tuple[str, QuestionRow]) -> str:
+        url, question = asked
+        choices = question["choices"]
+        seed = derive_seed("judge", question["question"])
+        weights = self._client.weigh(question["question"], choices, seed=seed, picture=url)
+        return "" if weights is None else choices[weights.index(max(weights))]
 
 
 def _stack(images: Sequence[Image.Image]) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -73,7 +123,7 @@ def _stack(images: Sequence[Image.Image]) -> np.ndarray[Any, np.dtype[np.uint8]]
 class Evaluator:
     """Turns records into the rows of one part of each table."""
 
-    def __init__(self, context: StageContext) -> None:
+    def __init__(self, context: StageContext, client: Client | None) -> None:
         config = context.config
         device = config.runtime.device
         use_threads(config.runtime.threads)
@@ -83,7 +133,11 @@ class Evaluator:
             return load_model(config.model.family, folder, device, config.model.precision)
 
         self.model = model("checkpoint")
-        self.judge = Judge(None if config.evaluation.judge == "oracle" else model("base"))
+        if client is not None:
+            self.judge: Judge = EndpointJudge(client)
+        else:
+            oracle = config.evaluation.judge == "oracle"
+            self.judge = Oracle() if oracle else ModelJudge(model("base"))
         scoring = config.scoring
         self.scorer = CaptionScorer(
             scoring.caption_encoder, device, scoring.caption_pooling, scoring.caption_score
@@ -222,18 +276,27 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
         config.runtime,
         context.logger,
     )
-    evaluator = Evaluator(context)
     total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
-    with context.progress("evaluate", total) as bar:
+    with _client(config) as client, context.progress("evaluate", total) as bar:
+        evaluator = Evaluator(context, client)
         for index, shard in enumerate(iter_batches(test, "pool", batch_size=size)):
             if not share.takes(index):
                 continue
             if not draft.has_all(parts[index].values()):
                 _write_shard(draft, batches, evaluator, shard, parts[index])
+                if client is not None:
+                    keep_counts(draft, index, client)
             bar.update(shard.num_rows)
     if not draft.has_all(name for names in parts for name in names.values()):
         return None
-    return _finish(context)
+    return _finish(context, sum(sizes))
+
+
+def _client(config: Config) -> AbstractContextManager[Client | None]:
+    endpoint = config.evaluation.endpoint
+    if config.evaluation.judge != "endpoint" or endpoint is None:
+        return nullcontext()
+    return Client(endpoint, "evaluation.endpoint")
 
 
 def _write_shard(
@@ -249,7 +312,8 @@ def _write_shard(
         return evaluator.rows(records, seeds)
 
     rows: dict[str, list[Row]] = {table: [] for table in names}
-    for batch in batches.map_table(shard, rows_of):
+    asked = shard.filter(pc.greater(pc.list_value_length(shard["questions"]), 0))
+    for batch in batches.map_table(asked, rows_of):
         for table, new in batch.items():
             rows[table] += new
     for table, name in names.items():
@@ -258,14 +322,25 @@ def _write_shard(
             writer.write(rows[table])
 
 
-def _finish(context: StageContext) -> Mapping[str, object]:
-    """Join the shards and summarise them; returns the figures over all records."""
+def _finish(context: StageContext, num_records: int) -> Mapping[str, object]:
+    """Join the shards and summarise them; returns the figures over all records with questions."""
     draft, evaluation = context.draft, context.config.evaluation
 
     def whole(table: str) -> pa.Table:
         return read_table([draft.path(n) for n in draft.names(FOLDERS[table] + "/")], table)
 
     records, answers = whole("record_metrics"), whole("eval_answers")
+    without = num_records - records.num_rows
+    if not records.num_rows:
+        raise UserError(
+            f"none of the {num_records} held-out records has questions, by which images are "
+            "judged; give a test set with questions, or have them written (config section "
+            "questions)"
+        )
+    if without:
+        context.logger.warning(
+            "%d of %d records without questions are not judged", *(without, num_records)
+        )
     metrics = summarize(
         records.to_pandas(),
         answers.to_pandas(),
@@ -277,7 +352,21 @@ def _finish(context: StageContext) -> Mapping[str, object]:
         write_table(path, "metrics", metrics)
     with draft.write("records.parquet") as path:
         write_table(path, "record_metrics", records)
-    return {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"}
+    figures = {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"}
+    return (
+        figures | {"records": records.num_rows, "without_questions": without} | kept_counts(draft)
+    )
+
+
+@contextmanager
+def _with_server(config: Config) -> Iterator[Config]:
+    evaluation = config.evaluation
+    if evaluation.judge != "endpoint" or evaluation.endpoint is None:
+        yield config
+        return
+    with served(evaluation.endpoint, "evaluation.endpoint") as endpoint:
+        changed = evaluation.model_copy(update={"endpoint": endpoint})
+        yield config.model_copy(update={"evaluation": changed})
 
 
 def _encoder_files(config: Config) -> Sequence[Path]:
@@ -286,11 +375,15 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 
 EVALUATE = Stage(
     "evaluate",
-    2,
+    3,
     reads=(
         "model.family",
         "model.precision",
-        "evaluation",
+        "evaluation.judge",
+        "evaluation.endpoint.model?",
+        "evaluation.images_per_prompt",
+        "evaluation.bootstrap_samples",
+        "evaluation.confidence",
         "scoring.caption_encoder",
         "scoring.caption_pooling",
         "scoring.caption_score",
@@ -304,6 +397,8 @@ EVALUATE = Stage(
     body=_body,
     files=_encoder_files,
     splits=True,
+    unkeyed=("evaluation.endpoint",),
+    around=_with_server,
 )
 
 if __name__ == "__main__":

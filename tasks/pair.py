@@ -23,6 +23,7 @@ from data.pair_rows import SAMPLE_COLUMNS, PairAssembler, PickedBranch, Tally
 from data.pairing import (
     NONE,
     Fate,
+    Flags,
     Ints,
     Picks,
     Previous,
@@ -41,6 +42,8 @@ KEY_ROWS = 65_536  # rows of narrow columns read at once
 PART_BATCHES = 16  # batches of rows a part
 FEW = 0.1  # share of the records below which the log warns
 WAYS_OUT = {
+    Fate.NO_QUESTIONS: "they have no questions, by which {modality}s are scored; see what stage "
+    "questions did",
     Fate.NO_SCORES: "no {modality} of theirs has a score; see what stages sample and score did",
     Fate.NO_WINNER: "all their captions are empty; see what stage sample did",
     Fate.BELOW_MIN_BEST: "their best {modality} is not above pairing.{modality}.min_best = "
@@ -56,9 +59,12 @@ IDENTICAL = "identical"
 
 def run(context: StageContext) -> Mapping[str, object]:
     """Pair the samples of one iteration."""
-    pool_ids = _read(context.inputs["pool"], "pool", ["record_id"])["record_id"].combine_chunks()
+    pool_ids, asked_R = _records(context.inputs["pool"])
     old, iteration = _previous(context)
-    branches = [_caption_branch(context, pool_ids, old), _image_branch(context, pool_ids, old)]
+    branches = [
+        _caption_branch(context, pool_ids, old),
+        _image_branch(context, pool_ids, old, asked_R),
+    ]
     kept_R = np.logical_and.reduce([branch.fate_R == Fate.KEPT for branch in branches])
     old_rows = None if old is None else RowReader(_paths(context.inputs["previous"]))
     pool = RowReader(_paths(context.inputs["pool"]))
@@ -81,7 +87,7 @@ def run(context: StageContext) -> Mapping[str, object]:
 
 PAIR = Stage(
     "pair",
-    1,
+    2,
     ("pairing", "scoring.image_score"),
     ("pool", "captions", "images", "caption_scores", "image_scores", "previous"),
     run,
@@ -98,6 +104,17 @@ def _read(artifacts: Sequence[Artifact], table: str, columns: Sequence[str]) -> 
     if not batches:
         return arrow_schema(table).empty_table().select(list(columns))
     return pa.concat_tables(batches)
+
+
+def _records(pool: Sequence[Artifact]) -> tuple[pa.Array, Flags]:
+    """The ids of the pool, and which of its records have questions."""
+    ids, asked = [], []
+    for batch in iter_batches(_paths(pool), "pool", ["record_id", "questions"]):
+        ids.append(batch.select(["record_id"]))
+        lengths = pc.list_value_length(batch["questions"])
+        asked.append(pc.greater(lengths, 0).to_numpy())
+    table = pa.concat_tables(ids) if ids else _read(pool, "pool", ["record_id"])
+    return table["record_id"].combine_chunks(), np.concatenate([np.empty(0, np.bool_), *asked])
 
 
 def _index(ids: pa.ChunkedArray, pool_ids: pa.Array) -> Ints:
@@ -148,13 +165,15 @@ def _caption_branch(
     return _branch(context, "caption", samples, scores, pool_ids, old)
 
 
-def _image_branch(context: StageContext, pool_ids: pa.Array, old: pa.Table | None) -> PickedBranch:
+def _image_branch(
+    context: StageContext, pool_ids: pa.Array, old: pa.Table | None, asked_R: Flags
+) -> PickedBranch:
     column = context.config.scoring.image_score
     samples = _read(context.inputs["images"], "images", ("record_id", "sample"))
     scores = _read(
         context.inputs["image_scores"], "image_scores", ("record_id", "sample", column)
     ).rename_columns(["record_id", "sample", "score"])
-    return _branch(context, "image", samples, scores, pool_ids, old)
+    return _branch(context, "image", samples, scores, pool_ids, old, asked_R)
 
 
 def _branch(
@@ -164,6 +183,7 @@ def _branch(
     scores: pa.Table,
     pool_ids: pa.Array,
     old: pa.Table | None,
+    asked_R: Flags | None = None,
 ) -> PickedBranch:
     pairing = context.config.pairing
     rule = pairing.caption if modality == "caption" else pairing.image
@@ -172,7 +192,7 @@ def _branch(
     if old is not None:
         picks = _update(picks, _old_scores(old, modality, pool_ids), pairing, rule)
     reader = RowReader(_paths(context.inputs[f"{modality}s"]))
-    return PickedBranch(modality, rule, reader, picks, judge(picks, rule), truth_wins)
+    return PickedBranch(modality, rule, reader, picks, judge(picks, rule, asked_R), truth_wins)
 
 
 def _update(picks: Picks, previous: Previous, pairing: Pairing, rule: PairRule) -> Picks:

@@ -29,14 +29,14 @@ def _pool(context: StageContext) -> Mapping[str, object]:
     data = context.config.data
     if data.source == "shapes":
         return _publish(context, _shapes(data.pool_records, "pool", data.seed))
-    return _publish(context, _parquet(data.pool))
+    return _publish(context, _parquet(data.pool, context))
 
 
 def _test(context: StageContext) -> Mapping[str, object]:
     data = context.config.data
     if data.source == "shapes":
         return _publish(context, _shapes(data.test_records, data.eval_split, data.seed))
-    return _publish(context, _parquet(data.test))
+    return _publish(context, _parquet(data.test, context))
 
 
 def _shapes(num: int, split: str, seed: int) -> Iterator[Sequence[Mapping[str, object]]]:
@@ -45,9 +45,10 @@ def _shapes(num: int, split: str, seed: int) -> Iterator[Sequence[Mapping[str, o
         yield [record.row() for record in records[first : first + BATCH]]
 
 
-def _parquet(path: str) -> Iterator[pa.Table]:
+def _parquet(path: str, context: StageContext) -> Iterator[pa.Table]:
     for batch in iter_batches(parquet_files(path), "pool", batch_size=BATCH, deep=True):
-        check_asked(batch, path)
+        if context.config.questions is None:
+            check_asked(batch, path)
         yield batch
 
 
@@ -88,6 +89,7 @@ POOL = Stage(
     inputs=(),
     body=_pool,
     files=_pool_files,
+    unkeyed=("questions",),  # says whether records without any are refused
 )
 TEST = Stage(
     "test",
@@ -96,6 +98,7 @@ TEST = Stage(
     inputs=(),
     body=_test,
     files=_test_files,
+    unkeyed=("questions",),
 )
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
     judge = _oracle if by_oracle else _self_vqa(context)
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
+        # Without questions there is no score, which is not the same as one of 0.
+        asked = [bool(questions[record_id]) for record_id in batch["record_id"].to_pylist()]
+        batch = batch.filter(pa.array(asked))
+        if not batch.num_rows:
+            return []
         ids = batch["record_id"].to_pylist()
         answers = judge(batch, [questions[record_id] for record_id in ids])
         keys = zip(ids, batch["sample"].to_pylist(), strict=True)
@@ -159,7 +164,7 @@ def _score_parts(
 ) -> Mapping[str, object] | None:
     """One part of scores for each part of samples."""
     artifact, draft = context.input(source), context.draft
-    names = artifact.names(PART)
+    names, num_rows = artifact.names(PART), artifact.manifest["results"]["rows"]
     taken = [name for index, name in enumerate(names) if context.share.takes(index)]
     files = {name: artifact.path(name) for name in taken}
     with context.progress(context.stage.name, count_rows(files.values())) as bar:
@@ -171,8 +176,11 @@ def _score_parts(
                 for batch in iter_batches(file, source, columns, batch_size=batches.size):
                     for rows in batches.map_table(batch, score):
                         writer.write(rows)
-                        bar.update(len(rows))
-    return {"rows": artifact.manifest["results"]["rows"]} if draft.has_all(names) else None
+                    bar.update(batch.num_rows)
+    if not draft.has_all(names):
+        return None
+    scored = count_rows(draft.path(name) for name in names)
+    return {"rows": scored, "unscored": num_rows - scored}
 
 
 def _encoder_files(config: Config) -> Sequence[Path]:

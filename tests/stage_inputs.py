@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
         "eval_split": "validation",
         "seed": 0,
     },
+    "questions": None,
     "sampling": {
         "captions": {
             "settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}],
@@ -78,6 +79,7 @@ SETTINGS: dict[str, Any] = {
     },
     "evaluation": {
         "judge": "oracle",
+        "endpoint": None,
         "images_per_prompt": 1,
         "bootstrap_samples": 100,
         "confidence": 0.95,

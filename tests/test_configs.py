@@ -12,6 +12,7 @@ from tasks.base import BASE
 from tasks.evaluate import EVALUATE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
+from tasks.questions import QUESTIONS
 from tasks.reference import REFERENCE
 from tasks.register import REGISTER
 from tasks.sample import CAPTIONS, IMAGES
@@ -25,7 +26,7 @@ SHIPPED = [
     *sorted((PROJECT / "configs").glob("show_o_*.yaml")),
 ]
 STAGES = (
-    *(POOL, TEST, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
+    *(POOL, TEST, QUESTIONS, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
     *(PAIR, REFERENCE, TRAIN, EVALUATE, REGISTER),
 )
 READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime", "compute"}
@@ -45,7 +46,8 @@ def leaves(section: BaseModel, path: str = "") -> list[str]:
 
 
 def test_every_field_is_read_by_a_stage_or_by_the_flow() -> None:
-    reads = {path.removesuffix(ABSENT) for stage in STAGES for path in stage.reads} | READ_BY_FLOWS
+    paths = {path for stage in STAGES for path in (*stage.reads, *stage.unkeyed)}
+    reads = {path.removesuffix(ABSENT) for path in paths} | READ_BY_FLOWS
     for leaf in leaves(load_config(PROJECT / "pipeline.yaml")):
         parts = leaf.split(".")
         above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
@@ -70,6 +72,11 @@ def test_oracle_is_refused_for_a_pool_it_cannot_read() -> None:
     data = {"source": "parquet", "pool": "pool.parquet", "test": "test.parquet"}
     with pytest.raises(UserError, match=r"evaluation.judge = 'oracle' reads shapes only.*base"):
         load_config(PROJECT / "pipeline.yaml", {"data": data})
+
+
+def test_an_outside_judge_needs_an_endpoint() -> None:
+    with pytest.raises(UserError, match=r"'endpoint', but evaluation.endpoint is null; .*base"):
+        load_config(PROJECT / "pipeline.yaml", {"evaluation.judge": "endpoint"})
 
 
 def test_a_run_that_would_train_nothing_is_refused() -> None:
