@@ -75,12 +75,11 @@ def _text(figures: Figures) -> Iterator[str]:
 
 def _results(figures: Figures) -> Iterator[str]:
     config = figures.story.config
-    judge = "a pixel oracle" if figures.judged_by_oracle else "the frozen base checkpoint"
     by_itself = config["scoring"]["judge"] == "self"
     independent = ", which training does not optimise" if by_itself else ""
     yield (
-        f"On {figures.test_records} held-out records; the answers about generated images are read "
-        f"by {judge}{independent}. In brackets {config['evaluation']['confidence']:.0%} bootstrap "
+        f"On {figures.test_records} held-out records{figures.unjudged}; the answers about generated "
+        f"images are read by {figures.judge}{independent}. In brackets {config['evaluation']['confidence']:.0%} bootstrap "
         "intervals over records."
     )
     yield ""

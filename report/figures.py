@@ -80,7 +80,8 @@ class Figures:
     drawings: Sequence[Drawing]
     before: Sequence[StageTime]  # pool, test, base
     pool_records: int
-    test_records: int
+    test_records: int  # those that were judged
+    unjudged_records: int  # those without questions
     libraries: Mapping[str, str]
 
     @property
@@ -93,8 +94,22 @@ class Figures:
 
     @property
     def judged_by_oracle(self) -> bool:
-        """Whether generated images are read by the pixel oracle, not by the base checkpoint."""
+        """Whether generated images are read by the pixel oracle, not by a model."""
         return bool(self.story.config["evaluation"]["judge"] == "oracle")
+
+    @property
+    def judge(self) -> str:
+        """Who reads generated images."""
+        evaluation = self.story.config["evaluation"]
+        if evaluation["judge"] == "endpoint":
+            return f"the outside model {evaluation['endpoint']['model']}"
+        return "the pixel oracle" if self.judged_by_oracle else "the frozen base checkpoint"
+
+    @property
+    def unjudged(self) -> str:
+        """What to say of held-out records without questions; empty if there are none."""
+        num = self.unjudged_records
+        return f" ({num} more have no questions and are left out)" if num else ""
 
     @property
     def finished(self) -> bool:
@@ -108,7 +123,8 @@ def read_figures(store: Store, story: Story, changes: Mapping[str, Interval]) ->
     versions = [read_version(store, version) for version in story.versions]
     base = store.open(story.base)
     refs = {"pool": story.pool, "test": story.test, "base": story.base}
-    pool, test = (store.open(ref).parts() for ref in (story.pool, story.test))
+    pool, test = (count_rows(store.open(ref).parts()) for ref in (story.pool, story.test))
+    judged = count_rows([store.open(story.versions[0].evaluation).path("records.parquet")])
     return Figures(
         story=story,
         versions=versions,
@@ -117,8 +133,9 @@ def read_figures(store: Store, story: Story, changes: Mapping[str, Interval]) ->
         sampled=read_sampled(store, story),
         drawings=read_drawings(store, story),
         before=[_time(name, store.open(ref)) for name, ref in refs.items()],
-        pool_records=count_rows(pool),
-        test_records=count_rows(test),
+        pool_records=pool,
+        test_records=judged,
+        unjudged_records=test - judged,
         libraries=base.manifest["versions"],
     )
 

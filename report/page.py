@@ -89,7 +89,7 @@ def render_page(figures: Figures) -> str:
         figures=figures,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         verdict=give_verdict(figures),
-        judge="the pixel oracle" if figures.judged_by_oracle else "the frozen base checkpoint",
+        judge=figures.judge,
         confidence=f"{figures.story.config['evaluation']['confidence']:.0%}",
         scores=score_rows(figures),
         main_plots=main_plots(figures),

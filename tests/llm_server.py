@@ -42,6 +42,7 @@ class Server(ThreadingHTTPServer):
         self.headers: dict[str, str] = {}  # of answers that are faults
         self.slow_seconds = 0.0  # of fault "slow"
         self.delay = 0.0  # of every answer
+        self.knows = True  # or else it answers "unknown" to every question about a caption
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.most_at_once = self.at_once = 0
@@ -120,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             time.sleep(self.server.slow_seconds if fault == "slow" else 0.0)
             known = {k: v for k, v in body.items() if k not in self.server.ignores}
-            self._send(200, _completion(known, str(fault)))
+            self._send(200, _completion(known, str(fault), self.server.knows))
 
     def _send(self, status: int, document: Any, headers: dict[str, str] | None = None) -> None:
         self._send_text(status, json.dumps(document), headers)
@@ -134,9 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def _completion(body: dict[str, Any], fault: str) -> dict[str, Any]:
+def _completion(body: dict[str, Any], fault: str, knows: bool) -> dict[str, Any]:
     text, image = _said(body)
-    content, finish = _reply(body, text, image), "stop"
+    content, finish = _reply(body, text, image, knows), "stop"
     logprobs = _logprobs(body, text, content)
     if fault == "truncated":
         content, finish = content[: len(content) // 2], "length"
@@ -164,10 +165,12 @@ def _said(body: dict[str, Any]) -> tuple[str, Image.Image | None]:
     return text["text"], Image.open(io.BytesIO(data))
 
 
-def _reply(body: dict[str, Any], text: str, image: Image.Image | None) -> str:
+def _reply(body: dict[str, Any], text: str, image: Image.Image | None, knows: bool) -> str:
     form = body.get("response_format", {}).get("json_schema", {}).get("name")
     match = CAPTION.match(text)
     caption, rest = match.groups() if match else ("", text)
+    if not knows and form == "_Reply":
+        return json.dumps({"answer": "unknown"})
     if form == "Questions":
         return json.dumps({"questions": _write(caption, rest)})
     choices = dict(CHOICE.findall(text))
