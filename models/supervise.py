@@ -13,32 +13,33 @@ import time
 
 import psutil
 
-PATIENCE_SECONDS = 15.0  # from asking to end until being ended
 POLL_SECONDS = 0.1
 
 
 def main() -> int:
-    """The exit code of the command."""
+    """The exit code of the command, which follows the seconds that all are given to end."""
+    patience = float(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # which we send to our whole group
-    command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=_end_with_stdin, args=(command,), daemon=True).start()
+    command = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+    threading.Thread(target=_end_with_stdin, args=(command, patience), daemon=True).start()
     code = command.wait()
-    _end_group()
+    _end_group(patience)
     return code
 
 
-def _end_with_stdin(command: "subprocess.Popen[bytes]") -> None:
-    sys.stdin.buffer.read()
+def _end_with_stdin(command: "subprocess.Popen[bytes]", patience: float) -> None:
+    while os.read(0, 1):  # not by sys.stdin, which is locked then when the program ends
+        pass
     os.killpg(0, signal.SIGTERM)
     try:
-        command.wait(PATIENCE_SECONDS)
+        command.wait(patience)
     except subprocess.TimeoutExpired:
         command.kill()
 
 
-def _end_group() -> None:
+def _end_group(patience: float) -> None:
     """End what the command has left in our process group."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     os.killpg(0, signal.SIGTERM)
     while (others := _others()) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

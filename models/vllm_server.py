@@ -24,11 +24,12 @@ from core.config import Endpoint, Serve
 from core.errors import UserError
 from core.files import writing_to
 
+SUPERVISE = Path(__file__).with_name("supervise.py")
 HOST = "127.0.0.1"
 LOGS = "vllm"
 LOG_LINES = 15
 POLL_SECONDS = 0.5
-END_SECONDS = 30.0
+PATIENCE_SECONDS = 15.0  # from asking the server to end until it is ended
 # xgrammar, the default, lets raw control characters into strings of bounded length.
 OUTPUTS = '{"backend": "guidance", "disable_any_whitespace": true}'
 
@@ -65,7 +66,7 @@ def _process(
     logger.info("starting vLLM with %s; its log: %s", serve.model, log)
     with file:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("supervise.py")), *command],
+            [sys.executable, str(SUPERVISE), str(PATIENCE_SECONDS), *command],
             stdin=subprocess.PIPE,  # its end is the sign to end
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -78,7 +79,7 @@ def _process(
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(END_SECONDS)
+        process.wait()
 
 
 def _command(serve: Serve, name: str, field: str, port: int) -> list[str]:

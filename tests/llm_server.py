@@ -34,8 +34,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.faults: deque[int | str] = deque()
         self.lacks: set[str] = set()  # fields of requests that are refused
         self.ignores: set[str] = set()  # fields of requests that nothing comes of
