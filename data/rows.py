@@ -2,13 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.errors import UserError
+from data.tables import iter_batches
+
 Ints = npt.NDArray[np.int64]
+
+IDS_AT_ONCE = 65_536
 
 
 class RowReader:
@@ -49,3 +56,30 @@ class RowReader:
             self._file = path, pq.ParquetFile(path)
         table = self._file[1].read_row_group(index, columns=list(columns))
         return table.select(list(columns)).replace_schema_metadata(None)
+
+
+class PoolRecords:
+    """Records of a pool by id, some at a time; of all together only the ids are in memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._rows = RowReader(paths)
+        self._ids = pd.Index(
+            [
+                record_id
+                for batch in iter_batches(paths, "pool", ["record_id"], batch_size=IDS_AT_ONCE)
+                for record_id in batch["record_id"].to_pylist()
+            ]
+        )
+
+    def take(self, ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """These columns of these records, by id; UserError for an id that the pool lacks."""
+        different = list(dict.fromkeys(ids))
+        rows = self._ids.get_indexer(pd.Index(different))
+        if (rows < 0).any():
+            missing = different[int(np.argmax(rows < 0))]
+            raise UserError(
+                f"record_id {missing!r} is not in the pool; give the pool that these samples were "
+                "made from"
+            )
+        found = self._rows.take(rows.astype(np.int64), columns).to_pylist()
+        return dict(zip(different, found, strict=True))

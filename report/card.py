@@ -77,10 +77,11 @@ def _results(figures: Figures) -> Iterator[str]:
     config = figures.story.config
     by_itself = config["scoring"]["judge"] == "self"
     independent = ", which training does not optimise" if by_itself else ""
+    confidence = f"{config['evaluation']['confidence']:.0%}"
     yield (
-        f"On {figures.test_records} held-out records{figures.unjudged}; the answers about generated "
-        f"images are read by {figures.judge}{independent}. In brackets {config['evaluation']['confidence']:.0%} bootstrap "
-        "intervals over records."
+        f"On {figures.test_records} held-out records{figures.unjudged}; the answers about "
+        f"generated images are read by {figures.judge}{independent}. In brackets {confidence} "
+        "bootstrap intervals over records."
     )
     yield ""
     yield f"| | {' | '.join(version.label for version in figures.versions)} |"

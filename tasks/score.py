@@ -17,8 +17,9 @@ from core.artifact import PART
 from core.command import stage_command
 from core.config import Config
 from core.stage import Stage, StageContext
+from data.rows import PoolRecords
 from data.shapes.oracle import answer_images
-from data.tables import TableWriter, count_rows, decode_image, iter_batches, read_table
+from data.tables import TableWriter, count_rows, decode_image, iter_batches
 from evals.vqa import (
     Answered,
     QuestionRow,
@@ -40,10 +41,7 @@ Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered
 
 def _score_captions(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
-    pool = read_table(context.input("pool").parts(), "pool", ["record_id", "caption", "references"])
-    true_captions = {
-        row["record_id"]: row["references"] or [row["caption"]] for row in pool.to_pylist()
-    }
+    pool = PoolRecords(context.input("pool").parts())
     scoring = config.scoring
     scorer = CaptionScorer(
         scoring.caption_encoder,
@@ -54,7 +52,9 @@ def _score_captions(context: StageContext) -> Mapping[str, object] | None:
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
         ids = batch["record_id"].to_pylist()
-        references = [true_captions[record_id] for record_id in ids]
+        records = pool.take(ids, ["caption", "references"])
+        true = {i: row["references"] or [row["caption"]] for i, row in records.items()}
+        references = [true[record_id] for record_id in ids]
         scores = scorer.score(batch["text"].to_pylist(), references)
         keys = zip(ids, batch["sample"].to_pylist(), strict=True)
         return [
@@ -70,13 +70,14 @@ def _score_captions(context: StageContext) -> Mapping[str, object] | None:
 
 def _score_images(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
-    pool = read_table(context.input("pool").parts(), "pool", ["record_id", "questions"])
-    questions = dict(zip(*(pool[c].to_pylist() for c in pool.column_names), strict=True))
+    pool = PoolRecords(context.input("pool").parts())
     by_oracle = config.scoring.judge == "oracle"
     batches = _batches(context)
     judge = _oracle if by_oracle else _self_vqa(context)
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
+        records = pool.take(batch["record_id"].to_pylist(), ["questions"])
+        questions = {record_id: row["questions"] for record_id, row in records.items()}
         # Without questions there is no score, which is not the same as one of 0.
         asked = [bool(questions[record_id]) for record_id in batch["record_id"].to_pylist()]
         batch = batch.filter(pa.array(asked))
