@@ -18,7 +18,7 @@ from models.families import use_threads
 
 @dataclass(frozen=True)
 class Growth:
-    """Seconds, and for pairing bytes too, by size."""
+    """Seconds, and for stages in processes of their own bytes too, by size."""
 
     title: str
     sizes: Sequence[int]
@@ -67,8 +67,16 @@ GROWTHS = {
         "caption-scores", _captions, {"mid": (1000, 2000, 4000, 8000), "tiny": (20, 40)},
     ),
 }  # fmt: skip
-PAIRED = {"mid": (1_000, 10_000, 100_000, 1_000_000), "tiny": (100, 200)}
-"""Records that stage `pair` makes pairs of."""
+# Records through stages in processes of their own, whose most memory is then theirs alone; models are
+# stubs where there is one.
+STREAMS = {
+    "records paired": ("bench.pairing", {"mid": (1_000, 10_000, 100_000, 1_000_000)}),
+    **{
+        f"records through {stage}": (f"bench.streams {stage}", {"mid": (1_000, 10_000, 100_000)})
+        for stage in ("sample-captions", "sample-images", "score-captions", "score-images")
+    },
+}
+TINY_STREAM = (100, 200)
 
 
 def growths(name: str, scales: Mapping[str, Scale]) -> Iterator[Growth]:
@@ -82,16 +90,16 @@ def growths(name: str, scales: Mapping[str, Scale]) -> Iterator[Growth]:
             call = PATHS[path].build(change(scales[name], size), "ours")
             seconds.append(clock.time(call, runs=2).seconds)
         yield Growth(title, sizes[name], seconds)
-    yield _pairing(PAIRED[name])
+    for title, (module, stream) in STREAMS.items():
+        yield _stream(title, module, stream.get(name, TINY_STREAM))
 
 
-def _pairing(sizes: Sequence[int]) -> Growth:
+def _stream(title: str, module: str, sizes: Sequence[int]) -> Growth:
     found = []
     for size in sizes:
-        print(f"pairing {size} records ...", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "bench.pairing", str(size)]
-        # A process for each, whose most memory is then its own.
+        print(f"{title}: {size} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", *module.split(), str(size)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     seconds = [one["seconds"] for one in found]
-    return Growth("records paired", sizes, seconds, [int(one["peak"]) for one in found])
+    return Growth(title, sizes, seconds, [int(one["peak"]) for one in found])

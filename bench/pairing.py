@@ -35,7 +35,7 @@ def measure(num_records: int) -> dict[str, float]:
     """Seconds and peak memory of pairing so many records, all of which give a pair."""
     with TemporaryDirectory(prefix="hermesflow-") as folder:
         store = Store(folder)
-        inputs = {name: _publish(store, name, num_records) for name in TABLES}
+        inputs = {name: publish(store, name, num_records) for name in TABLES}
         before, started = peak_memory_bytes(), time.perf_counter()
         result = run_stage(PAIR, load_config(CONFIG), store, inputs | {"previous": []})
         seconds = time.perf_counter() - started
@@ -49,7 +49,8 @@ def measure(num_records: int) -> dict[str, float]:
         }
 
 
-def _publish(store: Store, table: str, num_records: int) -> ArtifactRef:
+def publish(store: Store, table: str, num_records: int) -> ArtifactRef:
+    """An artifact of this table with so many records."""
     key = sha256(f"{table} {num_records}".encode()).hexdigest()
     with store.draft(table, key) as draft:
         for number, rows in enumerate(_parts(table, num_records)):
@@ -59,11 +60,11 @@ def _publish(store: Store, table: str, num_records: int) -> ArtifactRef:
                 TableWriter(path, table, deep=False) as writer,
             ):
                 writer.write(rows)
-        return draft.publish({"results": {}})
+        return draft.publish({"results": {"rows": num_records * _samples(table)}})
 
 
 def _parts(table: str, num_records: int) -> Iterator[pa.Table]:
-    samples = 1 if table == "pool" else SAMPLES
+    samples = _samples(table)
     for first in range(0, num_records, PART // samples):
         record_R = np.arange(first, min(first + PART // samples, num_records))
         record_S = np.repeat(record_R, samples)
@@ -72,6 +73,10 @@ def _parts(table: str, num_records: int) -> Iterator[pa.Table]:
         columns = TABLES[table](record_S, sample_S) | {"record_id": _ids(record_S)}
         arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
         yield pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _samples(table: str) -> int:
+    return 1 if table == "pool" else SAMPLES
 
 
 def _ids(record_S: np.ndarray) -> list[str]:
