@@ -67,9 +67,9 @@ GROWTHS = {
         "caption-scores", _captions, {"mid": (1000, 2000, 4000, 8000), "tiny": (20, 40)},
     ),
 }  # fmt: skip
-# Records through stages in processes of their own, whose most memory is then theirs alone; models are
-# stubs where there is one.
-STREAMS = {
+# Records through stages in processes of their own, whose most memory is then theirs alone. Models
+# are stubs.
+STREAMS: Mapping[str, tuple[str, Mapping[str, Sequence[int]]]] = {
     "records paired": ("bench.pairing", {"mid": (1_000, 10_000, 100_000, 1_000_000)}),
     **{
         f"records through {stage}": (f"bench.streams {stage}", {"mid": (1_000, 10_000, 100_000)})
