@@ -1,11 +1,9 @@
 """A Pair-DPO step as training does it, on random pairs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
 from bench.flops import Work, packed_work, training_flops
 from bench.synthetic import Data, Size
@@ -50,7 +48,7 @@ class Lora:
 
 
 class PairStep:
-    """Both modalities of `size.pairs` pairs, `at_once` of them at a time, then both optimizers.
+    """Both modalities of `size.pairs` pairs, `at_once` of them at a time, then the optimizer.
 
     The model's weights are float32; matrices are multiplied in `precision`.
     """
@@ -67,10 +65,7 @@ class PairStep:
         self._training = cast("Training", PublishedTraining())
         self._module = model.pair_module
         self._weights = [p for p in self._module.parameters() if p.requires_grad]
-        self._optimizers = {
-            modality: BranchOptimizer(self._module, modality, self._training)
-            for modality in MODALITIES
-        }
+        self._optimizer = BranchOptimizer(self._module, MODALITIES[0], self._training)
         data = Data(model.config)
         counts = [min(at_once, size.pairs - i) for i in range(0, size.pairs, at_once)]
         self._batches = [data.pairs(count) for count in counts]
@@ -80,11 +75,13 @@ class PairStep:
 
     def __call__(self) -> None:
         """A whole step."""
-        gradients = {modality: self._gradient(modality) for modality in MODALITIES}
         for modality in MODALITIES:
-            self._optimizers[modality].clip(gradients[modality])
-        for modality in MODALITIES:
-            self._optimizers[modality].step(gradients[modality], 1.0)
+            self._add_gradient(modality)
+        gradients = [weight.grad for weight in self._weights]
+        for weight in self._weights:
+            weight.grad = None
+        self._optimizer.clip(gradients)
+        self._optimizer.step(gradients, 1.0)
 
     def work(self) -> Work:
         """Of the forward passes of a step."""
@@ -100,7 +97,7 @@ class PairStep:
         """Of a step, without optimizers."""
         return training_flops(self._model.config, self.work(), lora.rank if lora else None)
 
-    def _gradient(self, modality: Modality) -> Sequence[Tensor | None]:
+    def _add_gradient(self, modality: Modality) -> None:
         for batch, share, reference in zip(
             self._batches, self._shares, self._references, strict=True
         ):
@@ -109,10 +106,6 @@ class PairStep:
             chosen_B, rejected_B = result.gradients[modality]
             carrier = logps.chosen_logps_B * chosen_B + logps.rejected_logps_B * rejected_B
             (share * carrier.sum()).backward()
-        gradients = [weight.grad for weight in self._weights]
-        for weight in self._weights:
-            weight.grad = None
-        return gradients
 
     def _logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
         packed = self._model.pack_pairs(batch, modality)

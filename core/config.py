@@ -268,8 +268,12 @@ class Training(Section):
     schedule: Literal["linear", "cosine"] = Field(
         description="how the learning rates fall to zero after warm-up"
     )
+    optimizers: Literal["separate", "shared"] = Field(
+        description="an AdamW for each modality; or one for both, as published, which takes the "
+        "sum of their gradients, half the memory and one learning rate"
+    )
     weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
-    max_grad_norm: Positive = Field(description="clipping threshold, each modality for itself")
+    max_grad_norm: Positive = Field(description="clipping threshold of what an optimizer takes")
     lora: Lora | None = Field(description="train adapters; null: all weights")
     collapse_nats: Positive = Field(
         description="stop when winners lose this much log-probability a token against the reference"
@@ -457,6 +461,13 @@ class Config(Section):
                 "model answers, or set evaluation.judge: base"
             )
         branches = self.training.caption, self.training.image
+        rates = [branch.learning_rate for branch in branches]
+        if self.training.optimizers == "shared" and rates[0] != rates[1]:
+            raise ValueError(
+                "training.optimizers = 'shared' has one learning rate, but training.caption has "
+                f"{rates[0]} and training.image {rates[1]}; make them equal, or set optimizers: "
+                "separate"
+            )
         if not any(branch.weight or branch.nll_weight for branch in branches):
             raise ValueError(
                 "weight and nll_weight are 0 in training.caption and in training.image, so "

@@ -144,13 +144,14 @@ class Step:
     recompute: bool = False
     shards: int = 1
     modalities: int = 2
+    optimizers: int = 2
     joint: bool = False
     accumulates: bool = True
     gpu: bool = False
 
 
 def training(shape: Shape, step: Step) -> Need:
-    """Weights, gradients and moments of both optimizers, and what one backward pass takes."""
+    """Weights, gradients and moments of all optimizers, and what one backward pass takes."""
     trained = shape.weights if step.rank is None else shape.adapters(step.rank)
     tokens_of = (_caption_tokens(shape, step), _image_tokens(shape, step))[-step.modalities :]
     kept = [_kept(shape, step, tokens) for tokens in tokens_of]
@@ -166,8 +167,8 @@ def training(shape: Shape, step: Step) -> Need:
         {
             "weights": _weights(shape, step, trained),
             "image tokenizer": FLOAT * shape.vq_weights,
-            "gradients": FLOAT * trained * step.modalities / step.shards,
-            "moments": 2 * FLOAT * trained * step.modalities / step.shards,
+            "gradients": FLOAT * trained * step.optimizers / step.shards,
+            "moments": 2 * FLOAT * trained * step.optimizers / step.shards,
             "activations": activations,
             "backward pass": backward,
         }
@@ -361,6 +362,8 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
     training, runtime = config.training, config.runtime
     branches = training.caption, training.image
     pairs_here = -(-training.batch_size // processes)
+    active = sum(branch.weight > 0 or branch.nll_weight > 0 for branch in branches)
+    shared = training.optimizers == "shared"
     return Step(
         pairs=min(runtime.batch_pairs, pairs_here),
         masks=training.masks_per_pair,
@@ -370,8 +373,9 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
         rank=training.lora.rank if training.lora else None,
         recompute=runtime.recompute,
         shards=processes if runtime.shard_weights else 1,
-        modalities=sum(b.weight > 0 or b.nll_weight > 0 for b in branches),
+        modalities=active,
+        optimizers=1 if shared else active,
         joint=training.objective == "joint",
-        accumulates=runtime.batch_pairs < pairs_here,
+        accumulates=runtime.batch_pairs < pairs_here or (shared and active > 1),
         gpu=config.runtime.device != "cpu",
     )

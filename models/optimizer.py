@@ -1,4 +1,7 @@
-"""One AdamW for each modality over the same weights, and what a saved state holds of it."""
+"""AdamW for a modality, or for all by the first; and what a saved state holds of it.
+
+Several work over the same weights, each with the gradient of its own modality.
+"""
 
 from __future__ import annotations
 

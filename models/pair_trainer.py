@@ -83,10 +83,15 @@ class PairTrainer:
         # of others, the activations of one are gone before those of the next are there.
         joint = training.objective == "joint"
         self._terms = [self._modalities] if joint else [[m] for m in self._modalities]
+        # Which optimizer takes the gradient of a modality: its own, or that of the first for all.
+        shared = training.optimizers == "shared"
+        self._owners = {m: self._modalities[0] if shared else m for m in self._modalities}
         self._optimizers = {
-            modality: BranchOptimizer(self._module, modality, training)
-            for modality in self._modalities
+            owner: BranchOptimizer(self._module, owner, training)
+            for owner in dict.fromkeys(self._owners.values())
         }
+        # Before the names of what is told of an optimizer.
+        self._of = {owner: "" if shared else f"{owner}/" for owner in self._optimizers}
         self._epoch, self._order = -1, list[Ints]()
         self._steps_per_epoch = num_batches(len(rows), training.batch_size)
         num_steps = training.epochs * self._steps_per_epoch
@@ -98,24 +103,23 @@ class PairTrainer:
         epoch = step // self._steps_per_epoch
         rows_B = self._batches(epoch)[step % self._steps_per_epoch]
         gradients: dict[Modality, Gradients] = {
-            modality: [None] * len(self._weights) for modality in self._modalities
+            owner: [None] * len(self._weights) for owner in self._optimizers
         }
         parts = self._together(lambda: self._compute(rows_B, epoch, gradients))
         figures = [figure for part in parts for figure in part.figures]
         metrics = {"step": float(step + 1), "epoch": float(epoch + 1), **_mean_metrics(figures)}
         self._check_finite(metrics, step)
-        for modality in self._modalities:
+        for owner, optimizer in self._optimizers.items():
             if self._peers.num > 1 and not self._sharded:
-                self._sum(gradients[modality], [part.has_gradient[modality] for part in parts])
-            norm = self._optimizers[modality].clip(gradients[modality])
-            metrics[f"{modality}/grad_norm"] = float(norm)
+                self._sum(gradients[owner], [part.has_gradient[owner] for part in parts])
+            metrics[f"{self._of[owner]}grad_norm"] = float(optimizer.clip(gradients[owner]))
         self._check_finite(metrics, step)
         factor = self._decay * rate_factor(
             step, self.num_steps, self.warmup_steps, self._training.schedule
         )
-        for modality in self._modalities:
-            rate = self._optimizers[modality].step(gradients[modality], factor)
-            metrics[f"{modality}/learning_rate"] = rate
+        for owner, optimizer in self._optimizers.items():
+            rate = optimizer.step(gradients[owner], factor)
+            metrics[f"{self._of[owner]}learning_rate"] = rate
         return metrics
 
     def trained_weights(self) -> dict[str, Tensor]:
@@ -201,7 +205,10 @@ class PairTrainer:
             for modality in modalities:
                 chosen_B, rejected_B = result.gradients[modality]
                 self._backward(
-                    logps[modality], share * chosen_B, share * rejected_B, gradients[modality]
+                    logps[modality],
+                    share * chosen_B,
+                    share * rejected_B,
+                    gradients[self._owners[modality]],
                 )
         return metrics
 
@@ -231,7 +238,8 @@ class PairTrainer:
     def _check_finite(self, metrics: Mapping[str, float], step: int) -> None:
         for modality in self._modalities:
             for name, value in metrics.items():
-                if name.startswith(f"{modality}/") and not math.isfinite(value):
+                own = name == "grad_norm" or name.startswith(f"{modality}/")
+                if own and not math.isfinite(value):
                     settings = branch_settings(self._training, modality)
                     raise UserError(
                         f"training stopped at step {step + 1} of {self.num_steps}: {name} is "

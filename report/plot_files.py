@@ -55,7 +55,7 @@ def training_plot(curve: Sequence[Mapping[str, float]]) -> bytes:
                 axes.plot(steps, [row[name] for row in curve if name in row], color, label=label)
             axes.set_title(f"{modality}: {title}", fontsize=9)
             axes.grid(color="#eaeef2")
-            if len(names) > 1:
+            if any(label for label, _ in names.values()):
                 axes.legend(frameon=False, fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("step")
@@ -73,7 +73,8 @@ def _panels(modality: str) -> dict[str, dict[str, tuple[str, str]]]:
             f"{modality}/logratios/{side}": (name, SIDES[side])
             for side, name in (("chosen", "winner"), ("rejected", "loser"))
         },
-        "gradient norm": {f"{modality}/grad_norm": ("", color)},
+        # Of both modalities together where one optimizer takes their sum.
+        "gradient norm": {f"{modality}/grad_norm": ("", color), "grad_norm": ("", color)},
     }
 
 

@@ -10,13 +10,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench import training as bench_training
 from bench.synthetic import FULL, Data, make_model
 from bench.training import Lora, PairStep
 from models import memory_plan as plans
 from models.adapters import Adapters
 from models.base import MODALITIES, ImageSampling, TextSampling
-from models.families import autocast
 from models.magvitv2 import MAGVITv2Config, StackConfig
 from models.memory_plan import Need, Shape, Step
 from models.sharding import recompute
@@ -51,8 +49,7 @@ def train(model: ShowoModel, shape: Shape, precision: str, options: set[str]) ->
         Adapters(model, Lora(8), 0)  # type: ignore[arg-type]
     if "recompute" in options:
         recompute(model.blocks)
-    bench_training.autocast = lambda device, _: autocast(device, precision)
-    step = PairStep(model, SIZE, "cpu", SIZE.pairs)
+    step = PairStep(model, SIZE, "cpu", SIZE.pairs, precision)
     step()
     step()
     labels = max(
@@ -72,7 +69,8 @@ def train(model: ShowoModel, shape: Shape, precision: str, options: set[str]) ->
             precision=precision,
             rank=8 if "lora" in options else None,
             recompute="recompute" in options,
-            accumulates=False,
+            optimizers=1,
+            accumulates=True,
         ),
     )
 

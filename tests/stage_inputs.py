@@ -72,6 +72,7 @@ SETTINGS: dict[str, Any] = {
         "warmup_steps": 0,
         "iteration_decay": 1.0,
         "schedule": "linear",
+        "optimizers": "separate",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "lora": None,

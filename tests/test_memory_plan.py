@@ -96,7 +96,7 @@ def test_weights_gradients_and_both_moments_of_both_modalities() -> None:
     assert parts["weights"] == 4 * FULL.weights
     assert parts["gradients"] == 2 * 4 * FULL.weights
     assert parts["moments"] == 2 * 2 * 4 * FULL.weights
-    alone = training(FULL, replace(FOUR_PAIRS, modalities=1)).fixed
+    alone = training(FULL, replace(FOUR_PAIRS, optimizers=1)).fixed
     assert alone["moments"] == parts["moments"] / 2
 
 

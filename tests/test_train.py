@@ -214,6 +214,44 @@ def test_a_branch_with_rate_zero_leaves_the_weights_to_the_other(loop: Loop, fro
     assert metrics(both)[0][f"{frozen}/learning_rate"] == 0
 
 
+SHARED = {"training__optimizers": "shared"}
+
+
+def test_one_optimizer_takes_the_sum_of_both_gradients(loop: Loop) -> None:
+    changes = {"training__max_steps": 1, "training__max_grad_norm": 1e9}
+    artifact = loop.train(make_config(**SHARED, **changes, training__weight_decay=0.1))
+    [row] = metrics(artifact)
+    assert row["learning_rate"] == 1e-3
+    assert not any(name.endswith(("n/grad_norm", "e/grad_norm")) for name in row)
+    alone = [
+        metrics(loop.train(make_config(**changes, **{f"training__{other}__weight": 0.0})))[0]
+        for other in ("image", "caption")
+    ]
+    norms = alone[0]["caption/grad_norm"], alone[1]["image/grad_norm"]
+    assert abs(norms[0] - norms[1]) < row["grad_norm"] < sum(norms)
+    # The first step of AdamW is the sign of the gradient, so weights move by the rate once.
+    before = tiny_model().network.state_dict()["showo.lm_head.weight"]
+    after = load_file(artifact.path("model/model.safetensors"))["showo.lm_head.weight"]
+    moved = (after - before * (1 - 1e-3 * 0.1)).abs()
+    assert float(moved.max()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_one_modality_alone_is_the_same_with_either_choice_of_optimizers(loop: Loop) -> None:
+    off = {"training__image__weight": 0.0}
+    assert_same_weights(loop.train(make_config(**off)), loop.train(make_config(**off, **SHARED)))
+
+
+def test_killed_training_with_one_optimizer_ends_as_straight_training(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = Loop(tmp_path / "other").train(make_config(**SHARED))
+    with monkeypatch.context() as patch:
+        kill_at(5, patch)
+        with pytest.raises(KilledError):
+            loop.train(make_config(**SHARED))
+    assert loop.train(make_config(**SHARED)).ref.digest == straight.ref.digest
+
+
 def test_rates_differ_by_branch(loop: Loop) -> None:
     artifact = loop.train(make_config(training__image__learning_rate=1e-5))
     first = metrics(artifact)[0]

@@ -118,6 +118,7 @@ def keep_states(folder: Path, rank: int) -> None:
         # Batches of 3, 3, 2 and 2: there is a process without rows.
         (3, 10, {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True}),
         (3, 1, {"batch_size": 3, "epochs": 3, "image__weight": 0.0}),
+        (2, 10, {"optimizers": "shared"}),
     ],
 )
 def test_several_processes_train_like_one(
@@ -168,7 +169,7 @@ def watch_memory(folder: Path, rank: int) -> None:
         # Batches of 3, 3, 2 and 2, one pair at a time: some have less to do than others.
         (3, 10, {"training__batch_size": 3, "training__weight_decay": 0.1}),
         (2, 10, {"runtime__batch_pairs": 1, "training__batch_size": 5}),
-        (2, 10, {"training__lora": {"rank": 2, "alpha": 4}}),
+        (2, 10, {"training__lora": {"rank": 2, "alpha": 4}, "training__optimizers": "shared"}),
     ],
 )
 def test_processes_with_a_part_of_the_weights_each_train_like_one(
