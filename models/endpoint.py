@@ -181,7 +181,10 @@ class Client:
         """
         letters = LETTERS[: len(choices)]
         if len(letters) < len(choices):
-            raise ValueError(f"{len(choices)} choices are more than there are letters")
+            raise UserError(
+                f"{self._field}: a question has {len(choices)} choices, {choices[0]!r} among them, "
+                f"and at most {len(LETTERS)} can be weighed; leave some out"
+            )
         offered = "\n".join(f"{x}) {c}" for x, c in zip(letters, choices, strict=True))
         message = user_message(
             f"{text}\n{offered}\nAnswer with the letter of the right choice and nothing else.",

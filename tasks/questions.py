@@ -86,7 +86,11 @@ class _Shards:
             yield from shard.to_pylist()
 
     def _ask(self, record: Row) -> list[Candidate]:
-        return self._writer.candidates(record["record_id"], record["caption"], record["questions"])
+        record_id = record["record_id"]
+        try:
+            return self._writer.candidates(record_id, record["caption"], record["questions"])
+        except UserError as error:  # a caption may be more than the model takes
+            raise UserError(f"record {record_id!r}: {error}") from None
 
     def _write_shard(self, index: int, shard: pa.Table, asked: list[list[Candidate]]) -> None:
         schema = arrow_schema("pool")

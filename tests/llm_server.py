@@ -213,7 +213,7 @@ def _question(kind: str, entity: str, text: str, choices: Any, answer: str) -> d
 
 def _know(caption: str, rest: str) -> str:
     """What a caption answers to a question."""
-    words = re.findall(r"\w+", caption.lower())
+    words: list[str] = re.findall(r"\w+", caption.lower())
     if color := re.match(r"What color is the (\w+)", rest):
         return words[words.index(color[1]) - 1]
     if thing := re.match(r"Is there a (\w+)", rest):
@@ -230,7 +230,7 @@ def _look(image: Image.Image, text: str, choices: dict[str, str]) -> str:
         "answer": "",
     }
     pixels = np.asarray(image.convert("RGB"))[None]
-    return answer_images(pixels, [[asked]])[0][0] or ""
+    return str(answer_images(pixels, [[asked]])[0][0] or "")
 
 
 def _logprobs(body: dict[str, Any], text: str, content: str) -> Any:

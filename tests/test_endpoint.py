@@ -205,6 +205,14 @@ def test_a_server_that_ignores_what_it_does_not_know_is_asked_for_a_name(server:
         assert client.weigh(COLOR, COLORS, seed=1) == [0.0, 1.0, 0.0]
 
 
+def test_more_choices_than_letters_are_refused(server: Server) -> None:
+    with (
+        Client(endpoint(server), "judge") as client,
+        pytest.raises(UserError, match="has 27 choices, 'c0' among them"),
+    ):
+        client.weigh(COLOR, [f"c{i}" for i in range(27)], seed=1)
+
+
 def test_pictures_go_along(server: Server) -> None:
     """The server reads them by the oracle: an empty picture has no circle."""
     empty = data_url(Image.new("RGB", (32, 32), "black"))

@@ -1,7 +1,8 @@
 """Stages: what enters a key, what a body may read, and that work is never done twice."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,51 @@ def test_undeclared_read_names_the_declared_ones(store: Store) -> None:
     seedless = Stage("s", 1, (), (), _write_seed)
     with pytest.raises(UndeclaredReadError, match="read config value seed"):
         run_stage(seedless, Config(), store, {})
+
+
+def test_unkeyed_values_may_be_read_and_make_nothing_anew(store: Store) -> None:
+    stage = Stage(
+        "s",
+        1,
+        ("train.lr",),
+        (),
+        lambda c: {"steps": c.config.train.steps},
+        unkeyed=("train.steps",),
+    )
+    first = run_stage(stage, Config(), store, {})
+    again = run_stage(stage, Config(train=Train(steps=9)), store, {})
+    assert again.cached
+    assert store.open(again.ref).manifest["results"] == {"steps": 3}
+    assert "train.steps" not in store.open(first.ref).manifest["config"]
+    with pytest.raises(UndeclaredReadError, match=r"read config value train\.lr"):
+        run_stage(
+            Stage("t", 1, (), (), lambda c: {"lr": c.config.train.lr}, unkeyed=("train.steps",)),
+            Config(),
+            store,
+            {},
+        )
+
+
+def test_what_a_stage_needs_is_up_only_while_its_body_runs(store: Store) -> None:
+    """And says in the config where it is."""
+    states = []
+
+    @contextmanager
+    def around(config: Config) -> Iterator[Config]:
+        states.append("up")
+        yield config.model_copy(update={"train": Train(steps=config.train.steps + 1)})
+        states.append("down")
+
+    def read(context: StageContext) -> Mapping[str, object]:
+        states.append("used")
+        return {"steps": context.config.train.steps}
+
+    stage = Stage("s", 1, (), (), read, unkeyed=("train",), around=around)
+    ref = run_stage(stage, Config(), store, {}).ref
+    assert states == ["up", "used", "down"]
+    assert store.open(ref).manifest["results"] == {"steps": 4}
+    assert run_stage(stage, Config(), store, {}).cached
+    assert len(states) == 3
 
 
 def test_runtime_is_refused_among_the_reads() -> None:
