@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from string import ascii_uppercase
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -156,8 +157,7 @@ class Client:
 
         Truncated and invalid answers are counted, and asked for again with another seed.
         """
-        schema = {"name": kind.__name__, "schema": kind.model_json_schema()}
-        form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        form = _form(kind)
         for attempt in range(ASKED):
             choice = self._complete(message, form, max_tokens, seed, attempt)
             if choice is None:
@@ -340,6 +340,14 @@ def kept_counts(draft: Draft) -> dict[str, float]:
     return {f"endpoint/{counter}": round(amount, 3) for counter, amount in sorted(sums.items())}
 
 
+@cache  # making a schema takes longer than sending it
+def _form(kind: type[BaseModel]) -> Json:
+    """The field of a request that has the answer fit the schema of `kind`."""
+    schema = {"name": kind.__name__, "schema": kind.model_json_schema()}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+@cache
 def _named(letters: str) -> type[BaseModel]:
     """The schema of an answer that is one of the letters."""
     one_of: Any = Literal[tuple(letters)]

@@ -21,6 +21,7 @@ from models.endpoint import Client
 from models.vllm_server import served
 from tasks.questions import QUESTIONS
 from tests.llm_server import MODEL, endpoint
+from tests.loops import play, quick
 from tests.stage_inputs import make_config, pool_row, publish
 
 PROJECT = Path(__file__).parent.parent
@@ -129,6 +130,24 @@ def test_a_server_that_never_answers_is_given_up(serve: dict[str, object], tmp_p
     ):
         pass
     assert gone(tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_stage_share_its_server(
+    serve: dict[str, object], tmp_path: Path
+) -> None:
+    settings = {
+        "evaluation__judge": "endpoint",
+        "evaluation__endpoint": to_serve(serve).model_dump(),
+    }
+    store = tmp_path / "store"
+    runner, _ = play(quick(store, iterations=0, runtime__processes=2, **settings))
+    [evaluation] = [result.ref for name, _, result in runner.done if name == "evaluate"]
+    results = Store(str(store)).open(evaluation).manifest["results"]
+    assert len(logs(tmp_path)) == 1
+    assert gone(tmp_path)
+    # The list of models is asked for by each process.
+    assert results["endpoint/requests"] == results["endpoint/weighed"] + 2
 
 
 def test_a_missing_environment_is_named() -> None:
