@@ -142,12 +142,22 @@ def test_alarms_are_shown_with_their_sentence(figures: Figures) -> None:
     assert "None: winners stayed likely" in text_of(render_page(replace(figures, alarms=[])))
 
 
-def test_base_as_judge_is_called_so_and_cannot_tell_malformed_pictures(figures: Figures) -> None:
-    judged = {**figures.story.config["evaluation"], "judge": "base"}
+@pytest.mark.parametrize(
+    ("judged", "name"),
+    [
+        ({"judge": "base"}, "the frozen base checkpoint"),
+        ({"judge": "endpoint", "endpoint": {"model": "qwen-vl"}}, "the outside model qwen-vl"),
+    ],
+)
+def test_models_as_judges_are_called_so_and_cannot_tell_malformed_pictures(
+    figures: Figures, judged: dict[str, object], name: str
+) -> None:
+    judged = {**figures.story.config["evaluation"], **judged}
     settings = {**figures.story.config, "evaluation": judged}
     other = replace(figures, story=replace(figures.story, config=settings), alarms=[])
     page, card = text_of(render_page(other)), render_card(other)
-    assert "the frozen base checkpoint gives the wanted answer" in page
+    assert f"{name} gives the wanted answer" in page
+    assert f"are read by {name}" in card
     assert "oracle" not in page
     assert "Malformed" not in page
     assert "malformed" not in card
