@@ -122,6 +122,15 @@ def count_rows(paths: Iterable[str | Path]) -> int:
     return total
 
 
+def parquet_files(path: str | Path) -> list[Path]:
+    """The Parquet file, or those of a folder; UserError if there is none."""
+    place = Path(path)
+    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    if not files or not files[0].is_file():
+        raise UserError(f"{path} has no Parquet file; give a .parquet file or a folder of them")
+    return files
+
+
 def encode_image(image: Image.Image) -> dict[str, Any]:
     """A PIL image as the value of an image column (lossless PNG)."""
     buffer = io.BytesIO()

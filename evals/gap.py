@@ -8,6 +8,7 @@ samples that it learns from, can be trusted.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,3 +95,10 @@ def _row(name: str, group: str, estimate: Estimate) -> dict[str, object]:
         "high": estimate.high,
         "count": estimate.count,
     }
+
+
+if __name__ == "__main__":
+    # Here, since the command needs models and this module must not.
+    from evals.gap_command import main
+
+    sys.exit(main())

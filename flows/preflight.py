@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.store import Store
 from data.checks import check_asked, check_table
 from data.schemas import table_named
-from data.tables import count_rows, iter_batches
+from data.tables import count_rows, iter_batches, parquet_files
 from models.caption_scorer import MODULES, transformer_folder
 from models.memory import available_bytes, check_records, check_training, gibibytes
 from models.memory_plan import (
@@ -33,7 +33,6 @@ from models.memory_plan import (
     training,
 )
 from tasks._crew import num_processes
-from tasks.pool import parquet_files
 
 MODEL_FILES = {
     "showo": (

@@ -15,11 +15,10 @@ import pyarrow as pa
 
 from core.command import stage_command
 from core.config import Config
-from core.errors import UserError
 from core.stage import Stage, StageContext
 from data.checks import check_asked
 from data.shapes.records import make_records
-from data.tables import TableWriter, iter_batches
+from data.tables import TableWriter, iter_batches, parquet_files
 
 PART = "part-00000.parquet"
 BATCH = 256
@@ -50,15 +49,6 @@ def _parquet(path: str, context: StageContext) -> Iterator[pa.Table]:
         if context.config.questions is None:
             check_asked(batch, path)
         yield batch
-
-
-def parquet_files(path: str) -> list[Path]:
-    """The Parquet file, or those of a folder; UserError if there is none."""
-    place = Path(path)
-    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
-    if not files or not files[0].is_file():
-        raise UserError(f"{path} has no Parquet file; give a .parquet file or a folder of them")
-    return files
 
 
 def _publish(
