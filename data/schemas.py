@@ -217,6 +217,22 @@ _TABLES = (
         ),
     ),
     Table(
+        "benchmark_items",
+        ("item_id", "sample"),
+        (
+            _text("item_id", filled=True),
+            _count("sample"),
+            _text("group"),
+            _text("unit"),
+            _text("text"),
+            _text("answer"),
+            _text("reply"),
+            _text("prediction"),
+            _text("status", filled=True),
+            Column("score", pa.float64(), low=0, high=1e30),
+        ),
+    ),
+    Table(
         "metrics",
         ("name", "group"),
         (

@@ -1,13 +1,16 @@
-"""Bootstrap intervals over records. Shapes: R records, S resamples."""
+"""Bootstrap intervals over records. Shapes: R records, S resamples, C columns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+WEIGHTS = 1 << 23
+"""Of units in resamples that are held at once, so that memory does not grow with both."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,34 @@ def bootstrap_difference(
 ) -> Estimate:
     """Mean change of the same records; pairing takes the spread between records out."""
     return bootstrap_mean(after_R - before_R, samples=samples, confidence=confidence, seed=seed)
+
+
+def bootstrap_sums(
+    strata_RC: Sequence[Values],
+    statistic: Callable[[Sequence[Values]], Values],
+    *,
+    samples: int,
+    confidence: float,
+    seed: int,
+) -> Estimate:
+    """A statistic of column sums over units, which are resampled within each stratum.
+
+    `statistic` takes the sums [S, C] of every stratum and gives [S]. `count` is that of units.
+    """
+    rng = np.random.default_rng(seed)
+    value = float(statistic([part_RC.sum(0, keepdims=True) for part_RC in strata_RC])[0])
+    sums = [_resampled_sums(part_RC, samples, rng) for part_RC in strata_RC]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistic(sums), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), sum(map(len, strata_RC)))
+
+
+def _resampled_sums(part_RC: Values, samples: int, rng: np.random.Generator) -> Values:
+    count = len(part_RC)
+    chunk = max(1, WEIGHTS // count)
+    sums = []
+    for first in range(0, samples, chunk):
+        size = min(chunk, samples - first)
+        weights_SR = rng.multinomial(count, np.full(count, 1 / count), size=size)
+        sums.append(weights_SR @ part_RC)
+    return np.concatenate(sums)

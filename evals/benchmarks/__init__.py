@@ -1,0 +1,1 @@
+"""Benchmarks by their official rules: items from published files, answers of a model, figures."""

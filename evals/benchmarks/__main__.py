@@ -1,0 +1,108 @@
+"""`python -m evals.benchmarks NAME`: one benchmark of one checkpoint, into a folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from core.command import run_command
+from core.errors import UserError
+from core.files import sha256_of
+from core.runtime import setup_logging
+from evals.benchmarks.catalog import CATALOG, add_arguments, make
+from evals.checkpoints import open_checkpoint
+from evals.outcome import is_finished, outcome
+
+if TYPE_CHECKING:
+    from core.config import Config
+    from core.draft import Draft
+    from evals.benchmarks.base import Answerable, Benchmark, Item
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after an error that a user can act on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.benchmarks",
+        description="Score a checkpoint by the official rules of a benchmark.",
+    )
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, entry in CATALOG.items():
+        command = commands.add_parser(name, help=entry.help, description=entry.help)
+        add_arguments(command, entry)
+    options = parser.parse_args(arguments)
+    setup_logging()
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Here, so that --help does not wait for the schema and for torch.
+    from core.config import load_config
+    from evals.benchmarks.run import describe, digest_of, items_of, sum_up
+
+    config = load_config(options.config, {})
+    benchmark = make(options, config)
+    items = items_of(benchmark)
+    settings = {
+        "benchmark": benchmark.name,
+        **benchmark.settings,
+        "items": digest_of(items),
+        "evaluation": {
+            "bootstrap_samples": config.evaluation.bootstrap_samples,
+            "confidence": config.evaluation.confidence,
+        },
+        **_source(options, config),
+    }
+    with outcome(options.to, "benchmark", settings) as draft:
+        if not is_finished(options.to):
+            _fill(options, config, benchmark, items, draft)
+            sum_up(draft, benchmark, config.evaluation)
+            draft.publish({"settings": settings})
+    print(describe(options.to))
+    print(f"tables: {options.to}")
+
+
+def _source(options: argparse.Namespace, config: Config) -> dict[str, object]:
+    """Where answers come from, as far as it decides about figures."""
+    if options.answers:
+        if not options.answers.is_file():
+            raise UserError(f"--answers {options.answers}: no such file")
+        return {"answers": sha256_of(options.answers)}
+    checkpoint = open_checkpoint(options.checkpoint)
+    return {
+        "checkpoint": checkpoint.digest,
+        "family": config.model.family,
+        "precision": config.model.precision,
+        "part_items": config.sampling.shard_records,
+    }
+
+
+def _fill(
+    options: argparse.Namespace,
+    config: Config,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    draft: Draft,
+) -> None:
+    from evals.benchmarks.run import ask_all, read_answers, take_answers
+    from models.batches import Batches
+    from models.families import load_model, use_threads
+
+    if options.answers:
+        take_answers(draft, cast("Answerable", benchmark), items, read_answers(options.answers))
+        return
+    use_threads(config.runtime.threads)
+    folder = open_checkpoint(options.checkpoint).folder
+    model = load_model(config.model.family, folder, config.runtime.device, config.model.precision)
+    batches = Batches(
+        config.runtime.batch_records, "runtime.batch_records", "set model.precision: bfloat16"
+    )
+    ask_all(draft, benchmark, model, items, config.sampling.shard_records, batches)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What a benchmark is: items, how a model is asked about them, and what its answers are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pandas as pd
+
+from evals.benchmarks.figures import Figure
+from models.base import UnifiedModel
+
+Row = dict[str, Any]
+ITEMS, IMAGES = "benchmark_items", "images"
+
+# What has become of an item.
+ANSWERED = "answered"
+EMPTY = "empty answer"  # scored as the official rule has it
+UNCLEAR = "unclear answer"  # likewise
+NO_IMAGE = "no image"
+NO_ANSWER = "no answer"
+UNSCORED = (NO_IMAGE, NO_ANSWER)
+"""Counted and shown, but in no figure."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about a picture, or a prompt to draw.
+
+    Figures are given for each `group`. Items of one `unit` (a picture, a prompt) are resampled
+    together, since they are not independent. `answer` is the right one, JSON where it is no text.
+    """
+
+    item_id: str
+    group: str
+    unit: str
+    text: str
+    answer: str
+    image: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reply or a drawn picture was taken for, and its score."""
+
+    prediction: str
+    score: float
+    status: str = ANSWERED
+
+
+class Benchmark(Protocol):
+    """One benchmark over local files."""
+
+    @property
+    def name(self) -> str:
+        """As the command line names it."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What decides about figures beside items and checkpoint: judges, sampling."""
+        ...
+
+    def items(self) -> Sequence[Item]:
+        """All items, in an order that is always the same."""
+        ...
+
+    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+        """Rows of table `benchmark_items`, and of `images` where pictures are drawn."""
+        ...
+
+    def figures(self, rows: pd.DataFrame) -> Sequence[Figure]:
+        """What the scored rows of `benchmark_items` add up to."""
+        ...
+
+
+class Answerable(Benchmark, Protocol):
+    """A benchmark whose replies may come from elsewhere."""
+
+    def judge(self, item: Item, reply: str) -> Verdict:
+        """The verdict on a reply, by the official rule."""
+        ...
+
+
+def item_row(item: Item, reply: str, verdict: Verdict, sample: int = 0) -> Row:
+    """A row of table `benchmark_items`."""
+    return {
+        "item_id": item.item_id,
+        "sample": sample,
+        "group": item.group,
+        "unit": item.unit,
+        "text": item.text,
+        "answer": item.answer,
+        "reply": reply,
+        "prediction": verdict.prediction,
+        "status": verdict.status,
+        "score": verdict.score,
+    }

@@ -1,0 +1,72 @@
+"""Benchmarks by name, with what the command line needs for each; torch is imported on demand."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.config import Config
+    from evals.benchmarks.base import Benchmark
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a benchmark asks of its user: published files, or nothing if it is of the shapes world.
+
+    Answers from elsewhere can be given to one that is `answerable`.
+    """
+
+    help: str
+    answerable: bool = True
+    shapes: bool = False
+
+
+CATALOG = {
+    "pope": Entry("POPE: three *pope_*.json files, and val2014/ with pictures of COCO"),
+    "shapes-pope": Entry("POPE's questions about scenes of the shapes world", shapes=True),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser, entry: Entry) -> None:
+    """Options of one benchmark."""
+    if entry.shapes:
+        parser.add_argument("--split", choices=("validation", "test"), default="test")
+    else:
+        parser.add_argument("--data", required=True, type=Path, help="folder with published files")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="model folder, or URI of an artifact")
+    if entry.answerable:
+        source.add_argument(
+            "--answers", type=Path, help="JSON Lines with item_id and reply, in place of a model"
+        )
+    else:
+        parser.set_defaults(answers=None)
+    parser.add_argument(
+        "--to", required=True, type=Path, help="folder for tables; resumed if there"
+    )
+    parser.add_argument(
+        "--config",
+        default="pipeline.yaml",
+        help="model family, sampling, intervals and device (%(default)s)",
+    )
+
+
+def make(options: argparse.Namespace, config: Config) -> Benchmark:
+    """The benchmark that the command line names; UserError where its data is not there."""
+    if not CATALOG[options.name].shapes and not options.data.is_dir():
+        raise UserError(f"--data {options.data} is no folder; give one with the published files")
+    match options.name:
+        case "pope":
+            from evals.benchmarks.pope import Pope
+
+            return Pope(options.data)
+        case "shapes-pope":
+            from evals.benchmarks.shapes import ShapesPope
+
+            return ShapesPope(options.split)
+    raise AssertionError(options.name)

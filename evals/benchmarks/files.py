@@ -1,0 +1,79 @@
+"""Published files of benchmarks below a local folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from core.errors import UserError
+
+
+def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
+    """The only file below a folder that one of the glob patterns names, the first that names any.
+
+    UserError if there is none, or several.
+    """
+    for pattern in patterns:
+        found = sorted(folder.rglob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"--data {folder} has {len(found)} files {pattern} ({what}), such as {found[0]} "
+                f"and {found[1]}; leave the one that is meant"
+            )
+    raise UserError(
+        f"--data {folder} has no file {' or '.join(patterns)} ({what}); give the folder with the "
+        "published files of the benchmark"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); fetch it again") from None
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one on each line; UserError names a line that is none."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                document = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is no JSON ({error})") from None
+            if not isinstance(document, dict):
+                raise UserError(f"{path}, line {number} is no JSON object")
+            yield document
+
+
+def wanted(row: dict[str, Any], fields: Sequence[str], where: str) -> list[Any]:
+    """The values of fields that a row must have; UserError names the first that is missing."""
+    for field in fields:
+        if field not in row:
+            raise UserError(f"{where} has no field {field!r}, it has: {', '.join(row)}")
+    return [row[field] for field in fields]
+
+
+class ImageFolder:
+    """Pictures by name, in the first of several folders that has them."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = [folder for folder in folders if folder.is_dir()]
+
+    def open(self, name: str) -> Image.Image:
+        """An RGB picture; FileNotFoundError where no folder has it."""
+        for folder in self._folders:
+            path = folder / name
+            if path.is_file():
+                with Image.open(path) as image:
+                    return image.convert("RGB")
+        raise FileNotFoundError(f"no picture {name}")

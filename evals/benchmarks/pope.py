@@ -1,0 +1,84 @@
+"""POPE (Li et al. 2023, arXiv 2305.10355): is there such an object in the picture?
+
+Reads `*pope_random.json`, `*pope_popular.json` and `*pope_adversarial.json`, JSON Lines with
+question_id, image, text and label, and pictures of COCO val2014.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from core.errors import UserError
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
+from evals.benchmarks.figures import Figure
+from evals.benchmarks.files import ImageFolder, find_file, read_json_lines, wanted
+from evals.benchmarks.reading import SHORT_ANSWER, read_items
+from evals.benchmarks.yes_no import yes_no_figures
+from models.base import UnifiedModel
+
+SPLITS = ("random", "popular", "adversarial")
+
+
+class Pope:
+    """The three splits; `all` in the figures is their mean."""
+
+    name = "pope"
+    settings: Mapping[str, object] = {"cue": SHORT_ANSWER}
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._images = ImageFolder([data / "val2014", data / "images", data])
+
+    def items(self) -> list[Item]:
+        """All questions, by split in the order of the files."""
+        return [item for split in SPLITS for item in self._split(split)]
+
+    def _split(self, split: str) -> list[Item]:
+        path = find_file(
+            self._data, [f"*pope_{split}.json", f"*pope_{split}.jsonl"], f"{split} split"
+        )
+        items = []
+        for number, row in enumerate(read_json_lines(path), 1):
+            where = f"{path}, object {number}"
+            fields = ("question_id", "image", "text", "label")
+            question_id, image, text, label = wanted(row, fields, where)
+            if label not in ("yes", "no"):
+                raise UserError(f"{where}: label is {label!r}, neither 'yes' nor 'no'")
+            items.append(Item(f"{split}/{question_id}", split, image, text.strip(), label, image))
+        return items
+
+    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+        """Rows of the items, as the model answers them."""
+        return read_items(
+            model, items, lambda item: self._images.open(item.image), self.judge, cue=SHORT_ANSWER
+        )
+
+    def judge(self, item: Item, reply: str) -> Verdict:
+        """Whether a reply means what the label says."""
+        said = yes_or_no(reply)
+        return Verdict(said, float(said == item.answer), clarity(reply))
+
+    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+        """Accuracy, precision, recall, F1 and the share of yes."""
+        return yes_no_figures(rows)
+
+
+def yes_or_no(reply: str) -> str:
+    """What the published script takes a reply for: no if its first sentence says no, yes if not.
+
+    So an empty or unclear reply counts as yes. The words are "No", "no" and "not", as they stand.
+    """
+    words = reply.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def clarity(reply: str) -> str:
+    """Whether a reply says yes or no at all."""
+    if not reply.strip():
+        return EMPTY
+    words = set(re.findall(r"[a-z']+", reply.lower()))
+    return ANSWERED if len(words & {"yes", "no"}) == 1 or "not" in words else UNCLEAR

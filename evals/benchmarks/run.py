@@ -1,0 +1,208 @@
+"""Runs a benchmark into a folder, part by part, and sums it up."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from core.artifact import part_name
+from core.draft import Draft
+from core.errors import UserError
+from core.progress import progress
+from data.tables import TableWriter, read_table, write_table
+from evals.benchmarks.base import (
+    ANSWERED,
+    ITEMS,
+    NO_ANSWER,
+    UNSCORED,
+    Answerable,
+    Benchmark,
+    Item,
+    Row,
+    Verdict,
+    item_row,
+)
+from evals.benchmarks.figures import ALL
+from evals.benchmarks.files import read_json_lines, wanted
+from models.base import UnifiedModel
+from models.batches import Batches
+
+if TYPE_CHECKING:
+    from core.config import Evaluation
+
+METRICS = "metrics.parquet"
+PARTS = "parts"
+SHOWN = 3  # names of items in a message
+logger = logging.getLogger(__name__)
+
+
+def items_of(benchmark: Benchmark) -> list[Item]:
+    """The items of a benchmark; UserError if there are none, or two have the same id."""
+    items = list(benchmark.items())
+    if not items:
+        raise UserError(f"benchmark {benchmark.name} has no items; is its data complete?")
+    twice = [item_id for item_id, n in Counter(i.item_id for i in items).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"benchmark {benchmark.name} has {len(twice)} items twice, such as {twice[0]!r}; "
+            "fetch its files again"
+        )
+    return items
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """Names the items: questions and answers, not the content of pictures."""
+    text = "\n".join(json.dumps(asdict(item), sort_keys=True) for item in items)
+    return sha256(text.encode()).hexdigest()
+
+
+def ask_all(
+    draft: Draft,
+    benchmark: Benchmark,
+    model: UnifiedModel,
+    items: Sequence[Item],
+    part_items: int,
+    batches: Batches,
+) -> None:
+    """Write the parts that the draft lacks."""
+    with progress(benchmark.name, len(items)) as bar:
+        for index, first in enumerate(range(0, len(items), part_items)):
+            part = items[first : first + part_items]
+            if not draft.has(_part(ITEMS, index)):
+                _ask_part(draft, benchmark, model, part, index, batches)
+            bar.update(len(part))
+
+
+def _ask_part(
+    draft: Draft,
+    benchmark: Benchmark,
+    model: UnifiedModel,
+    items: Sequence[Item],
+    index: int,
+    batches: Batches,
+) -> None:
+    rows: dict[str, list[Row]] = {}
+    for batch in batches.map(len(items), lambda a, b: benchmark.run(model, items[a:b])):
+        for table, new in batch.items():
+            rows.setdefault(table, []).extend(new)
+    # Last the items, by which a part is known to be complete.
+    for table in sorted(rows, key=lambda name: name == ITEMS):
+        with draft.write(_part(table, index)) as path, TableWriter(path, table, deep=False) as out:
+            out.write(rows[table])
+
+
+def _part(table: str, index: int) -> str:
+    return f"{PARTS if table == ITEMS else table}/{part_name(index)}"
+
+
+def take_answers(
+    draft: Draft, benchmark: Answerable, items: Sequence[Item], answers: Mapping[str, str]
+) -> None:
+    """Write the verdicts on answers from elsewhere, by item id; an item without one is unscored."""
+    extra = sorted(set(answers) - {item.item_id for item in items})
+    if extra:
+        logger.warning(
+            "%d answers are to no item and are left out, such as %s",
+            len(extra), ", ".join(map(repr, extra[:SHOWN])),
+        )  # fmt: skip
+    rows = []
+    for item in items:
+        reply = answers.get(item.item_id)
+        lost = Verdict("", 0.0, NO_ANSWER)
+        verdict = lost if reply is None else benchmark.judge(item, reply)
+        rows.append(item_row(item, reply or "", verdict))
+    with draft.write(_part(ITEMS, 0)) as path:
+        write_table(path, ITEMS, rows)
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """Replies by item id, from JSON Lines with `item_id` and `reply`."""
+    answers: dict[str, str] = {}
+    for number, row in enumerate(read_json_lines(path), 1):
+        item_id, reply = wanted(row, ("item_id", "reply"), f"{path}, object {number}")
+        if not isinstance(reply, str):
+            raise UserError(f"{path}, object {number}: reply is {reply!r}, not a text")
+        if str(item_id) in answers:
+            raise UserError(f"{path}, object {number}: item {item_id!r} is answered twice")
+        answers[str(item_id)] = reply
+    return answers
+
+
+def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> None:
+    """Write all items as one table, and figures and counts as table `metrics`."""
+    table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
+    frame = table.to_pandas()
+    scored = frame[~frame["status"].isin(UNSCORED)]
+    if scored.empty:
+        _show_unscored(frame)
+        raise UserError(
+            f"benchmark {benchmark.name}: none of its {len(frame)} items could be scored "
+            f"({frame['status'].iloc[0]}: {frame['reply'].iloc[0]}); see --data"
+        )
+    rows = [
+        {
+            "name": figure.name,
+            "group": figure.group,
+            **asdict(
+                figure.estimate(
+                    samples=evaluation.bootstrap_samples,
+                    confidence=evaluation.confidence,
+                    seed=0,
+                )
+            ),
+        }
+        for figure in benchmark.figures(scored)
+    ]
+    rows += _counts(frame)
+    with draft.write("items.parquet") as path:
+        write_table(path, ITEMS, table)
+    with draft.write(METRICS) as path:
+        write_table(path, "metrics", rows)
+    _show_unscored(frame)
+
+
+def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """How many items have come to which status."""
+    counts = frame["status"].value_counts()
+    return [
+        {
+            "name": f"items/{status}",
+            "group": ALL,
+            "value": float(n),
+            "low": float(n),
+            "high": float(n),
+            "count": len(frame),
+        }
+        for status, n in sorted(counts.items())
+    ]
+
+
+def _show_unscored(frame: pd.DataFrame) -> None:
+    for status, part in frame[frame["status"] != ANSWERED].groupby("status"):
+        what = "not scored" if status in UNSCORED else "scored by the official rule"
+        logger.warning(
+            "%d of %d items: %s (%s), such as %s",
+            len(part), len(frame), status, what, ", ".join(map(repr, part["item_id"][:SHOWN])),
+        )  # fmt: skip
+
+
+def describe(folder: Path) -> str:
+    """The figures in a folder as lines of text."""
+    lines = []
+    for row in read_table(folder / METRICS, "metrics").to_pylist():
+        if row["name"].startswith("items/"):
+            lines.append(f"{row['name']}: {row['value']:.0f} of {row['count']}")
+            continue
+        lines.append(
+            f"{row['group']:<24} {row['name']:<14} {row['value']:9.4f} "
+            f"[{row['low']:.4f}, {row['high']:.4f}]  {row['count']} units"
+        )
+    return "\n".join(lines)
