@@ -1,10 +1,13 @@
 """Benchmarks in the layout of their published files, a few items each, for tests."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 from stage_inputs import QUICK
 
@@ -80,4 +83,107 @@ def pope(folder: Path) -> Path:
         json_lines(folder / f"coco_pope_{split}.json", rows)
     for name in ("a.jpg", "b.jpg"):
         picture(folder / "val2014" / name)
+    return folder
+
+
+def mme(folder: Path) -> Path:
+    """Two pictures for each subtask of perception, in both published layouts."""
+    from evals.benchmarks.mme import PERCEPTION
+
+    for index, name in enumerate(PERCEPTION):
+        apart = index % 2
+        texts = folder / name / ("questions_answers_YN" if apart else "")
+        pictures = folder / name / ("images" if apart else "")
+        texts.mkdir(parents=True)
+        for stem in ("a", "b"):
+            lines = (
+                "Is there one? Please answer yes or no.\tYes\nTwo? Please answer yes or no.\tNo\n"
+            )
+            (texts / f"{stem}.txt").write_text(lines)
+            picture(pictures / f"{stem}.png")
+    return folder
+
+
+def vqav2(folder: Path) -> Path:
+    """Two questions about a picture, and one about another."""
+    given = {
+        11: ["2"] * 3 + ["two"] + ["3"] * 6,
+        12: ["dont know"] * 10,
+        21: ["a red, car"] + ["blue"] * 9,
+    }
+    questions = [
+        {"question_id": number, "image_id": number // 10, "question": "What is it?"}
+        for number in given
+    ]
+    annotations = [
+        {
+            "question_id": number,
+            "answer_type": "number" if number == 11 else "other",
+            "answers": [{"answer": answer, "answer_id": i} for i, answer in enumerate(answers)],
+        }
+        for number, answers in given.items()
+    ]
+    for kind, rows in (("OpenEnded_mscoco", questions), ("mscoco", annotations)):
+        key = "questions" if kind.startswith("Open") else "annotations"
+        (folder / f"v2_{kind}_val2014_{key}.json").write_text(json.dumps({key: rows}))
+    for image_id in (1, 2):
+        picture(folder / "val2014" / f"COCO_val2014_{image_id:012d}.jpg")
+    return folder
+
+
+def gqa(folder: Path) -> Path:
+    """Three questions of two structural types."""
+    rows = {
+        str(number): {
+            "question": "What is it?",
+            "imageId": f"n{number % 2}",
+            "answer": answer,
+            "types": {"structural": kind},
+        }
+        for number, (answer, kind) in enumerate(
+            [("yes", "verify"), ("t-shirt", "query"), ("left", "query")]
+        )
+    }
+    (folder / "testdev_balanced_questions.json").write_text(json.dumps(rows))
+    for number in (0, 1):
+        picture(folder / "images" / f"n{number}.jpg")
+    return folder
+
+
+def mmmu(folder: Path) -> Path:
+    """Two subjects: choices with one and with two pictures, and an open question."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "blue").save(buffer, format="png")
+    image = {"bytes": buffer.getvalue(), "path": "a.png"}
+    rows = {
+        "Art": [
+            (
+                "validation_Art_1",
+                "<image 1> Who?",
+                "['Monet', 'Manet']",
+                "B",
+                "multiple-choice",
+                None,
+            ),
+            (
+                "validation_Art_2",
+                "<image 2> or <image 1>?",
+                "['one', 'two']",
+                "A",
+                "multiple-choice",
+                image,
+            ),
+        ],
+        "Math": [("validation_Math_1", "<image 1> How many?", "[]", "['3.50', 'x']", "open", None)],
+    }
+    for subject, questions in rows.items():
+        names = ("id", "question", "options", "answer", "question_type", "image_2")
+        table = [dict(zip(names, row, strict=True)) | {"image_1": image} for row in questions]
+        (folder / subject).mkdir()
+        struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        fields = [
+            (n, struct if n.startswith("image") else pa.string()) for n in (*names, "image_1")
+        ]
+        path = folder / subject / "validation-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist(table, schema=pa.schema(fields)), path)
     return folder

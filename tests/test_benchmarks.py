@@ -1,11 +1,15 @@
 """Benchmarks by their official rules, on answers with scores that were worked out by hand."""
 
+import shutil
 from pathlib import Path
 
 import benchmark_files as made
 import numpy as np
 import pytest
 
+from evals.benchmarks import vqav2
+from evals.benchmarks.mme import PERCEPTION, yes_no_other
+from evals.benchmarks.mmmu_parsing import open_answer_is_right, parse_choice, parse_open
 from evals.benchmarks.pope import clarity, yes_or_no
 from evals.statistics import bootstrap_mean, bootstrap_sums
 
@@ -112,3 +116,144 @@ def test_bootstrap_of_sums_is_that_of_a_mean() -> None:
     assert found.count == expected.count
     for name in ("value", "low", "high"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [("Yes", "yes"), ("no.", "no"), ("a yes", "other"), ("yes or no", "yes"), ("", "other")],
+)
+def test_mme_looks_at_four_characters(reply: str, said: str) -> None:
+    assert yes_no_other(reply) == said
+
+
+def test_mme_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A subtask is worth 200: its share of right answers and of pictures with both right."""
+    data = made.mme(tmp_path / "mme")
+    answers = {
+        f"{name}/{stem}/{n}": ("Yes", "No")[n]
+        for name in PERCEPTION
+        for stem in "ab"
+        for n in (0, 1)
+    }
+    answers["OCR/a/1"] = "yes"  # 75 + 50
+    answers["count/a/0"] = ""  # likewise: what is no yes is wrong
+    found = made.scored("mme", data, answers, tmp_path / "out")
+    assert found["OCR", "accuracy"] == 75
+    assert found["OCR", "accuracy+"] == 50
+    assert found["count", "score"] == 125
+    assert found["all", "perception"] == 8 * 200 + 2 * 125
+    assert found["all", "items/empty answer"] == 1
+    del answers["OCR/b/0"]
+    found = made.scored("mme", data, answers, tmp_path / "less")
+    assert "1 pictures have only one scored question" in capsys.readouterr().err
+    assert found["OCR", "score"] == 50 + 0
+
+
+def test_mme_needs_all_subtasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = made.mme(tmp_path / "mme")
+    shutil.rmtree(data / "OCR")
+    assert made.run("mme", tmp_path / "out", "--data", str(data), "--checkpoint", made.BASE) == 2
+    assert "has no folder for OCR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ("The  Cat.", "cat"),
+        ("two dogs", "2 dogs"),
+        ("none", "0"),
+        ("dont", "don't"),
+        ("couldn'tve", "couldn't've"),
+        ("red/blue", "red blue"),
+        ("red, blue", "red blue"),
+        ("1,000", "1000"),
+        ("3.5", "3.5"),
+        ("u.s.", "us"),
+        ("an apple\n", "apple"),
+    ],
+)
+def test_vqa_normalises_as_evalai(given: str, plain: str) -> None:
+    assert vqav2.normalise(given) == plain
+
+
+def test_vqav2_by_hand(tmp_path: Path) -> None:
+    """Four of ten say 2: left out one of them three agree, left out another four; all are full.
+
+    One of ten says red car: nine times one agrees, once none does.
+    """
+    answers = {"11": "Two.", "12": "Don't know", "21": "red car"}
+    found = made.scored("vqav2", made.vqav2(tmp_path), answers, tmp_path / "out")
+    assert found["number", "accuracy"] == pytest.approx(100)
+    assert found["other", "accuracy"] == pytest.approx((100 + 90 / 3) / 2)
+    assert found["all", "accuracy"] == pytest.approx((100 + 100 + 30) / 3)
+
+
+def test_vqav2_refuses_annotations_of_other_questions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made.vqav2(tmp_path) / "v2_mscoco_val2014_annotations.json"
+    path.write_text(path.read_text().replace('"question_id": 21', '"question_id": 22'))
+    assert (
+        made.run("vqav2", tmp_path / "o", "--data", str(tmp_path), "--checkpoint", made.BASE) == 2
+    )
+    assert "2 question ids are in one of questions and annotations only" in capsys.readouterr().err
+
+
+def test_gqa_by_hand(tmp_path: Path) -> None:
+    """Capitals and punctuation do not count, anything else does."""
+    answers = {"0": "Yes.", "1": "T-Shirt", "2": "left side"}
+    found = made.scored("gqa", made.gqa(tmp_path), answers, tmp_path / "out")
+    assert found["query", "accuracy"] == 50
+    assert found["all", "accuracy"] == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        ("(A) no, (B)", "B"),
+        ("The answer is A.", "A"),
+        ("I think that it was painted by Manet", "B"),
+        ("Manet", None),  # too short to be searched
+        ("", None),
+    ],
+)
+def test_mmmu_choices(reply: str, letter: str | None) -> None:
+    assert parse_choice(reply, ["Monet", "Manet"]) == letter
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "right"),
+    [
+        ("The answer is 3.5", "3.50", True),
+        ("so x = 1,000", "1000", True),
+        ("it is a cat", "cat", True),
+        ("b", "B", True),
+        ("about", "B", False),
+        ("7", "['7.0', 'seven']", True),
+        ("4", "[3, 5]", False),
+    ],
+)
+def test_mmmu_open_answers(reply: str, answer: str, right: bool) -> None:
+    assert open_answer_is_right(parse_open(reply), answer) == right
+
+
+def test_mmmu_by_hand(tmp_path: Path) -> None:
+    """A choice that cannot be told is drawn, the same one every time, and counted."""
+    answers = {"validation_Art_1": "B", "validation_Art_2": "", "validation_Math_1": "It is 3.5"}
+    found = made.scored("mmmu", made.mmmu(tmp_path), answers, tmp_path / "out")
+    drawn = made.items(tmp_path / "out")[1]["prediction"]
+    assert drawn in ("A", "B")
+    assert found["Math", "accuracy"] == 100
+    assert found["Art", "accuracy"] == (100 if drawn == "A" else 50)
+    assert found["several pictures", "accuracy"] == (100 if drawn == "A" else 0)
+    assert found["all", "items/empty answer"] == 1
+    again = made.scored("mmmu", tmp_path, answers, tmp_path / "again")
+    assert again == found
+
+
+@pytest.mark.parametrize("name", ["mme", "vqav2", "gqa", "mmmu"])
+def test_a_model_answers_every_item(name: str, tmp_path: Path) -> None:
+    data, to = getattr(made, name)(tmp_path), tmp_path / "out"
+    assert made.run(name, to, "--data", str(data), "--checkpoint", made.BASE) == 0
+    assert not {"no image", "no answer"} & {row["status"] for row in made.items(to)}

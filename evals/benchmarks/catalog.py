@@ -28,6 +28,10 @@ class Entry:
 
 CATALOG = {
     "pope": Entry("POPE: three *pope_*.json files, and val2014/ with pictures of COCO"),
+    "mme": Entry("MME: a folder for each of the ten subtasks of perception"),
+    "vqav2": Entry("VQAv2: v2_*val2014_questions.json, v2_*val2014_annotations.json, val2014/"),
+    "gqa": Entry("GQA: testdev_balanced_questions.json and images/"),
+    "mmmu": Entry("MMMU: SUBJECT/validation-*.parquet"),
     "shapes-pope": Entry("POPE's questions about scenes of the shapes world", shapes=True),
 }
 
@@ -65,6 +69,22 @@ def make(options: argparse.Namespace, config: Config) -> Benchmark:
             from evals.benchmarks.pope import Pope
 
             return Pope(options.data)
+        case "mme":
+            from evals.benchmarks.mme import Mme
+
+            return Mme(options.data)
+        case "vqav2":
+            from evals.benchmarks.vqav2 import VqaV2
+
+            return VqaV2(options.data)
+        case "gqa":
+            from evals.benchmarks.gqa import Gqa
+
+            return Gqa(options.data)
+        case "mmmu":
+            from evals.benchmarks.mmmu import Mmmu
+
+            return Mmmu(options.data)
         case "shapes-pope":
             from evals.benchmarks.shapes import ShapesPope
 
