@@ -187,3 +187,25 @@ def mmmu(folder: Path) -> Path:
         path = folder / subject / "validation-00000-of-00001.parquet"
         pq.write_table(pa.Table.from_pylist(table, schema=pa.schema(fields)), path)
     return folder
+
+
+def flickr30k(folder: Path) -> Path:
+    """Three pictures of the test split and one of another."""
+    told = {
+        "1.jpg": ["A dog runs.", "A brown dog runs fast."],
+        "2.jpg": ["Two men talk.", "Two men are talking."],
+        "3.jpg": ["The boy's ball is red."],
+        "4.jpg": ["A bird."],
+    }
+    rows = [
+        {
+            "filename": name,
+            "split": "train" if name == "4.jpg" else "test",
+            "sentences": [{"raw": text} for text in texts],
+        }
+        for name, texts in told.items()
+    ]
+    (folder / "dataset_flickr30k.json").write_text(json.dumps({"images": rows}))
+    for name in told:
+        picture(folder / "flickr30k-images" / name)
+    return folder

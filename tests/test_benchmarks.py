@@ -1,5 +1,7 @@
 """Benchmarks by their official rules, on answers with scores that were worked out by hand."""
 
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from evals.benchmarks import vqav2
+from evals.benchmarks.cider import cider, tokens
 from evals.benchmarks.mme import PERCEPTION, yes_no_other
 from evals.benchmarks.mmmu_parsing import open_answer_is_right, parse_choice, parse_open
 from evals.benchmarks.pope import clarity, yes_or_no
@@ -252,8 +255,48 @@ def test_mmmu_by_hand(tmp_path: Path) -> None:
     assert again == found
 
 
-@pytest.mark.parametrize("name", ["mme", "vqav2", "gqa", "mmmu"])
+@pytest.mark.parametrize("name", ["mme", "vqav2", "gqa", "mmmu", "flickr30k"])
 def test_a_model_answers_every_item(name: str, tmp_path: Path) -> None:
     data, to = getattr(made, name)(tmp_path), tmp_path / "out"
     assert made.run(name, to, "--data", str(data), "--checkpoint", made.BASE) == 0
     assert not {"no image", "no answer"} & {row["status"] for row in made.items(to)}
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A man's dog, isn't it?", "a man 's dog is n't it"),
+        ("He CANNOT see the 3-foot bar!", "he can not see the 3-foot bar"),
+        ("A T-shirt (red) at 10:30 a.m. on Main St. near Dr. No", None),
+        ("1,000 people -- loud... music", "1,000 people loud music"),
+        ("", ""),
+    ],
+)
+def test_captions_are_cut_into_words_as_by_the_ptb_tokenizer(
+    caption: str, words: str | None
+) -> None:
+    expected = words or "a t-shirt -lrb- red -rrb- at 10:30 a.m. on main st. near dr. no"
+    assert " ".join(tokens(caption)) == (expected if caption else "")
+
+
+def test_cider_by_hand() -> None:
+    """Two pictures with one reference of two words each, and no word in common.
+
+    The same words get the cosines 1, 1, 0 and 0 (there are no trigrams), times 10. One of two words
+    has half of the unigrams' squared norm in common, and one bigram less: exp(-1 / 72).
+    """
+    references = [["red dog"], ["blue cat"]]
+    assert cider(["red dog", "blue cat"], references) == pytest.approx([5, 5])
+    assert cider(["red dog", "green bird"], references) == pytest.approx([5, 0])
+    penalty = math.exp(-1 / 72)
+    one_word = 10 * penalty * (1 / math.sqrt(2)) / 4
+    assert cider(["dog", ""], references) == pytest.approx([one_word, 0])
+
+
+def test_flickr30k_takes_the_test_split_and_weighs_words_by_all_of_it(tmp_path: Path) -> None:
+    answers = {"1.jpg": "A dog runs.", "2.jpg": "two men talk", "3.jpg": ""}
+    found = made.scored("flickr30k", made.flickr30k(tmp_path), answers, tmp_path / "out")
+    told = [json.loads(row["answer"]) for row in made.items(tmp_path / "out")]
+    expected = cider(list(answers.values()), told)
+    assert found["all", "cider"] == pytest.approx(100 * np.mean(expected))
+    assert found["all", "items/empty answer"] == 1

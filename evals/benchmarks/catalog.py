@@ -32,6 +32,7 @@ CATALOG = {
     "vqav2": Entry("VQAv2: v2_*val2014_questions.json, v2_*val2014_annotations.json, val2014/"),
     "gqa": Entry("GQA: testdev_balanced_questions.json and images/"),
     "mmmu": Entry("MMMU: SUBJECT/validation-*.parquet"),
+    "flickr30k": Entry("Flickr30k, captions: dataset_flickr30k.json and flickr30k-images/"),
     "shapes-pope": Entry("POPE's questions about scenes of the shapes world", shapes=True),
 }
 
@@ -85,6 +86,10 @@ def make(options: argparse.Namespace, config: Config) -> Benchmark:
             from evals.benchmarks.mmmu import Mmmu
 
             return Mmmu(options.data)
+        case "flickr30k":
+            from evals.benchmarks.flickr30k import Flickr30k
+
+            return Flickr30k(options.data, config.sampling.captions.max_new_tokens)
         case "shapes-pope":
             from evals.benchmarks.shapes import ShapesPope
 
