@@ -8,24 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from evals.checkpoints import open_checkpoint
 
 if TYPE_CHECKING:
     from core.config import Config
     from evals.benchmarks.base import Benchmark
+    from models.base import ImageSampling
 
 
 @dataclass(frozen=True)
 class Entry:
     """What a benchmark asks of its user: published files, or nothing if it is of the shapes world.
 
-    Answers from elsewhere can be given to one that is `answerable`.
+    Answers from elsewhere can be given to one that is `answerable`; `judges` are options that name
+    folders of models.
     """
 
     help: str
     answerable: bool = True
     shapes: bool = False
+    judges: tuple[str, ...] = ()
 
 
+JUDGES = {
+    "detector": "folder of a Mask2Former with COCO's classes (published: Swin-S)",
+    "clip": "folder of a CLIP model (published: ViT-L/14)",
+}
 CATALOG = {
     "pope": Entry("POPE: three *pope_*.json files, and val2014/ with pictures of COCO"),
     "mme": Entry("MME: a folder for each of the ten subtasks of perception"),
@@ -33,7 +41,13 @@ CATALOG = {
     "gqa": Entry("GQA: testdev_balanced_questions.json and images/"),
     "mmmu": Entry("MMMU: SUBJECT/validation-*.parquet"),
     "flickr30k": Entry("Flickr30k, captions: dataset_flickr30k.json and flickr30k-images/"),
+    "geneval": Entry(
+        "GenEval protocol: evaluation_metadata.jsonl", answerable=False, judges=("detector", "clip")
+    ),
     "shapes-pope": Entry("POPE's questions about scenes of the shapes world", shapes=True),
+    "shapes-geneval": Entry(
+        "GenEval's rules on prompts of the shapes world", answerable=False, shapes=True
+    ),
 }
 
 
@@ -43,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser, entry: Entry) -> None:
         parser.add_argument("--split", choices=("validation", "test"), default="test")
     else:
         parser.add_argument("--data", required=True, type=Path, help="folder with published files")
+    for judge in entry.judges:
+        parser.add_argument(f"--{judge}", required=True, help=JUDGES[judge])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="model folder, or URI of an artifact")
     if entry.answerable:
@@ -90,8 +106,24 @@ def make(options: argparse.Namespace, config: Config) -> Benchmark:
             from evals.benchmarks.flickr30k import Flickr30k
 
             return Flickr30k(options.data, config.sampling.captions.max_new_tokens)
+        case "geneval":
+            from evals.benchmarks.geneval import GenEval
+
+            detector, clip = (open_checkpoint(name) for name in (options.detector, options.clip))
+            return GenEval(options.data, _sampling(config), detector, clip, config.runtime.device)
         case "shapes-pope":
             from evals.benchmarks.shapes import ShapesPope
 
             return ShapesPope(options.split)
+        case "shapes-geneval":
+            from evals.benchmarks.shapes_geneval import ShapesGenEval
+
+            return ShapesGenEval(options.split, _sampling(config))
     raise AssertionError(options.name)
+
+
+def _sampling(config: Config) -> ImageSampling:
+    from models.base import ImageSampling
+
+    chosen = config.sampling.images
+    return ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)

@@ -1,7 +1,7 @@
 """CIDEr-D of captions (Vedantam et al. 2015, arXiv 1411.5726), as in the COCO evaluation.
 
-Its tokenizer is Stanford's PTBTokenizer, which needs Java; `tokens` follows its rules where captions
-are concerned. docs/results.md says how far the two are apart.
+Its tokenizer is Stanford's PTBTokenizer, which needs Java; `tokens` follows its rules as far as
+captions need them. docs/results.md says how far the two are apart.
 """
 
 from __future__ import annotations

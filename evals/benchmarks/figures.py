@@ -90,3 +90,23 @@ def score_figures(rows: pd.DataFrame, name: str, scale: float = 1.0) -> list[Fig
             Figure(name, group, [part], mean_of(0, scale)) for group, part in by_group.items()
         ]
     return figures
+
+
+def mean_of_strata(part: Statistic) -> Statistic:
+    """Mean of a statistic of each stratum."""
+
+    def statistic(sums: Sequence[Values]) -> Values:
+        return np.asarray(np.mean([part([sums_SC]) for sums_SC in sums], axis=0))
+
+    return statistic
+
+
+def category_figures(rows: pd.DataFrame) -> list[Figure]:
+    """Share of right pictures by category, their mean, and the share of all pictures."""
+    by_tag = strata(rows, ["score"])
+    parts = list(by_tag.values())
+    return [
+        Figure("overall", ALL, parts, mean_of_strata(mean_of())),
+        Figure("right", ALL, parts, mean_of()),
+        *(Figure("right", tag, [part], mean_of()) for tag, part in by_tag.items()),
+    ]
