@@ -30,7 +30,9 @@ class Entry:
     judges: tuple[str, ...] = ()
 
 
+SELF = "self"
 JUDGES = {
+    "judge": "who answers about pictures: self (the model that drew them), or a checkpoint",
     "detector": "folder of a Mask2Former with COCO's classes (published: Swin-S)",
     "clip": "folder of a CLIP model (published: ViT-L/14)",
 }
@@ -44,6 +46,7 @@ CATALOG = {
     "geneval": Entry(
         "GenEval protocol: evaluation_metadata.jsonl", answerable=False, judges=("detector", "clip")
     ),
+    "dpg": Entry("DPG-Bench: dpg_bench.csv", answerable=False, judges=("judge",)),
     "shapes-pope": Entry("POPE's questions about scenes of the shapes world", shapes=True),
     "shapes-geneval": Entry(
         "GenEval's rules on prompts of the shapes world", answerable=False, shapes=True
@@ -111,6 +114,8 @@ def make(options: argparse.Namespace, config: Config) -> Benchmark:
 
             detector, clip = (open_checkpoint(name) for name in (options.detector, options.clip))
             return GenEval(options.data, _sampling(config), detector, clip, config.runtime.device)
+        case "dpg":
+            return _dpg(options, config)
         case "shapes-pope":
             from evals.benchmarks.shapes import ShapesPope
 
@@ -120,6 +125,18 @@ def make(options: argparse.Namespace, config: Config) -> Benchmark:
 
             return ShapesGenEval(options.split, _sampling(config))
     raise AssertionError(options.name)
+
+
+def _dpg(options: argparse.Namespace, config: Config) -> Benchmark:
+    from evals.benchmarks.dpg import DpgBench, ModelJudge
+    from models.families import load_model
+
+    if options.judge == SELF:
+        return DpgBench(options.data, _sampling(config), None, SELF)
+    checkpoint = open_checkpoint(options.judge)
+    chosen = config.model
+    model = load_model(chosen.family, checkpoint.folder, config.runtime.device, chosen.precision)
+    return DpgBench(options.data, _sampling(config), ModelJudge(model), checkpoint.digest)
 
 
 def _sampling(config: Config) -> ImageSampling:

@@ -1,0 +1,165 @@
+"""DPG-Bench (Hu et al. 2024, arXiv 2403.05135): long prompts, and questions that build on others.
+
+Reads `dpg_bench.csv`. A question counts as answered with no where one that it depends on is. The
+published figures are mPLUG-large's answers, so figures of another judge are not comparable; the
+settings of a run name it. Two slips of the published script are not repeated: it leaves out the
+first row of the file, and takes figures by category from the last picture of a prompt only.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from core.errors import UserError
+from evals.benchmarks.base import ANSWERED, UNCLEAR, Item, Row, Verdict
+from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.figures import ALL, Figure, mean_of, strata
+from evals.benchmarks.files import find_file, wanted
+from models.base import ImageSampling, UnifiedModel
+
+FIELDS = (
+    "item_id", "text", "proposition_id", "dependency", "category_broad",
+    "question_natural_language",
+)  # fmt: skip
+YES_NO = ("yes", "no")
+
+
+class VqaJudge(Protocol):
+    """Who answers questions about pictures."""
+
+    def answers(
+        self, pictures: Sequence[Image.Image], questions: Sequence[str]
+    ) -> Sequence[Sequence[str]]:
+        """The answer to each question about each picture."""
+        ...
+
+
+class ModelJudge:
+    """A unified model as the judge; it sees pixels, as any judge from outside would."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        self._model = model
+
+    def answers(
+        self, pictures: Sequence[Image.Image], questions: Sequence[str]
+    ) -> Sequence[Sequence[str]]:
+        """Decoded answers."""
+        asked = [[(question, YES_NO) for question in questions]] * len(pictures)
+        return self._model.reply(self._model.encode_images(pictures), asked)
+
+
+class DpgBench:
+    """All prompts, four pictures each."""
+
+    name = "dpg"
+
+    def __init__(
+        self, data: Path, sampling: ImageSampling, judge: VqaJudge | None, judge_digest: str
+    ) -> None:
+        """`judge` None: the model itself answers."""
+        self._data, self._sampling = data, sampling
+        self._judge, self._digest = judge, judge_digest
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Sampling and the judge."""
+        return {**sampling_settings(self._sampling), "judge": self._digest}
+
+    def items(self) -> list[Item]:
+        """All prompts, each with its questions."""
+        path = find_file(self._data, ["dpg_bench.csv"], "prompts with questions")
+        prompts: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        with open(path, encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                where = f"{path}, row {number}"
+                item_id, text, *question = wanted(row, FIELDS, where)
+                prompts.setdefault(item_id, (text, []))[1].append(_question(question, where))
+        for item_id, (_, questions) in prompts.items():
+            _check(questions, f"{path}, item {item_id}")
+        return [
+            Item(item_id, "", item_id, text, json.dumps(questions))
+            for item_id, (text, questions) in prompts.items()
+        ]
+
+    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+        """Rows of the prompts, drawn by the model."""
+        judge = self._judge or ModelJudge(model)
+
+        def grade(item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
+            questions = json.loads(item.answer)
+            texts = [question["question"] for question in questions]
+            return [_verdict(questions, said) for said in judge.answers(pictures, texts)]
+
+        return draw_items(model, items, self._sampling, grade)
+
+    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+        """The score in percent, and by category the share of yes, whatever it depends on."""
+        (scores,) = strata(rows, ["score"]).values()
+        figures = [Figure("score", ALL, [scores], mean_of(0, 100))]
+        for category, part in strata(_answers(rows), ["score"]).items():
+            figures.append(Figure("yes", category, [part], mean_of(0, 100)))
+        return figures
+
+
+def _question(values: Sequence[str], where: str) -> dict[str, Any]:
+    proposition, dependency, category, question = values
+    try:
+        parents = [int(parent) for parent in dependency.split(",")]
+        number = int(proposition)
+    except ValueError:
+        raise UserError(
+            f"{where}: proposition_id {proposition!r} or dependency {dependency!r} is no number"
+        ) from None
+    parents = [parent for parent in parents if parent != 0]
+    return {"id": number, "parents": parents, "category": category, "question": question}
+
+
+def _check(questions: Sequence[Mapping[str, Any]], where: str) -> None:
+    known = {question["id"] for question in questions}
+    for question in questions:
+        for parent in question["parents"]:
+            if parent not in known:
+                raise UserError(
+                    f"{where}: proposition {question['id']} depends on {parent}, which is not there"
+                )
+
+
+def _verdict(questions: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> Verdict:
+    said = [reply.strip().rstrip(".").lower() for reply in replies]
+    answers = {q["id"]: answer == "yes" for q, answer in zip(questions, said, strict=True)}
+    unclear = any(answer not in YES_NO for answer in said)
+    return Verdict(
+        json.dumps(said), dependent_score(questions, answers), UNCLEAR if unclear else ANSWERED
+    )
+
+
+def dependent_score(questions: Sequence[Mapping[str, Any]], yes: Mapping[int, bool]) -> float:
+    """Share of yes, where a question with a parent of no is a no, in the order of the questions.
+
+    So the no of a grandparent comes through if its child was asked earlier, as published.
+    """
+    counted = dict(yes)
+    for question in questions:
+        if not all(counted[parent] for parent in question["parents"]):
+            counted[question["id"]] = False
+    return sum(counted.values()) / len(counted)
+
+
+def _answers(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each answer, of the category of its question."""
+    answers = [
+        {"unit": row.unit, "group": question["category"], "score": np.float64(said == "yes")}
+        for row in rows.itertuples()
+        for question, said in zip(
+            json.loads(str(row.answer)), json.loads(str(row.prediction)), strict=True
+        )
+    ]
+    return pd.DataFrame(answers)
