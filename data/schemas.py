@@ -233,6 +233,15 @@ _TABLES = (
         ),
     ),
     Table(
+        "benchmark_features",
+        ("item_id",),
+        (
+            _text("item_id", filled=True),
+            Column("true", pa.list_(pa.float32()), low=-1e30, high=1e30),
+            Column("drawn", pa.list_(pa.float32()), low=-1e30, high=1e30),
+        ),
+    ),
+    Table(
         "metrics",
         ("name", "group"),
         (

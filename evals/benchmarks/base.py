@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from evals.benchmarks.figures import Figure
+from evals.statistics import Estimate
 from models.base import UnifiedModel
 
 Row = dict[str, Any]
-ITEMS, IMAGES = "benchmark_items", "images"
+ITEMS, IMAGES, FEATURES = "benchmark_items", "images", "benchmark_features"
 
 # What has become of an item.
 ANSWERED = "answered"
@@ -49,6 +49,20 @@ class Verdict:
     status: str = ANSWERED
 
 
+class Estimable(Protocol):
+    """A figure: a name, a group of items, and a value with its interval."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def group(self) -> str: ...
+
+    def estimate(self, *, samples: int, confidence: float, seed: int) -> Estimate:
+        """Value and interval."""
+        ...
+
+
 class Benchmark(Protocol):
     """One benchmark over local files."""
 
@@ -67,11 +81,11 @@ class Benchmark(Protocol):
         ...
 
     def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of table `benchmark_items`, and of `images` where pictures are drawn."""
+        """Rows of table `benchmark_items`, and of those others that the benchmark fills."""
         ...
 
-    def figures(self, rows: pd.DataFrame) -> Sequence[Figure]:
-        """What the scored rows of `benchmark_items` add up to."""
+    def figures(self, rows: pd.DataFrame) -> Sequence[Estimable]:
+        """What the scored rows of `benchmark_items` add up to, features beside them if any."""
         ...
 
 

@@ -34,8 +34,10 @@ SELF = "self"
 JUDGES = {
     "judge": "who answers about pictures: self (the model that drew them), or a checkpoint",
     "detector": "folder of a Mask2Former with COCO's classes (published: Swin-S)",
+    "inception": "TorchScript file of FID's network (inception-2015-12-05.pt)",
     "clip": "folder of a CLIP model (published: ViT-L/14)",
 }
+NUM_COCO = 30_000  # as is usual
 CATALOG = {
     "pope": Entry("POPE: three *pope_*.json files, and val2014/ with pictures of COCO"),
     "mme": Entry("MME: a folder for each of the ten subtasks of perception"),
@@ -47,6 +49,11 @@ CATALOG = {
         "GenEval protocol: evaluation_metadata.jsonl", answerable=False, judges=("detector", "clip")
     ),
     "dpg": Entry("DPG-Bench: dpg_bench.csv", answerable=False, judges=("judge",)),
+    "coco": Entry(
+        "FID and CLIP-Score on COCO: captions_val2014.json and val2014/",
+        answerable=False,
+        judges=("clip", "inception"),
+    ),
     "shapes-pope": Entry("POPE's questions about scenes of the shapes world", shapes=True),
     "shapes-geneval": Entry(
         "GenEval's rules on prompts of the shapes world", answerable=False, shapes=True
@@ -62,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser, entry: Entry) -> None:
         parser.add_argument("--data", required=True, type=Path, help="folder with published files")
     for judge in entry.judges:
         parser.add_argument(f"--{judge}", required=True, help=JUDGES[judge])
+    if "inception" in entry.judges:
+        parser.add_argument(
+            "--pictures", type=int, default=NUM_COCO, help="how many are drawn (%(default)s)"
+        )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="model folder, or URI of an artifact")
     if entry.answerable:
@@ -82,49 +93,53 @@ def add_arguments(parser: argparse.ArgumentParser, entry: Entry) -> None:
 
 def make(options: argparse.Namespace, config: Config) -> Benchmark:
     """The benchmark that the command line names; UserError where its data is not there."""
-    if not CATALOG[options.name].shapes and not options.data.is_dir():
+    if CATALOG[options.name].shapes:
+        return _of_shapes(options, config)
+    if not options.data.is_dir():
         raise UserError(f"--data {options.data} is no folder; give one with the published files")
-    match options.name:
-        case "pope":
-            from evals.benchmarks.pope import Pope
+    if CATALOG[options.name].judges:
+        return {"geneval": _geneval, "dpg": _dpg, "coco": _coco}[options.name](options, config)
+    return _of_reading(options, config)
 
-            return Pope(options.data)
-        case "mme":
-            from evals.benchmarks.mme import Mme
 
-            return Mme(options.data)
-        case "vqav2":
-            from evals.benchmarks.vqav2 import VqaV2
+def _of_shapes(options: argparse.Namespace, config: Config) -> Benchmark:
+    from evals.benchmarks.shapes import ShapesPope
+    from evals.benchmarks.shapes_geneval import ShapesGenEval
 
-            return VqaV2(options.data)
-        case "gqa":
-            from evals.benchmarks.gqa import Gqa
+    if options.name == "shapes-pope":
+        return ShapesPope(options.split)
+    return ShapesGenEval(options.split, _sampling(config))
 
-            return Gqa(options.data)
-        case "mmmu":
-            from evals.benchmarks.mmmu import Mmmu
 
-            return Mmmu(options.data)
-        case "flickr30k":
-            from evals.benchmarks.flickr30k import Flickr30k
+def _of_reading(options: argparse.Namespace, config: Config) -> Benchmark:
+    from evals.benchmarks.flickr30k import Flickr30k
+    from evals.benchmarks.gqa import Gqa
+    from evals.benchmarks.mme import Mme
+    from evals.benchmarks.mmmu import Mmmu
+    from evals.benchmarks.pope import Pope
+    from evals.benchmarks.vqav2 import VqaV2
 
-            return Flickr30k(options.data, config.sampling.captions.max_new_tokens)
-        case "geneval":
-            from evals.benchmarks.geneval import GenEval
+    if options.name == "flickr30k":
+        return Flickr30k(options.data, config.sampling.captions.max_new_tokens)
+    kinds = (Pope, Mme, VqaV2, Gqa, Mmmu)
+    return next(kind for kind in kinds if kind.name == options.name)(options.data)
 
-            detector, clip = (open_checkpoint(name) for name in (options.detector, options.clip))
-            return GenEval(options.data, _sampling(config), detector, clip, config.runtime.device)
-        case "dpg":
-            return _dpg(options, config)
-        case "shapes-pope":
-            from evals.benchmarks.shapes import ShapesPope
 
-            return ShapesPope(options.split)
-        case "shapes-geneval":
-            from evals.benchmarks.shapes_geneval import ShapesGenEval
+def _geneval(options: argparse.Namespace, config: Config) -> Benchmark:
+    from evals.benchmarks.geneval import GenEval
 
-            return ShapesGenEval(options.split, _sampling(config))
-    raise AssertionError(options.name)
+    detector, clip = (open_checkpoint(name) for name in (options.detector, options.clip))
+    return GenEval(options.data, _sampling(config), detector, clip, config.runtime.device)
+
+
+def _coco(options: argparse.Namespace, config: Config) -> Benchmark:
+    from evals.benchmarks.coco import Coco
+
+    inception, clip = Path(options.inception), open_checkpoint(options.clip)
+    if not inception.is_file():
+        raise UserError(f"--inception {inception}: no such file")
+    device, number = config.runtime.device, options.pictures
+    return Coco(options.data, _sampling(config), clip, inception, number, device)
 
 
 def _dpg(options: argparse.Namespace, config: Config) -> Benchmark:

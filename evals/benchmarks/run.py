@@ -20,6 +20,7 @@ from core.progress import progress
 from data.tables import TableWriter, read_table, write_table
 from evals.benchmarks.base import (
     ANSWERED,
+    FEATURES,
     ITEMS,
     NO_ANSWER,
     UNSCORED,
@@ -140,7 +141,7 @@ def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> None:
     """Write all items as one table, and figures and counts as table `metrics`."""
     table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
     frame = table.to_pandas()
-    scored = frame[~frame["status"].isin(UNSCORED)]
+    scored = _with_features(draft, frame[~frame["status"].isin(UNSCORED)])
     if scored.empty:
         _show_unscored(frame)
         raise UserError(
@@ -167,6 +168,14 @@ def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> None:
     with draft.write(METRICS) as path:
         write_table(path, "metrics", rows)
     _show_unscored(frame)
+
+
+def _with_features(draft: Draft, frame: pd.DataFrame) -> pd.DataFrame:
+    names = draft.names(f"{FEATURES}/")
+    if not names:
+        return frame
+    features = read_table([draft.path(name) for name in names], FEATURES).to_pandas()
+    return frame.merge(features, on="item_id", validate="many_to_one")
 
 
 def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
