@@ -14,7 +14,7 @@ import matplotlib
 
 from bench.clock import Clock
 from bench.compare import RUNS, Comparison, compare
-from bench.growth import Growth, growths
+from bench.growth import NAMES, Growth, growths
 from bench.paths import PATHS, SCALES
 from models.families import use_threads
 
@@ -26,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--scale", choices=sorted(SCALES), default="mid")
     parser.add_argument("--paths", nargs="*", choices=list(PATHS), default=list(PATHS))
-    parser.add_argument("--no-growth", action="store_true", help="only compare the sides")
+    parser.add_argument(
+        "--growth", nargs="*", choices=NAMES, default=NAMES, metavar="NAME",
+        help=f"what is measured at several sizes, by default all: {', '.join(NAMES)}",
+    )  # fmt: skip
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--to", type=Path, default=Path("bench-results"))
     options = parser.parse_args(arguments)
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hardware = Clock("cpu").hardware()
     options.to.mkdir(parents=True, exist_ok=True)
     compared = list(compare(options.paths, options.scale, options.runs))
-    grown = [] if options.no_growth else list(growths(options.scale, SCALES))
+    grown = list(growths(options.growth, options.scale, SCALES))
     table = _markdown(hardware, options.scale, compared, grown)
     (options.to / "performance.md").write_text(table, encoding="utf-8")
     document = _document(hardware, options.scale, compared, grown)

@@ -77,20 +77,23 @@ STREAMS: Mapping[str, tuple[str, Mapping[str, Sequence[int]]]] = {
     },
 }
 TINY_STREAM = (100, 200)
+NAMES = [*GROWTHS, *STREAMS]
 
 
-def growths(name: str, scales: Mapping[str, Scale]) -> Iterator[Growth]:
-    """Each as soon as it is measured."""
+def growths(titles: Sequence[str], name: str, scales: Mapping[str, Scale]) -> Iterator[Growth]:
+    """Each of these as soon as it is measured, at the sizes of a scale."""
     use_threads(0)
     clock = Clock("cpu")
-    for title, (path, change, sizes) in GROWTHS.items():
+    for title in (title for title in titles if title in GROWTHS):
+        path, change, sizes = GROWTHS[title]
         print(f"{title} ...", file=sys.stderr, flush=True)
         seconds = []
         for size in sizes[name]:
             call = PATHS[path].build(change(scales[name], size), "ours")
             seconds.append(clock.time(call, runs=2).seconds)
         yield Growth(title, sizes[name], seconds)
-    for title, (module, stream) in STREAMS.items():
+    for title in (title for title in titles if title in STREAMS):
+        module, stream = STREAMS[title]
         yield _stream(title, module, stream.get(name, TINY_STREAM))
 
 

@@ -10,7 +10,9 @@ import pytest
 from bench.compare import Comparison, Measured
 from bench.growth import Growth
 from bench.paths import PATHS, TINY, agreement
+from bench.streams import STAGES, measure
 from core.runtime import peak_memory_bytes
+from tasks import sample, score
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +27,7 @@ def test_both_sides_give_the_same(name: str) -> None:
 
 def test_all_of_it_runs_at_a_small_size(tmp_path: Path) -> None:
     command = ["-m", "bench", "--scale", "tiny", "--runs", "1", "--to", str(tmp_path)]
-    paths = ["--paths", "captions", "pair-step"]
+    paths = ["--paths", "pair-step", "--growth", "tokens of captions", "records paired"]
     done = subprocess.run(
         [sys.executable, *command, *paths], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -34,9 +36,17 @@ def test_all_of_it_runs_at_a_small_size(tmp_path: Path) -> None:
     assert table in done.stdout
     assert "| a Pair-DPO step |" in table
     document = json.loads((tmp_path / "performance.json").read_text(encoding="utf-8"))
-    assert document["paths"]["captions"]["agree"] == 1.0
+    assert document["paths"]["pair-step"]["agree"] == 1.0
     assert document["growth"]["records paired"]["sizes"] == [100, 200]
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_stage_streams_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It puts stubs in their place, which must not stay.
+    for module, name in ((sample, "load_model"), (score, "load_model"), (score, "CaptionScorer")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    for stage in STAGES:
+        assert measure(stage, 50)["records"] == 50
 
 
 def test_ratios_and_exponents() -> None:
