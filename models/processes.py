@@ -6,6 +6,7 @@ Words go over gloo, whatever the device; gradients over gloo between CPUs and NC
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from core.peers import ALONE, EndOfAllError, Peers
 
 T = TypeVar("T")
 
+LEAVE_SECONDS = 1.0
 BUCKET_BYTES = 64 * 2**20
 """Gradients summed at once: enough for full speed, little beside the weights."""
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -75,6 +77,8 @@ def connected() -> Iterator[Peers]:
     yield Processes()
     # What is left is to exit with our own code; torchrun ends what runs longer than another.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Others may still be reading the last word, and a connection that closes cuts it off.
+    time.sleep(LEAVE_SECONDS)
     distributed.destroy_process_group()
 
 

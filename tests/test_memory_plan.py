@@ -145,9 +145,11 @@ def test_fewer_records_are_begun_with_where_memory_is_tight(
     need = images(FULL, "bfloat16", 16, 50, True, 40)
     one = replace(need, records=1).total
     logger = logging.getLogger("test")
-    assert fitting_records(need, 2 * need.total, logger) == 40
-    assert caplog.text == ""
-    fitting = fitting_records(need, 60.0 * GIB, logger)
+    # Another test may have asked for more to be said.
+    with caplog.at_level(logging.WARNING):
+        assert fitting_records(need, 2 * need.total, logger) == 40
+        assert caplog.text == ""
+        fitting = fitting_records(need, 60.0 * GIB, logger)
     assert 1 < fitting < 40
     assert replace(need, records=fitting).total <= 60 * GIB
     assert f"going on with {fitting}" in caplog.text

@@ -343,13 +343,13 @@ def test_an_error_in_any_process_ends_all_and_is_said_once(
 def test_an_error_of_one_process_names_it(tmp_path: Path) -> None:
     group = Group(tmp_path, make_config())
     outcome = group.run(3, partial(fail_to_pack, UserError("no more"), 2))
-    assert outcome.codes == [2, 2, 2]
+    assert outcome.codes == [2, 2, 2], outcome.output
     assert "error: process 2 on " in outcome.outputs[0]
 
 
 def test_a_fault_of_one_process_ends_all_and_shows_where(tmp_path: Path) -> None:
     outcome = Group(tmp_path, make_config()).run(2, partial(fail_to_pack, KeyError("oops"), 1))
-    assert outcome.codes == [2, 1]
+    assert outcome.codes == [2, 1], outcome.output
     assert "process 1 on " in outcome.outputs[0]
     assert "KeyError: 'oops'" in outcome.outputs[0]
     assert "in pack_pairs" in outcome.outputs[1]
@@ -359,7 +359,7 @@ def test_an_error_before_the_stage_begins_ends_all(tmp_path: Path) -> None:
     group = Group(tmp_path, make_config())
     missing = group.arguments(config=str(tmp_path / "missing.yaml"))
     outcome = run_together(2, [group.arguments(), missing], tmp_path / "outputs")
-    assert outcome.codes == [2, 2]
+    assert outcome.codes == [2, 2], outcome.output
     assert "process 1 on " in outcome.outputs[0]
     assert "missing.yaml" in outcome.outputs[0]
     assert outcome.outputs[1] == ""
@@ -369,13 +369,13 @@ def test_different_configs_are_refused(tmp_path: Path) -> None:
     group = Group(tmp_path, make_config())
     own = [group.arguments(), group.arguments(seed="3")]
     outcome = run_together(2, own, tmp_path / "outputs")
-    assert outcome.codes == [2, 2]
+    assert outcome.codes == [2, 2], outcome.output
     assert outcome.output.count("have different configs, inputs or versions") == 1
 
 
 def test_more_processes_than_pairs_a_step_are_refused(tmp_path: Path) -> None:
     outcome = Group(tmp_path, make_config(training__batch_size=2)).run(3)
-    assert outcome.codes == [2, 2, 2]
+    assert outcome.codes == [2, 2, 2], outcome.output
     assert outcome.output.count("3 processes cannot share training.batch_size = 2") == 1
 
 
