@@ -106,7 +106,9 @@ class TemporaryFolder:
         """A fresh path that ends in `basename`, since some writers look at the suffix."""
         folder = self._root / self._name
         while self._lock is None:
-            self._root.mkdir(parents=True, exist_ok=True)
+            # Another process may remove it between the two looks that mkdir takes.
+            with suppress(FileExistsError):
+                self._root.mkdir(parents=True, exist_ok=True)
             self._lock = _try_lock(self._lock_path)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{next(self._counter)}-{basename}"
@@ -128,7 +130,11 @@ class TemporaryFolder:
 
 def sweep(root: Path) -> None:
     """Delete the temporary files of dead processes under `root`; live ones keep theirs."""
-    for lock_path in root.glob("*.lock"):
+    try:
+        lock_paths = list(root.glob("*.lock"))
+    except FileNotFoundError:  # another process has removed it meanwhile
+        return
+    for lock_path in lock_paths:
         descriptor = _try_lock(lock_path)
         if descriptor is not None:
             _remove(root, lock_path)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from core.artifact import ArtifactRef
 from core.draft import Draft
 from core.errors import UserError
+from core.files import TemporaryFolder, sweep
 from core.store import Store
 
 
@@ -274,3 +276,23 @@ def test_documents_beside_the_artifacts_are_replaced_and_read(store: Store) -> N
     )
     store.write_text("reports/a/story.json", '{"a": 2}')
     assert store.read_json("reports/a/story.json") == {"a": 2}
+
+
+def test_temporary_folders_may_be_swept_while_others_come_and_go(tmp_path: Path) -> None:
+    """Each removes the root when it seems unused, which another may be about to use or to read."""
+    root, end = tmp_path / ".tmp", time.monotonic() + 1.0
+
+    def come_and_go() -> int:
+        rounds = 0
+        while time.monotonic() < end:
+            folder = TemporaryFolder(root)
+            folder.new_path("part").write_text("x", encoding="utf-8")
+            folder.close()
+            sweep(root)
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(4) as pool:
+        rounds = [future.result() for future in [pool.submit(come_and_go) for _ in range(4)]]
+    assert min(rounds) > 1
+    assert not root.exists()
