@@ -67,8 +67,7 @@ class HotPath:
     """`build` gives the call of a side; `agree` is the least share of results that are equal.
 
     Sums of floating-point numbers are taken in another order, so a draw that falls on the edge of
-    two categories may go either way: of 8,192 categories one draw in a hundred does. `faster` and
-    `leaner` are the ratios aimed at.
+    two categories may go either way. `faster` and `leaner` are the ratios aimed at.
     """
 
     title: str
