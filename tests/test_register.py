@@ -21,16 +21,19 @@ from core.errors import UserError
 from core.files import sha256_of
 from core.store import Store
 from tasks._tracking.runs import open_tracker
-from tasks.register import REGISTER, Registration, register, register_stage
+from tasks.register import REGISTER, Registration, Scores, register, register_stage
 from tests.evaluations import publish_checkpoint, publish_evaluation, records
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 
 ROOT = Path(__file__).parent.parent
 HALF, RIGHT, WRONG = [0.0, 1.0] * 20, [1.0] * 40, [0.0] * 40
-Scores = tuple[list[float], list[float]]
-BASE: Scores = (HALF, HALF)
-BETTER: Scores = (HALF, RIGHT)
+Values = tuple[list[float], list[float]]
+NONE: dict[str, list[ArtifactRef]] = {
+    name: [] for name in ("baseline", "benchmarks", "baseline_benchmarks")
+}
+BASE: Values = (HALF, HALF)
+BETTER: Values = (HALF, RIGHT)
 
 
 @pytest.fixture
@@ -50,11 +53,11 @@ def tracked(**changes: object) -> Config:
 
 
 def checkpoint(
-    store: Store, name: str, scores: Scores, folder: Path | None = None, **settings: object
-) -> tuple[ArtifactRef, ArtifactRef]:
-    """A checkpoint and its evaluation."""
+    store: Store, name: str, scores: Values, folder: Path | None = None, **settings: object
+) -> tuple[ArtifactRef, Scores]:
+    """A checkpoint and its scores."""
     ref = publish_checkpoint(store, name, folder)
-    return ref, publish_evaluation(store, records(*scores), ref, settings)
+    return ref, Scores(publish_evaluation(store, records(*scores), ref, settings))
 
 
 def versions(uri: str) -> list[ModelVersion]:
@@ -97,8 +100,8 @@ def test_first_version_becomes_champion_and_a_better_one_replaces_it(
         *("0.5000", "1.0000", "-0.5000"),
     )
     assert tags["reason"] == second.reason
-    assert tags["evaluation_uri"] == evaluation.uri
-    assert tags["compared_with"] == base_evaluation.uri
+    assert tags["evaluation_uri"] == evaluation.evaluation.uri
+    assert tags["compared_with"] == base_evaluation.evaluation.uri
     assert found[1].description.startswith(second.reason)
     assert "U 0.5000, G 1.0000" in found[1].description
 
@@ -171,7 +174,7 @@ def test_champion_that_cannot_be_compared_gives_way_to_the_base_of_the_run(
     table = records(RIGHT, RIGHT, prefix="x" if how == "other records" else "r")
     settings = {"evaluation": {"judge": "base"}} if how == "other settings" else {}
     evaluation = publish_evaluation(store, table, champion, settings)
-    register(tracked(), store, champion, evaluation, None)
+    register(tracked(), store, champion, Scores(evaluation), None)
     if how == "gone":
         shutil.rmtree(store.open(evaluation).path())
 
@@ -211,7 +214,7 @@ def test_without_mlflow_the_gate_is_judged_all_the_same(
 
 def test_command_line_registers_too(mlflow_uri: str, store: Store) -> None:
     base = checkpoint(store, "base", BASE)
-    inputs = {"checkpoint": [base[0]], "evaluation": [base[1]], "baseline": []}
+    inputs = {"checkpoint": [base[0]], "evaluation": [base[1].evaluation], **NONE}
     result = register_stage(REGISTER, tracked(), store, inputs)
     assert result.ref.stage == "register"
     assert len(versions(mlflow_uri)) == 1

@@ -7,6 +7,7 @@ that a repeated or resumed self-play continues its runs.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -276,6 +277,19 @@ class IterationRun(Run):
         self.log_values(values)
         names = [name for name in map(evaluation_name, HEADLINE) if name in values]
         self._parent._points.log_new([(name, values[name], self._index) for name in names])
+
+    def log_benchmark(self, name: str, metrics: pa.Table) -> None:
+        """Log a benchmark's `metrics` table: `benchmark/pope/f1`, `benchmark/pope/f1.random`."""
+        self.log_values(
+            {
+                # MLflow takes no other characters.
+                re.sub(r"[^\w.\-/ ]", "_", f"benchmark/{name}/{figure}"): row["value"]
+                for row in metrics.to_pylist()
+                for figure in [
+                    row["name"] if row["group"] == ALL else f"{row['name']}.{row['group']}"
+                ]
+            }
+        )
 
 
 def metric_values(metrics: pa.Table) -> dict[str, float]:
