@@ -279,9 +279,12 @@ class SelfPlay:
         columns = [
             Checkpoint(
                 version.label,
-                read_table(self._store.open(version.evaluation).path("metrics.parquet"), "metrics"),
+                read_table(
+                    self._store.open(version.version.evaluation).path("metrics.parquet"), "metrics"
+                ),
+                {found.title: found.headline for found in version.benchmarks.values()},
             )
-            for version in self._story.versions
+            for version in figures.versions
         ]
         return final_table(columns, figures.changes, confidence=self._config.evaluation.confidence)
 
