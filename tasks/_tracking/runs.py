@@ -7,7 +7,6 @@ that a repeated or resumed self-play continues its runs.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -280,14 +279,12 @@ class IterationRun(Run):
 
     def log_benchmark(self, name: str, metrics: pa.Table) -> None:
         """Log a benchmark's `metrics` table: `benchmark/pope/f1`, `benchmark/pope/f1.random`."""
+        rows = metrics.to_pylist()
+        groups = ["" if row["group"] == ALL else f".{row['group']}" for row in rows]
         self.log_values(
             {
-                # MLflow takes no other characters.
-                re.sub(r"[^\w.\-/ ]", "_", f"benchmark/{name}/{figure}"): row["value"]
-                for row in metrics.to_pylist()
-                for figure in [
-                    row["name"] if row["group"] == ALL else f"{row['name']}.{row['group']}"
-                ]
+                f"benchmark/{name}/{row['name']}{group}": row["value"]
+                for row, group in zip(rows, groups, strict=True)
             }
         )
 
