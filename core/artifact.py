@@ -1,6 +1,7 @@
 """References to artifacts, and reading what a stage has published."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from core.files import sha256_of
 from core.remote import connect, download, is_local, reaching, read_json
 
 MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PART = "part-"  # begins the names of a table's Parquet files
 
 
@@ -40,6 +42,36 @@ def content_digest(checksums: Mapping[str, Any]) -> str:
     return sha256(json.dumps(sorted(checksums.items())).encode()).hexdigest()
 
 
+def checked_manifest(document: Any, uri: str) -> Mapping[str, Any]:
+    """A manifest whose names and digests may become paths; UserError for any other document."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(
+            f"{uri}/{MANIFEST} is damaged: {what}; delete the folder {uri} and run again to have "
+            "it made anew"
+        )
+
+    if not isinstance(document, dict):
+        raise refuse("it is no object")
+    for name in ("stage", "key", "digest"):
+        if not isinstance(document.get(name), str):
+            raise refuse(f"{name} is {document.get(name)!r} and no text")
+    if not _SHA256.fullmatch(document["digest"]):
+        raise refuse(f"digest {document['digest']!r} is no SHA-256")
+    files = document.get("files")
+    if not isinstance(files, dict):
+        raise refuse("it lists no files")
+    for name, entry in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            raise refuse(f"{name!r} names no file of it")
+        if not isinstance(entry, dict) or type(entry.get("size")) is not int:
+            raise refuse(f"{name!r} has no size")
+        if not _SHA256.fullmatch(str(entry.get("sha256"))):
+            raise refuse(f"{name!r} has no SHA-256")
+    return document
+
+
 class Artifact:
     """A published artifact; its files are immutable."""
 
@@ -52,7 +84,7 @@ class Artifact:
             raise UserError(
                 f"no artifact at {uri}: it has no {MANIFEST}; give the URI of a finished stage"
             )
-        self.manifest: Mapping[str, Any] = manifest
+        self.manifest = checked_manifest(manifest, self.uri)
         self._fetched: set[str] = set()
         self._check_sizes()
 

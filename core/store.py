@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core.artifact import MANIFEST, Artifact, ArtifactRef
+from core.artifact import MANIFEST, Artifact, ArtifactRef, checked_manifest
 from core.draft import SCHEMA_VERSION, TEMPORARY, Draft, LocalDraft, RemoteDraft
 from core.errors import UserError
 from core.files import TemporaryFolder, put_in_place, sweep, writing_to
@@ -61,7 +61,9 @@ class Store:
         """The published artifact of this stage and key, or None."""
         uri = f"{self.uri}/{stage}/{key}"
         manifest = read_json(self._filesystem, f"{self._root}/{stage}/{key}/{MANIFEST}")
-        return None if manifest is None else ArtifactRef(stage, key, uri, manifest["digest"])
+        if manifest is None:
+            return None
+        return ArtifactRef(stage, key, uri, checked_manifest(manifest, uri)["digest"])
 
     def open(self, ref_or_uri: ArtifactRef | str) -> Artifact:
         """Open an artifact for reading; UserError if it is absent, changed or incomplete."""

@@ -1,15 +1,14 @@
 """Checks of table contents; every failure names column, record, value and way out."""
 
-import io
 import json
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from core.errors import UserError
+from data.pictures import PictureError, opened
 from data.schemas import IMAGE, METADATA_KEY, VERSION, Column, table_named
 
 
@@ -175,11 +174,8 @@ def _first_bad_question(questions: pa.Array) -> Problem | None:
 def _first_bad_image(images: pa.Array) -> Problem | None:
     for row, content in enumerate(images.field("bytes")):
         try:
-            with Image.open(io.BytesIO(content.as_py())) as image:
-                image.load()
-        except Exception as error:  # decoders raise many types of their own
-            return (
-                row,
-                f"the image cannot be decoded ({type(error).__name__}); replace it or drop the row",
-            )
+            with opened(content.as_py()):
+                pass
+        except PictureError as error:
+            return row, f"{error}, or drop the row"
     return None

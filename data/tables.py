@@ -13,6 +13,7 @@ from PIL import Image
 from core.errors import UserError
 from core.files import writing_to
 from data.checks import check_schema, check_table, check_unique
+from data.pictures import rgb
 from data.schemas import arrow_schema, table_named
 
 ROW_GROUP = 256  # rows; bounds the memory of readers and writers
@@ -139,9 +140,8 @@ def encode_image(image: Image.Image) -> dict[str, Any]:
 
 
 def decode_image(value: Mapping[str, Any]) -> Image.Image:
-    """The value of an image column as an RGB PIL image."""
-    with Image.open(io.BytesIO(value["bytes"])) as image:
-        return image.convert("RGB")
+    """The value of an image column as an RGB PIL image; PictureError if it is none."""
+    return rgb(value["bytes"])
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from core.errors import UserError
+from data.pictures import rgb
 
 
 def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
@@ -70,10 +71,20 @@ class ImageFolder:
         self._folders = [folder for folder in folders if folder.is_dir()]
 
     def open(self, name: str) -> Image.Image:
-        """An RGB picture; FileNotFoundError where no folder has it."""
+        """An RGB picture; FileNotFoundError where no folder has it, PictureError for a damaged one.
+
+        A name that leads out of the folders is not looked for.
+        """
         for folder in self._folders:
             path = folder / name
-            if path.is_file():
-                with Image.open(path) as image:
-                    return image.convert("RGB")
+            if inside(path, folder):
+                return rgb(path)
         raise FileNotFoundError(f"no picture {name}")
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether there is a file, and below the folder, wherever names and links lead."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a name may have null bytes, or be too long
+        return False
