@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from core.errors import UserError
 
@@ -43,6 +43,8 @@ def cases(share: float = 1.0) -> settings:
         database=None,
         derandomize="FUZZ_CASES" not in os.environ,
         suppress_health_check=list(HealthCheck),
+        # Making an example smaller takes longer than finding many others.
+        phases=(Phase.explicit, Phase.generate),
     )
 
 

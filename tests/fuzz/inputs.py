@@ -13,7 +13,7 @@ from PIL import Image
 
 TEXTS = (
     "", " ", "\t\n\r", "\0", "a\0b", "\x1b[31mred\x1b[0m", "\u202eright to left", "مرحبا بالعالم",
-    "שלום", "😀😀😀", "👩‍👩‍👧‍👦", "é" * 50, "a" * 5000, "\ud800".encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+    "שלום", "😀😀😀", "👩‍👩‍👧‍👦", "é" * 50, "a" * 5000,
     "<|soi|>", "<|eoi|><|mmu|><|t2i|>", "<|endoftext|>", "<|pad|>", "<script>alert(1)</script>",
     "../../../beside", "/etc/passwd", "..\\..\\beside", "C:\\x", "a/../../beside", "x" * 300,
     "{{ 7*7 }}", "%s%n", "'; DROP TABLE x; --", "=1+1", "NaN", "null", "yes", "no", "0", "-1",

@@ -33,7 +33,8 @@ from tests.stage_inputs import QUICK, pool_row
 CONFIG = yaml.safe_load(QUICK.read_text(encoding="utf-8"))
 PICTURES = pictures()
 SCRAPS = (
-    "&a", "*a", "<<: *a", "- ", "? ", ": ", "[", "]", "{", "}", "!!python/object/apply:os.system [id]",
+    "&a", "*a", "<<: *a", "- ", "? ", ": ", "[", "]", "{", "}",
+    "!!python/object/apply:os.system [id]",
     "!!binary x", "2001-99-99", "---", "...", "%YAML 9.9", "|", ">", "'", '"', "\t", "#", "@",
     "extends: run.yaml", "extends: ../beside", "extends: /dev/zero", "seed: 1", "a: &a [*a]", "\n",
     "b: &b [*a, *a, *a]", "\ud83d", "0o9", "0x", "1_000", "1:30:00", "~", "=", "<<", "\x85", "\x07",
