@@ -22,14 +22,16 @@ from models.showo.prompting import Ids, SpecialIds, t2i_prompt
 UNKNOWN = -1
 
 
-def prefill(network: Showo, rows: Sequence[Tree], pad_id: int) -> tuple[KVCache, Tensor, Tensor]:
-    """Run prefixes of any lengths: a cache of just their width, hidden states, lengths [B].
+def prefill(
+    network: Showo, rows: Sequence[Tree], pad_id: int, extra_capacity: int = 0
+) -> tuple[KVCache, Tensor, Tensor]:
+    """Run prefixes of any lengths: a cache with room behind them, hidden states, lengths [B].
 
     Padding stands on the right; who reads the cache has to mask it, see `visible`.
     """
     batch = pack(rows, pad_id).to(network.device)
     num_rows, width = batch.input_ids_BT.shape
-    cache = network.new_cache(num_rows, width)
+    cache = network.new_cache(num_rows, width + extra_capacity)
     hidden_BPD = network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, cache)
     cache.advance(width)
     length_B = torch.tensor([num_tokens(row) for row in rows], device=network.device)
@@ -51,7 +53,8 @@ def generate_text(
     pad_id: int,
 ) -> list[list[list[int]]]:
     """Continue each prefix once for each sampling; token ids by prefix and sampling."""
-    cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id)
+    room = _steps(samplings) * len(samplings)
+    cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id, room)
     last_BD = hidden_BPD[torch.arange(len(prefixes), device=network.device), length_B - 1]
     seen_BP = visible(length_B, cache.length)
     return _continue(network, cache, seen_BP, last_BD, samplings, stop_id, noise)
@@ -80,7 +83,7 @@ def generate_replies(
     rows = [np.pad(turn, (0, width - len(turn)), constant_values=pad_id) for turn in flat]
     ids_RT = torch.from_numpy(np.stack(rows)).to(device)
     owner = torch.tensor([i for i, asked in enumerate(turns) for _ in asked], device=device)
-    cache = prefix_cache.take_rows(owner, width)
+    cache = prefix_cache.take_rows(owner, width + _steps([sampling]))
     causal_TS = torch.ones(width, prefix + width, dtype=torch.bool, device=device).tril(prefix)
     position_1T = torch.arange(prefix, prefix + width, device=device)[None]
     # Pads stand behind every token of their turn, so causality hides them here.
@@ -94,7 +97,7 @@ def generate_replies(
 
 def _continue(
     network: Showo,
-    prefix_cache: KVCache,
+    cache: KVCache,
     seen_BP: Tensor,
     last_BD: Tensor,
     samplings: Sequence[TextSampling],
@@ -103,15 +106,14 @@ def _continue(
 ) -> list[list[list[int]]]:
     """Decode behind cached prefixes, of which `seen_BP` tells tokens from padding.
 
-    A stop token ends a sample and is kept. The K samples of a prefix are the K queries of one row,
-    over keys that hold the prefix once and then K tokens a step, of which each sees its own.
+    The cache has room for all steps and is used up. A stop token ends a sample and is kept. The K
+    samples of a prefix are the K queries of one row, over keys that hold the prefix once and then K
+    tokens a step, of which each sees its own.
     """
     num_rows, num_samples = len(last_BD), len(samplings)
     budget_K = torch.tensor([s.max_new_tokens for s in samplings], device=network.device)
-    max_steps = max(s.max_new_tokens for s in samplings)
-    every_row = torch.arange(num_rows, device=network.device)
+    max_steps = _steps(samplings) + 1
     logits_BKV = network.logits(last_BD)[:, None].expand(-1, num_samples, -1)
-    cache = prefix_cache.take_rows(every_row, (max_steps - 1) * num_samples)
     attend_B1KS = _sample_mask(seen_BP, num_samples, max_steps - 1)
     position_BK = seen_BP.sum(dim=1)[:, None].expand(-1, num_samples)
     cut = TopK(samplings, network.config.vocab_size, network.device)
@@ -135,6 +137,11 @@ def _continue(
         [_until(ids[: s.max_new_tokens], stop_id) for ids, s in zip(row, samplings, strict=True)]
         for row in tokens
     ]
+
+
+def _steps(samplings: Sequence[TextSampling]) -> int:
+    """Forward passes behind a prefix; the last token of a sample is drawn and not read."""
+    return max(sampling.max_new_tokens for sampling in samplings) - 1
 
 
 def steps_between_stops(device: torch.device) -> int:
@@ -194,26 +201,19 @@ def generate_images(
     `prompts` are unpadded (`t2i_prompt`). Codes in `given_RN` other than UNKNOWN are kept. Only
     the image block runs in each step; guidance of 0 leaves the unconditional rows out.
     """
-    config, device = network.config, network.device
-    cache, attend = _prompt_cache(network, prompts, num_samples, sampling.guidance > 0, special)
+    blocks = ImageBlocks(network, prompts, num_samples, sampling.guidance, special)
     num_rows = len(prompts) * num_samples
+    # Without given codes the samples of a prompt begin alike.
+    alike = given_RN is None
     if given_RN is None:
-        given_RN = torch.full((num_rows, config.num_vq_tokens), UNKNOWN, device=device)
+        shape = (num_rows, network.config.num_vq_tokens)
+        given_RN = torch.full(shape, UNKNOWN, device=network.device)
     unknown_RN = given_RN == UNKNOWN
     codes_RN = given_RN
-    position_1T = torch.arange(config.num_vq_tokens + 2, device=device)[None]
-    position_1T = position_1T + config.max_text_len + 1
-    border_R1 = torch.tensor([[special.soi, special.eoi]], device=device).expand(num_rows, -1)
     temperature = sampling.temperature
     for step in range(sampling.steps):
-        ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
-        ids_RT = torch.cat((border_R1[:, :1], ids_RN, border_R1[:, 1:]), dim=1)
-        copies = cache.rows // num_rows
-        hidden_RTD = network(ids_RT.repeat(copies, 1), attend, position_1T, cache)
-        logits_RNC = network.logits(hidden_RTD[:, 1:-1], config.image_columns).float()
-        if copies == 2:
-            cond_RNC, uncond_RNC = logits_RNC.chunk(2)
-            logits_RNC = (1 + sampling.guidance) * cond_RNC - sampling.guidance * uncond_RNC
+        first = alike and step == 0
+        logits_RNC = blocks.first_logits() if first else blocks.logits(codes_RN, unknown_RN)
         probs_RNC = logits_RNC.softmax(dim=-1)
         codes_RN = torch.where(unknown_RN, noise.categorical(probs_RNC), codes_RN)
         ratio = (step + 1) / sampling.steps
@@ -226,22 +226,79 @@ def generate_images(
     return codes_RN
 
 
-def _prompt_cache(
-    network: Showo, prompts: Sequence[Ids], num_samples: int, guided: bool, special: SpecialIds
-) -> tuple[KVCache, Tensor]:
-    """Cache of conditional rows, then unconditional ones, and the mask [rows,1,T,S] of a block."""
-    num_image_rows = network.config.num_vq_tokens + 2
-    budget = network.config.max_text_len
-    empty = [t2i_prompt([], special, budget)] if guided else []
-    trees: list[list[Segment]] = [[prompt_root(ids, budget)] for ids in (*prompts, *empty)]
-    prompt_cache, _, length_B = prefill(network, trees, special.pad)
-    rows = torch.arange(len(prompts), device=network.device).repeat_interleave(num_samples)
-    if guided:
-        rows = torch.cat((rows, torch.full_like(rows, len(prompts))))
-    cache = prompt_cache.take_rows(rows, num_image_rows)
-    seen_BP = visible(length_B, prompt_cache.length)[rows]
-    seen_BS = torch.cat((seen_BP, seen_BP.new_ones(len(rows), num_image_rows)), dim=1)
-    return cache, seen_BS[:, None, None].expand(-1, -1, num_image_rows, -1)
+class ImageBlocks:
+    """Image blocks behind their prompts, with guidance behind the empty one too.
+
+    Rows are the samples of the first prompt, then those of the next.
+    """
+
+    def __init__(
+        self,
+        network: Showo,
+        prompts: Sequence[Ids],
+        num_samples: int,
+        guidance: float,
+        special: SpecialIds,
+    ) -> None:
+        """Run the prompts. Guidance of 0 is none."""
+        self._network, self._special, self._guidance = network, special, guidance
+        config = network.config
+        self._prompts, self._samples = len(prompts), num_samples
+        budget, self._width = config.max_text_len, config.num_vq_tokens + 2
+        empty = [t2i_prompt([], special, budget)] if guidance > 0 else []
+        trees: list[list[Segment]] = [[prompt_root(ids, budget)] for ids in (*prompts, *empty)]
+        self._prompt_cache, _, length_B = prefill(network, trees, special.pad, self._width)
+        self._seen_BP = visible(length_B, self._prompt_cache.length)
+        self._rows: KVCache | None = None
+        position_1T = torch.arange(self._width, device=network.device)[None]
+        self._position_1T = position_1T + budget + 1
+
+    def first_logits(self) -> Tensor:
+        """As `logits` where nothing is known yet, for which each prompt is run once."""
+        shape = (self._prompts, self._network.config.num_vq_tokens)
+        unknown_BN = torch.ones(shape, dtype=torch.bool, device=self._network.device)
+        ids_BT = self._ids(unknown_BN.long(), unknown_BN)
+        if self._guidance > 0:
+            ids_BT = torch.cat((ids_BT, ids_BT[:1]))
+        prompts_B = torch.arange(len(ids_BT), device=ids_BT.device)
+        logits_BNC = self._image_logits(ids_BT, prompts_B, self._prompt_cache)
+        return self._guided(logits_BNC).repeat_interleave(self._samples, dim=0)
+
+    def logits(self, codes_RN: Tensor, unknown_RN: Tensor) -> Tensor:
+        """Guided logits [R,N,C] in float32; codes at unknown places are not looked at."""
+        prompts_R = torch.arange(self._prompts, device=codes_RN.device)
+        prompts_R = prompts_R.repeat_interleave(self._samples)
+        ids_RT = self._ids(codes_RN, unknown_RN)
+        if self._guidance > 0:
+            ids_RT = ids_RT.repeat(2, 1)
+            prompts_R = torch.cat((prompts_R, torch.full_like(prompts_R, self._prompts)))
+        if self._rows is None:
+            self._rows = self._prompt_cache.take_rows(prompts_R, self._width)
+        return self._guided(self._image_logits(ids_RT, prompts_R, self._rows))
+
+    def _ids(self, codes_RN: Tensor, unknown_RN: Tensor) -> Tensor:
+        """Tokens [R,T] of the blocks."""
+        config, special = self._network.config, self._special
+        ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
+        border_R2 = torch.tensor([[special.soi, special.eoi]], device=ids_RN.device)
+        border_R2 = border_R2.expand(len(ids_RN), -1)
+        return torch.cat((border_R2[:, :1], ids_RN, border_R2[:, 1:]), dim=1)
+
+    def _image_logits(self, ids_RT: Tensor, prompts_R: Tensor, cache: KVCache) -> Tensor:
+        """Of the image columns, [R,N,C] in float32. The cache is left as it was."""
+        seen_RP = self._seen_BP[prompts_R]
+        seen_RS = torch.cat((seen_RP, seen_RP.new_ones(len(prompts_R), self._width)), dim=1)
+        attend_R1TS = seen_RS[:, None, None].expand(-1, -1, self._width, -1)
+        hidden_RTD = self._network(ids_RT, attend_R1TS, self._position_1T, cache)
+        return self._network.logits(hidden_RTD[:, 1:-1], self._network.config.image_columns).float()
+
+    def _guided(self, logits_RNC: Tensor) -> Tensor:
+        """Of the conditional rows; the unconditional ones, or the one for all, come last."""
+        if self._guidance == 0:
+            return logits_RNC
+        unguided = 1 if len(logits_RNC) == self._prompts + 1 else len(logits_RNC) // 2
+        cond_RNC, uncond_RNC = logits_RNC[:-unguided], logits_RNC[-unguided:]
+        return (1 + self._guidance) * cond_RNC - self._guidance * uncond_RNC
 
 
 def mask_lengths(ratio: float, unknown_RN: Tensor) -> Tensor:
