@@ -13,6 +13,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 
+from core.benchmarks import ENDPOINT, NEEDS, BenchmarkChoice
 from core.settings import Section, load_settings
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -33,6 +34,7 @@ DeployedStage = Literal[
     "reference",
     "train",
     "evaluate",
+    "benchmark",
     "register",
 ]
 
@@ -440,6 +442,9 @@ class Config(Section):
     pairing: Pairing
     training: Training
     evaluation: Evaluation
+    benchmarks: list[BenchmarkChoice] = Field(
+        description="what every checkpoint is scored by besides, and must not get worse at"
+    )
     gate: Gate
     tracking: Tracking
     runtime: Runtime
@@ -460,6 +465,7 @@ class Config(Section):
                 "evaluation.judge = 'endpoint', but evaluation.endpoint is null; say there which "
                 "model answers, or set evaluation.judge: base"
             )
+        self._check_benchmarks()
         branches = self.training.caption, self.training.image
         rates = [branch.learning_rate for branch in branches]
         if self.training.optimizers == "shared" and rates[0] != rates[1]:
@@ -474,6 +480,23 @@ class Config(Section):
                 "nothing would be trained; set one of them above 0"
             )
         return self
+
+    def _check_benchmarks(self) -> None:
+        names = [chosen.name for chosen in self.benchmarks]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"benchmarks has {min(twice)} twice; leave one of them")
+        for chosen in self.benchmarks:
+            if not NEEDS[chosen.name].files and self.data.source != "shapes":
+                raise ValueError(
+                    f"benchmarks has {chosen.name}, which asks about shapes, but data.source = "
+                    f"{self.data.source!r}; take it out"
+                )
+            if chosen.judges.get("judge") == ENDPOINT and self.evaluation.endpoint is None:
+                raise ValueError(
+                    f"benchmarks: {chosen.name} has judge = 'endpoint', but evaluation.endpoint is "
+                    "null; say there which model answers, or set judge: self"
+                )
 
 
 def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:

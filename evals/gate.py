@@ -1,11 +1,11 @@
-"""The gate between a candidate and the champion: paired changes on the same held-out records.
+"""The gate between a candidate and the champion: paired changes on the same records and items.
 
 Shapes: R records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from core.config import Evaluation, Gate
 from core.errors import UserError
+from evals.benchmarks.changes import BenchmarkChange
 from evals.statistics import Estimate, Values, bootstrap_difference
 
 
@@ -25,15 +26,22 @@ class GateDecision:
     reason: str
     generation_gain: Estimate
     understanding_change: Estimate
+    benchmarks: Sequence[BenchmarkChange] = ()
 
 
 def judge(
-    candidate: pa.Table, champion: pa.Table, gate: Gate, evaluation: Evaluation, seed: int
+    candidate: pa.Table,
+    champion: pa.Table,
+    gate: Gate,
+    evaluation: Evaluation,
+    seed: int,
+    benchmarks: Sequence[BenchmarkChange] = (),
 ) -> GateDecision:
     """Decide from two `record_metrics` tables; UserError unless they hold the same records.
 
     With `gate.beyond_interval` the gain must be established by the lower end of its interval, and
-    only a loss established by the upper end of its own counts; without it the values decide.
+    only a loss established by the upper end of its own counts; without it the values decide. A
+    loss at any of the benchmarks blocks.
     """
     changes = paired_changes(candidate, champion, evaluation, seed)
     gain, change = changes["generation"], changes["understanding"]
@@ -41,14 +49,22 @@ def judge(
     kept = change.high if gate.beyond_interval else change.value
     rises = gained > gate.min_generation_gain
     lost = kept < -gate.max_understanding_loss
+    worse = [_is_loss(one.change, gate) for one in benchmarks]
+    promote = rises and not lost and not any(worse)
     sentence = (
-        f"{'promoted' if rises and not lost else 'not promoted'}: "
+        f"{'promoted' if promote else 'not promoted'}: "
         f"G changed by {_show(gain)}, which {'exceeds' if rises else 'does not exceed'} the "
         f"required {gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
         f"{'a' if lost else 'no'} loss beyond the allowed {gate.max_understanding_loss:.3f} "
         f"(judged by the {'intervals' if gate.beyond_interval else 'values'})"
     )
-    return GateDecision(rises and not lost, sentence, gain, change)
+    beyond = " beyond its interval" if gate.beyond_interval else ""
+    parts = [one.sentence(loss) + beyond for one, loss in zip(benchmarks, worse, strict=True)]
+    return GateDecision(promote, "; ".join([sentence, *parts]), gain, change, benchmarks)
+
+
+def _is_loss(change: Estimate, gate: Gate) -> bool:
+    return (change.high if gate.beyond_interval else change.value) < 0
 
 
 def paired_changes(

@@ -22,6 +22,7 @@ PLACES = {
     "reference": "tasks.reference:REFERENCE",
     "train": "tasks.train:TRAIN",
     "evaluate": "tasks.evaluate:EVALUATE",
+    "benchmark": "tasks.benchmark:BENCHMARK",
     "register": "tasks.register:REGISTER",
 }
 

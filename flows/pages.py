@@ -28,7 +28,8 @@ from core.stage import WHOLE, Share
 TABLE = "checkpoints"
 TABLE_TEXT = (
     "Understanding U and generation G on held-out records with their intervals, the gap that "
-    "self-play is to close, what each filter let through to training, and what the gate said."
+    "self-play is to close, one figure of each benchmark, what each filter let through to "
+    "training, and what the gate said."
 )
 
 

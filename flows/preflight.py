@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from core.benchmarks import ENDPOINT, NEEDS, SELF
 from core.config import Config
 from core.errors import UserError
 from core.store import Store
@@ -59,6 +60,7 @@ def check(config: Config, *, device: bool = True) -> None:
         _check_model,
         _check_caption_encoder,
         _check_data,
+        _check_benchmarks,
         _check_store,
     )
     problems = [problem for part in checks for problem in _problems(part, config)]
@@ -159,6 +161,26 @@ def _check_caption_encoder(config: Config) -> None:
     except ValueError as error:
         raise UserError(f"{field}: {error}; give a folder saved by sentence-transformers") from None
     _check_files(field, transformer, ("config.json", "model.safetensors", "tokenizer.json"))
+
+
+def _check_benchmarks(config: Config) -> None:
+    for chosen in config.benchmarks:
+        field = f"benchmarks: {chosen.name}"
+        if chosen.folder is not None:
+            folder = _folder(f"{field}: folder", chosen.folder)
+            patterns = NEEDS[chosen.name].files
+            if not any(True for pattern in patterns for _ in folder.rglob(pattern)):
+                raise UserError(
+                    f"{field}: folder = {chosen.folder!r} has no {' or '.join(patterns)}; give the "
+                    "folder with its published files"
+                )
+        for role, place in chosen.judges.items():
+            named = place in (SELF, ENDPOINT) or "://" in place
+            if not named and not Path(place).exists():
+                raise UserError(
+                    f"{field}: judges.{role} = {place!r} does not exist (looked for "
+                    f"{Path(place).absolute()}); give its path"
+                )
 
 
 def _folder(field: str, path: str) -> Path:

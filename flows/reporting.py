@@ -12,8 +12,9 @@ from core.errors import UserError
 from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
+from report.benchmarks import Interval
 from report.card import render_card
-from report.figures import Figures, Interval, read_figures
+from report.figures import Figures, read_figures
 from report.page import render_page
 from report.story import Story, from_document, to_document
 from tasks._tracking.runs import BASE, Origin, self_play_key

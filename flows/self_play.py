@@ -1,4 +1,4 @@
-"""The self-play loop as a Prefect flow: sample, score, pair, train, evaluate, register, repeat."""
+"""The self-play loop as a Prefect flow: sample, score, pair, train, judge, register, repeat."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from report.table import Checkpoint, final_table
 from tasks._tracking.runs import BASE as ORIGIN
 from tasks._tracking.runs import IterationRun, Origin, Tracker, open_tracker
 from tasks.base import BASE
+from tasks.benchmark import BENCHMARK, alone
 from tasks.champion import Champion, find_champion
 from tasks.evaluate import EVALUATE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
 from tasks.questions import QUESTIONS, check_without
 from tasks.reference import REFERENCE
-from tasks.register import REGISTER, is_registered, register
+from tasks.register import REGISTER, Scores, is_registered, register
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
@@ -211,42 +212,65 @@ class SelfPlay:
         run: IterationRun,
     ) -> None:
         """Evaluate and register a checkpoint, and show what the stages `made`."""
+        step = self._step(iteration, checkpoint, run)
         inputs = {"test": self._test, "checkpoint": checkpoint, "base": self._base}
-        evaluation = self._stage(EVALUATE, inputs, self._step(iteration, checkpoint, run))
+        evaluation = self._stage(EVALUATE, inputs, step)
         metrics = self._store.open(evaluation).path("metrics.parquet")
         run.log_refs({"judged": checkpoint, "evaluation": evaluation})
         run.log_metrics(read_table(metrics, "metrics"))
-        promoted, decision = self._register(iteration, checkpoint, evaluation, run)
+        benchmarks = self._benchmarks(checkpoint, step, run)
+        scores = Scores(evaluation, list(benchmarks.values()))
+        promoted, decision = self._register(iteration, checkpoint, scores, run)
         name = self._label(iteration)
         announce(name, "register", decision)
-        judged = Version(iteration, checkpoint, evaluation, dict(made), promoted, decision, name)
+        judged = Version(
+            iteration, checkpoint, evaluation, dict(made), promoted, decision, name, benchmarks
+        )
         self._story = self._story.with_version(judged)
         keep_story(self._config, self._store, self._story)
         self._showcase.show(self._story, run)
 
+    def _benchmarks(
+        self, checkpoint: ArtifactRef, step: Step, run: IterationRun
+    ) -> dict[str, ArtifactRef]:
+        """What each benchmark of the config gives for a checkpoint."""
+        results: dict[str, ArtifactRef] = {}
+        for chosen in self._config.benchmarks:
+            one = alone(self._config, chosen.name)
+            ref = self._stage(BENCHMARK, {"checkpoint": checkpoint}, step, one)
+            metrics = self._store.open(ref).path("metrics.parquet")
+            run.log_refs({f"benchmark.{chosen.name}": ref})
+            run.log_benchmark(chosen.name, read_table(metrics, "metrics"))
+            results[chosen.name] = ref
+        return results
+
     def _register(
-        self, iteration: int, checkpoint: ArtifactRef, evaluation: ArtifactRef, run: IterationRun
+        self, iteration: int, checkpoint: ArtifactRef, scores: Scores, run: IterationRun
     ) -> tuple[bool, str]:
         """Whether the checkpoint is the champion, and why."""
         if iteration == 0 and self._champion:
             return True, f"version {self._champion.version}, the champion that this run starts from"
-        versions = self._story.versions
-        baseline = versions[0].evaluation if versions else None
-        if not is_registered(self._config, run.registry, checkpoint, evaluation):
+        first = self._story.versions[0] if self._story.versions else None
+        baseline = Scores(first.evaluation, list(first.benchmarks.values())) if first else None
+        if not is_registered(self._config, run.registry, checkpoint, scores):
             inputs: Inputs = {
                 "checkpoint": checkpoint,
-                "evaluation": evaluation,
-                "baseline": [baseline] if baseline else [],
+                "evaluation": scores.evaluation,
+                "baseline": [baseline.evaluation] if baseline else [],
+                "benchmarks": scores.benchmarks,
+                "baseline_benchmarks": baseline.benchmarks if baseline else [],
             }
             self._stage(REGISTER, inputs, self._step(iteration, checkpoint, run))
         # Done by now: this only reads what was decided.
         done = register(
-            self._config, self._store, checkpoint, evaluation, baseline, registry=run.registry
+            self._config, self._store, checkpoint, scores, baseline, registry=run.registry
         )
         return done.promoted, (f"version {done.version}, " if done.version else "") + done.reason
 
-    def _stage(self, stage: Stage, inputs: Inputs, step: Step) -> ArtifactRef:
-        result = self._runner(stage, self._config, inputs, step)
+    def _stage(
+        self, stage: Stage, inputs: Inputs, step: Step, config: Config | None = None
+    ) -> ArtifactRef:
+        result = self._runner(stage, config or self._config, inputs, step)
         if not result.cached:
             self._at_work += float(self._store.open(result.ref).manifest["seconds"])
         return result.ref
@@ -255,9 +279,12 @@ class SelfPlay:
         columns = [
             Checkpoint(
                 version.label,
-                read_table(self._store.open(version.evaluation).path("metrics.parquet"), "metrics"),
+                read_table(
+                    self._store.open(version.version.evaluation).path("metrics.parquet"), "metrics"
+                ),
+                {found.title: found.headline for found in version.benchmarks.values()},
             )
-            for version in self._story.versions
+            for version in figures.versions
         ]
         return final_table(columns, figures.changes, confidence=self._config.evaluation.confidence)
 

@@ -34,7 +34,7 @@ class Showcase:
         """Show the last checkpoint of the story, whose MLflow run is `run`."""
         if not self._tracker.enabled and self._pages is None:
             return
-        self._figures.append(read_version(self._store, story.versions[-1]))
+        self._figures.append(read_version(self._store, story.versions[-1], story))
         alarms = find_alarms([for_alarms(figures) for figures in self._figures])
         if self._tracker.enabled:
             self._track(story, run, alarms)

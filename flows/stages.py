@@ -24,6 +24,7 @@ from core.store import Store
 from flows.pages import ProgressPage
 from tasks._crew import run_on_machine
 from tasks._tracking.live import shown_live
+from tasks.benchmark import BENCHMARK
 from tasks.register import REGISTER, register_stage
 
 RefDocument = dict[str, str]
@@ -113,11 +114,15 @@ def report_end(stage: Stage, step: Step, result: StageResult) -> None:
 
 
 def run_name(stage: Stage, config: Config, step: Step) -> str:
-    """`sample-images · iteration 2 · checkpoint 1a2b3c4d`; `pool · shapes` before the first."""
+    """`sample-images · iteration 2 · checkpoint 1a2b3c4d`; `pool · shapes` before the first.
+
+    Of a benchmark the name comes second.
+    """
     if step.checkpoint is None:
         return DOT.join((stage.name, config.data.title))
     digest = step.checkpoint.digest[:SHOWN_DIGITS]
-    return DOT.join((stage.name, step.label, f"checkpoint {digest}"))
+    what = [stage.name, *([config.benchmarks[0].name] if stage is BENCHMARK else [])]
+    return DOT.join((*what, step.label, f"checkpoint {digest}"))
 
 
 def run_tags(stage: Stage, config: Config, step: Step) -> list[str]:

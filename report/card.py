@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from report.figures import ALL, Figures
+from report.benchmarks import ALL
+from report.figures import Figures
 from report.page import SCORES, number
 from report.verdict import give_verdict
 
@@ -42,10 +43,22 @@ def _metadata(figures: Figures) -> dict[str, Any]:
         "model-index": [
             {
                 "name": _name(figures),
-                "results": [{"task": task, "dataset": dataset, "metrics": metrics}],
+                "results": [
+                    {"task": task, "dataset": dataset, "metrics": metrics},
+                    *_benchmark_results(figures),
+                ],
             }
         ],
     }
+
+
+def _benchmark_results(figures: Figures) -> Iterator[dict[str, Any]]:
+    for name, one in figures.last.benchmarks.items():
+        figure = one.title.partition(" ")[2]
+        metric = {"type": figure, "name": figure, "value": round(one.headline.value, 4)}
+        dataset = {"type": name, "name": name}
+        task = {"type": "any-to-any", "name": f"{name}, {one.counted}"}
+        yield {"task": task, "dataset": dataset, "metrics": [metric]}
 
 
 def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
@@ -92,6 +105,26 @@ def _results(figures: Figures) -> Iterator[str]:
             f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known
         ]
         yield f"| {title} | {' | '.join(cells)} |"
+    yield from _benchmarks(figures)
+
+
+def _benchmarks(figures: Figures) -> Iterator[str]:
+    found = figures.last.benchmarks
+    if not found:
+        return
+    yield from (
+        "",
+        f"| benchmark | {' | '.join(v.label for v in figures.versions)} | items | judge |",
+    )
+    yield f"|---|{'---|' * (len(figures.versions) + 2)}"
+    for name, one in found.items():
+        known = [
+            v.benchmarks[name].headline if name in v.benchmarks else None for v in figures.versions
+        ]
+        cells = [
+            f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known
+        ]
+        yield f"| {one.title} | {' | '.join(cells)} | {one.counted} | {one.judge} |"
 
 
 def _weaknesses(figures: Figures) -> Iterator[str]:

@@ -14,23 +14,13 @@ from core.artifact import Artifact, ArtifactRef
 from core.store import Store
 from data.tables import count_rows, read_table
 from report.alarms import Alarm, IterationFigures, find_alarms
+from report.benchmarks import ALL, BenchmarkFigures, Interval, Metrics, read_benchmark
 from report.samples import Drawing, Sampled, read_drawings, read_sampled
 from report.story import Story, Version
 
-ALL = "all"
 CURVES = "metrics.jsonl"
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value with the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-Metrics = Mapping[tuple[str, str], Interval]
 Results = Mapping[str, Any]
 
 
@@ -53,6 +43,7 @@ class VersionFigures:
     trained: Results
     curve: Sequence[Mapping[str, float]]
     stages: Sequence[StageTime]
+    benchmarks: Mapping[str, BenchmarkFigures]
 
     @property
     def label(self) -> str:
@@ -120,7 +111,7 @@ class Figures:
 
 def read_figures(store: Store, story: Story, changes: Mapping[str, Interval]) -> Figures:
     """Read what a report needs of a story with at least its base."""
-    versions = [read_version(store, version) for version in story.versions]
+    versions = [read_version(store, version, story) for version in story.versions]
     base = store.open(story.base)
     refs = {"pool": story.pool, "test": story.test, "base": story.base}
     pool, test = (count_rows(store.open(ref).parts()) for ref in (story.pool, story.test))
@@ -140,9 +131,10 @@ def read_figures(store: Store, story: Story, changes: Mapping[str, Interval]) ->
     )
 
 
-def read_version(store: Store, version: Version) -> VersionFigures:
-    """The figures of one checkpoint."""
+def read_version(store: Store, version: Version, story: Story) -> VersionFigures:
+    """The figures of one checkpoint of a story."""
     opened = {name: store.open(ref) for name, ref in version.stages.items()}
+    results = {name: store.open(ref) for name, ref in version.benchmarks.items()}
     evaluation = store.open(version.evaluation)
     table = read_table(evaluation.path("metrics.parquet"), "metrics")
     metrics = {
@@ -158,7 +150,11 @@ def read_version(store: Store, version: Version) -> VersionFigures:
         stages=[
             *(_time(name, artifact) for name, artifact in opened.items()),
             _time("evaluation", evaluation),
+            *(_time(f"benchmark {name}", artifact) for name, artifact in results.items()),
         ],
+        benchmarks={
+            name: read_benchmark(name, artifact, story.config) for name, artifact in results.items()
+        },
     )
 
 

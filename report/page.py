@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from report.alarms import FILTERS
-from report.figures import ALL, Figures, Interval, VersionFigures
+from report.benchmarks import ALL, COUNTS, BenchmarkFigures, Interval
+from report.figures import Figures, VersionFigures
 from report.plots import group_plots, health_plots, main_plots, training_plots, trust_plots
 from report.published import published_tables
 from report.verdict import give_verdict, signed
@@ -100,7 +101,9 @@ def render_page(figures: Figures) -> str:
         training_plots=training_plots(figures),
         filters=list(filter_rows(figures)),
         times=time_rows(figures),
-        published=published_tables(),
+        published=published_tables(figures),
+        benchmarks=benchmark_rows(figures),
+        benchmark_groups=list(benchmark_group_rows(figures)),
         settings=list(flatten(figures.story.config)),
     )
 
@@ -112,6 +115,41 @@ def score_rows(figures: Figures) -> list[ScoreRow]:
         for name, title in SCORES
         if name != "malformed" or figures.judged_by_oracle
     ]
+
+
+def benchmark_rows(figures: Figures) -> list[ScoreRow]:
+    """The headline figure of every benchmark."""
+    return [
+        ScoreRow(
+            found.title,
+            [
+                version.benchmarks[name].headline if name in version.benchmarks else None
+                for version in figures.versions
+            ],
+        )
+        for name, found in figures.last.benchmarks.items()
+    ]
+
+
+def benchmark_group_rows(figures: Figures) -> Iterator[tuple[BenchmarkFigures, list[ScoreRow]]]:
+    """All figures of every benchmark."""
+    for name, found in figures.last.benchmarks.items():
+        yield (
+            found,
+            [
+                ScoreRow(
+                    f"{figure} {group.replace('_', ' ') if group != ALL else ''}".strip(),
+                    [
+                        version.benchmarks[name].metrics.get((figure, group))
+                        if name in version.benchmarks
+                        else None
+                        for version in figures.versions
+                    ],
+                )
+                for figure, group in found.metrics
+                if not figure.startswith(COUNTS)
+            ],
+        )
 
 
 def group_rows(figures: Figures) -> Iterator[tuple[str, list[ScoreRow]]]:
@@ -156,8 +194,12 @@ def _filter_row(version: VersionFigures, modality: str) -> FilterRow:
 def time_rows(figures: Figures) -> list[TimeRow]:
     """Seconds that each stage took when its artifact was made."""
     taken = [{stage.name: stage.seconds for stage in v.stages} for v in figures.versions]
-    known = [name for name in STAGES if any(name in stages for stages in taken)]
-    return [TimeRow(STAGES[name], [stages.get(name) for stages in taken]) for name in known]
+    done = list(dict.fromkeys(name for stages in taken for name in stages))
+    # Benchmarks are not among the names, and come last.
+    known = [name for name in STAGES if name in done] + [n for n in done if n not in STAGES]
+    return [
+        TimeRow(STAGES.get(name, name), [stages.get(name) for stages in taken]) for name in known
+    ]
 
 
 def flatten(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

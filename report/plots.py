@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from report.benchmarks import ALL
 from report.charts import LARGE, MOST_POINTS, SMALL, Axis, Line, line_chart, thinned, value_span
-from report.figures import ALL, Figures, VersionFigures
+from report.figures import Figures, VersionFigures
 
 MODALITIES = ("caption", "image")
 # Captions are what the model understands, images what it draws: one colour for each side.

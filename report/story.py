@@ -6,7 +6,7 @@ The report is built from it at any time, of an unfinished run too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from core.artifact import ArtifactRef
@@ -18,8 +18,8 @@ class Version:
 
     `stages` holds what the iteration made under the names of its inputs (captions, images,
     caption_scores, image_scores, pairs, reference, trained); it is empty for the base. `decision`
-    is what the gate said, `name` is set where the run
-    did not start from the base.
+    is what the gate said, `name` is set where the run did not start from the base, `benchmarks` has
+    the results of each.
     """
 
     iteration: int
@@ -29,6 +29,7 @@ class Version:
     promoted: bool
     decision: str
     name: str = ""
+    benchmarks: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -72,6 +73,7 @@ def from_document(document: Mapping[str, Any]) -> Story:
             promoted=version["promoted"],
             decision=version["decision"],
             name=version["name"],
+            benchmarks={name: ArtifactRef(**ref) for name, ref in version["benchmarks"].items()},
         )
         for version in document["versions"]
     )

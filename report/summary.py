@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL.Image import Image
 
 from report.alarms import MODALITIES, Alarm
-from report.figures import ALL, VersionFigures
+from report.benchmarks import ALL
+from report.figures import VersionFigures
 from report.gallery import PairExample, data_uri
 from report.table import show
 
@@ -39,6 +40,7 @@ def checkpoint_rows(versions: Sequence[VersionFigures]) -> list[dict[str, str]]:
         {
             "checkpoint": version.label,
             **_scores(version),
+            **{one.title: show(one.headline) for one in version.benchmarks.values()},
             **{f"{modality}s kept": _kept(version, modality) for modality in MODALITIES},
             "pairs": _pairs(version),
             **{f"{modality}s dropped": _why(version, modality) for modality in MODALITIES},

@@ -6,7 +6,7 @@ Wide runs are split into blocks below each other, so that lines stay within a te
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow as pa
 WIDTH = 120
 GAP = 2
 ALL = "all"
+BENCHMARK = "benchmark"
 CHANGE = "change from base"
 
 
@@ -30,10 +31,11 @@ class Interval(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A column: its title and the `metrics` table of the checkpoint."""
+    """A column: its title, the `metrics` table of the checkpoint, and its benchmarks by title."""
 
     label: str
     metrics: pa.Table
+    benchmarks: Mapping[str, Interval] = field(default_factory=dict)
 
 
 Scores: TypeAlias = Mapping[tuple[str, str], str]
@@ -66,10 +68,10 @@ def final_table(
     make the last column.
     """
     rows = _rows([checkpoint.metrics for checkpoint in checkpoints])
+    titled = dict.fromkeys(title for one in checkpoints for title in one.benchmarks)
+    rows += [(title, (title, BENCHMARK)) for title in titled]
     titles = [title for title, _ in rows]
-    columns = [
-        _column(checkpoint.label, _cells(checkpoint.metrics), rows) for checkpoint in checkpoints
-    ]
+    columns = [_column(checkpoint.label, _cells(checkpoint), rows) for checkpoint in checkpoints]
     if changes and len(checkpoints) > 1:
         signed = {(name, ALL): show(change, signed=True) for name, change in changes.items()}
         columns.append(_column(CHANGE, signed, rows))
@@ -99,11 +101,12 @@ def _rows(tables: Sequence[pa.Table]) -> list[Row]:
     return rows
 
 
-def _cells(metrics: pa.Table) -> Scores:
-    return {
+def _cells(checkpoint: Checkpoint) -> Scores:
+    scores = {
         (row["name"], row["group"]): show(_Estimate(row["value"], row["low"], row["high"]))
-        for row in metrics.to_pylist()
+        for row in checkpoint.metrics.to_pylist()
     }
+    return scores | {(t, BENCHMARK): show(one) for t, one in checkpoint.benchmarks.items()}
 
 
 @dataclass(frozen=True)

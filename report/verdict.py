@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from report.figures import Figures, Interval
+from report.benchmarks import Interval
+from report.figures import Figures
 
 GOOD, BAD, OPEN = "good", "bad", "open"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from core.command import stage_command
@@ -12,10 +12,10 @@ from core.config import Config
 from core.stage import Stage, StageContext
 from data.tables import count_rows
 from evals.evaluation import Evaluator, evaluate_pool, join_parts, judging
+from evals.judge_server import judge_server
 from models.batches import Batches
 from models.caption_scorer import encoder_files
 from models.memory_plan import Shape, for_evaluation
-from models.vllm_server import served
 
 
 def _body(context: StageContext) -> Mapping[str, object] | None:
@@ -43,15 +43,8 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
     return {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"} | counts
 
 
-@contextmanager
-def _with_server(config: Config) -> Iterator[Config]:
-    evaluation = config.evaluation
-    if evaluation.judge != "endpoint" or evaluation.endpoint is None:
-        yield config
-        return
-    with served(evaluation.endpoint, "evaluation.endpoint") as endpoint:
-        changed = evaluation.model_copy(update={"endpoint": endpoint})
-        yield config.model_copy(update={"evaluation": changed})
+def _with_server(config: Config) -> AbstractContextManager[Config]:
+    return judge_server(config, config.evaluation.judge == "endpoint")
 
 
 def _encoder_files(config: Config) -> Sequence[Path]:

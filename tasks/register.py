@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from core.artifact import Artifact, ArtifactRef
+from core.benchmarks import BenchmarkName
 from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
@@ -33,6 +35,7 @@ from core.stage import (
 )
 from core.store import Store
 from data.tables import read_table
+from evals.benchmarks.changes import BenchmarkChange, benchmark_change
 from evals.gate import judge, same_records
 from tasks._tracking.registry import Registry, Version, open_registry
 from tasks._tracking.runs import flatten
@@ -40,6 +43,7 @@ from tasks._tracking.runs import flatten
 RESULT = "registration.json"
 WEIGHTS = "model/model.safetensors"
 FIRST = "first version"
+ITEMS = "items.parquet"  # of a benchmark
 SCORES = ("understanding", "generation", "gap")
 # What may differ between two evaluations whose record metrics still mean the same.
 UNIMPORTANT = {
@@ -71,56 +75,98 @@ def _body(context: StageContext) -> Mapping[str, object]:
         "checkpoint": asdict(checkpoint.ref),
         "sha256": checkpoint.manifest["files"][WEIGHTS]["sha256"],
         "evaluation": asdict(evaluation.ref),
+        "benchmark_results": [asdict(one.ref) for one in context.inputs["benchmarks"]],
         "baseline": None,
+        "baseline_results": [one.ref.uri for one in context.inputs["baseline_benchmarks"]],
     }
     if context.inputs["baseline"]:
         baseline = context.input("baseline")
         config = context.config
-        decision = judge(
-            _records(evaluation), _records(baseline), config.gate, config.evaluation, context.seed
-        )
+        compared, skipped = _benchmark_changes(context)
+        tables = _records(evaluation), _records(baseline)
+        decision = judge(*tables, config.gate, config.evaluation, context.seed, compared)
         document |= asdict(decision) | {"baseline": asdict(baseline.ref)}
+        document["reason"] += skipped
     with context.draft.write(RESULT) as path:
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return {"promote": document["promote"], "reason": document["reason"]}
 
 
+def _benchmark_changes(context: StageContext) -> tuple[list[BenchmarkChange], str]:
+    """Changes at the benchmarks that both were scored by, and a remark about the others."""
+    after, before = (
+        {_name(one): one for one in context.inputs[name]}
+        for name in ("benchmarks", "baseline_benchmarks")
+    )
+    changes, skipped = [], []
+    for name in dict.fromkeys((*after, *before)):
+        if name not in after or name not in before or _differ(after[name], before[name]):
+            skipped.append(name)
+            continue
+        new, old = (
+            read_table(one.path(ITEMS), "benchmark_items") for one in (after[name], before[name])
+        )
+        changes.append(benchmark_change(name, new, old, context.config.evaluation))
+    remark = "; not compared, since items or settings differ or only one was scored: "
+    return changes, remark + ", ".join(skipped) if skipped else ""
+
+
+def _differ(after: Artifact, before: Artifact) -> bool:
+    """Whether two results are of other items, judges or sampling."""
+    return bool(after.manifest["results"]["terms"] != before.manifest["results"]["terms"])
+
+
+def _name(benchmark: Artifact) -> BenchmarkName:
+    name: BenchmarkName = benchmark.manifest["results"]["name"]
+    return name
+
+
 REGISTER = Stage(
     "register",
-    1,
+    2,
     reads=("seed", "gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
-    inputs=("checkpoint", "evaluation", "baseline"),
+    inputs=("checkpoint", "evaluation", "baseline", "benchmarks", "baseline_benchmarks"),
     body=_body,
 )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found out about a checkpoint: its evaluation, and what benchmarks gave."""
+
+    evaluation: ArtifactRef
+    benchmarks: Sequence[ArtifactRef] = ()
 
 
 def register(
     config: Config,
     store: Store,
     checkpoint: ArtifactRef,
-    evaluation: ArtifactRef,
-    baseline: ArtifactRef | None,
+    scores: Scores,
+    baseline: Scores | None,
     *,
     run_id: str = "",
     registry: Registry | None = None,
 ) -> Registration:
     """Judge a checkpoint against the champion, and register it unless that is done already.
 
-    `baseline` is the evaluation to compare with where there is no champion that was judged on the
+    `baseline` are the scores to compare with where there is no champion that was judged on the
     same records with the same settings; None for the base checkpoint itself. `run_id` is that of
     the MLflow run that made the checkpoint; a registry that is open already spares a connection.
     """
     registry = registry or open_registry(config.tracking)
-    version = registry.find(_registration_key(config, checkpoint, evaluation))
+    version = registry.find(_registration_key(config, checkpoint, scores))
     if version is None:
-        opponent, note = _choose_opponent(registry, store, evaluation, baseline)
+        opponent, note = _choose_opponent(registry, store, scores, baseline)
     else:
         # Judged before, maybe the champion itself by now: the decision on record stands.
         opponent, note = _opponent_on_record(store, version, baseline), ""
     inputs: Inputs = {
         "checkpoint": checkpoint,
-        "evaluation": evaluation,
-        "baseline": [] if opponent is None else [opponent],
+        "evaluation": scores.evaluation,
+        "baseline": [] if opponent is None else [opponent.evaluation],
+        "benchmarks": scores.benchmarks,
+        "baseline_benchmarks": [] if opponent is None else opponent.benchmarks,
     }
     result = run_stage(REGISTER, config, store, inputs)
     document = json.loads(store.open(result.ref).path(RESULT).read_text(encoding="utf-8"))
@@ -142,10 +188,10 @@ def register(
 
 
 def is_registered(
-    config: Config, registry: Registry, checkpoint: ArtifactRef, evaluation: ArtifactRef
+    config: Config, registry: Registry, checkpoint: ArtifactRef, scores: Scores
 ) -> bool:
     """Whether there is nothing left to do for `register`."""
-    return registry.find(_registration_key(config, checkpoint, evaluation)) is not None
+    return registry.find(_registration_key(config, checkpoint, scores)) is not None
 
 
 def register_stage(
@@ -159,27 +205,31 @@ def register_stage(
             raise UserError(
                 f"stage {stage.name}: input {name} has {len(given[name])} artifacts; give one"
             )
-    baseline = given["baseline"][0] if given["baseline"] else None
-    judged = given["checkpoint"][0], given["evaluation"][0]
-    done = register(config, store, *judged, baseline, run_id=run_id)
+    scores, baseline = (
+        Scores(given[one][0], given[several]) if given[one] else None
+        for one, several in (("evaluation", "benchmarks"), ("baseline", "baseline_benchmarks"))
+    )
+    assert scores is not None
+    done = register(config, store, given["checkpoint"][0], scores, baseline, run_id=run_id)
     return StageResult(done.ref, done.cached, time.monotonic() - started)
 
 
-def _registration_key(config: Config, checkpoint: ArtifactRef, evaluation: ArtifactRef) -> str:
+def _registration_key(config: Config, checkpoint: ArtifactRef, scores: Scores) -> str:
     # With the URI, so that a store that has moved is registered at its new place.
     parts = [
         declared_config(REGISTER, config),
         checkpoint.uri,
         checkpoint.digest,
-        evaluation.digest,
+        scores.evaluation.digest,
+        [benchmark.digest for benchmark in scores.benchmarks],
     ]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _choose_opponent(
-    registry: Registry, store: Store, evaluation: ArtifactRef, baseline: ArtifactRef | None
-) -> tuple[ArtifactRef | None, str]:
-    """The evaluation to beat (None: first version), and a remark if it is not the champion's."""
+    registry: Registry, store: Store, scores: Scores, baseline: Scores | None
+) -> tuple[Scores | None, str]:
+    """The scores to beat (None: first version), and a remark if they are not the champion's."""
     champion = registry.champion()
     if champion is None:
         # In this order: a registry that was lost on asking is not known to be empty.
@@ -187,13 +237,13 @@ def _choose_opponent(
         return (None if first else baseline), ""
     problem = ""
     try:
-        own, other = store.open(evaluation), Artifact(champion.tags["evaluation_uri"])
+        own, other = store.open(scores.evaluation), Artifact(champion.tags["evaluation_uri"])
         if other.ref.digest != champion.tags["evaluation_digest"]:
             problem = "was made anew meanwhile"
         elif not _comparable(own, other):
             problem = "was made on other records or with other settings"
         else:
-            return other.ref, ""
+            return Scores(other.ref, _benchmarks_on_record(champion)), ""
     except (UserError, OSError, KeyError):
         problem = "is gone"
     remark = (
@@ -201,19 +251,31 @@ def _choose_opponent(
         f"version {champion.number}, {problem})"
     )
     # A base without a baseline is its own.
-    return baseline or evaluation, remark
+    return baseline or scores, remark
 
 
-def _opponent_on_record(
-    store: Store, version: Version, baseline: ArtifactRef | None
-) -> ArtifactRef | None:
+def _opponent_on_record(store: Store, version: Version, baseline: Scores | None) -> Scores | None:
     uri = version.tags["compared_with"]
     if not uri:
         return None
     try:
-        return store.open(uri).ref
+        benchmarks = [
+            store.open(one).ref for one in json.loads(version.tags.get("compared_benchmarks", "[]"))
+        ]
+        return Scores(store.open(uri).ref, benchmarks)
     except (UserError, OSError):
         return baseline
+
+
+def _benchmarks_on_record(version: Version) -> list[ArtifactRef]:
+    """The results of a version's benchmarks, without those that are gone or made anew."""
+    found = []
+    for uri, digest in json.loads(version.tags.get("benchmarks", "{}")).items():
+        with suppress(UserError, OSError):
+            ref = Artifact(uri).ref
+            if ref.digest == digest:
+                found.append(ref)
+    return found
 
 
 def _comparable(own: Artifact, other: Artifact) -> bool:
@@ -256,26 +318,29 @@ def _make_version(
     checkpoint, evaluation = (
         ArtifactRef(**document[name]) for name in ("checkpoint", "evaluation")
     )
-    scores = {name: f"{value:.4f}" for name, value in document["scores"].items()}
+    shown = {name: f"{value:.4f}" for name, value in document["scores"].items()}
+    results = [ArtifactRef(**ref) for ref in document["benchmark_results"]]
     baseline = document["baseline"]
     tags = {
         "promoted": json.dumps(document["promote"]),
         "reason": document["reason"],
-        **scores,
+        **shown,
         "store_uri": checkpoint.uri,
         "digest": checkpoint.digest,
         "sha256": document["sha256"],
         "evaluation_uri": evaluation.uri,
         "evaluation_digest": evaluation.digest,
+        "benchmarks": json.dumps({one.uri: one.digest for one in results}),
         "compared_with": baseline["uri"] if baseline else "",
+        "compared_benchmarks": json.dumps(document["baseline_results"]),
         "registration_uri": ref.uri,
     }
     description = (
         f"{document['reason']}\n\n"
-        f"U {scores['understanding']}, G {scores['generation']}, gap {scores['gap']} on held-out "
+        f"U {shown['understanding']}, G {shown['generation']}, gap {shown['gap']} on held-out "
         f"records. Weights stay at {checkpoint.uri}; self-play seed {config.seed}."
     )
-    key = _registration_key(config, checkpoint, evaluation)
+    key = _registration_key(config, checkpoint, Scores(evaluation, results))
     return registry.register(key, tags, description, _served(config, checkpoint), run_id)
 
 

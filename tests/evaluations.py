@@ -107,3 +107,32 @@ def publish_checkpoint(store: Store, name: str, folder: Path | None = None) -> A
             with draft.write("model/model.safetensors") as path:
                 path.write_text(name, encoding="utf-8")
         return draft.publish({})
+
+
+def items_table(name: str, right: float, num: int = 40) -> pa.Table:
+    """Scored items of which a share is right."""
+    rows = []
+    for unit in range(num):
+        for part in range(2):
+            answer = ("yes", "no")[part]
+            good = unit < right * num
+            wrong = ("no", "yes")[part]
+            rows.append(
+                {
+                    "item_id": f"{unit}/{part}",
+                    "sample": 0,
+                    "group": ("existence", "count")[unit % 2],
+                    "unit": str(unit),
+                    "text": "",
+                    "answer": json_answer(name, answer),
+                    "reply": answer if good else wrong,
+                    "prediction": answer if good else wrong,
+                    "status": "answered",
+                    "score": float(good),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=arrow_schema("benchmark_items"))
+
+
+def json_answer(name: str, answer: str) -> str:
+    return f'["{answer}"]' if name == "flickr30k" else answer

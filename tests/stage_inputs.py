@@ -85,6 +85,7 @@ SETTINGS: dict[str, Any] = {
         "bootstrap_samples": 100,
         "confidence": 0.95,
     },
+    "benchmarks": [],
     "gate": {"min_generation_gain": 0.0, "max_understanding_loss": 0.0, "beyond_interval": True},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
     "runtime": {

@@ -10,7 +10,7 @@ from core.config import Config
 from core.errors import UserError
 from core.store import Store
 from tasks.champion import Champion, find_champion
-from tasks.register import register
+from tasks.register import Scores, register
 from tests.evaluations import publish_checkpoint, publish_evaluation, records
 from tests.loops import Runner, play, quick
 from tests.stage_inputs import make_config
@@ -27,7 +27,7 @@ def champion(mlflow_uri: str, tmp_path: Path) -> Champion:
     store = Store(str(tmp_path / "store"))
     checkpoint = publish_checkpoint(store, "base")
     evaluation = publish_evaluation(store, records(SCORES, SCORES), checkpoint)
-    register(tracked(), store, checkpoint, evaluation, None)
+    register(tracked(), store, checkpoint, Scores(evaluation), None)
     return Champion("1", checkpoint)
 
 

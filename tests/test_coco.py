@@ -48,7 +48,7 @@ def test_coco_compares_drawn_pictures_with_true_ones(
     file.write_text(json.dumps({"images": images, "annotations": annotations}))
     given = [
         "--data", str(tmp_path), "--checkpoint", made.BASE, "--clip", str(clip(tmp_path / "c")),
-        "--inception", str(inception(tmp_path / "inception.pt")), "--pictures",
+        "--inception", str(inception(tmp_path / "inception.pt")), "--limit",
     ]  # fmt: skip
     to = tmp_path / "out"
     assert made.run("coco", to, *given, "5") == 0

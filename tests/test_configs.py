@@ -9,6 +9,7 @@ from core.config import Config, load_config
 from core.errors import UserError
 from core.stage import ABSENT
 from tasks.base import BASE
+from tasks.benchmark import BENCHMARK
 from tasks.evaluate import EVALUATE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
@@ -27,7 +28,7 @@ SHIPPED = [
 ]
 STAGES = (
     *(POOL, TEST, QUESTIONS, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
-    *(PAIR, REFERENCE, TRAIN, EVALUATE, REGISTER),
+    *(PAIR, REFERENCE, TRAIN, EVALUATE, BENCHMARK, REGISTER),
 )
 READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime", "compute"}
 

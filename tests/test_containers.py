@@ -43,7 +43,7 @@ ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
 NEW: dict[str, object] = {"evaluation__bootstrap_samples": 150}
 STAGES = {
     "sample-captions", "sample-images", "score-captions", "score-images",
-    "pair", "reference", "train", "evaluate", "register",
+    "pair", "reference", "train", "evaluate", "benchmark", "register",
 }  # fmt: skip
 
 
@@ -67,10 +67,10 @@ def cluster(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     stop_cluster(started)
 
 
-def in_process(folder: Path, **changes: object) -> dict[tuple[str, int], str]:
-    """Digests of what a run in this process makes, by stage and iteration."""
+def in_process(folder: Path, **changes: object) -> list[tuple[str, str]]:
+    """Stages and digests of what a run in this process makes."""
     runner, _ = play(quick(folder, **changes))
-    return {(name, i): result.ref.digest for name, i, result in runner.done}
+    return [(name, result.ref.digest) for name, _, result in runner.done]
 
 
 def in_containers(cluster: Cluster) -> dict[str, set[str]]:
@@ -87,11 +87,12 @@ def in_containers(cluster: Cluster) -> dict[str, set[str]]:
     return digests
 
 
-def agree(shared: dict[str, set[str]], alone: dict[tuple[str, int], str]) -> None:
+def agree(shared: dict[str, set[str]], alone: list[tuple[str, str]]) -> None:
     """Every artifact of a run in one process is there, with the same content."""
-    compared = {(name, i): digest for (name, i), digest in alone.items() if name != "register"}
-    assert len(compared) == 12
-    assert not {key for key, digest in compared.items() if digest not in shared[key[0]]}
+    compared = [(name, digest) for name, digest in alone if name != "register"]
+    # Pool, test, base; seven of the iteration; an evaluation and two benchmarks of two checkpoints.
+    assert len(compared) == 16
+    assert not [name for name, digest in compared if digest not in shared[name]]
 
 
 def stages_of(children: list[Document]) -> list[str]:
@@ -108,15 +109,16 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
 
     children = [c for c in cluster.children(run_id) if c["deployment_id"]]
     assert set(stages_of(children)) == STAGES
-    # Two shares of each of five stages and of two evaluations; pair, train; register twice.
-    assert len(children) == 2 * 7 + 2 + 2
+    # Two shares of each of five stages, two evaluations and four benchmarks; pair, train;
+    # register twice.
+    assert len(children) == 2 * 11 + 2 + 2
     assert all(child["parent_task_run_id"] for child in children)
     ids = run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={RUN_ID}").split()
     containers = {
         c["Config"]["Labels"][RUN_ID]: c for c in json.loads(run("docker", "inspect", *ids))
     }
     mine = [containers[child["id"]] for child in children]
-    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 18
+    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 26
     assert {c["Config"]["User"] for c in mine} == {"10001"}
     assert all(c["HostConfig"]["ReadonlyRootfs"] for c in mine)
     assert {(m["Type"], m["Destination"]) for c in mine for m in c["Mounts"]} == {

@@ -1,6 +1,7 @@
 """DPG-Bench: questions that depend on others."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +9,15 @@ import benchmark_files as made
 import pandas as pd
 import pytest
 
+from core.stage import run_stage
+from core.store import Store
+from data.tables import read_table
 from evals.benchmarks.dpg import FIELDS, DpgBench, _verdict, dependent_score
 from models.base import ImageSampling
+from tasks.base import BASE
+from tasks.benchmark import BENCHMARK
+from tests.llm_server import endpoint, llm_server
+from tests.loops import quick
 
 CHAIN = [{"id": 1, "parents": []}, {"id": 2, "parents": [1]}, {"id": 3, "parents": [2]}]
 
@@ -72,6 +80,34 @@ def test_a_model_draws_and_a_judge_answers(judge: str, tmp_path: Path) -> None:
     given = ("--data", str(file(tmp_path)), "--checkpoint", made.BASE, "--judge", judge)
     assert made.run("dpg", tmp_path / "out", *given) == 0
     assert len(made.items(tmp_path / "out")) == 8
+
+
+def test_a_model_behind_an_api_judges(tmp_path: Path) -> None:
+    """Every question about each of the four pictures of a prompt is asked."""
+    entry = {
+        "name": "dpg",
+        "folder": str(tmp_path),
+        "limit": None,
+        "judges": {"judge": "endpoint"},
+    }
+    path = file(tmp_path) / "dpg_bench.csv"
+    text = path.read_text(encoding="utf-8")
+    for asked in ("Is there a circle?", "Is the circle red?", "Is there a dome?"):
+        text = text.replace(asked, "is every shape whole?")  # which the server can tell
+    path.write_text(text, encoding="utf-8")
+    with llm_server() as server:
+        judged = endpoint(server).model_dump()
+        config = quick(tmp_path / "store", benchmarks=[entry], evaluation__endpoint=judged)
+        store = Store(config.store)
+        inputs = {"checkpoint": run_stage(BASE, config, store, {}).ref}
+        done = store.open(run_stage(BENCHMARK, config, store, inputs).ref)
+    rows = read_table(done.path("items.parquet"), "benchmark_items").to_pylist()
+    assert len(rows) == 8
+    said = [word for row in rows for word in json.loads(row["prediction"])]
+    assert len(said) == 12
+    assert set(said) <= {"yes", "no", ""}
+    assert set(said) & {"yes", "no"}
+    assert len(server.bodies) >= 12
 
 
 def test_a_dependency_on_nothing_is_named(

@@ -168,7 +168,7 @@ def test_geneval_draws_and_judges_four_pictures_a_prompt(
     assert read_table(tmp_path / "out/images/part-00000.parquet", "images").num_rows == 8
     given = ("--detector", str(detector(tmp_path / "e", ("cat", "dog"))), *judges)
     assert made.run("geneval", tmp_path / "no", *given) == 2
-    assert "--detector does not know 'computer mouse'" in capsys.readouterr().err
+    assert "the detector does not know 'computer mouse'" in capsys.readouterr().err
 
 
 def test_prompts_of_shapes_have_the_metadata_of_geneval() -> None:

@@ -48,7 +48,7 @@ def test_runtime_settings_redo_nothing(copied: Path) -> None:
 
 def test_a_knob_redoes_the_stages_that_read_it_and_those_after_them(copied: Path) -> None:
     runner, _ = play(quick(copied, training__image__beta=0.11))
-    assert runner.fresh() == ["train", "evaluate", "register"]
+    assert runner.fresh() == ["train", "evaluate", "benchmark", "benchmark", "register"]
 
 
 def test_a_pairing_knob_leaves_samples_and_scores_alone(copied: Path) -> None:
@@ -70,6 +70,7 @@ def test_more_iterations_continue_where_the_last_run_ended(copied: Path) -> None
             "reference",
             "train",
             "evaluate",
+            "benchmark",
             "register",
         )
     }
@@ -138,7 +139,7 @@ def test_own_pool_runs_with_the_base_checkpoint_as_judge(copied: Path, tmp_path:
         files[name] = tmp_path / f"{name}.parquet"
         shutil.copyfile(Store(str(copied)).open(refs[name]).parts()[0], files[name])
     data = {"source": "parquet", "pool": str(files["pool"]), "test": str(files["test"])}
-    own, table = play(quick(copied, data=data, evaluation__judge="base"))
+    own, table = play(quick(copied, data=data, evaluation__judge="base", benchmarks=[]))
     assert "evaluate" in own.fresh()
     assert "generation" in table
     [page] = [

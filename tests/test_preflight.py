@@ -191,3 +191,20 @@ def test_check_needs_no_torch() -> None:
     code = "import sys, flows.preflight, core.config; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_benchmarks_without_their_files_or_judges_are_named(
+    valid: dict[str, Any], tmp_path: Path
+) -> None:
+    def said(name: str, folder: Path, **judges: str) -> str:
+        entry = {"name": name, "folder": str(folder), "limit": None, "judges": judges}
+        return problem(make_config(**valid, benchmarks=[entry]))
+
+    assert "benchmarks: pope: folder = " in said("pope", tmp_path / "none")
+    assert "does not exist" in said("pope", tmp_path / "none")
+    assert "has no *pope_*.json; give the folder" in said("pope", tmp_path)
+    (tmp_path / "dpg_bench.csv").touch()
+    missing = said("dpg", tmp_path, judge=str(tmp_path / "nobody"))
+    assert "benchmarks: dpg: judges.judge = " in missing
+    entry = {"name": "dpg", "folder": str(tmp_path), "limit": None, "judges": {"judge": "self"}}
+    check(make_config(**valid, benchmarks=[entry]))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -20,17 +21,21 @@ from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
 from core.store import Store
+from data.tables import write_table
 from tasks._tracking.runs import open_tracker
-from tasks.register import REGISTER, Registration, register, register_stage
-from tests.evaluations import publish_checkpoint, publish_evaluation, records
+from tasks.register import REGISTER, Registration, Scores, register, register_stage
+from tests.evaluations import items_table, publish_checkpoint, publish_evaluation, records
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 
 ROOT = Path(__file__).parent.parent
 HALF, RIGHT, WRONG = [0.0, 1.0] * 20, [1.0] * 40, [0.0] * 40
-Scores = tuple[list[float], list[float]]
-BASE: Scores = (HALF, HALF)
-BETTER: Scores = (HALF, RIGHT)
+Values = tuple[list[float], list[float]]
+NONE: dict[str, list[ArtifactRef]] = {
+    name: [] for name in ("baseline", "benchmarks", "baseline_benchmarks")
+}
+BASE: Values = (HALF, HALF)
+BETTER: Values = (HALF, RIGHT)
 
 
 @pytest.fixture
@@ -50,11 +55,11 @@ def tracked(**changes: object) -> Config:
 
 
 def checkpoint(
-    store: Store, name: str, scores: Scores, folder: Path | None = None, **settings: object
-) -> tuple[ArtifactRef, ArtifactRef]:
-    """A checkpoint and its evaluation."""
+    store: Store, name: str, scores: Values, folder: Path | None = None, **settings: object
+) -> tuple[ArtifactRef, Scores]:
+    """A checkpoint and its scores."""
     ref = publish_checkpoint(store, name, folder)
-    return ref, publish_evaluation(store, records(*scores), ref, settings)
+    return ref, Scores(publish_evaluation(store, records(*scores), ref, settings))
 
 
 def versions(uri: str) -> list[ModelVersion]:
@@ -97,8 +102,8 @@ def test_first_version_becomes_champion_and_a_better_one_replaces_it(
         *("0.5000", "1.0000", "-0.5000"),
     )
     assert tags["reason"] == second.reason
-    assert tags["evaluation_uri"] == evaluation.uri
-    assert tags["compared_with"] == base_evaluation.uri
+    assert tags["evaluation_uri"] == evaluation.evaluation.uri
+    assert tags["compared_with"] == base_evaluation.evaluation.uri
     assert found[1].description.startswith(second.reason)
     assert "U 0.5000, G 1.0000" in found[1].description
 
@@ -171,7 +176,7 @@ def test_champion_that_cannot_be_compared_gives_way_to_the_base_of_the_run(
     table = records(RIGHT, RIGHT, prefix="x" if how == "other records" else "r")
     settings = {"evaluation": {"judge": "base"}} if how == "other settings" else {}
     evaluation = publish_evaluation(store, table, champion, settings)
-    register(tracked(), store, champion, evaluation, None)
+    register(tracked(), store, champion, Scores(evaluation), None)
     if how == "gone":
         shutil.rmtree(store.open(evaluation).path())
 
@@ -211,7 +216,7 @@ def test_without_mlflow_the_gate_is_judged_all_the_same(
 
 def test_command_line_registers_too(mlflow_uri: str, store: Store) -> None:
     base = checkpoint(store, "base", BASE)
-    inputs = {"checkpoint": [base[0]], "evaluation": [base[1]], "baseline": []}
+    inputs = {"checkpoint": [base[0]], "evaluation": [base[1].evaluation], **NONE}
     result = register_stage(REGISTER, tracked(), store, inputs)
     assert result.ref.stage == "register"
     assert len(versions(mlflow_uri)) == 1
@@ -343,3 +348,58 @@ def test_checkpoint_that_is_gone_or_changed_is_refused(
     weights.write_bytes(bytes(content))
     with pytest.raises(UserError, match="has changed: its digest is"):
         mlflow.pyfunc.load_model("models:/test@champion", model_config={"uri": str(moved)})
+
+
+def benchmark(store: Store, right: float, terms: str = "same", name: str = "pope") -> ArtifactRef:
+    """A result of a benchmark of which a share of items is right."""
+    key = sha256(repr((right, terms, name)).encode()).hexdigest()
+    with store.draft("benchmark", key) as draft:
+        with draft.write("items.parquet") as path:
+            write_table(path, "benchmark_items", items_table(name, right))
+        return draft.publish({"results": {"name": name, "terms": terms}})
+
+
+def test_loss_at_a_benchmark_blocks_the_promotion(mlflow_uri: str, store: Store) -> None:
+    base, evaluation = checkpoint(store, "base", BASE)
+    before = Scores(evaluation.evaluation, [benchmark(store, 1.0)])
+    register(tracked(), store, base, before, None)
+    better, evaluation = checkpoint(store, "better", BETTER)
+    fallen = Scores(evaluation.evaluation, [benchmark(store, 0.0)])
+    done = register(tracked(), store, better, fallen, before)
+    assert not done.promoted
+    assert done.reason.startswith("not promoted: G changed by +0.500")
+    assert done.reason.endswith("; pope f1 from 1 to 0, by -1 [-1, -1], a loss beyond its interval")
+    assert aliases(mlflow_uri) == {"candidate": "2", "champion": "1"}
+    # The same with as good a result; and the champion's own is what the next is held against.
+    kept = Scores(evaluation.evaluation, [benchmark(store, 1.0, name="pope")])
+    done = register(tracked(), store, better, kept, before)
+    assert done.promoted
+    assert "pope f1 from 1 to 1, by 0 [0, 0], no loss beyond its interval" in done.reason
+    assert aliases(mlflow_uri)["champion"] == done.version
+
+
+def test_benchmarks_of_other_terms_are_named_and_not_compared(
+    mlflow_uri: str, store: Store
+) -> None:
+    base, evaluation = checkpoint(store, "base", BASE)
+    results = [benchmark(store, 1.0), benchmark(store, 1.0, name="mme")]
+    register(tracked(), store, base, Scores(evaluation.evaluation, results), None)
+    better, evaluation = checkpoint(store, "better", BETTER)
+    others = [benchmark(store, 0.0, terms="other"), benchmark(store, 1.0, name="dpg")]
+    done = register(tracked(), store, better, Scores(evaluation.evaluation, others), None)
+    assert done.promoted
+    assert done.reason.endswith("only one was scored: pope, dpg, mme")
+
+
+def test_champion_whose_benchmark_is_gone_is_compared_without(
+    mlflow_uri: str, store: Store
+) -> None:
+    base, evaluation = checkpoint(store, "base", BASE)
+    result = benchmark(store, 1.0)
+    register(tracked(), store, base, Scores(evaluation.evaluation, [result]), None)
+    shutil.rmtree(store.open(result).path())
+    better, evaluation = checkpoint(store, "better", BETTER)
+    scores = Scores(evaluation.evaluation, [benchmark(store, 0.0)])
+    done = register(tracked(), store, better, scores, None)
+    assert done.promoted
+    assert done.reason.endswith("only one was scored: pope")

@@ -19,9 +19,10 @@ from data.tables import read_table
 from flows import local
 from flows.reporting import report_folder, report_on
 from report.alarms import Alarm
+from report.benchmarks import BenchmarkFigures, Interval
 from report.card import render_card
 from report.charts import LABEL_GAP, Axis, Line, line_chart, nice_ticks, thinned
-from report.figures import Figures, Interval, read_figures
+from report.figures import Figures, read_figures
 from report.page import number, render_page, seconds
 from report.published import published_tables
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
@@ -154,7 +155,9 @@ def test_models_as_judges_are_called_so_and_cannot_tell_malformed_pictures(
 ) -> None:
     judged = {**figures.story.config["evaluation"], **judged}
     settings = {**figures.story.config, "evaluation": judged}
-    other = replace(figures, story=replace(figures.story, config=settings), alarms=[])
+    versions = [replace(version, benchmarks={}) for version in figures.versions]
+    story = replace(figures.story, config=settings)
+    other = replace(figures, story=story, versions=versions, alarms=[])
     page, card = text_of(render_page(other)), render_card(other)
     assert f"{name} gives the wanted answer" in page
     assert f"are read by {name}" in card
@@ -371,15 +374,57 @@ def test_numbers_have_real_minus_signs_and_no_negative_zero() -> None:
 
 
 def test_published_tables_are_the_papers(figures: Figures) -> None:
-    four, five = published_tables()
+    tables = published_tables(figures)
+    _, two, _, four, five = tables
+    assert [len(table.rows) for table in tables] == [9, 12, 10, 4, 7]
     rows = {row[0]: row[1:] for row in four.rows}
     assert four.columns == ["understanding", "generation", "gap"]
     assert rows["HermesFlow"] == ["1.3B", "0.533", "0.497", "0.036"]
-    assert len(five.rows) == 7
+    assert {row[0]: row[1:] for row in two.rows}["SD 1.5"][-2:] == ["0.40", "63.18"]
     assert five.columns == ["POPE", "MME", "MMMU", "GenEval", "DPG-Bench"]
     text = text_of(render_page(figures))
-    assert "Not measured here" in text
     assert "arXiv 2502.12148" in text
+    for table in tables:
+        for row in table.rows:
+            assert " ".join(cell for cell in row if cell) in text
+
+
+def test_published_tables_show_what_was_measured_and_say_what_is_missing(figures: Figures) -> None:
+    one, two, three, four, five = published_tables(figures)
+    assert [row.label for row in four.measured] == ["base", "iteration 1", "iteration 2"]
+    assert four.measured[2].cells[2] == figures.last.metrics["gap", "all"]
+    assert four.measured[0].how == ["24 held-out records (shapes), judged by the pixel oracle"]
+    assert four.missing == []
+    assert (one.measured, two.measured, three.measured, five.measured) == ([], [], [], [])
+    assert one.missing[0] == "POPE: add pope to `benchmarks` with the folder of its files"
+    assert [line.partition(":")[0] for line in one.missing] == [
+        *("POPE", "MME", "Flickr30k", "VQAv2-test", "GQA", "MMMU"),
+    ]  # fmt: skip
+    metrics = {("f1", "all"): Interval(0.814, 0.8, 0.83)}
+    pope = BenchmarkFigures("pope", metrics, 9000, 3, "its own rule")
+    last = replace(figures.last, benchmarks={"pope": pope})
+    some = replace(figures, versions=[*figures.versions[:-1], last])
+    [row] = published_tables(some)[0].measured
+    assert row.label == "iteration 2"
+    assert row.how == [
+        "pope: 9,000 items, 3 not scored, judged by its own rule (F1, mean of three splits)"
+    ]
+    page = text_of(render_page(some))
+    assert "iteration 2, measured here 81.4 80.0 to 83.0" in page
+    assert "POPE: add" not in page.partition("Table 2")[0]
+
+
+def test_benchmarks_stand_in_page_and_card_with_items_and_judge(figures: Figures) -> None:
+    page, card = text_of(render_page(figures)), render_card(figures)
+    for name, judge in (("shapes-pope", "the known scene"), ("shapes-geneval", "the pixel oracle")):
+        found = figures.last.benchmarks[name]
+        assert found.judge == judge
+        assert f"All figures of {name}: {found.counted}, judged by {judge}" in page
+        assert f"| {found.title} | " in card
+        assert f"| {found.counted} | {judge} |" in card
+        assert number(found.headline.value) in page.partition("Benchmarks One figure")[2]
+    empty = replace(figures, versions=[replace(v, benchmarks={}) for v in figures.versions])
+    assert "the section benchmarks of the config is empty" in text_of(render_page(empty))
 
 
 # --- model card and story ---

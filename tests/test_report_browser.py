@@ -71,7 +71,15 @@ def test_headings_and_figures_are_there(
         shown = browser.find_element(By.ID, name).text
         assert shown.endswith(number(figures.last.value(name)))
     published = browser.find_element(By.ID, "published").text
-    assert "Not measured here" in published
+    assert "Not measured here. POPE: add pope to `benchmarks`" in published
+    own = browser.find_element(By.CSS_SELECTOR, "#published b.own")
+    colors = {
+        row.value_of_css_property("color")
+        for row in browser.find_elements(By.CSS_SELECTOR, "#published tr.measured th")
+    }
+    assert colors == {own.value_of_css_property("color")}
+    printed = browser.find_element(By.CSS_SELECTOR, "#published tr:not(.measured) td")
+    assert printed.value_of_css_property("color") not in colors
 
 
 def test_pictures_and_charts_have_a_size(page: str, browser: webdriver.Chrome) -> None:

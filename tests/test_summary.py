@@ -41,7 +41,7 @@ def story(finished: tuple[Path, Runner, str]) -> Story:
 @pytest.fixture(scope="module")
 def versions(finished: tuple[Path, Runner, str], story: Story) -> list[VersionFigures]:
     store = Store(str(finished[0]))
-    return [read_version(store, version) for version in story.versions]
+    return [read_version(store, version, story) for version in story.versions]
 
 
 @pytest.fixture(scope="module")

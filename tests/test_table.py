@@ -68,3 +68,13 @@ def test_more_iterations_continue_below_with_their_titles() -> None:
 
 def test_base_alone_has_no_change() -> None:
     assert "change" not in table(0)
+
+
+def test_benchmarks_come_last_with_their_own_title() -> None:
+    columns = [
+        Checkpoint("base", metrics(0.9, 0.7), {"mme perception": Estimate(1232.9, 1200, 1260, 9)}),
+        Checkpoint("iteration 1", metrics(0.9, 0.8)),
+    ]
+    text = final_table(columns, {}, confidence=0.95)
+    assert "1232.90 [1200.00, 1260.00]" in line(text, "mme perception")
+    assert text.index("caption similarity") < text.index("mme perception")

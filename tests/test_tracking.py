@@ -39,6 +39,7 @@ def self_play(config: Config, iterations: int = 1, curves: list[dict[str, float]
                     run.log_values({"pairs/share kept": 0.25})
                     run.log_refs({"pairs": REF})
                 run.log_metrics(metrics(0.9, 0.7 + index / 10))
+                run.log_benchmark("pope", metrics(0.9, 0.7))
 
 
 def all_runs(uri: str) -> dict[str, Run]:
@@ -72,6 +73,8 @@ def test_one_parent_and_one_nested_run_an_iteration(mlflow_uri: str) -> None:
     assert values["eval_quality/all_right"] == pytest.approx(0.45)
     assert values["eval_by_category/all_right.single_object"] == pytest.approx(0.45)
     assert values["eval_by_composition/generation.held-out"] == pytest.approx(0.8)
+    assert values["benchmark/pope/generation"] == pytest.approx(0.7)
+    assert values["benchmark/pope/generation.composition.held-out"] == pytest.approx(0.6)
     assert values["pairs/share kept"] == 0.25
     assert set(found["base"].data.metrics) < set(values)
     assert steps(mlflow_uri, parent, "eval/generation") == [

@@ -37,7 +37,7 @@ self_play(config=sys.argv[1], iterations=int(sys.argv[2]), return_state=True)
 """
 STAGES = {
     "sample-captions", "sample-images", "score-captions", "score-images",
-    "pair", "reference", "train", "evaluate",
+    "pair", "reference", "train", "evaluate", "benchmark",
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_stages_have_one_named_run_and_one_progress_artifact_each(
             if child["start_time"] < run["end_time"]
         ]
         names = [child["name"] for child in children]
-        assert len(names) == len(set(names)) == (4 if stage == "evaluate" else 3)
+        assert len(names) == len(set(names)) == {"evaluate": 4, "benchmark": 8}.get(stage, 3)
         assert all(name.startswith(f"{stage} · ") for name in names)
         newest = children[0]
         assert {"iteration-3", stage, "showo", "shapes"} <= set(newest["tags"])

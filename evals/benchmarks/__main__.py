@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from core.benchmarks import ENDPOINT
 from core.command import run_command
 from core.errors import UserError
 from core.files import sha256_of
 from core.runtime import setup_logging
-from evals.benchmarks.catalog import CATALOG, add_arguments, make
+from evals.benchmarks.catalog import HELP, add_arguments, choice, opened
 from evals.checkpoints import open_checkpoint
 from evals.outcome import is_finished, outcome
 
@@ -31,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Score a checkpoint by the official rules of a benchmark.",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name, entry in CATALOG.items():
-        command = commands.add_parser(name, help=entry.help, description=entry.help)
-        add_arguments(command, entry)
+    for name, help_text in HELP.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        add_arguments(command, name)
     options = parser.parse_args(arguments)
     setup_logging()
     return run_command(lambda: _run(options))
@@ -42,11 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     # Here, so that --help does not wait for the schema and for torch.
     from core.config import load_config
+    from evals.judge_server import judge_server
+
+    chosen = choice(options)
+    with (
+        judge_server(load_config(options.config, {}), ENDPOINT in chosen.judges.values()) as config,
+        opened(chosen, options.split, config) as benchmark,
+    ):
+        _score(options, config, benchmark, chosen.limit)
+
+
+def _score(
+    options: argparse.Namespace, config: Config, benchmark: Benchmark, limit: int | None
+) -> None:
     from evals.benchmarks.run import describe, digest_of, items_of, sum_up
 
-    config = load_config(options.config, {})
-    benchmark = make(options, config)
-    items = items_of(benchmark)
+    items = items_of(benchmark, limit)
     settings = {
         "benchmark": benchmark.name,
         **benchmark.settings,
@@ -101,7 +113,7 @@ def _fill(
     batches = Batches(
         config.runtime.batch_records, "runtime.batch_records", "set model.precision: bfloat16"
     )
-    ask_all(draft, benchmark, model, items, config.sampling.shard_records, batches)
+    ask_all(draft, benchmark, lambda: model, items, config.sampling.shard_records, batches)
 
 
 if __name__ == "__main__":

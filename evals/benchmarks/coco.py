@@ -63,8 +63,7 @@ class Coco:
         named = {row["file_name"]: captions[row["id"]] for row in images if row["id"] in captions}
         if len(named) < self._num:
             raise UserError(
-                f"--pictures {self._num}: {path} has {len(named)} pictures with captions; "
-                "give no more"
+                f"limit {self._num}: {path} has {len(named)} pictures with captions; give no more"
             )
         chosen = sorted(named, key=lambda name: sha256(name.encode()).hexdigest())[: self._num]
         return [Item(name, "", name, named[name], "", name) for name in sorted(chosen)]
@@ -103,7 +102,7 @@ class Coco:
             np.stack(list(rows[kind])).astype(np.float64) for kind in ("true", "drawn")
         )
         if len(rows) < 2:
-            raise UserError("FID needs two pictures at least; give more with --pictures")
+            raise UserError("FID needs two pictures at least; raise its limit")
         return [
             FrechetFigure("fid", "all", true_RD, drawn_RD),
             *score_figures(rows, "clip_score"),

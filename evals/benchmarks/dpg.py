@@ -19,11 +19,13 @@ import pandas as pd
 from PIL import Image
 
 from core.errors import UserError
+from core.runtime import derive_seed
 from evals.benchmarks.base import ANSWERED, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.drawing import draw_items, sampling_settings
 from evals.benchmarks.figures import ALL, Figure, mean_of, strata
 from evals.benchmarks.files import find_file, wanted
 from models.base import ImageSampling, UnifiedModel
+from models.endpoint import Client, data_url
 
 FIELDS = (
     "item_id", "text", "proposition_id", "dependency", "category_broad",
@@ -54,6 +56,27 @@ class ModelJudge:
         """Decoded answers."""
         asked = [[(question, YES_NO) for question in questions]] * len(pictures)
         return self._model.reply(self._model.encode_images(pictures), asked)
+
+
+class EndpointJudge:
+    """A vision-language model of a server, which takes the more probable of yes and no."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def answers(
+        self, pictures: Sequence[Image.Image], questions: Sequence[str]
+    ) -> Sequence[Sequence[str]]:
+        """The more probable word; empty, which is unclear, where the server gave no answer."""
+        asked = [(url, question) for url in map(data_url, pictures) for question in questions]
+        said = iter(list(self._client.map(self._answer, asked)))
+        return [[next(said) for _ in questions] for _ in pictures]
+
+    def _answer(self, asked: tuple[str, str]) -> str:
+        url, question = asked
+        seed = derive_seed("dpg", question)
+        weights = self._client.weigh(question, YES_NO, seed=seed, picture=url)
+        return "" if weights is None else YES_NO[weights.index(max(weights))]
 
 
 class DpgBench:

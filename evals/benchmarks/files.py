@@ -23,11 +23,11 @@ def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
             return found[0]
         if found:
             raise UserError(
-                f"--data {folder} has {len(found)} files {pattern} ({what}), such as {found[0]} "
+                f"folder {folder} has {len(found)} files {pattern} ({what}), such as {found[0]} "
                 f"and {found[1]}; leave the one that is meant"
             )
     raise UserError(
-        f"--data {folder} has no file {' or '.join(patterns)} ({what}); give the folder with the "
+        f"folder {folder} has no file {' or '.join(patterns)} ({what}); give the folder with the "
         "published files of the benchmark"
     )
 

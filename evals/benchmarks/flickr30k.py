@@ -65,6 +65,11 @@ class Flickr30k:
 
     def figures(self, rows: pd.DataFrame) -> list[Figure]:
         """CIDEr in percent, as is published; words are weighed as in the whole set."""
-        references = [json.loads(answer) for answer in rows["answer"]]
-        scores = cider(list(rows["reply"]), references)
-        return score_figures(rows.assign(score=scores), "cider", 100)
+        return cider_figures(rows)
+
+
+def cider_figures(rows: pd.DataFrame) -> list[Figure]:
+    """As Flickr30k's, of scored items."""
+    references = [json.loads(answer) for answer in rows["answer"]]
+    scores = cider(list(rows["reply"]), references)
+    return score_figures(rows.assign(score=scores), "cider", 100)

@@ -66,7 +66,7 @@ class GenEval:
         named = {part["class"] for item in items for part in _parts(json.loads(item.answer))}
         if named - known:
             raise UserError(
-                f"--detector does not know {sorted(named - known)[0]!r}, which prompts ask for; "
+                f"the detector does not know {sorted(named - known)[0]!r}, which prompts ask for; "
                 "give a Mask2Former with the 80 classes of COCO"
             )
         return items

@@ -45,7 +45,7 @@ class Mme:
         missing = [name for name, folder in folders.items() if folder is None]
         if missing:
             raise UserError(
-                f"--data {self._data} has no folder for {', '.join(missing)}; MME's score of "
+                f"folder {self._data} has no folder for {', '.join(missing)}; MME's score of "
                 "perception needs all ten subtasks"
             )
         return [item for name, folder in folders.items() if folder for item in _items(name, folder)]
@@ -74,15 +74,20 @@ class Mme:
 
     def figures(self, rows: pd.DataFrame) -> list[Figure]:
         """By subtask accuracy, accuracy+ and their sum, in percent; the sum over subtasks."""
-        by_image = _by_image(rows)
-        parts = {
-            str(name): part[["right", "both", "questions", "images"]].to_numpy(np.float64)
-            for name, part in by_image.groupby("group")
-        }
-        figures = [Figure("perception", "all", list(parts.values()), _sum_of_scores)]
-        for name, part in parts.items():
-            figures += [Figure(kind, name, [part], one) for kind, one in STATISTICS.items()]
-        return figures
+        return perception_figures(rows)
+
+
+def perception_figures(rows: pd.DataFrame) -> list[Figure]:
+    """As MME's, of scored items."""
+    by_image = _by_image(rows)
+    parts = {
+        str(name): part[["right", "both", "questions", "images"]].to_numpy(np.float64)
+        for name, part in by_image.groupby("group")
+    }
+    figures = [Figure("perception", "all", list(parts.values()), _sum_of_scores)]
+    for name, part in parts.items():
+        figures += [Figure(kind, name, [part], one) for kind, one in STATISTICS.items()]
+    return figures
 
 
 def _items(subtask: str, folder: Path) -> list[Item]:

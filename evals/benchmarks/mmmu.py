@@ -39,6 +39,21 @@ LETTER = "Answer with the option's letter from the given choices directly."
 PHRASE = "Answer the question using a single word or phrase."
 CHOICE = "multiple-choice"
 FIELDS = ("id", "question", "options", "answer", "question_type")
+# As the published data set sorts its subjects.
+_DISCIPLINES = {
+    subject: f"discipline/{discipline}"
+    for discipline, subjects in {
+        "Art & Design": "Art Art_Theory Design Music",
+        "Business": "Accounting Economics Finance Manage Marketing",
+        "Science": "Biology Chemistry Geography Math Physics",
+        "Health & Medicine": "Basic_Medical_Science Clinical_Medicine "
+        "Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health",
+        "Humanities & Social Science": "History Literature Sociology Psychology",
+        "Tech & Engineering": "Agriculture Architecture_and_Engineering Computer_Science "
+        "Electronics Energy_and_Power Materials Mechanical_Engineering",
+    }.items()
+    for subject in subjects.split()
+}
 _NAMED = re.compile(r"<image (\d)>")
 
 
@@ -61,7 +76,7 @@ class Mmmu:
         found = sorted(self._data.rglob("validation-*.parquet"))
         if not found:
             raise UserError(
-                f"--data {self._data} has no validation-*.parquet; give the folder of MMMU/MMMU, "
+                f"folder {self._data} has no validation-*.parquet; give the folder of MMMU/MMMU, "
                 "which has one for each subject"
             )
         return {path.relative_to(self._data).as_posix(): path for path in found}
@@ -111,13 +126,16 @@ class Mmmu:
         return Verdict(choice, float(choice in listed(asked["answer"])), status)
 
     def figures(self, rows: pd.DataFrame) -> list[Figure]:
-        """Accuracy in percent: over all, by subject, and by how many pictures an item has."""
+        """Accuracy in percent: over all, by subject, discipline and number of pictures."""
         several = rows["answer"].map(lambda answer: json.loads(answer)["pictures"] > 1)
-        kinds = rows.assign(group=several.map({True: "several pictures", False: "one picture"}))
-        by_pictures = strata(kinds, ["score"])
+        kinds = (
+            rows["group"].map(_DISCIPLINES).fillna("discipline/unknown"),
+            several.map({True: "several pictures", False: "one picture"}),
+        )
         return score_figures(rows, "accuracy", 100) + [
             Figure("accuracy", group, [part], mean_of(0, 100))
-            for group, part in by_pictures.items()
+            for kind in kinds
+            for group, part in strata(rows.assign(group=kind), ["score"]).items()
         ]
 
 

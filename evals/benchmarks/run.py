@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from core.artifact import part_name
 from core.draft import Draft
 from core.errors import UserError
 from core.progress import progress
+from core.stage import WHOLE, ProgressFactory, Share
 from data.tables import TableWriter, read_table, write_table
 from evals.benchmarks.base import (
     ANSWERED,
@@ -45,8 +47,8 @@ SHOWN = 3  # names of items in a message
 logger = logging.getLogger(__name__)
 
 
-def items_of(benchmark: Benchmark) -> list[Item]:
-    """The items of a benchmark; UserError if there are none, or two have the same id."""
+def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
+    """The items of a benchmark, at most `limit`; UserError for none, or two with the same id."""
     items = list(benchmark.items())
     if not items:
         raise UserError(f"benchmark {benchmark.name} has no items; is its data complete?")
@@ -56,7 +58,30 @@ def items_of(benchmark: Benchmark) -> list[Item]:
             f"benchmark {benchmark.name} has {len(twice)} items twice, such as {twice[0]!r}; "
             "fetch its files again"
         )
-    return items
+    return items if limit is None else _limited(items, limit)
+
+
+def _limited(items: Sequence[Item], limit: int) -> list[Item]:
+    """The items of some units, from all groups in turn, in their order.
+
+    Units (pictures, prompts) stay whole, as figures need them, and are those with the smallest
+    hashes of their names. The first is taken whatever its size.
+    """
+    units: dict[str, list[Item]] = {}
+    for item in items:
+        units.setdefault(item.unit, []).append(item)
+    groups: dict[str, list[str]] = {}
+    for unit in sorted(units, key=lambda name: sha256(name.encode()).hexdigest()):
+        groups.setdefault(units[unit][0].group, []).append(unit)
+    in_turn = chain.from_iterable(zip_longest(*(groups[name] for name in sorted(groups))))
+    taken: set[str] = set()
+    room = limit
+    for unit in (name for name in in_turn if name is not None):
+        if taken and len(units[unit]) > room:
+            break
+        taken.add(unit)
+        room -= len(units[unit])
+    return [item for item in items if item.unit in taken]
 
 
 def digest_of(items: Sequence[Item]) -> str:
@@ -68,18 +93,26 @@ def digest_of(items: Sequence[Item]) -> str:
 def ask_all(
     draft: Draft,
     benchmark: Benchmark,
-    model: UnifiedModel,
+    model: Callable[[], UnifiedModel],
     items: Sequence[Item],
     part_items: int,
     batches: Batches,
-) -> None:
-    """Write the parts that the draft lacks."""
-    with progress(benchmark.name, len(items)) as bar:
-        for index, first in enumerate(range(0, len(items), part_items)):
-            part = items[first : first + part_items]
+    share: Share = WHOLE,
+    show: ProgressFactory = progress,
+) -> bool:
+    """Write the parts of a share that the draft lacks; whether all parts are there then.
+
+    `model` is called for each missing part only.
+    """
+    firsts = range(0, len(items), part_items)
+    parts = [items[first : first + part_items] for first in firsts]
+    own = [(index, part) for index, part in enumerate(parts) if share.takes(index)]
+    with show(benchmark.name, sum(len(part) for _, part in own)) as bar:
+        for index, part in own:
             if not draft.has(_part(ITEMS, index)):
-                _ask_part(draft, benchmark, model, part, index, batches)
+                _ask_part(draft, benchmark, model(), part, index, batches)
             bar.update(len(part))
+    return draft.has_all(_part(ITEMS, index) for index in range(len(parts)))
 
 
 def _ask_part(
@@ -137,8 +170,8 @@ def read_answers(path: Path) -> dict[str, str]:
     return answers
 
 
-def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> None:
-    """Write all items as one table, and figures and counts as table `metrics`."""
+def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> list[Row]:
+    """Write all items as one table, and figures and counts as table `metrics`; its rows."""
     table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
     frame = table.to_pandas()
     scored = _with_features(draft, frame[~frame["status"].isin(UNSCORED)])
@@ -146,9 +179,9 @@ def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> None:
         _show_unscored(frame)
         raise UserError(
             f"benchmark {benchmark.name}: none of its {len(frame)} items could be scored "
-            f"({frame['status'].iloc[0]}: {frame['reply'].iloc[0]}); see --data"
+            f"({frame['status'].iloc[0]}: {frame['reply'].iloc[0]}); is its folder complete?"
         )
-    rows = [
+    rows: list[Row] = [
         {
             "name": figure.name,
             "group": figure.group,
@@ -168,6 +201,7 @@ def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> None:
     with draft.write(METRICS) as path:
         write_table(path, "metrics", rows)
     _show_unscored(frame)
+    return rows
 
 
 def _with_features(draft: Draft, frame: pd.DataFrame) -> pd.DataFrame:

@@ -66,7 +66,7 @@ class VqaV2:
         if set(questions) != set(annotations):
             odd = sorted(set(questions) ^ set(annotations))
             raise UserError(
-                f"--data {self._data}: {len(odd)} question ids are in one of questions and "
+                f"folder {self._data}: {len(odd)} question ids are in one of questions and "
                 f"annotations only, such as {odd[0]}; fetch both of the same split"
             )
         items = []

@@ -277,6 +277,17 @@ class IterationRun(Run):
         names = [name for name in map(evaluation_name, HEADLINE) if name in values]
         self._parent._points.log_new([(name, values[name], self._index) for name in names])
 
+    def log_benchmark(self, name: str, metrics: pa.Table) -> None:
+        """Log a benchmark's `metrics` table: `benchmark/pope/f1`, `benchmark/pope/f1.random`."""
+        rows = metrics.to_pylist()
+        groups = ["" if row["group"] == ALL else f".{row['group']}" for row in rows]
+        self.log_values(
+            {
+                f"benchmark/{name}/{row['name']}{group}": row["value"]
+                for row, group in zip(rows, groups, strict=True)
+            }
+        )
+
 
 def metric_values(metrics: pa.Table) -> dict[str, float]:
     """A `metrics` table under the names of MLflow, the headlines first.

@@ -1,0 +1,71 @@
+"""What benchmarks gave for a checkpoint, as reports show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.artifact import Artifact
+from core.benchmarks import NEEDS
+from data.tables import read_table
+
+ALL = "all"
+COUNTS = "items/"  # begins the names of metrics that count items
+# Who gives the verdicts, where the config does not say.
+RULES = {"shapes-pope": "the known scene", "shapes-geneval": "the pixel oracle"}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+Metrics = Mapping[tuple[str, str], Interval]
+
+
+@dataclass(frozen=True)
+class BenchmarkFigures:
+    """The figures of a benchmark by name and group, how many items it has, and who judges."""
+
+    name: str
+    metrics: Metrics
+    items: int
+    unscored: int
+    judge: str
+
+    @property
+    def title(self) -> str:
+        """Name and headline figure: `pope f1`."""
+        return f"{self.name} {NEEDS[self.name].headline}"  # type: ignore[index]
+
+    @property
+    def headline(self) -> Interval:
+        """The figure that stands for it."""
+        return self.metrics[NEEDS[self.name].headline, ALL]  # type: ignore[index]
+
+    @property
+    def counted(self) -> str:
+        """`474 items`, and how many of them are in no figure."""
+        lost = f", {self.unscored} not scored" if self.unscored else ""
+        return f"{self.items:,} items{lost}"
+
+
+def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> BenchmarkFigures:
+    """The figures of a result; `config` is that of the run."""
+    rows = read_table(artifact.path("metrics.parquet"), "metrics").to_pylist()
+    metrics = {(r["name"], r["group"]): Interval(r["value"], r["low"], r["high"]) for r in rows}
+    lost = (metrics.get((f"{COUNTS}{status}", ALL)) for status in ("no image", "no answer"))
+    judges = next(one["judges"] for one in config["benchmarks"] if one["name"] == name)
+    named = ", ".join(f"{role} {who}" for role, who in judges.items())
+    return BenchmarkFigures(
+        name,
+        metrics,
+        int(artifact.manifest["results"]["items"]),
+        int(sum(one.value for one in lost if one)),
+        named or RULES.get(name, "its own rule"),
+    )
