@@ -165,7 +165,7 @@ def _replies(scale: Scale, side: Side) -> Call:
 
     def ours() -> Floats:
         special = model.tokenizer.special
-        root = [image_root(codes_N + model.config.image_offset, special)]
+        root = image_root(codes_N + model.config.image_offset, special)
         turns = [instruction(model.tokenizer, model.config, *question) for question in asked]
         greedy = TextSampling(1.0, 1, REPLY_TOKENS)
         noise = RecordNoise([SEED] * len(asked), 1, REPLY_TOKENS, 1, model.device)

@@ -7,6 +7,7 @@ D width.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,83 +54,111 @@ def generate_text(
     pad_id: int,
 ) -> list[list[list[int]]]:
     """Continue each prefix once for each sampling; token ids by prefix and sampling."""
-    room = _steps(samplings) * len(samplings)
+    num_samples = len(samplings)
+    room = _steps(samplings) * num_samples
     cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id, room)
     last_BD = hidden_BPD[torch.arange(len(prefixes), device=network.device), length_B - 1]
-    seen_BP = visible(length_B, cache.length)
-    return _continue(network, cache, seen_BP, last_BD, samplings, stop_id, noise)
+    ends = Ends(
+        last_BD[:, None].expand(-1, num_samples, -1),
+        visible(length_B, cache.length)[:, None].expand(-1, num_samples, -1),
+        length_B[:, None].expand(-1, num_samples),
+        torch.zeros(len(prefixes), num_samples, dtype=torch.bool, device=network.device),
+    )
+    return _continue(network, cache, ends, samplings, stop_id, noise)
 
 
 @torch.inference_mode()
 def generate_replies(
     network: Showo,
-    images: Sequence[Tree],
+    images: Sequence[Segment],
     turns: Sequence[Sequence[Ids]],
     sampling: TextSampling,
     stop_id: int,
     noise: Noise,
     pad_id: int,
 ) -> list[list[list[int]]]:
-    """Reply to each turn of each image; the image prefix is computed once for all its turns.
+    """Reply to each turn of each image; token ids by image and turn.
 
-    `images` are prefixes of equal length. Returns token ids by image and turn.
+    Image and turns are one row, in which the turns do not see each other. `noise` has as many rows
+    for each image as the image with most turns has turns.
     """
+    most = max(map(len, turns))
+    trees = [
+        [image, *(Segment(turn, parent=0) for turn in asked)]
+        for image, asked in zip(images, turns, strict=True)
+    ]
+    cache, hidden_BPD, _ = prefill(network, trees, pad_id, _steps([sampling]) * most)
+    shape = (len(images), most)
+    seen_BKP = np.zeros((*shape, cache.length), dtype=np.bool_)
+    end_BK, position_BK = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    missing_BK = np.ones(shape, dtype=np.bool_)
+    for row, (image, asked) in enumerate(zip(images, turns, strict=True)):
+        start = len(image.ids)
+        seen_BKP[row, :, :start] = True
+        for number, turn in enumerate(asked):
+            end = start + len(turn)
+            seen_BKP[row, number, start:end] = True
+            end_BK[row, number], missing_BK[row, number] = end - 1, False
+            position_BK[row, number] = len(image.ids) + len(turn)
+            start = end
     device = network.device
-    prefix_cache, _, _ = prefill(network, images, pad_id)
-    prefix = prefix_cache.length
-    flat = [turn for turns_here in turns for turn in turns_here]
-    width = max(map(len, flat))
-    length_R = torch.tensor([len(turn) for turn in flat], device=device)
-    rows = [np.pad(turn, (0, width - len(turn)), constant_values=pad_id) for turn in flat]
-    ids_RT = torch.from_numpy(np.stack(rows)).to(device)
-    owner = torch.tensor([i for i, asked in enumerate(turns) for _ in asked], device=device)
-    cache = prefix_cache.take_rows(owner, width + _steps([sampling]))
-    causal_TS = torch.ones(width, prefix + width, dtype=torch.bool, device=device).tril(prefix)
-    position_1T = torch.arange(prefix, prefix + width, device=device)[None]
-    # Pads stand behind every token of their turn, so causality hides them here.
-    hidden_RTD = network(ids_RT, causal_TS[None, None], position_1T, cache)
-    cache.advance(width)
-    last_RD = hidden_RTD[torch.arange(len(flat), device=device), length_R - 1]
-    seen_RP = visible(length_R + prefix, cache.length)
-    replies = iter(_continue(network, cache, seen_RP, last_RD, [sampling], stop_id, noise))
-    return [[next(replies)[0] for _ in asked] for asked in turns]
+    row_B1 = torch.arange(len(images), device=device)[:, None]
+    ends = Ends(
+        hidden_BPD[row_B1, torch.from_numpy(end_BK).to(device)],
+        torch.from_numpy(seen_BKP).to(device),
+        torch.from_numpy(position_BK).to(device),
+        torch.from_numpy(missing_BK).to(device),
+    )
+    replies = _continue(network, cache, ends, [sampling] * most, stop_id, noise)
+    return [row[: len(asked)] for row, asked in zip(replies, turns, strict=True)]
+
+
+class Ends(NamedTuple):
+    """Where the K samples of each row begin, over a cache of P positions that they share."""
+
+    last_BKD: Tensor
+    """Hidden states that give the first token."""
+    seen_BKP: Tensor
+    """Which of the positions a sample sees."""
+    position_BK: Tensor
+    """Position id of the first token."""
+    stopped_BK: Tensor
+    """Samples that nobody asks for."""
 
 
 def _continue(
     network: Showo,
     cache: KVCache,
-    seen_BP: Tensor,
-    last_BD: Tensor,
+    ends: Ends,
     samplings: Sequence[TextSampling],
     stop_id: int,
     noise: Noise,
 ) -> list[list[list[int]]]:
-    """Decode behind cached prefixes, of which `seen_BP` tells tokens from padding.
+    """Decode behind cached prefixes.
 
     The cache has room for all steps and is used up. A stop token ends a sample and is kept. The K
-    samples of a prefix are the K queries of one row, over keys that hold the prefix once and then K
-    tokens a step, of which each sees its own.
+    samples of a row are its K queries, over keys that hold the prefix once and then K tokens a
+    step, of which each sees its own.
     """
-    num_rows, num_samples = len(last_BD), len(samplings)
+    num_rows, num_samples = ends.position_BK.shape
     budget_K = torch.tensor([s.max_new_tokens for s in samplings], device=network.device)
     max_steps = _steps(samplings) + 1
-    logits_BKV = network.logits(last_BD)[:, None].expand(-1, num_samples, -1)
-    attend_B1KS = _sample_mask(seen_BP, num_samples, max_steps - 1)
-    position_BK = seen_BP.sum(dim=1)[:, None].expand(-1, num_samples)
+    logits_BKV = network.logits(ends.last_BKD)
+    attend_B1KS = _sample_mask(ends.seen_BKP, max_steps - 1)
     cut = TopK(samplings, network.config.vocab_size, network.device)
-    stopped_BK = torch.zeros(num_rows, num_samples, dtype=torch.bool, device=network.device)
+    stopped_BK = ends.stopped_BK
     steps_BKT: list[Tensor] = []
     stop_every = steps_between_stops(network.device)
     for step in range(max_steps):
         probs_BKV = cut(logits_BKV.float())
         ids_BK = noise.categorical(probs_BKV.flatten(0, 1)[:, None]).view(num_rows, num_samples)
         steps_BKT.append(ids_BK)
-        stopped_BK |= (ids_BK == stop_id) | (step + 1 >= budget_K)
+        stopped_BK = stopped_BK | (ids_BK == stop_id) | (step + 1 >= budget_K)
         asked = (step + 1) % stop_every == 0
         if step + 1 == max_steps or (asked and stopped_BK.all()):
             break
         attend = attend_B1KS[..., : cache.length + num_samples]
-        hidden_BKD = network(ids_BK, attend, position_BK + step, cache)
+        hidden_BKD = network(ids_BK, attend, ends.position_BK + step, cache)
         cache.advance(num_samples)
         logits_BKV = network.logits(hidden_BKD)
     tokens = torch.stack(steps_BKT, dim=2).tolist()
@@ -152,12 +181,12 @@ def steps_between_stops(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
-def _sample_mask(visible_BP: Tensor, num_samples: int, num_steps: int) -> Tensor:
+def _sample_mask(seen_BKP: Tensor, num_steps: int) -> Tensor:
     """[B,1,K,P+K*steps]: each sample sees its prefix and, of the later keys, every K-th."""
-    own_KK = torch.eye(num_samples, dtype=torch.bool, device=visible_BP.device)
-    own_BKS = own_KK.repeat(1, num_steps).expand(len(visible_BP), -1, -1)
-    prefix_BKP = visible_BP[:, None].expand(-1, num_samples, -1)
-    return torch.cat((prefix_BKP, own_BKS), dim=2)[:, None]
+    num_rows, num_samples, _ = seen_BKP.shape
+    own_KK = torch.eye(num_samples, dtype=torch.bool, device=seen_BKP.device)
+    own_BKS = own_KK.repeat(1, num_steps).expand(num_rows, -1, -1)
+    return torch.cat((seen_BKP, own_BKS), dim=2)[:, None]
 
 
 def _until(ids: list[int], stop_id: int) -> list[int]:
