@@ -11,12 +11,11 @@ from typing import Any
 
 import fsspec
 
-from core.artifact import MANIFEST, ArtifactRef, content_digest
+from core.artifact import FREED, MANIFEST, SCHEMA_VERSION, ArtifactRef, content_digest
 from core.cache import temporary_folder
 from core.files import TemporaryFolder, locked, put_in_place, sha256_of, sweep, writing_to
 from core.remote import create, download, reaching, read_json, upload
 
-SCHEMA_VERSION = 1
 SCRATCH = "state/"  # parts below it help a killed stage to resume and are never published
 TEMPORARY = ".tmp"
 _LOCK = ".lock"
@@ -106,7 +105,7 @@ class Draft(ABC):
 
     def _at(self, name: str) -> str:
         parts = PurePosixPath(name).parts
-        if not parts or parts[0] in ("/", TEMPORARY, _LOCK, MANIFEST) or ".." in parts:
+        if not parts or parts[0] in ("/", TEMPORARY, _LOCK, MANIFEST, FREED) or ".." in parts:
             raise ValueError(f"{name!r} cannot name a part of an artifact")
         return f"{self._root}/{name}"
 
