@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -66,6 +67,19 @@ class Draft(ABC):
 
         A part that exists is replaced. Full disk or refused write: UserError.
         """
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A folder for files on their way to parts, gone at the end even if the process is killed.
+
+        Beside the parts of a local store, so that moving them there copies nothing.
+        """
+        folder = self._temporary.new_path("folder")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @abstractmethod
     def discard(self, name: str) -> None:

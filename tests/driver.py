@@ -1,35 +1,43 @@
-"""The loop as a process of its own, for tests that disturb it: `python -m tests.driver STORE`."""
+"""The loop as a process of its own, for tests that disturb it.
+
+`python -m tests.driver STORE [ITERATIONS]` says which stages have ended, as `make pipeline` does.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from core.command import run_command
+from core.config import Config
 from core.runtime import setup_logging
-from tests.loops import play, quick
+from core.stage import Inputs, Stage, StageResult
+from core.store import Store
+from flows.self_play import SelfPlay
+from flows.stages import Step, announce
+from tasks._tracking.runs import open_tracker
+from tests.loops import Runner, quick
 
 ROOT = Path(__file__).parent.parent
 NO_DIGEST = ("register",)  # its reason holds words about MLflow
 
 
-def start(
-    store: Path | str, environment: Mapping[str, str] | None = None, **options: object
-) -> subprocess.Popen[str]:
+def command(store: Path | str, iterations: int = 1) -> list[str]:
+    """What starts the loop without servers."""
+    return [sys.executable, "-m", "tests.driver", str(store), str(iterations)]
+
+
+def start(store: Path | str, iterations: int = 1) -> subprocess.Popen[str]:
     """The loop in a process group of its own; what it says comes by its stdout."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.driver", str(store)],
+        command(store, iterations),
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **options,  # type: ignore[call-overload]
     )
 
 
@@ -45,10 +53,26 @@ def digests(store: Path) -> dict[tuple[str, str], str]:
     return {(m["stage"], m["key"]): m["digest"] for m in found if m["stage"] not in NO_DIGEST}
 
 
+class Announcing(Runner):
+    """Says when a stage has ended."""
+
+    def __call__(self, stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
+        result = super().__call__(stage, config, inputs, step)
+        announce(step.label, stage.name, "cached" if result.cached else f"{result.seconds:.1f} s")
+        return result
+
+
 def main() -> int:
-    """One iteration with nobody watching."""
+    """Some iterations with nobody watching."""
     setup_logging()
-    return run_command(lambda: play(quick(sys.argv[1])))
+    config = quick(sys.argv[1], iterations=int(sys.argv[2]))
+
+    def play() -> None:
+        Store(config.store).check()
+        with open_tracker(config) as tracker:
+            SelfPlay(config, tracker, Announcing()).run()
+
+    return run_command(play)
 
 
 if __name__ == "__main__":
