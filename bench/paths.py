@@ -17,7 +17,7 @@ from bench.synthetic import FULL, SMALL, Data, Size, make_model
 from bench.training import PairStep, PublishedBranch
 from models.base import MODALITIES, ImageSampling, TextSampling
 from models.packing import Segment
-from models.showo.decoding import generate_images, generate_replies, generate_text
+from models.showo.decoding import ImageBlocks, generate_images, generate_replies, generate_text
 from models.showo.logps import image_root, instruction
 from models.showo.model import ShowoModel
 from models.showo.noise import RecordNoise
@@ -31,6 +31,7 @@ ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
 NO_STOP = -1  # an id that no token has, so that lengths are fixed
 SETTINGS = [(1.0, 1), *((t, k) for k in (2, 3, 4) for t in (0.1, 0.7, 2.0))]
 QUESTIONS, REPLY_TOKENS = 5, 8
+GUIDANCE = 5.0
 SEED = 0
 
 
@@ -67,7 +68,9 @@ class HotPath:
     """`build` gives the call of a side; `agree` is the least share of results that are equal.
 
     Sums of floating-point numbers are taken in another order, so a draw that falls on the edge of
-    two categories may go either way. `faster` and `leaner` are the ratios aimed at.
+    two categories may go either way, and everything drawn after it. Where that happens, `check`
+    gives a call with numbers before the draw, and they are compared. `faster` and `leaner` are the
+    ratios aimed at.
     """
 
     title: str
@@ -76,6 +79,7 @@ class HotPath:
     leaner: float | None = None
     agree: float = 1.0
     tolerance: float = 0.0
+    check: Callable[[Scale, Side], Call] | None = None
 
 
 def _vq_fits(size: Size) -> Size:
@@ -85,7 +89,7 @@ def _vq_fits(size: Size) -> Size:
 
 
 def _captions(scale: Scale, side: Side) -> Call:
-    model, data = _made(scale)
+    model, data = _made(scale, side)
     codes_N = data.codes(1)[0]
     samplings = [TextSampling(t, k, scale.caption_tokens) for t, k in SETTINGS]
 
@@ -106,9 +110,9 @@ def _captions(scale: Scale, side: Side) -> Call:
 
 
 def _images(scale: Scale, side: Side) -> Call:
-    model, data = _made(scale)
-    prompt = data.texts(1, min(40, model.config.max_text_len // 2))[0]
-    sampling = ImageSampling(scale.image_steps, 5.0)
+    model, data = _made(scale, side)
+    prompt = _prompt(model, data)
+    sampling = ImageSampling(scale.image_steps, GUIDANCE)
 
     def ours() -> Floats:
         config, special = model.config, model.tokenizer.special
@@ -125,14 +129,43 @@ def _images(scale: Scale, side: Side) -> Call:
     return ours if side == "ours" else straight
 
 
+def _image_logits(scale: Scale, side: Side) -> Call:
+    """Logits of a first step, and of a second one in which half of the codes are known."""
+    model, data = _made(scale, side)
+    prompt = _prompt(model, data)
+    config, special = model.config, model.tokenizer.special
+    codes_RN = torch.from_numpy(data.codes(2))
+    half_RN = torch.rand(codes_RN.shape, generator=torch.Generator().manual_seed(SEED)) < 0.5
+
+    @torch.inference_mode()
+    def ours() -> Floats:
+        ids = t2i_prompt(model.tokenizer.encode(prompt), special, config.max_text_len)
+        blocks = ImageBlocks(model.network, [ids], len(codes_RN), GUIDANCE, special)
+        both = (blocks.first_logits(), blocks.logits(codes_RN, half_RN))
+        return torch.stack(both).double().numpy()
+
+    def straight() -> Floats:
+        both = [
+            plain.image_logits(model, prompt, codes_RN, unknown_RN, GUIDANCE)
+            for unknown_RN in (torch.ones_like(half_RN), half_RN)
+        ]
+        return torch.stack(both).double().numpy()
+
+    return ours if side == "ours" else straight
+
+
+def _prompt(model: ShowoModel, data: Data) -> str:
+    return data.texts(1, min(40, model.config.max_text_len // 2))[0]
+
+
 def _replies(scale: Scale, side: Side) -> Call:
-    model, data = _made(scale)
+    model, data = _made(scale, side)
     codes_N = data.codes(1)[0]
     asked = data.questions(1, replace(scale.model, questions=QUESTIONS))[0]
 
     def ours() -> Floats:
         special = model.tokenizer.special
-        root = [image_root(codes_N + model.config.image_offset, special)]
+        root = image_root(codes_N + model.config.image_offset, special)
         turns = [instruction(model.tokenizer, model.config, *question) for question in asked]
         greedy = TextSampling(1.0, 1, REPLY_TOKENS)
         noise = RecordNoise([SEED] * len(asked), 1, REPLY_TOKENS, 1, model.device)
@@ -151,7 +184,7 @@ def _answers(scale: Scale, side: Side) -> Call:
     """What self-VQA does by default: all choices of all questions in one forward pass."""
     if side == "plain":
         return _replies(scale, side)
-    model, data = _made(scale)
+    model, data = _made(scale, side)
     codes_BN = data.codes(1)
     asked = data.questions(1, replace(scale.model, questions=QUESTIONS))
     return lambda: np.concatenate(model.answer(codes_BN, asked)[0])
@@ -159,7 +192,7 @@ def _answers(scale: Scale, side: Side) -> Call:
 
 def _pair_step(scale: Scale, side: Side) -> Call:
     """Compared before the first step: after it the sides have other optimizers."""
-    model, data = _made(scale)
+    model, data = _made(scale, side)
     pairs, settings = data.pairs(1), PublishedBranch()
     first: list[Floats] = []
     if side == "plain":
@@ -206,14 +239,18 @@ def _caption_scores(scale: Scale, side: Side) -> Call:
     return ours if side == "ours" else straight
 
 
-def _made(scale: Scale) -> tuple[ShowoModel, Data]:
+def _made(scale: Scale, side: Side) -> tuple[ShowoModel, Data]:
     model = make_model(_vq_fits(scale.model), "cpu", torch.float32)
+    if side == "plain":
+        plain.plain_layers(model.network)
     return model, Data(model.config)
 
 
 PATHS = {
     "captions": HotPath("10 captions of an image", _captions, 60, agree=0.95),
-    "images": HotPath("16 images with guidance", _images, 3, leaner=4, agree=0.97),
+    "images": HotPath(
+        "16 images with guidance", _images, 3, leaner=4, tolerance=1e-4, check=_image_logits
+    ),
     "replies": HotPath("5 questions about an image, decoded", _replies, 30),
     "answers": HotPath("5 questions about an image, by likelihood", _answers, 30, agree=0.0),
     "pair-step": HotPath("a Pair-DPO step", _pair_step, 2.5, leaner=2, tolerance=1e-3),

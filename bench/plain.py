@@ -14,12 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.phi.modeling_phi import PhiMLP
 
 from models.base import ImageSampling, PairBatch, TextSampling
 from models.packing import IGNORE
 from models.showo.decoding import mask_lengths, remask
+from models.showo.linear import Linear, Mlp
 from models.showo.masks import mask_pair, mmu_attention, t2i_attention
 from models.showo.model import ShowoModel
 from models.showo.network import Showo
@@ -34,6 +36,15 @@ from models.showo.prompting import (
     t2i_prompt,
     vqa_question,
 )
+
+
+def plain_layers(module: nn.Module) -> None:
+    """Have linear layers and feed-forward parts computed by torch, as when nothing is quickened."""
+    for child in module.modules():
+        if type(child) is Linear:
+            child.__class__ = nn.Linear  # type: ignore[assignment]
+        elif type(child) is Mlp:
+            child.__class__ = PhiMLP  # type: ignore[assignment]
 
 
 @torch.inference_mode()
@@ -107,25 +118,14 @@ def images(
     model: ShowoModel, prompt: str, num_images: int, sampling: ImageSampling, seed: int
 ) -> Tensor:
     """Codes [R,N] of images for a prompt; every step runs prompt, padding and all logits."""
-    config, special = model.config, model.tokenizer.special
+    config = model.config
     shape = (num_images, 2 * sampling.steps, config.num_vq_tokens)
     draws_SRN = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).transpose(0, 1)
-    cond, uncond = (torch.from_numpy(_padded_prompt(model, text)) for text in (prompt, ""))
-    prompts_RT = torch.stack([cond] * num_images + [uncond] * num_images)
     codes_RN = torch.full((num_images, config.num_vq_tokens), -1)
     unknown_RN = codes_RN == -1
     temperature = sampling.temperature
     for step in range(sampling.steps):
-        ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
-        border_R1 = torch.ones(num_images, 1, dtype=torch.long)
-        block_RT = torch.cat((special.soi * border_R1, ids_RN, special.eoi * border_R1), dim=1)
-        ids_RT = torch.cat((prompts_RT, block_RT.repeat(2, 1)), dim=1)
-        hidden_RTD = model.network(
-            ids_RT, t2i_attention(ids_RT, special), torch.arange(ids_RT.shape[1])[None]
-        )
-        cond_RTV, uncond_RTV = model.network.logits(hidden_RTD).chunk(2)
-        logits_RTV = (1 + sampling.guidance) * cond_RTV - sampling.guidance * uncond_RTV
-        logits_RNC = logits_RTV[:, -config.num_vq_tokens - 1 : -1, config.image_columns]
+        logits_RNC = image_logits(model, prompt, codes_RN, unknown_RN, sampling.guidance)
         probs_RNC = logits_RNC.softmax(dim=-1)
         cumulative_RNC = probs_RNC.cumsum(dim=-1)
         point_RN1 = draws_SRN[2 * step][:, :, None] * cumulative_RNC[:, :, -1:]
@@ -140,6 +140,26 @@ def images(
             chosen_RN, draws_SRN[2 * step + 1], temperature, mask_lengths(ratio, unknown_RN)
         )
     return codes_RN
+
+
+@torch.inference_mode()
+def image_logits(
+    model: ShowoModel, prompt: str, codes_RN: Tensor, unknown_RN: Tensor, guidance: float
+) -> Tensor:
+    """Guided logits [R,N,C] of images of a prompt, with all rows of prompt and empty prompt."""
+    config, special, num_images = model.config, model.tokenizer.special, len(codes_RN)
+    cond, uncond = (torch.from_numpy(_padded_prompt(model, text)) for text in (prompt, ""))
+    prompts_RT = torch.stack([cond] * num_images + [uncond] * num_images)
+    ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
+    border_R1 = torch.ones(num_images, 1, dtype=torch.long)
+    block_RT = torch.cat((special.soi * border_R1, ids_RN, special.eoi * border_R1), dim=1)
+    ids_RT = torch.cat((prompts_RT, block_RT.repeat(2, 1)), dim=1)
+    hidden_RTD = model.network(
+        ids_RT, t2i_attention(ids_RT, special), torch.arange(ids_RT.shape[1])[None]
+    )
+    cond_RTV, uncond_RTV = model.network.logits(hidden_RTD).chunk(2)
+    logits_RTV = (1 + guidance) * cond_RTV - guidance * uncond_RTV
+    return logits_RTV[:, -config.num_vq_tokens - 1 : -1, config.image_columns]
 
 
 class PairStep:

@@ -7,6 +7,7 @@ the end of stdin it writes what came out and says the most memory that the proce
 import json
 import sys
 import time
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -14,12 +15,16 @@ from bench.paths import PATHS, SCALES
 from core.runtime import peak_memory_bytes
 from models.families import use_threads
 
+if TYPE_CHECKING:
+    from bench.paths import Side
+
 
 def main() -> None:
     """Answer the parent, a JSON document a line."""
     name, side, scale, result_file = sys.argv[1:]
     use_threads(0)
-    call = PATHS[name].build(SCALES[scale], "ours" if side == "ours" else "plain")
+    path, which = PATHS[name], cast("Side", side)
+    call = path.build(SCALES[scale], which)
     loaded = peak_memory_bytes()
     print(json.dumps({"loaded": loaded}), flush=True)
     result = None
@@ -29,9 +34,12 @@ def main() -> None:
         seconds = time.perf_counter() - started
         result = found if result is None else result
         print(json.dumps({"seconds": seconds}), flush=True)
+    peak = peak_memory_bytes()
+    if path.check is not None:
+        result = path.check(SCALES[scale], which)()
     assert result is not None
     np.save(result_file, result)
-    print(json.dumps({"peak": peak_memory_bytes()}), flush=True)
+    print(json.dumps({"peak": peak}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,18 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
+
 from core.cache import cache_folder, cached
 from core.errors import UserError
 from core.files import sha256_of
 from core.remote import connect, download, is_local, reaching, read_json
 
+SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+FREED = "freed.json"  # beside a manifest: names of files that were deleted to save space
+_BLOCK = 8 * 2**20
 PART = "part-"  # begins the names of a table's Parquet files
 
 
@@ -72,19 +77,33 @@ def checked_manifest(document: Any, uri: str) -> Mapping[str, Any]:
     return document
 
 
+def read_manifest(filesystem: fsspec.AbstractFileSystem, root: str) -> Mapping[str, Any] | None:
+    """The manifest of the artifact below `root`; UserError if this program cannot read it."""
+    manifest = read_json(filesystem, f"{root}/{MANIFEST}")
+    if manifest is None:
+        return None
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{root}/{MANIFEST} has schema version {version!r}, this program needs "
+            f"{SCHEMA_VERSION}; delete its folder and run again to have it made anew"
+        )
+    return checked_manifest(manifest, root)
+
+
 class Artifact:
-    """A published artifact; its files are immutable."""
+    """A published artifact; its files are immutable, apart from those that were freed."""
 
     def __init__(self, uri: str) -> None:
         """Open the artifact at `uri`; UserError if it is absent or a file has a wrong size."""
         self.uri = uri.rstrip("/")
         self._filesystem, self._root = connect(self.uri)
-        manifest = read_json(self._filesystem, f"{self._root}/{MANIFEST}")
+        manifest = read_manifest(self._filesystem, self._root)
         if manifest is None:
             raise UserError(
                 f"no artifact at {uri}: it has no {MANIFEST}; give the URI of a finished stage"
             )
-        self.manifest = checked_manifest(manifest, self.uri)
+        self.manifest = manifest
         self._fetched: set[str] = set()
         self._check_sizes()
 
@@ -112,24 +131,54 @@ class Artifact:
         members = [name] if name in self._files else self.names(folder)
         if not members:
             raise UserError(f"{self.uri} has no {name!r}; it has: {', '.join(self.names())}")
+        if self.freed.intersection(members):
+            raise UserError(
+                f"{self.uri}/{name} was deleted to save space; delete the folder {self.uri} and "
+                "run again to have it made anew"
+            )
         if is_local(self._filesystem):
             return Path(self._root, name)
         for member in members:
             self._fetch(member)
         return self._cache / name
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return int(self._files[name]["size"])
+
     def verify(self) -> None:
         """Compare every file with its checksum; UserError names the first that differs."""
-        for name, entry in self._files.items():
-            if sha256_of(self.path(name)) != entry["sha256"]:
+        for name in self.names():
+            if name not in self.freed and not self.is_whole(name):
                 raise self._damaged(name, "its content does not match its checksum")
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the content of a file matches its checksum, without keeping a copy here."""
+        with (
+            reaching(self._filesystem, self._root),
+            self._filesystem.open(self._at(name), "rb") as file,
+        ):
+            found = sha256()
+            while block := file.read(_BLOCK):
+                found.update(block)
+        return found.hexdigest() == str(self._files[name]["sha256"])
+
+    @cached_property
+    def freed(self) -> frozenset[str]:
+        """Names of the files that were deleted to save space."""
+        if not self._missing:
+            return frozenset()
+        return frozenset(read_json(self._filesystem, f"{self._root}/{FREED}") or ())
 
     def _check_sizes(self) -> None:
         with reaching(self._filesystem, self._root):
             found = self._filesystem.find(self._root, detail=True)
         sizes = {path: info["size"] for path, info in found.items()}
+        self._missing = any(self._at(name) not in sizes for name in self._files)
         for name, entry in self._files.items():
             size = sizes.get(self._at(name))
+            if name in self.freed:
+                continue
             if size is None:
                 raise self._damaged(name, "it is missing")
             if size != entry["size"]:

@@ -5,8 +5,8 @@ folder may be deleted whenever none of them runs.
 """
 
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from core.files import TemporaryFolder, locked, put_in_place, sha256_of, sweep, writing_to
@@ -22,6 +22,16 @@ def cache_folder() -> Path:
 def temporary_folder() -> Path:
     """Where files lie on their way from or to a remote store."""
     return cache_folder() / ".tmp"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for a while; if this process is killed, the next one that wants any removes it."""
+    sweep(temporary_folder())
+    with closing(TemporaryFolder(temporary_folder())) as temporary:
+        folder = temporary.new_path("folder")
+        folder.mkdir()
+        yield folder
 
 
 def cached(path: Path, checksum: str, fetch: Callable[[Path], None]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from core.artifact import ArtifactRef
 from core.errors import UserError
+from core.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, termination_raised
 from core.peers import ALONE, Peers
 from core.runtime import setup_logging
 from core.stage import Inputs, Stage, StageResult, run_stage
@@ -22,20 +23,21 @@ Runner = Callable[[Stage, "Config", Store, Inputs], StageResult]
 
 
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
-    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C.
+    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C, 143 after SIGTERM.
 
     `quiet` leaves the message to another process.
     """
     try:
-        command()
+        with termination_raised():
+            command()
     except UserError as error:
         if not quiet:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not quiet:
             print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        return EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
     return 0
 
 

@@ -336,6 +336,10 @@ class Runtime(Section):
         "each (FSDP), and not all of them"
     )
     save_every_steps: Count = Field(description="training steps between saved states")
+    stall_minutes: Positive | None = Field(
+        description="a stage that reports no progress for so long ends itself, to be continued by "
+        "the next start; null: never"
+    )
 
 
 class Resources(Section):

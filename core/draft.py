@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -11,12 +12,11 @@ from typing import Any
 
 import fsspec
 
-from core.artifact import MANIFEST, ArtifactRef, content_digest
+from core.artifact import FREED, MANIFEST, SCHEMA_VERSION, ArtifactRef, content_digest
 from core.cache import temporary_folder
 from core.files import TemporaryFolder, locked, put_in_place, sha256_of, sweep, writing_to
 from core.remote import create, download, reaching, read_json, upload
 
-SCHEMA_VERSION = 1
 SCRATCH = "state/"  # parts below it help a killed stage to resume and are never published
 TEMPORARY = ".tmp"
 _LOCK = ".lock"
@@ -68,6 +68,19 @@ class Draft(ABC):
         A part that exists is replaced. Full disk or refused write: UserError.
         """
 
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A folder for files on their way to parts, gone at the end even if the process is killed.
+
+        Beside the parts of a local store, so that moving them there copies nothing.
+        """
+        folder = self._temporary.new_path("folder")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     @abstractmethod
     def discard(self, name: str) -> None:
         """Delete a part below SCRATCH if it exists; others may be in a manifest already."""
@@ -106,7 +119,7 @@ class Draft(ABC):
 
     def _at(self, name: str) -> str:
         parts = PurePosixPath(name).parts
-        if not parts or parts[0] in ("/", TEMPORARY, _LOCK, MANIFEST) or ".." in parts:
+        if not parts or parts[0] in ("/", TEMPORARY, _LOCK, MANIFEST, FREED) or ".." in parts:
             raise ValueError(f"{name!r} cannot name a part of an artifact")
         return f"{self._root}/{name}"
 

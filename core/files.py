@@ -15,7 +15,8 @@ from core.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT,
+    errno.EFBIG,
 )  # fmt: skip
 
 
@@ -86,6 +87,39 @@ def locked(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+_used: dict[Path, int] = {}  # open files whose shared locks end with this process
+
+
+def use(path: Path) -> None:
+    """Share the lock file `path` until this process ends, however it ends."""
+    path.touch()
+    # For reading, since a file that is open for writing keeps a disk from being made read-only.
+    descriptor = os.open(path, os.O_RDONLY)
+    known = _used.get(path)
+    if known is not None and os.path.sameopenfile(known, descriptor):
+        os.close(descriptor)
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _used[path] = descriptor
+    if known is not None:  # of a folder that was deleted meanwhile
+        os.close(known)
+
+
+@contextmanager
+def unused(path: Path) -> Iterator[bool]:
+    """Whether no process shares the lock file `path`; if so, none does during the block."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
     finally:
         os.close(descriptor)
 

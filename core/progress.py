@@ -13,11 +13,23 @@ Observer = Callable[[str, int, int], None]
 ValueObserver = Callable[[Mapping[str, float]], None]
 
 OBSERVE_SECONDS = 1.0
+_last_beat = time.monotonic()  # of the whole process
 LINE_SECONDS = 15.0
 
 # A context variable, so that steps running in several threads keep their own observers.
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _value_observers: ContextVar[tuple[ValueObserver, ...]] = ContextVar("value_observers", default=())
+
+
+def beat() -> None:
+    """Note that work goes on; steps do so whenever they report."""
+    global _last_beat
+    _last_beat = time.monotonic()
+
+
+def silence() -> float:
+    """Seconds since work was last known to go on."""
+    return time.monotonic() - _last_beat
 
 
 @contextmanager
@@ -46,6 +58,7 @@ class Progress:
     def __init__(self, description: str, total: int | None) -> None:
         self.description, self.total, self.done = description, total or 0, 0
         self._known = total is not None
+        beat()
         self._observers, self._value_observers = _observers.get(), _value_observers.get()
         self._started = self._observed = self._printed = time.monotonic()
         self._closed = False
@@ -54,6 +67,7 @@ class Progress:
 
     def update(self, amount: int = 1) -> None:
         """Count `amount` more units as done."""
+        beat()
         self.done += amount
         now = time.monotonic()
         if self._bar is not None:
@@ -80,6 +94,7 @@ class Progress:
         if self._closed:
             return
         self._closed = True
+        beat()
         if self._bar is not None:
             self._bar.close()
         else:
@@ -117,8 +132,10 @@ class _Silent(Progress):
 
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total, self.done = description, total, 0
+        beat()
 
     def update(self, amount: int = 1) -> None:
+        beat()
         self.done += amount
 
     def values(self, row: Mapping[str, float]) -> None:

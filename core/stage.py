@@ -21,6 +21,7 @@ from core.progress import Progress, silent
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
 from core.store import Store
+from core.watchdog import watched
 
 if TYPE_CHECKING:
     from core.config import Config
@@ -241,7 +242,8 @@ def _run_body(
             share=share,
             peers=peers,
         )
-        results = stage.body(context)
+        with watched(f"stage {stage.name}", config.runtime.stall_minutes):
+            results = stage.body(context)
         if results is None:
             return None
         manifest = {

@@ -47,6 +47,12 @@ def _metadata(text: bytes) -> dict[str, Any]:
 
 
 def check_table(name: str, table: pa.Table, deep: bool = False, where: str = "") -> None:
+    """As `check_values`, and raise UserError if rows share a key."""
+    check_values(name, table, deep, where)
+    check_unique(name, table, where or name)
+
+
+def check_values(name: str, table: pa.Table, deep: bool = False, where: str = "") -> None:
     """Raise UserError unless all values of `table` are valid; `deep` decodes every image.
 
     `table` may hold some columns only; `where` (default: the table name) starts the message.
@@ -59,7 +65,6 @@ def check_table(name: str, table: pa.Table, deep: bool = False, where: str = "")
             if problem is not None:
                 row, what = problem
                 raise UserError(f"{where}: {_row_name(table, row)}, column {column.name}: {what}")
-    check_unique(name, table, where)
 
 
 def check_unique(name: str, table: pa.Table, where: str) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import writing_to
-from data.checks import check_schema, check_table, check_unique
+from data.checks import check_schema, check_unique, check_values
 from data.pictures import rgb
 from data.schemas import arrow_schema, table_named
 
@@ -42,7 +42,7 @@ class TableWriter:
     def write(self, rows: Rows) -> None:
         """Add rows (a table, or dicts with every column); UserError names the first bad one."""
         table = _as_table(rows, self._name, self._schema)
-        check_table(self._name, table, deep=self._deep)
+        check_values(self._name, table, deep=self._deep)
         self._waiting.append(table)
         num_bytes = sum(waiting.nbytes for waiting in self._waiting)
         if (
@@ -101,7 +101,7 @@ def iter_batches(
         with _open(file) as parquet:
             for batch in guarded(file, parquet.iter_batches(batch_size, columns=list(wanted))):
                 table = pa.Table.from_batches([batch]).select(wanted)
-                check_table(name, table, deep=deep, where=str(file))
+                check_values(name, table, deep=deep, where=str(file))
                 yield table
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from evals.statistics import Estimate, bootstrap_mean
+from evals.statistics import Estimate, bootstrap_means
 
 ALL = "all"
 ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
@@ -69,11 +69,10 @@ def summarize(
     rows: list[dict[str, object]] = []
     for group, part in _groups(records, answers):
         part = part.assign(gap=part["understanding"] - part["generation"])
-        for name in NAMES:
-            if name in part:
-                values = part[name].to_numpy(np.float64)
-                estimate = bootstrap_mean(values, samples=samples, confidence=confidence, seed=seed)
-                rows.append(_row(name, group, estimate))
+        names = [name for name in NAMES if name in part]
+        values_RC = part[names].to_numpy(np.float64)
+        estimates = bootstrap_means(values_RC, samples=samples, confidence=confidence, seed=seed)
+        rows += [_row(name, group, found) for name, found in zip(names, estimates, strict=True)]
     return rows
 
 

@@ -25,14 +25,22 @@ class Estimate:
 
 def bootstrap_mean(values_R: Values, *, samples: int, confidence: float, seed: int) -> Estimate:
     """Mean of per-record values; records are resampled, as the model is fixed and they are not."""
-    count = len(values_R)
-    rng = np.random.default_rng(seed)
-    # Counts of each record in a resample, so that a resample is one matrix row.
-    weights_SR = rng.multinomial(count, np.full(count, 1 / count), size=samples)
-    means_S = weights_SR @ values_R / count
+    columns_RC = values_R[:, None]
+    return bootstrap_means(columns_RC, samples=samples, confidence=confidence, seed=seed)[0]
+
+
+def bootstrap_means(
+    values_RC: Values, *, samples: int, confidence: float, seed: int
+) -> list[Estimate]:
+    """As `bootstrap_mean` of each column, in the same resamples of the records."""
+    count = len(values_RC)
+    means_SC = _resampled_sums(values_RC, samples, np.random.default_rng(seed)) / count
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means_S, [tail, 1 - tail])
-    return Estimate(float(values_R.mean()), float(low), float(high), count)
+    bounds_2C = np.quantile(means_SC, [tail, 1 - tail], axis=0)
+    return [
+        Estimate(float(value), float(low), float(high), count)
+        for value, low, high in zip(values_RC.mean(axis=0), *bounds_2C, strict=True)
+    ]
 
 
 def bootstrap_difference(
@@ -68,6 +76,8 @@ def _resampled_sums(part_RC: Values, samples: int, rng: np.random.Generator) -> 
     sums = []
     for first in range(0, samples, chunk):
         size = min(chunk, samples - first)
+        # Counts of each unit in a resample, so that a resample is one matrix row.
         weights_SR = rng.multinomial(count, np.full(count, 1 / count), size=size)
-        sums.append(weights_SR @ part_RC)
+        # Of whole numbers the product would be taken one by one.
+        sums.append(weights_SR.astype(np.float64) @ part_RC)
     return np.concatenate(sums)

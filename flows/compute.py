@@ -99,6 +99,11 @@ def _docker(config: Config, resources: Resources) -> dict[str, Any]:
     engine: dict[str, Any] = {
         "nano_cpus": int(resources.cpus * 1e9),
         "shm_size": _gibibytes(resources.shm_gb),
+        "read_only": True,
+        # On disk, since caches of artifacts may be larger than memory; gone with the container.
+        "mounts": [{"Type": "volume", "Target": HOME}],
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
     }
     if resources.gpus:
         engine["device_requests"] = [

@@ -21,6 +21,7 @@ from flows.compute import local_folder
 from flows.servers import Urls, answers, client_environment, say, write_profile
 
 FOLDER = Path(__file__).resolve().parent.parent / "docker"
+USER = "hermesflow"  # who logs in to Prefect and MLflow, with LOGIN_PASSWORD
 PORTS = {"PREFECT_PORT": "4200", "MLFLOW_PORT": "5000", "S3_PORT": "9000"}
 START_SECONDS = 300.0
 SOCKET = Path("/var/run/docker.sock")
@@ -57,6 +58,7 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
     write_profile(urls)
     _make_bucket(config.store)
     say(f"containers ready after {time.monotonic() - started:.0f} s")
+    say(f"both pages ask for a login: user {USER}, LOGIN_PASSWORD of {folder / '.env'}")
     return urls
 
 
@@ -68,6 +70,7 @@ def lead_there(folder: Path = FOLDER) -> Urls | None:
     urls = Urls(
         f"http://127.0.0.1:{settings['PREFECT_PORT']}",
         f"http://127.0.0.1:{settings['MLFLOW_PORT']}",
+        f"{USER}:{settings['LOGIN_PASSWORD']}",
     )
     if not (answers(f"{urls.prefect_api}/health") and answers(f"{urls.mlflow}/health")):
         return None
@@ -123,6 +126,8 @@ def _settings(path: Path) -> Mapping[str, str]:
     made = {
         "COMPOSE_PROJECT_NAME": "hermesflow",
         "POSTGRES_PASSWORD": secrets.token_hex(16),
+        "LOGIN_PASSWORD": secrets.token_hex(12),
+        "MLFLOW_SECRET_KEY": secrets.token_hex(16),
         "AWS_ACCESS_KEY_ID": secrets.token_hex(8),
         "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
         "PREFECT_ENCRYPTION_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),

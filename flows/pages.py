@@ -53,7 +53,7 @@ class ProgressPage:
             else:
                 update_progress_artifact(self._artifact, percent, text)
 
-        self._works = self._works and _try_to(show)
+        self._works = self._works and try_to(show)
 
 
 class RunPages:
@@ -68,7 +68,7 @@ class RunPages:
 
     def link(self, key: str, title: str, url: str, text: str) -> None:
         """Lead to another place."""
-        _try_to(lambda: create_link_artifact(url, title, key, text))
+        try_to(lambda: create_link_artifact(url, title, key, text))
 
     def table(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Show the checkpoints so far."""
@@ -81,11 +81,11 @@ class RunPages:
             with get_client(sync_client=True) as client:
                 client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(table)))
 
-        _try_to(show)
+        try_to(show)
 
     def page(self, key: str, markdown: str, text: str) -> None:
         """Show a page."""
-        _try_to(lambda: create_markdown_artifact(markdown, key, text))
+        try_to(lambda: create_markdown_artifact(markdown, key, text))
 
 
 def present(name: str, tags: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ def present(name: str, tags: Sequence[str]) -> None:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(flow_run.id), name=name, tags=list(tags))
 
-    _try_to(show)
+    try_to(show)
 
 
 def _id(created: object) -> UUID:
@@ -104,7 +104,8 @@ def _id(created: object) -> UUID:
     return created
 
 
-def _try_to(show: Callable[[], object]) -> bool:
+def try_to(show: Callable[[], object]) -> bool:
+    """Do what is shown to people; whether it could be, after a warning if not."""
     try:
         show()
     except (httpx.HTTPError, PrefectException) as error:

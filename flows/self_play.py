@@ -17,6 +17,7 @@ from core.store import Store
 from data.tables import read_table
 from flows.compute import Pool
 from flows.deployed import STAGES
+from flows.leftovers import end_leftovers
 from flows.pages import RunPages, present
 from flows.pools import PoolRunner
 from flows.preflight import check
@@ -75,6 +76,7 @@ def self_play(
         check(resolved, device=pool is None)
         champion = find_champion(resolved) if continue_from_champion else None
         origin = origin_of(champion)
+        end_leftovers(self_play.name)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
         runner = PoolRunner(pool, STAGES) if pool else run_in_flow
         with open_tracker(resolved, origin) as tracker:

@@ -30,10 +30,11 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Urls:
-    """Where our servers answer."""
+    """Where our servers answer, and `user:password` where they ask for it."""
 
     prefect: str
     mlflow: str
+    login: str = ""
 
     @property
     def prefect_api(self) -> str:
@@ -96,7 +97,14 @@ def ensure_worker(urls: Urls, state: Path = STATE) -> None:
 def client_environment(urls: Urls, state: Path = STATE) -> dict[str, str]:
     """Variables that point Prefect and MLflow clients at our servers, telemetry off."""
     home = state.resolve() / "prefect"
+    user, _, password = urls.login.partition(":")
+    login = {
+        "PREFECT_API_AUTH_STRING": urls.login,
+        "MLFLOW_TRACKING_USERNAME": user,
+        "MLFLOW_TRACKING_PASSWORD": password,
+    }
     return {
+        **(login if user else {}),
         "PREFECT_API_URL": urls.prefect_api,
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
@@ -257,9 +265,15 @@ def write_profile(urls: Urls, state: Path = STATE) -> None:
     """Write the Prefect profile that pyproject.toml points to, for the user's own commands."""
     path = _prepare(state) / "prefect" / "profiles.toml"
     environment = client_environment(urls, state)
-    names = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED")
+    names = (
+        "PREFECT_API_URL",
+        "PREFECT_API_AUTH_STRING",
+        "PREFECT_HOME",
+        "PREFECT_SERVER_ANALYTICS_ENABLED",
+    )
     lines = ['active = "local"', "[profiles.local]"]
-    lines += [f'{name} = "{environment[name]}"' for name in names]
+    lines += [f'{name} = "{environment[name]}"' for name in names if name in environment]
     part = path.with_suffix(".part")
+    part.touch(mode=0o600)
     part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.move(part, path)

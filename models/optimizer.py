@@ -56,7 +56,8 @@ class BranchOptimizer:
         self._settings = branch_settings(training, modality)
         self._max_norm = training.max_grad_norm
         self._names = {p: name for name, p in module.named_parameters() if p.requires_grad}
-        self._adamw = torch.optim.AdamW(decay_groups(module, training.weight_decay), lr=0.0)
+        groups = decay_groups(module, training.weight_decay)
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 from core.artifact import ArtifactRef
 from core.config import Config, Runtime
 from core.errors import UserError
-from core.progress import OBSERVE_SECONDS, Progress, progress
+from core.progress import OBSERVE_SECONDS, Progress, beat, progress
 from core.runtime import setup_logging
 from core.stage import (
     WHOLE,
@@ -41,6 +43,7 @@ from core.store import Store
 
 LAST_WORDS_SECONDS = 2.0  # how long others may still say why, after one has failed
 EXIT_SECONDS = 5.0
+SAVE_SECONDS = 20.0  # that processes which train have to save their state when all is to end
 
 Event = dict[str, Any]
 
@@ -161,6 +164,8 @@ class _Crew:
     ) -> None:
         for step in self._steps.values():
             step.bar.close()
+        if self._stage.meets and _is_signal(error):
+            self._let_save()
         for member in self._members:
             if member.process.stdin:
                 member.process.stdin.close()
@@ -172,6 +177,15 @@ class _Crew:
                 member.process.kill()
                 member.process.wait()
             member.listener.join()
+
+    def _let_save(self) -> None:
+        """Ask the processes to end after their current step, and wait for a while."""
+        for member in self._members:
+            member.process.terminate()
+        deadline = time.monotonic() + SAVE_SECONDS
+        for member in self._members:
+            with suppress(subprocess.TimeoutExpired):
+                member.process.wait(max(0.0, deadline - time.monotonic()))
 
     def wait(self) -> None:
         """Until all have finished; UserError with the first reason why one has not."""
@@ -263,6 +277,11 @@ class _Crew:
         return f"a process of stage {self._stage.name} failed; its traceback stands above"
 
 
+def _is_signal(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C or SIGTERM, under whatever name the caller has it raised."""
+    return error is not None and not isinstance(error, Exception)
+
+
 def _meeting_place() -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -278,6 +297,7 @@ class _Told(Progress):
         self._say()
 
     def update(self, amount: int = 1) -> None:
+        beat()
         self.done += amount
         if time.monotonic() - self._told >= OBSERVE_SECONDS:
             self._say()
@@ -299,6 +319,8 @@ def main() -> int:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job = json.loads(sys.stdin.readline())
+    # Ctrl-C reaches all processes of a terminal; the one that has started this one says what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(event: Event) -> None:

@@ -172,7 +172,9 @@ def register(
     document = json.loads(store.open(result.ref).path(RESULT).read_text(encoding="utf-8"))
     if version is None:
         document["reason"] += note
-        version = _make_version(registry, config, result.ref, document, run_id)
+        # A checkpoint whose weights were deleted has nothing to be served.
+        whole = registry.open and not store.open(checkpoint).freed
+        version = _make_version(registry, config, result.ref, document, run_id) if whole else None
     if version is not None:
         document["promote"] = version.tags["promoted"] == "true"
         document["reason"] = version.tags["reason"]

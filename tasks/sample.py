@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pyarrow as pa
 
 from core.artifact import part_name
@@ -67,12 +68,16 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
     def sample(model: UnifiedModel, records: pa.Table, seeds: list[int]) -> Rows:
         prompts = records["prompt"].to_pylist()
         codes_BMN = model.generate(prompts, chosen.num_samples, settings, seeds)
-        images = iter(model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1])))
+        codes_RN = codes_BMN.reshape(-1, codes_BMN.shape[-1])
+        # Samples of a prompt are often the same picture, the more so the longer self-play goes on.
+        different, picture_R = np.unique(codes_RN, axis=0, return_inverse=True)
+        pictures = [encode_image(image) for image in model.decode_images(different)]
+        images = (pictures[index] for index in picture_R.reshape(-1))
         return [
             {
                 "record_id": record_id,
                 "sample": index,
-                "image": encode_image(next(images)),
+                "image": next(images),
                 "tokens": codes_N.tolist(),
                 "guidance": settings.guidance,
                 "steps": settings.steps,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from core.artifact import PART
@@ -36,6 +37,7 @@ from models.memory_plan import Shape, for_answers
 
 TEXTS = 4096  # captions scored at once
 
+Ints = npt.NDArray[np.int64]
 Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered]]]
 
 
@@ -140,11 +142,23 @@ def _self_vqa(context: StageContext) -> Judge:
     def judge(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
         # The tokens are what was generated; decoding and encoding again would blur them.
         codes_BN = np.array(batch["tokens"].to_pylist(), dtype=np.int64)
+        first, which_B = different_pictures(batch["record_id"].to_pylist(), codes_BN)
+        asked = [questions[index] for index in first]
         if scorer is not None:
-            return ask_by_decoding(model, codes_BN, questions, scorer)
-        return ask(model, codes_BN, questions)
+            answered = ask_by_decoding(model, codes_BN[first], asked, scorer)
+        else:
+            answered = ask(model, codes_BN[first], asked)
+        return [answered[index] for index in which_B]
 
     return judge
+
+
+def different_pictures(record_ids: Sequence[str], codes_BN: Ints) -> tuple[Ints, Ints]:
+    """Rows that differ in record or picture, and for each row which of these it is like."""
+    _, record_B = np.unique(record_ids, return_inverse=True)
+    keys = np.column_stack((record_B, codes_BN))
+    _, first, which_B = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    return first, which_B.reshape(-1)
 
 
 def _oracle(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +23,7 @@ from core.command import stage_command
 from core.config import Training
 from core.draft import SCRATCH, Draft
 from core.errors import UserError
+from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
@@ -143,7 +143,8 @@ def _fit(context: StageContext, trainer: PairTrainer, sharded: bool) -> tuple[Me
     # Those of one process, since all must meet to save.
     save_every = context.peers.once(lambda: context.config.runtime.save_every_steps)
     first, started = len(metrics), time.monotonic()
-    with context.progress("train", trainer.num_steps) as bar:
+    peers = context.peers
+    with context.progress("train", trainer.num_steps) as bar, held_back() as is_to_end:
         for row in metrics:
             bar.values(row)
         bar.update(first)
@@ -153,8 +154,15 @@ def _fit(context: StageContext, trainer: PairTrainer, sharded: bool) -> tuple[Me
             _check_winners(metrics, context.config.training, trainer.num_steps)
             bar.update()
             done = step + 1
-            if done % save_every == 0 and done < trainer.num_steps:
+            ends = any(peers.gather(is_to_end))
+            if ends or (done % save_every == 0 and done < trainer.num_steps):
                 _save(context, trainer, metrics, sharded)
+            if ends:
+                context.logger.info("saved after step %d; the process is asked to end", done)
+                break
+    # Reached after a signal only by those peers that have not got one.
+    if len(metrics) < trainer.num_steps:
+        raise Terminated
     return metrics, (time.monotonic() - started) / max(1, trainer.num_steps - first)
 
 
@@ -240,8 +248,7 @@ def _last_means(metrics: Metrics) -> dict[str, float]:
 
 
 def _write(model: UnifiedModel, adapters: "Adapters | None", draft: Draft) -> None:
-    with TemporaryDirectory(prefix="hermesflow-") as scratch:
-        folder = Path(scratch)
+    with draft.folder() as folder:
         if adapters is not None:
             adapters.save(folder / "adapter")
             adapters.merge()

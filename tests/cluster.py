@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +83,11 @@ class Cluster:
         return f"http://127.0.0.1:{self.ports['PREFECT_PORT']}/api"
 
     @property
+    def login(self) -> str:
+        """User and password of both pages."""
+        return f"hermesflow:{self.settings['LOGIN_PASSWORD']}"
+
+    @property
     def settings(self) -> dict[str, str]:
         """What `make up` has made and kept, passwords too."""
         text = (self.folder / "docker/.env").read_text(encoding="utf-8")
@@ -151,14 +154,12 @@ class Cluster:
 
     def start(self, config: str, **parameters: object) -> str:
         """Start a self-play; the id of its run."""
-        with urllib.request.urlopen(f"{self.api}/deployments/name/self-play/iterate") as reply:
-            deployment = json.load(reply)["id"]
+        deployment = ask(f"{self.api}/deployments/name/self-play/iterate")["id"]
         body = {"parameters": {"config": config, **parameters}}
         return str(ask(f"{self.api}/deployments/{deployment}/create_flow_run", body)["id"])
 
     def state(self, run_id: str) -> Document:
-        with urllib.request.urlopen(f"{self.api}/flow_runs/{run_id}") as reply:
-            found: Document = json.load(reply)["state"]
+        found: Document = ask(f"{self.api}/flow_runs/{run_id}")["state"]
         return found
 
     def end(self, run_id: str, seconds: float = 900.0) -> Document:

@@ -3,8 +3,10 @@
 Also how browser tests find their way through the two UIs.
 """
 
+import base64
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -28,12 +30,30 @@ COLORS = 256
 Document = dict[str, Any]
 
 
-def ask(address: str, body: object) -> Any:
-    """The JSON answer to a POST."""
-    content = json.dumps(body).encode()
-    request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
+def ask(address: str, body: object = None) -> Any:
+    """The JSON answer to a POST, or without a body to a GET."""
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **login_headers()}
+    request = urllib.request.Request(address, content, headers)
     with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
         return json.load(reply)
+
+
+def login_headers() -> dict[str, str]:
+    """What servers that ask for a login are told, who are both told the same."""
+    login = os.environ.get("PREFECT_API_AUTH_STRING", "")
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+
+
+def log_in(browser: webdriver.Chrome, urls: Urls) -> None:
+    """Say who we are with every request, and to Prefect's page as if typed into its form."""
+    headers = login_headers()
+    if headers:
+        browser.execute_cdp_cmd("Network.enable", {})
+        browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
+        browser.get(urls.prefect)
+        token = headers["Authorization"].removeprefix("Basic ")
+        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", token)
 
 
 def flow_runs(urls: Urls, flow: str, state: str) -> list[Document]:
@@ -109,6 +129,7 @@ def take(
     run = flow_runs(urls, "self-play", "COMPLETED")[0]
     prefix = "containers-" if containers else ""
     places = [folder / f"{prefix}{name}.png" for name in ("prefect-run", "mlflow-compare")]
+    log_in(browser, urls)
     resize(browser, 1400, 1000)
     if containers:
         open_run(browser, urls, run, "Subflow Runs", "share 1 of")

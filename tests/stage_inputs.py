@@ -97,6 +97,7 @@ SETTINGS: dict[str, Any] = {
         "recompute": False,
         "shard_weights": False,
         "save_every_steps": 2,
+        "stall_minutes": None,
     },
     "compute": load_config(QUICK).compute.model_dump(),
 }

@@ -47,7 +47,10 @@ def test_docker_gets_image_cpus_memory_and_shared_memory_of_the_stage() -> None:
     job = rendered(config, "train")
     assert job.image == "hermesflow:cpu"
     assert job.mem_limit == str(6 * 2**30)
-    assert job.container_create_kwargs == {"nano_cpus": 1_500_000_000, "shm_size": 2**29}
+    engine = job.container_create_kwargs or {}
+    assert (engine["nano_cpus"], engine["shm_size"]) == (1_500_000_000, 2**29)
+    assert engine["read_only"]
+    assert [mount["Target"] for mount in engine["mounts"]] == ["/tmp"]
     assert job.networks == ["hermesflow"]
     assert job.volumes == []
     other = rendered(config, "pair")

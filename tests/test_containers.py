@@ -10,6 +10,8 @@ import json
 import os
 import re
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from flows.servers import Urls
 from tasks.train import METRICS, read_metrics
 from tests.browser import chromium
 from tests.cluster import (
+    IMAGE,
     NAME,
     RUN_ID,
     S3,
@@ -32,7 +35,7 @@ from tests.cluster import (
     until,
 )
 from tests.loops import play, quick
-from tests.screenshots import Document, take
+from tests.screenshots import Document, login_headers, take
 
 pytestmark = pytest.mark.containers
 ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
@@ -58,7 +61,9 @@ def engine() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cluster(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     started = start_cluster(tmp_path_factory.mktemp("cluster"))
-    yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_AUTH_STRING", started.login)
+        yield started
     stop_cluster(started)
 
 
@@ -115,12 +120,57 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
     mine = [containers[child["id"]] for child in children]
     assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 26
     assert {c["Config"]["User"] for c in mine} == {"10001"}
-    assert not any(c["Mounts"] for c in mine)
+    assert all(c["HostConfig"]["ReadonlyRootfs"] for c in mine)
+    assert {(m["Type"], m["Destination"]) for c in mine for m in c["Mounts"]} == {
+        ("volume", "/tmp")
+    }
     workers = {child["labels"]["prefect.worker.name"] for child in children}
     assert len(workers) == 2, "one worker did all shares"
-    secret = cluster.settings["AWS_SECRET_ACCESS_KEY"]
-    assert secret not in json.dumps(children)
+    for name in ("AWS_SECRET_ACCESS_KEY", "LOGIN_PASSWORD"):
+        assert cluster.settings[name] not in json.dumps(children)
     print_times(children)
+
+
+@pytest.mark.parametrize(
+    ("port", "path"),
+    [
+        ("PREFECT_PORT", "/api/admin/version"),
+        ("PREFECT_PORT", "/api/flow_runs/filter"),
+        ("MLFLOW_PORT", "/"),
+        ("MLFLOW_PORT", "/ajax-api/2.0/mlflow/registered-models/search"),
+    ],
+)
+def test_servers_ask_who_comes(
+    cluster: Cluster, port: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://127.0.0.1:{cluster.ports[port]}{path}"
+    body = {} if path.endswith("filter") else None
+    for login in ("", "hermesflow:wrong-password"):
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", login)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            reply_status(address, body)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", cluster.login)
+    assert reply_status(address, body) == 200
+
+
+def reply_status(address: str, body: object) -> int:
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **login_headers()}
+    with urllib.request.urlopen(urllib.request.Request(address, content, headers)) as reply:
+        return int(reply.status)
+
+
+def test_our_servers_and_workers_can_write_to_their_volumes_only(cluster: Cluster) -> None:
+    ids = cluster.compose("ps", "-q").split()
+    found = json.loads(run("docker", "inspect", *ids))
+    ours = [c for c in found if c["Config"]["Image"] == IMAGE]
+    assert len(ours) == 5  # Prefect, MLflow, the parent and two workers
+    for container in ours:
+        assert container["HostConfig"]["ReadonlyRootfs"]
+        assert container["HostConfig"]["CapDrop"] == ["ALL"]
+        assert container["Config"]["User"] == "10001"
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        cluster.compose("exec", "-T", "parent", "touch", "/app/pipeline.yaml.new")
 
 
 def print_times(children: list[Document]) -> None:

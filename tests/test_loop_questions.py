@@ -46,7 +46,7 @@ def test_records_without_questions_are_left_out_and_counted(
     with llm_server() as server:
         server.knows = False  # so that no question of its own stands
         settings = {"questions": questions(server), "evaluation__judge": "base"}
-        runner, _ = play(quick(tmp_path / "store", data=data, **settings))
+        runner, _ = play(quick(tmp_path / "store", data=data, benchmarks=[], **settings))
     store = Store(str(tmp_path / "store"))
     done = [(name, store.open(result.ref)) for name, _, result in runner.done]
     results = {name: artifact.manifest["results"] for name, artifact in done}

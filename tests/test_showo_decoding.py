@@ -8,7 +8,14 @@ from showo_tiny import random_codes, tiny_model
 from models.base import ImageSampling, TextSampling
 from models.packing import Segment, Tree
 from models.showo import decoding
-from models.showo.decoding import TopK, generate_images, generate_text, mask_lengths, remask
+from models.showo.decoding import (
+    ImageBlocks,
+    TopK,
+    generate_images,
+    generate_text,
+    mask_lengths,
+    remask,
+)
 from models.showo.logps import image_root, instruction
 from models.showo.masks import mmu_attention, t2i_attention
 from models.showo.network import Showo
@@ -251,3 +258,16 @@ def test_replies_are_the_greedy_continuations_of_each_question() -> None:
             noise = RecordNoise([0], 1, model.config.max_text_len, 1, model.device)
             ids = generate_text(model.network, [tree], greedy, special.eos, noise, special.pad)
             assert model.tokenizer.decode(ids[0][0]) == together[image][index]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_samples_of_a_prompt_begin_with_the_same_logits(guidance: float) -> None:
+    prompts = [t2i_prompt(MODEL.tokenizer.encode(text), SPECIAL, 16) for text in ("a cat", "a b c")]
+    with torch.inference_mode():
+        blocks = ImageBlocks(MODEL.network, prompts, 3, guidance, SPECIAL)
+        first_RNC = blocks.first_logits()
+        codes_RN = torch.full(first_RNC.shape[:2], 7)
+        known_RNC = blocks.logits(codes_RN, torch.ones_like(codes_RN, dtype=torch.bool))
+        other_RNC = blocks.logits(codes_RN, torch.zeros_like(codes_RN, dtype=torch.bool))
+    torch.testing.assert_close(first_RNC, known_RNC, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(first_RNC, other_RNC, rtol=1e-2)

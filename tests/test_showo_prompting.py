@@ -68,6 +68,19 @@ def test_names_of_control_tokens_in_a_text_stay_text(
     assert tokenizer.tokenizer.decode(ids) == text
 
 
+def test_texts_full_of_control_names_stay_text(tokenizer: ShowoTokenizer) -> None:
+    text = "<|so<|soi|>i|>[PAD" + "<|soi|>[PAD]" * 3000
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(tokenizer.special_ids.values())
+    assert tokenizer.tokenizer.decode(ids) == text
+
+
+def test_remembered_ids_are_those_of_the_first_time(tokenizer: ShowoTokenizer) -> None:
+    first = tokenizer.encode("a remembered cat")
+    first.append(-1)
+    assert tokenizer.encode("a remembered cat") == first[:-1]
+
+
 def test_captions_and_prompts_have_only_the_control_tokens_of_their_layout(
     tokenizer: ShowoTokenizer,
 ) -> None:

@@ -399,7 +399,8 @@ def test_saved_adapters_switch_between_reference_and_policy(loop: Loop) -> None:
         with adapted.disable_adapter():
             off = base.pair_logps(batch, "image").chosen_logps_B
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
-    assert torch.equal(off, reference)
+    # Under adapters the feed-forward parts are computed layer by layer.
+    torch.testing.assert_close(off, reference, rtol=1e-6, atol=0)
     assert not torch.allclose(off, found)
 
 

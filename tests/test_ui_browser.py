@@ -14,6 +14,7 @@ import yaml
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from data.tables import read_table, write_table
 from flows.servers import Urls, client_environment, ensure_servers, stop_all
 from tests.browser import chromium, requested, resize
 from tests.loops import QUICK
@@ -35,6 +36,7 @@ import sys
 from flows.self_play import self_play
 self_play(config=sys.argv[1], iterations=int(sys.argv[2]), return_state=True)
 """
+EVIL = " <script>window.ran = true</script><img src='x' onerror='window.ran = true'>"
 STAGES = {
     "sample-captions", "sample-images", "score-captions", "score-images",
     "pair", "reference", "train", "evaluate", "benchmark",
@@ -48,18 +50,36 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urls]:
-    """Servers with a finished run, and with one that a stage has refused."""
-    folder = tmp_path_factory.mktemp("ui")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ui")
+
+
+@pytest.fixture(scope="module")
+def urls(folder: Path) -> Iterator[Urls]:
+    """Servers with a finished run, one on texts that are not harmless, and a refused one."""
     state = folder / ".hermesflow"
     found = ensure_servers(state, free_port(), free_port())
     config = yaml.safe_load(QUICK.read_text(encoding="utf-8"))
     config["store"] = str(folder / "store")
     play(folder / "good.yaml", config, 3, client_environment(found, state))
+    hostile = {**config, "data": hostile_data(folder), "benchmarks": []}
+    play(folder / "hostile.yaml", hostile, 1, client_environment(found, state))
     config["pairing"]["image"]["min_best"] = 1.0
     play(folder / "bad.yaml", config, 1, client_environment(found, state))
     yield found
     stop_all(state)
+
+
+def hostile_data(folder: Path) -> Document:
+    """Pool and test set of the finished run, whose prompts and captions would run a script."""
+    data: Document = {"source": "parquet"}
+    for name in ("pool", "test"):
+        rows = read_table(sorted((folder / "store" / name).glob("*/*.parquet")), "pool").to_pylist()
+        for row in rows:
+            row |= {"prompt": row["prompt"] + EVIL, "caption": row["caption"] + EVIL}
+        data[name] = str(folder / f"{name}.parquet")
+        write_table(data[name], "pool", rows)
+    return data
 
 
 def play(path: Path, config: Document, iterations: int, environment: dict[str, str]) -> None:
@@ -78,8 +98,25 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def run(urls: Urls) -> Document:
-    [found] = flow_runs(urls, "self-play", "COMPLETED")
+    _, found = flow_runs(urls, "self-play", "COMPLETED")
     return found
+
+
+def test_what_a_pool_says_is_shown_and_never_run(
+    urls: Urls, folder: Path, browser: webdriver.Chrome
+) -> None:
+    hostile, _ = flow_runs(urls, "self-play", "COMPLETED")
+    page = artifacts(urls, hostile)["iteration-1"]["id"]
+    reports = (folder / "store/reports").glob("*/report.html")
+    [report] = [path for path in reports if "window.ran" in path.read_text(encoding="utf-8")]
+    pages = {
+        f"{urls.prefect}/artifacts/artifact/{page}": "Winners and losers",
+        report.as_uri(): "Winners and losers",
+    }
+    for address, shows in pages.items():
+        assert EVIL.strip() in open_page(browser, address, shows)
+        assert browser.execute_script("return window.ran === undefined")
+        assert not browser.find_elements(By.CSS_SELECTOR, "img[src='x']")
 
 
 def test_run_page_shows_what_ran_and_leads_to_its_artifacts(

@@ -7,6 +7,7 @@ D width.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +23,16 @@ from models.showo.prompting import Ids, SpecialIds, t2i_prompt
 UNKNOWN = -1
 
 
-def prefill(network: Showo, rows: Sequence[Tree], pad_id: int) -> tuple[KVCache, Tensor, Tensor]:
-    """Run prefixes of any lengths: a cache of just their width, hidden states, lengths [B].
+def prefill(
+    network: Showo, rows: Sequence[Tree], pad_id: int, extra_capacity: int = 0
+) -> tuple[KVCache, Tensor, Tensor]:
+    """Run prefixes of any lengths: a cache with room behind them, hidden states, lengths [B].
 
     Padding stands on the right; who reads the cache has to mask it, see `visible`.
     """
     batch = pack(rows, pad_id).to(network.device)
     num_rows, width = batch.input_ids_BT.shape
-    cache = network.new_cache(num_rows, width)
+    cache = network.new_cache(num_rows, width + extra_capacity)
     hidden_BPD = network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, cache)
     cache.advance(width)
     length_B = torch.tensor([num_tokens(row) for row in rows], device=network.device)
@@ -51,83 +54,111 @@ def generate_text(
     pad_id: int,
 ) -> list[list[list[int]]]:
     """Continue each prefix once for each sampling; token ids by prefix and sampling."""
-    cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id)
+    num_samples = len(samplings)
+    room = _steps(samplings) * num_samples
+    cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id, room)
     last_BD = hidden_BPD[torch.arange(len(prefixes), device=network.device), length_B - 1]
-    seen_BP = visible(length_B, cache.length)
-    return _continue(network, cache, seen_BP, last_BD, samplings, stop_id, noise)
+    ends = Ends(
+        last_BD[:, None].expand(-1, num_samples, -1),
+        visible(length_B, cache.length)[:, None].expand(-1, num_samples, -1),
+        length_B[:, None].expand(-1, num_samples),
+        torch.zeros(len(prefixes), num_samples, dtype=torch.bool, device=network.device),
+    )
+    return _continue(network, cache, ends, samplings, stop_id, noise)
 
 
 @torch.inference_mode()
 def generate_replies(
     network: Showo,
-    images: Sequence[Tree],
+    images: Sequence[Segment],
     turns: Sequence[Sequence[Ids]],
     sampling: TextSampling,
     stop_id: int,
     noise: Noise,
     pad_id: int,
 ) -> list[list[list[int]]]:
-    """Reply to each turn of each image; the image prefix is computed once for all its turns.
+    """Reply to each turn of each image; token ids by image and turn.
 
-    `images` are prefixes of equal length. Returns token ids by image and turn.
+    Image and turns are one row, in which the turns do not see each other. `noise` has as many rows
+    for each image as the image with most turns has turns.
     """
+    most = max(map(len, turns))
+    trees = [
+        [image, *(Segment(turn, parent=0) for turn in asked)]
+        for image, asked in zip(images, turns, strict=True)
+    ]
+    cache, hidden_BPD, _ = prefill(network, trees, pad_id, _steps([sampling]) * most)
+    shape = (len(images), most)
+    seen_BKP = np.zeros((*shape, cache.length), dtype=np.bool_)
+    end_BK, position_BK = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    missing_BK = np.ones(shape, dtype=np.bool_)
+    for row, (image, asked) in enumerate(zip(images, turns, strict=True)):
+        start = len(image.ids)
+        seen_BKP[row, :, :start] = True
+        for number, turn in enumerate(asked):
+            end = start + len(turn)
+            seen_BKP[row, number, start:end] = True
+            end_BK[row, number], missing_BK[row, number] = end - 1, False
+            position_BK[row, number] = len(image.ids) + len(turn)
+            start = end
     device = network.device
-    prefix_cache, _, _ = prefill(network, images, pad_id)
-    prefix = prefix_cache.length
-    flat = [turn for turns_here in turns for turn in turns_here]
-    width = max(map(len, flat))
-    length_R = torch.tensor([len(turn) for turn in flat], device=device)
-    rows = [np.pad(turn, (0, width - len(turn)), constant_values=pad_id) for turn in flat]
-    ids_RT = torch.from_numpy(np.stack(rows)).to(device)
-    owner = torch.tensor([i for i, asked in enumerate(turns) for _ in asked], device=device)
-    cache = prefix_cache.take_rows(owner, width)
-    causal_TS = torch.ones(width, prefix + width, dtype=torch.bool, device=device).tril(prefix)
-    position_1T = torch.arange(prefix, prefix + width, device=device)[None]
-    # Pads stand behind every token of their turn, so causality hides them here.
-    hidden_RTD = network(ids_RT, causal_TS[None, None], position_1T, cache)
-    cache.advance(width)
-    last_RD = hidden_RTD[torch.arange(len(flat), device=device), length_R - 1]
-    seen_RP = visible(length_R + prefix, cache.length)
-    replies = iter(_continue(network, cache, seen_RP, last_RD, [sampling], stop_id, noise))
-    return [[next(replies)[0] for _ in asked] for asked in turns]
+    row_B1 = torch.arange(len(images), device=device)[:, None]
+    ends = Ends(
+        hidden_BPD[row_B1, torch.from_numpy(end_BK).to(device)],
+        torch.from_numpy(seen_BKP).to(device),
+        torch.from_numpy(position_BK).to(device),
+        torch.from_numpy(missing_BK).to(device),
+    )
+    replies = _continue(network, cache, ends, [sampling] * most, stop_id, noise)
+    return [row[: len(asked)] for row, asked in zip(replies, turns, strict=True)]
+
+
+class Ends(NamedTuple):
+    """Where the K samples of each row begin, over a cache of P positions that they share."""
+
+    last_BKD: Tensor
+    """Hidden states that give the first token."""
+    seen_BKP: Tensor
+    """Which of the positions a sample sees."""
+    position_BK: Tensor
+    """Position id of the first token."""
+    stopped_BK: Tensor
+    """Samples that nobody asks for."""
 
 
 def _continue(
     network: Showo,
-    prefix_cache: KVCache,
-    seen_BP: Tensor,
-    last_BD: Tensor,
+    cache: KVCache,
+    ends: Ends,
     samplings: Sequence[TextSampling],
     stop_id: int,
     noise: Noise,
 ) -> list[list[list[int]]]:
-    """Decode behind cached prefixes, of which `seen_BP` tells tokens from padding.
+    """Decode behind cached prefixes.
 
-    A stop token ends a sample and is kept. The K samples of a prefix are the K queries of one row,
-    over keys that hold the prefix once and then K tokens a step, of which each sees its own.
+    The cache has room for all steps and is used up. A stop token ends a sample and is kept. The K
+    samples of a row are its K queries, over keys that hold the prefix once and then K tokens a
+    step, of which each sees its own.
     """
-    num_rows, num_samples = len(last_BD), len(samplings)
+    num_rows, num_samples = ends.position_BK.shape
     budget_K = torch.tensor([s.max_new_tokens for s in samplings], device=network.device)
-    max_steps = max(s.max_new_tokens for s in samplings)
-    every_row = torch.arange(num_rows, device=network.device)
-    logits_BKV = network.logits(last_BD)[:, None].expand(-1, num_samples, -1)
-    cache = prefix_cache.take_rows(every_row, (max_steps - 1) * num_samples)
-    attend_B1KS = _sample_mask(seen_BP, num_samples, max_steps - 1)
-    position_BK = seen_BP.sum(dim=1)[:, None].expand(-1, num_samples)
+    max_steps = _steps(samplings) + 1
+    logits_BKV = network.logits(ends.last_BKD)
+    attend_B1KS = _sample_mask(ends.seen_BKP, max_steps - 1)
     cut = TopK(samplings, network.config.vocab_size, network.device)
-    stopped_BK = torch.zeros(num_rows, num_samples, dtype=torch.bool, device=network.device)
+    stopped_BK = ends.stopped_BK
     steps_BKT: list[Tensor] = []
     stop_every = steps_between_stops(network.device)
     for step in range(max_steps):
         probs_BKV = cut(logits_BKV.float())
         ids_BK = noise.categorical(probs_BKV.flatten(0, 1)[:, None]).view(num_rows, num_samples)
         steps_BKT.append(ids_BK)
-        stopped_BK |= (ids_BK == stop_id) | (step + 1 >= budget_K)
+        stopped_BK = stopped_BK | (ids_BK == stop_id) | (step + 1 >= budget_K)
         asked = (step + 1) % stop_every == 0
         if step + 1 == max_steps or (asked and stopped_BK.all()):
             break
         attend = attend_B1KS[..., : cache.length + num_samples]
-        hidden_BKD = network(ids_BK, attend, position_BK + step, cache)
+        hidden_BKD = network(ids_BK, attend, ends.position_BK + step, cache)
         cache.advance(num_samples)
         logits_BKV = network.logits(hidden_BKD)
     tokens = torch.stack(steps_BKT, dim=2).tolist()
@@ -135,6 +166,11 @@ def _continue(
         [_until(ids[: s.max_new_tokens], stop_id) for ids, s in zip(row, samplings, strict=True)]
         for row in tokens
     ]
+
+
+def _steps(samplings: Sequence[TextSampling]) -> int:
+    """Forward passes behind a prefix; the last token of a sample is drawn and not read."""
+    return max(sampling.max_new_tokens for sampling in samplings) - 1
 
 
 def steps_between_stops(device: torch.device) -> int:
@@ -145,12 +181,12 @@ def steps_between_stops(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
-def _sample_mask(visible_BP: Tensor, num_samples: int, num_steps: int) -> Tensor:
+def _sample_mask(seen_BKP: Tensor, num_steps: int) -> Tensor:
     """[B,1,K,P+K*steps]: each sample sees its prefix and, of the later keys, every K-th."""
-    own_KK = torch.eye(num_samples, dtype=torch.bool, device=visible_BP.device)
-    own_BKS = own_KK.repeat(1, num_steps).expand(len(visible_BP), -1, -1)
-    prefix_BKP = visible_BP[:, None].expand(-1, num_samples, -1)
-    return torch.cat((prefix_BKP, own_BKS), dim=2)[:, None]
+    num_rows, num_samples, _ = seen_BKP.shape
+    own_KK = torch.eye(num_samples, dtype=torch.bool, device=seen_BKP.device)
+    own_BKS = own_KK.repeat(1, num_steps).expand(num_rows, -1, -1)
+    return torch.cat((seen_BKP, own_BKS), dim=2)[:, None]
 
 
 def _until(ids: list[int], stop_id: int) -> list[int]:
@@ -194,26 +230,19 @@ def generate_images(
     `prompts` are unpadded (`t2i_prompt`). Codes in `given_RN` other than UNKNOWN are kept. Only
     the image block runs in each step; guidance of 0 leaves the unconditional rows out.
     """
-    config, device = network.config, network.device
-    cache, attend = _prompt_cache(network, prompts, num_samples, sampling.guidance > 0, special)
+    blocks = ImageBlocks(network, prompts, num_samples, sampling.guidance, special)
     num_rows = len(prompts) * num_samples
+    # Without given codes the samples of a prompt begin alike.
+    alike = given_RN is None
     if given_RN is None:
-        given_RN = torch.full((num_rows, config.num_vq_tokens), UNKNOWN, device=device)
+        shape = (num_rows, network.config.num_vq_tokens)
+        given_RN = torch.full(shape, UNKNOWN, device=network.device)
     unknown_RN = given_RN == UNKNOWN
     codes_RN = given_RN
-    position_1T = torch.arange(config.num_vq_tokens + 2, device=device)[None]
-    position_1T = position_1T + config.max_text_len + 1
-    border_R1 = torch.tensor([[special.soi, special.eoi]], device=device).expand(num_rows, -1)
     temperature = sampling.temperature
     for step in range(sampling.steps):
-        ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
-        ids_RT = torch.cat((border_R1[:, :1], ids_RN, border_R1[:, 1:]), dim=1)
-        copies = cache.rows // num_rows
-        hidden_RTD = network(ids_RT.repeat(copies, 1), attend, position_1T, cache)
-        logits_RNC = network.logits(hidden_RTD[:, 1:-1], config.image_columns).float()
-        if copies == 2:
-            cond_RNC, uncond_RNC = logits_RNC.chunk(2)
-            logits_RNC = (1 + sampling.guidance) * cond_RNC - sampling.guidance * uncond_RNC
+        first = alike and step == 0
+        logits_RNC = blocks.first_logits() if first else blocks.logits(codes_RN, unknown_RN)
         probs_RNC = logits_RNC.softmax(dim=-1)
         codes_RN = torch.where(unknown_RN, noise.categorical(probs_RNC), codes_RN)
         ratio = (step + 1) / sampling.steps
@@ -226,22 +255,79 @@ def generate_images(
     return codes_RN
 
 
-def _prompt_cache(
-    network: Showo, prompts: Sequence[Ids], num_samples: int, guided: bool, special: SpecialIds
-) -> tuple[KVCache, Tensor]:
-    """Cache of conditional rows, then unconditional ones, and the mask [rows,1,T,S] of a block."""
-    num_image_rows = network.config.num_vq_tokens + 2
-    budget = network.config.max_text_len
-    empty = [t2i_prompt([], special, budget)] if guided else []
-    trees: list[list[Segment]] = [[prompt_root(ids, budget)] for ids in (*prompts, *empty)]
-    prompt_cache, _, length_B = prefill(network, trees, special.pad)
-    rows = torch.arange(len(prompts), device=network.device).repeat_interleave(num_samples)
-    if guided:
-        rows = torch.cat((rows, torch.full_like(rows, len(prompts))))
-    cache = prompt_cache.take_rows(rows, num_image_rows)
-    seen_BP = visible(length_B, prompt_cache.length)[rows]
-    seen_BS = torch.cat((seen_BP, seen_BP.new_ones(len(rows), num_image_rows)), dim=1)
-    return cache, seen_BS[:, None, None].expand(-1, -1, num_image_rows, -1)
+class ImageBlocks:
+    """Image blocks behind their prompts, with guidance behind the empty one too.
+
+    Rows are the samples of the first prompt, then those of the next.
+    """
+
+    def __init__(
+        self,
+        network: Showo,
+        prompts: Sequence[Ids],
+        num_samples: int,
+        guidance: float,
+        special: SpecialIds,
+    ) -> None:
+        """Run the prompts. Guidance of 0 is none."""
+        self._network, self._special, self._guidance = network, special, guidance
+        config = network.config
+        self._prompts, self._samples = len(prompts), num_samples
+        budget, self._width = config.max_text_len, config.num_vq_tokens + 2
+        empty = [t2i_prompt([], special, budget)] if guidance > 0 else []
+        trees: list[list[Segment]] = [[prompt_root(ids, budget)] for ids in (*prompts, *empty)]
+        self._prompt_cache, _, length_B = prefill(network, trees, special.pad, self._width)
+        self._seen_BP = visible(length_B, self._prompt_cache.length)
+        self._rows: KVCache | None = None
+        position_1T = torch.arange(self._width, device=network.device)[None]
+        self._position_1T = position_1T + budget + 1
+
+    def first_logits(self) -> Tensor:
+        """As `logits` where nothing is known yet, for which each prompt is run once."""
+        shape = (self._prompts, self._network.config.num_vq_tokens)
+        unknown_BN = torch.ones(shape, dtype=torch.bool, device=self._network.device)
+        ids_BT = self._ids(unknown_BN.long(), unknown_BN)
+        if self._guidance > 0:
+            ids_BT = torch.cat((ids_BT, ids_BT[:1]))
+        prompts_B = torch.arange(len(ids_BT), device=ids_BT.device)
+        logits_BNC = self._image_logits(ids_BT, prompts_B, self._prompt_cache)
+        return self._guided(logits_BNC).repeat_interleave(self._samples, dim=0)
+
+    def logits(self, codes_RN: Tensor, unknown_RN: Tensor) -> Tensor:
+        """Guided logits [R,N,C] in float32; codes at unknown places are not looked at."""
+        prompts_R = torch.arange(self._prompts, device=codes_RN.device)
+        prompts_R = prompts_R.repeat_interleave(self._samples)
+        ids_RT = self._ids(codes_RN, unknown_RN)
+        if self._guidance > 0:
+            ids_RT = ids_RT.repeat(2, 1)
+            prompts_R = torch.cat((prompts_R, torch.full_like(prompts_R, self._prompts)))
+        if self._rows is None:
+            self._rows = self._prompt_cache.take_rows(prompts_R, self._width)
+        return self._guided(self._image_logits(ids_RT, prompts_R, self._rows))
+
+    def _ids(self, codes_RN: Tensor, unknown_RN: Tensor) -> Tensor:
+        """Tokens [R,T] of the blocks."""
+        config, special = self._network.config, self._special
+        ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
+        border_R2 = torch.tensor([[special.soi, special.eoi]], device=ids_RN.device)
+        border_R2 = border_R2.expand(len(ids_RN), -1)
+        return torch.cat((border_R2[:, :1], ids_RN, border_R2[:, 1:]), dim=1)
+
+    def _image_logits(self, ids_RT: Tensor, prompts_R: Tensor, cache: KVCache) -> Tensor:
+        """Of the image columns, [R,N,C] in float32. The cache is left as it was."""
+        seen_RP = self._seen_BP[prompts_R]
+        seen_RS = torch.cat((seen_RP, seen_RP.new_ones(len(prompts_R), self._width)), dim=1)
+        attend_R1TS = seen_RS[:, None, None].expand(-1, -1, self._width, -1)
+        hidden_RTD = self._network(ids_RT, attend_R1TS, self._position_1T, cache)
+        return self._network.logits(hidden_RTD[:, 1:-1], self._network.config.image_columns).float()
+
+    def _guided(self, logits_RNC: Tensor) -> Tensor:
+        """Of the conditional rows; the unconditional ones, or the one for all, come last."""
+        if self._guidance == 0:
+            return logits_RNC
+        unguided = 1 if len(logits_RNC) == self._prompts + 1 else len(logits_RNC) // 2
+        cond_RNC, uncond_RNC = logits_RNC[:-unguided], logits_RNC[-unguided:]
+        return (1 + self._guidance) * cond_RNC - self._guidance * uncond_RNC
 
 
 def mask_lengths(ratio: float, unknown_RN: Tensor) -> Tensor:

@@ -175,13 +175,13 @@ class ShowoModel:
     ) -> list[list[str]]:
         """Greedily decoded reply to each (question, choices) of each image."""
         special = self.tokenizer.special
-        images = [[image_root(codes_N + self.config.image_offset, special)] for codes_N in codes_BN]
+        images = [image_root(codes_N + self.config.image_offset, special) for codes_N in codes_BN]
         turns = [
             [instruction(self.tokenizer, self.config, *question) for question in asked]
             for asked in questions
         ]
         greedy = TextSampling(1.0, 1, self.config.max_text_len)
-        num_replies = sum(map(len, turns))
+        num_replies = len(turns) * max(map(len, turns))
         noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
         tokens = generate_replies(
             self.network, images, turns, greedy, special.eos, noise, special.pad

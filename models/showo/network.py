@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PhiConfig, PhiForCausalLM
 
+from models.showo.linear import linear, quicken
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_sizes, read_sizes
 
 CLIP_WIDTH = 1024
@@ -184,6 +185,7 @@ class Showo(nn.Module):
         super().__init__()
         self.config = config
         self.showo = PhiForCausalLM(config.phi_config())
+        quicken(self.showo)
         if config.w_clip_vit:
             # For prompts of CLIP features (models/showo/clip.py). The loop reads images as codes,
             # so it takes no part in training.
@@ -242,7 +244,7 @@ class Showo(nn.Module):
         head = self.showo.lm_head
         if columns is None:
             return head(hidden_RD)  # type: ignore[no-any-return]
-        return F.linear(hidden_RD, head.weight[columns], head.bias[columns])
+        return linear(hidden_RD, head.weight[columns], head.bias[columns])
 
     def token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
         """Log-probabilities [R] in nats over the full vocabulary, in float32.

@@ -38,6 +38,8 @@ SPECIAL_TOKENS = (
 CAPTION_QUESTION = "Give a caption for this image."
 PUBLISHED_TRAINING_QUESTION = "Give a detailed caption for this image."
 ANSWER_CUE = " ASSISTANT:"
+# Texts of which a tokenizer remembers the ids, and the longest of them in characters.
+REMEMBERED, REMEMBERED_LENGTH = 16_384, 512
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class ShowoTokenizer:
             )
         self.special = SpecialIds.after(ids[0], tokenizer.bos_token_id, tokenizer.eos_token_id)
         self._control = {*ids, self.special.bos, self.special.eos}
+        # Prompts and questions come back in every stage and iteration.
+        self._known: dict[str, list[int]] = {}
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> "ShowoTokenizer":
@@ -119,14 +123,29 @@ class ShowoTokenizer:
         Whatever the text says, none of the ids is one that layouts are built from: the name of such
         a token in a caption is cut in two and stays text.
         """
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = found["input_ids"]
-        for token, (start, end) in zip(ids, found["offset_mapping"], strict=True):
-            if token in self._control:
-                middle = (start + end + 1) // 2
-                if middle == len(text):  # a single character, which cannot be cut
-                    return self.encode(text[:start])
-                return self.encode(text[:middle]) + self.encode(text[middle:])
+        if len(text) > REMEMBERED_LENGTH:
+            return self._encode(text)
+        if text not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[text] = self._encode(text)
+        return list(self._known[text])
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        pieces = [text]  # what is left, the first piece last
+        while pieces:
+            piece = pieces.pop()
+            found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            cuts = [
+                span
+                for token, span in zip(found["input_ids"], found["offset_mapping"], strict=True)
+                if token in self._control
+            ]
+            if cuts:
+                pieces += reversed(_cut(piece, cuts))
+            else:
+                ids += found["input_ids"]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -135,6 +154,20 @@ class ShowoTokenizer:
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text).strip()
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """Pieces of a text, cut in the middle of each span; a span of one character is left out."""
+    pieces, done = [], 0
+    for start, end in spans:
+        if end - start > 1:
+            middle = (start + end + 1) // 2
+            pieces.append(text[done:middle])
+            done = middle
+        else:
+            pieces.append(text[done:start])
+            done = end
+    return [piece for piece in (*pieces, text[done:]) if piece]
 
 
 def vqa_question(question: str, choices: Sequence[str] = ()) -> str:

@@ -86,7 +86,7 @@ def connect(tracking: Tracking, *, warn: bool = True) -> Connection:
     if not tracking.enabled:
         return Connection(None)
     uri = os.environ.get(ADDRESS, "")
-    problem = _problem(uri)
+    problem = find_problem(uri)
     if problem:
         if warn:
             logger.warning("tracking is off: %s; %s", problem, WAY_OUT)
@@ -113,8 +113,8 @@ def _connected(uri: str, experiment: str, warn: bool) -> Connection:
     return connection
 
 
-def _problem(uri: str) -> str:
-    """What is wrong with an address, found within seconds and without importing MLflow."""
+def find_problem(uri: str) -> str:
+    """What is wrong with an address, in words; found within seconds and without MLflow."""
     if not uri:
         return f"{ADDRESS} is not set"
     if uri.startswith(("http://", "https://")):

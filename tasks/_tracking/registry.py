@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.cache import scratch
 from core.config import Tracking
 from tasks._tracking.connection import Connection, connect
 
@@ -127,8 +127,8 @@ class Registry:
         logged = client.create_logged_model(
             self._connection.experiment_id, "checkpoint", source_run_id=run_id or None
         )
-        with tempfile.TemporaryDirectory(prefix="hermesflow-") as folder:
-            path = Path(folder, "model")
+        with scratch() as folder:
+            path = folder / "model"
             save_model(
                 path=str(path),
                 python_model=str(SCRIPT),

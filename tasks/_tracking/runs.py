@@ -7,11 +7,10 @@ that a repeated or resumed self-play continues its runs.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from core.artifact import ArtifactRef
+from core.cache import scratch
 from core.config import Config
 from tasks._tracking.connection import Connection, connect
 from tasks._tracking.inputs import InputTable, as_datasets
@@ -141,8 +141,8 @@ class Run:
         content = draw()
 
         def write(client: MlflowClient) -> bool:
-            with tempfile.TemporaryDirectory(prefix="hermesflow-") as folder:
-                path = Path(folder, place.name)
+            with scratch() as folder:
+                path = folder / place.name
                 path.write_bytes(content)
                 client.log_artifact(self.run_id, str(path), str(place.parent))
             return True

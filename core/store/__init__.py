@@ -8,22 +8,28 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core.artifact import MANIFEST, Artifact, ArtifactRef, checked_manifest
-from core.draft import SCHEMA_VERSION, TEMPORARY, Draft, LocalDraft, RemoteDraft
+from core.artifact import SCHEMA_VERSION, Artifact, ArtifactRef, read_manifest
+from core.draft import TEMPORARY, Draft, LocalDraft, RemoteDraft
 from core.errors import UserError
-from core.files import TemporaryFolder, put_in_place, sweep, writing_to
+from core.files import TemporaryFolder, put_in_place, sweep, use, writing_to
 from core.remote import connect, is_local, reaching, read_json
+
+IN_USE = ".in-use"  # locked, in a local store, by every process that works with it
 
 
 class Store:
     """Artifacts below one fsspec URI or plain local path."""
 
     def __init__(self, uri: str) -> None:
-        self._filesystem, self._root = connect(uri)
-        self.uri = self._filesystem.unstrip_protocol(self._root)
+        self.filesystem, self.root = connect(uri)
+        self.uri = self.filesystem.unstrip_protocol(self.root)
 
     def check(self) -> None:
-        """Make the store if needed; UserError if it cannot be written or has another version."""
+        """Make the store if needed; UserError if it cannot be written or has another version.
+
+        From then on a local store is in use by this process, so nothing is freed under it, and
+        what processes that were killed have left in it is gone.
+        """
         hurried, root = connect(self.uri, patient=False)
         with writing_to(self.uri):
             found = read_json(hurried, f"{root}/store.json")
@@ -35,35 +41,38 @@ class Store:
             )
         # Written even if it is there: this is the proof that the store can be written.
         document = json.dumps({"schema_version": SCHEMA_VERSION})
-        if is_local(self._filesystem):
-            sweep(Path(self._root, TEMPORARY))
         self.write_text("store.json", document + "\n")
+        if is_local(self.filesystem):
+            with writing_to(self.uri):
+                use(Path(self.root, IN_USE))
+            here = Path(self.root)
+            # Also those of artifacts that another process has published since.
+            for folder in (here / TEMPORARY, *here.glob(f"*/*/{TEMPORARY}")):
+                sweep(folder)
 
     def write_text(self, name: str, text: str) -> str:
         """Write a document that is no artifact, in the place of an older one; its URI."""
-        target = f"{self._root}/{name}"
-        if is_local(self._filesystem):
-            folder = TemporaryFolder(Path(self._root, TEMPORARY))
+        target = f"{self.root}/{name}"
+        if is_local(self.filesystem):
+            folder = TemporaryFolder(Path(self.root, TEMPORARY))
             with writing_to(target), closing(folder):
                 path = folder.new_path(PurePosixPath(name).name)
                 path.write_text(text, encoding="utf-8")
                 put_in_place(path, Path(target))
         else:
-            with reaching(self._filesystem, target):
-                self._filesystem.pipe_file(target, text.encode())
+            with reaching(self.filesystem, target):
+                self.filesystem.pipe_file(target, text.encode())
         return f"{self.uri}/{name}"
 
     def read_json(self, name: str) -> Any | None:
         """A JSON document that is no artifact; None if there is none."""
-        return read_json(self._filesystem, f"{self._root}/{name}")
+        return read_json(self.filesystem, f"{self.root}/{name}")
 
     def find(self, stage: str, key: str) -> ArtifactRef | None:
         """The published artifact of this stage and key, or None."""
         uri = f"{self.uri}/{stage}/{key}"
-        manifest = read_json(self._filesystem, f"{self._root}/{stage}/{key}/{MANIFEST}")
-        if manifest is None:
-            return None
-        return ArtifactRef(stage, key, uri, checked_manifest(manifest, uri)["digest"])
+        manifest = read_manifest(self.filesystem, f"{self.root}/{stage}/{key}")
+        return None if manifest is None else ArtifactRef(stage, key, uri, manifest["digest"])
 
     def open(self, ref_or_uri: ArtifactRef | str) -> Artifact:
         """Open an artifact for reading; UserError if it is absent, changed or incomplete."""
@@ -79,5 +88,5 @@ class Store:
 
     def draft(self, stage: str, key: str) -> Draft:
         """Start or continue an unpublished artifact."""
-        kind = LocalDraft if is_local(self._filesystem) else RemoteDraft
-        return kind(stage, key, self._filesystem, f"{self._root}/{stage}/{key}")
+        kind = LocalDraft if is_local(self.filesystem) else RemoteDraft
+        return kind(stage, key, self.filesystem, f"{self.root}/{stage}/{key}")

@@ -1,0 +1,79 @@
+"""The loop as a process of its own, for tests that disturb it.
+
+`python -m tests.driver STORE [ITERATIONS]` says which stages have ended, as `make pipeline` does.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from core.command import run_command
+from core.config import Config
+from core.runtime import setup_logging
+from core.stage import Inputs, Stage, StageResult
+from core.store import Store
+from flows.self_play import SelfPlay
+from flows.stages import Step, announce
+from tasks._tracking.runs import open_tracker
+from tests.loops import Runner, quick
+
+ROOT = Path(__file__).parent.parent
+NO_DIGEST = ("register",)  # its reason holds words about MLflow
+
+
+def command(store: Path | str, iterations: int = 1) -> list[str]:
+    """What starts the loop without servers."""
+    return [sys.executable, "-m", "tests.driver", str(store), str(iterations)]
+
+
+def start(store: Path | str, iterations: int = 1) -> subprocess.Popen[str]:
+    """The loop in a process group of its own; what it says comes by its stdout."""
+    return subprocess.Popen(
+        command(store, iterations),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120.0) -> tuple[int, str]:
+    """Exit code and output of a loop that ends by itself."""
+    output, _ = process.communicate(timeout=seconds)
+    return process.returncode, output
+
+
+def digests(store: Path) -> dict[tuple[str, str], str]:
+    """Digest of every artifact of a local store by stage and key."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in store.glob("*/*/manifest.json")]
+    return {(m["stage"], m["key"]): m["digest"] for m in found if m["stage"] not in NO_DIGEST}
+
+
+class Announcing(Runner):
+    """Says when a stage has ended."""
+
+    def __call__(self, stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
+        result = super().__call__(stage, config, inputs, step)
+        announce(step.label, stage.name, "cached" if result.cached else f"{result.seconds:.1f} s")
+        return result
+
+
+def main() -> int:
+    """Some iterations with nobody watching."""
+    setup_logging()
+    config = quick(sys.argv[1], iterations=int(sys.argv[2]))
+
+    def play() -> None:
+        Store(config.store).check()
+        with open_tracker(config) as tracker:
+            SelfPlay(config, tracker, Announcing()).run()
+
+    return run_command(play)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""SIGTERM, Ctrl-C, stages that hang and whole process groups that are killed, for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import progress
+from core.command import run_command
+from core.interrupts import Terminated, held_back
+from core.stage import Stage, StageContext, run_stage
+from core.store import Store
+from core.watchdog import EXIT_STALLED
+from tests import chaos
+from tests.cluster import until
+from tests.driver import ROOT, digests, finish, start
+from tests.loops import Runner, quick
+
+LEAVE_SECONDS = 30.0
+STALL_MINUTES = 0.08
+
+
+def send(number: int, after: float = 0.0) -> None:
+    """Send a signal to this process, as somebody else would."""
+    threading.Timer(after, os.kill, (os.getpid(), number)).start()
+
+
+def test_commands_end_with_the_codes_of_shells(capsys: pytest.CaptureFixture[str]) -> None:
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        send(number, 0.1)
+        assert run_command(lambda: time.sleep(30)) == code
+        assert "run the same command again to continue" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_signal_that_is_held_back_comes_at_the_end() -> None:
+    done = []
+
+    def work() -> None:
+        with held_back() as is_to_end:
+            assert not is_to_end()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert is_to_end()
+            done.append("step")
+        done.append("more")
+
+    assert run_command(work) == 143
+    assert done == ["step"]
+
+
+def test_second_ctrl_c_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt) as error, held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+    assert error.type is not Terminated
+
+
+def training(store: Path) -> bool:
+    """Whether the loop trains and has saved a state since."""
+    return bool(list(store.glob("train/*/state/step-*.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_loop_that_is_asked_to_end_saves_its_training_and_goes_on(
+    tmp_path: Path, finished: tuple[Path, Runner, str], number: int, code: int
+) -> None:
+    store = tmp_path / "store"
+    loop = start(store)
+    until(lambda: training(store), "training")
+    asked = time.monotonic()
+    loop.send_signal(number)
+    ended, output = finish(loop)
+    assert ended == code, output
+    assert time.monotonic() - asked < LEAVE_SECONDS
+    assert "interrupted; run the same command again to continue" in output
+    assert "Traceback" not in output
+    assert list(store.rglob(".tmp")) == []
+    [saved] = [int(p.stem.removeprefix("step-")) for p in store.glob("train/*/state/*.json")]
+    ended, output = finish(start(store))
+    assert ended == 0, output
+    assert f"continuing after step {saved}" in output
+    assert digests(store).items() <= digests(finished[0]).items()
+
+
+CREW = """
+import sys
+from core.command import run_command
+from core.config import Config
+from core.runtime import setup_logging
+from core.store import Store
+from tasks._crew import run_on_machine
+from tests.loops import play, quick
+setup_logging()
+sys.exit(run_command(lambda: play(quick(sys.argv[1], runtime__processes=2, training__epochs=8))))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_save_and_end(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", CREW, str(store)]
+
+    def crew() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    loop = crew()
+    until(lambda: training(store), "training")
+    family = psutil.Process(loop.pid).children()
+    assert len(family) == 2
+    loop.terminate()
+    ended, output = finish(loop)
+    assert ended == 143, output
+    assert "the process is asked to end" in output
+    assert not any(child.is_running() for child in family)
+    ended, output = finish(crew(), 240)
+    assert ended == 0, output
+    assert "continuing after step" in output
+
+
+HANGS = """
+import sys
+from tests.test_interrupts import hang
+hang(sys.argv[1], sys.argv[2] == "hang")
+"""
+
+
+def hang(store: str, hangs: bool) -> None:
+    """A stage that makes a part, then hangs or goes on."""
+
+    def body(context: StageContext) -> Mapping[str, object]:
+        with context.progress("work", 60) as bar:
+            for _ in range(60):
+                time.sleep(0.1)
+                bar.update()
+        with context.draft.write("part") as path:
+            path.write_text("done", encoding="utf-8")
+        if hangs:
+            threading.Event().wait()
+        return {}
+
+    config = quick(store, runtime__stall_minutes=STALL_MINUTES)
+    run_stage(Stage("stuck", 1, (), (), body), config, Store(store), {})
+
+
+def test_stage_that_hangs_ends_itself_and_says_where(tmp_path: Path) -> None:
+    """It works longer than it may be silent, then says nothing more."""
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", HANGS, str(store)]
+    started = time.monotonic()
+    done = subprocess.run([*command, "hang"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == EXIT_STALLED, done.stderr
+    assert time.monotonic() - started < 50
+    assert f"stage stuck has reported no progress for {STALL_MINUTES} minutes" in done.stderr
+    assert "runtime.stall_minutes" in done.stderr
+    assert "in body" in done.stderr  # where it was
+    assert "work: 60/60" in done.stderr
+    again = subprocess.run([*command, "go"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    [manifest] = store.glob("stuck/*/manifest.json")
+    assert list(json.loads(manifest.read_text(encoding="utf-8"))["files"]) == ["part"]
+
+
+def test_every_kind_of_report_counts_as_progress() -> None:
+    for report in (
+        lambda: progress.progress("x", 1),
+        progress.progress("x", 1).update,
+        progress.silent("x", 1).update,
+    ):
+        progress._last_beat -= 100.0
+        assert progress.silence() >= 100.0
+        report()
+        assert progress.silence() < 10.0
+
+
+@pytest.mark.slow
+def test_loop_ends_as_undisturbed_however_often_it_is_killed() -> None:
+    assert chaos.main(["--plain", "--kills", "5", "--seed", "3"]) == 0
