@@ -151,6 +151,8 @@ def guarded(path: Path, batches: Iterator[T]) -> Iterator[T]:
     while True:
         with reading(path):
             batch = next(batches, None)
+            if batch is not None:
+                batch.validate(full=True)  # of texts, which would fail only where they are read
         if batch is None:
             return
         yield batch
@@ -183,6 +185,7 @@ def _check_keys(files: Sequence[Path], name: str) -> None:
             # Metadata may differ between files; only the columns matter here.
             with reading(file):
                 keys = parquet.read(columns=key)
+                keys.validate(full=True)
             parts.append(keys.replace_schema_metadata(None))
     if parts:
         where = str(files[0]) if len(files) == 1 else f"{name} in {len(files)} files"
