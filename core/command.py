@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, termination_raised
 from core.peers import ALONE, Peers
 from core.runtime import setup_logging
+from core.secrets import masked
 from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
 
@@ -32,7 +33,7 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
             command()
     except UserError as error:
         if not quiet:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt as interrupt:
         if not quiet:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from core.benchmarks import ENDPOINT, NEEDS, BenchmarkChoice
+from core.secrets import is_secret
 from core.settings import Section, load_settings
 
 # What is above has no place in single precision once it is multiplied by anything.
@@ -25,7 +26,19 @@ Image = Annotated[str, Field(pattern=r"^[a-z0-9][\w.\-/:@]*$")]
 GpuClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 ClusterName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-Environment = dict[VariableName, str]
+
+
+def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
+    secret = [name for name in environment if is_secret(name)]
+    if secret:
+        raise ValueError(
+            f"{secret[0]} is a secret, and configs are copied into stores and servers; set it in "
+            "the environment, and name it in compute.docker.secrets for containers"
+        )
+    return environment
+
+
+Environment = Annotated[dict[VariableName, str], AfterValidator(_without_secrets)]
 # Stages that read the store and nothing else, and so may run anywhere.
 DeployedStage = Literal[
     "sample-captions",
@@ -101,8 +114,8 @@ class Endpoint(Section):
     """A language model behind the chat completions of OpenAI's API; its key, if it needs one, is
     in HERMESFLOW_API_KEY."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = Field(
-        description="address up to and with /v1; null: `serve` starts a server"
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = Field(
+        description="address up to and with /v1, without user or key; null: `serve` starts a server"
     )
     model: str = Field(
         min_length=1,

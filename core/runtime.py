@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from core.secrets import masked
+
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -23,7 +25,7 @@ class _BarFriendlyHandler(logging.Handler):
     """Writes log lines above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(masked(self.format(record)), file=sys.stderr)
 
 
 def setup_logging(level: int = logging.INFO) -> None:

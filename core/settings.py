@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from core.errors import UserError
+from core.secrets import masked
 
 
 class Section(BaseModel):
@@ -271,5 +272,5 @@ def dotted(path: FieldPath) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    text = masked(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."

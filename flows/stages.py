@@ -19,6 +19,7 @@ from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
 from core.progress import observed_by
+from core.secrets import masked
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult
 from core.store import Store
 from flows.pages import ProgressPage
@@ -132,8 +133,9 @@ def run_tags(stage: Stage, config: Config, step: Step) -> list[str]:
 
 def refused(error: UserError) -> State[Any]:
     """The state of a run that ends with a message to its user, and not with a traceback."""
-    get_run_logger().error("%s", error)
-    return Failed(message=str(error))
+    message = masked(str(error))
+    get_run_logger().error("%s", message)
+    return Failed(message=message)
 
 
 def outcome(state: State[Any]) -> Any:

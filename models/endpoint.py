@@ -32,6 +32,7 @@ from core.config import Endpoint
 from core.draft import SCRATCH, Draft
 from core.errors import UserError
 from core.runtime import derive_seed
+from core.secrets import masked
 from data.tables import encode_image
 
 T = TypeVar("T")
@@ -389,7 +390,8 @@ def _said(response: httpx.Response) -> str:
         text = error["message"] if isinstance(error, dict) else str(error)
     except (ValueError, KeyError, TypeError):
         text = response.text
-    text = " ".join(str(text).split())
+    # Some servers repeat the key that they refuse.
+    text = masked(" ".join(str(text).split()))
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 

@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.lacks: set[str] = set()  # fields of requests that are refused
         self.ignores: set[str] = set()  # fields of requests that nothing comes of
         self.headers: dict[str, str] = {}  # of answers that are faults
+        self.refusal = "fault"  # begins what is said of faults
         self.slow_seconds = 0.0  # of fault "slow"
         self.delay = 0.0  # of every answer
         self.knows = True  # or else it answers "unknown" to every question about a caption
@@ -111,7 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: dict[str, Any], fault: int | str) -> None:
         lacked = [name for name in body if name in self.server.lacks]
         if isinstance(fault, int):
-            self._send(fault, {"error": {"message": f"fault {fault}"}}, self.server.headers)
+            self._send(
+                fault, {"error": {"message": f"{self.server.refusal} {fault}"}}, self.server.headers
+            )
         elif lacked:
             self._send(400, {"error": {"message": f"unknown field {lacked[0]}"}})
         elif fault == "drop":

@@ -7,8 +7,10 @@ import os
 import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from core.config import Tracking
+from core.secrets import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +52,7 @@ class Connection:
     def pages(self) -> str:
         """Where the server's pages are opened; empty if it has none."""
         address = os.environ.get(PAGES) or self.uri
-        return address.rstrip("/") if self.uri.startswith("http") else ""
+        return without_user(address).rstrip("/") if self.uri.startswith("http") else ""
 
     @property
     def open(self) -> bool:
@@ -71,8 +73,8 @@ class Connection:
                 self._level,
                 "MLflow at %s failed (%s); the run goes on without it and all its artifacts are "
                 "kept; %s",
-                self.uri,
-                str(error).splitlines()[0][:SHOWN],
+                masked(self.uri),
+                masked(str(error)).splitlines()[0][:SHOWN],
                 WAY_OUT,
             )
             return None
@@ -106,7 +108,9 @@ def _connected(uri: str, experiment: str, warn: bool) -> Connection:
         client = MlflowClient(tracking_uri=uri)
     except (MlflowException, OSError) as error:
         if warn:
-            logger.warning("tracking is off: %s = %s: %s; %s", ADDRESS, uri, error, WAY_OUT)
+            logger.warning(
+                "tracking is off: %s; %s", masked(f"{ADDRESS} = {uri}: {error}"), WAY_OUT
+            )
         return Connection(None)
     connection = Connection(client, uri, warn=warn)
     connection.experiment_id = connection.attempt(lambda c: _experiment(c, experiment)) or ""
@@ -121,8 +125,14 @@ def find_problem(uri: str) -> str:
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
         except (OSError, ValueError) as error:
-            return f"no MLflow server answers at {ADDRESS} = {uri} ({error})"
+            return masked(f"no MLflow server answers at {ADDRESS} = {uri} ({error})")
     return ""
+
+
+def without_user(address: str) -> str:
+    """An address that may be shown: people give user and password to their browser."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -1,0 +1,153 @@
+"""Secrets of the environment are nowhere in what a run says, stores or tracks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.command import run_command
+from core.config import load_config
+from core.errors import UserError
+from core.secrets import masked
+from flows.servers import ensure_servers, stop_all
+from models.endpoint import KEY_VARIABLE, Client
+from tasks._tracking.connection import find_problem, without_user
+from tests.llm_server import Server, endpoint, llm_server
+from tests.stage_inputs import QUICK
+
+ROOT = Path(__file__).parent.parent
+KEY, SECRET, PASSWORD = "sk-1234567890abcdef", "aws-secret-0987654321", "pass-word-5555"
+RUN = """
+import sys
+from core.runtime import setup_logging
+from tests.loops import play, quick
+setup_logging()
+play(quick(sys.argv[1], iterations=1, tracking__enabled=True, evaluation__judge="endpoint",
+           evaluation__endpoint={"url": sys.argv[2], "model": "shapes", "serve": None,
+           "concurrency": 4, "timeout_seconds": 30.0, "retries": 3}))
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with llm_server() as running:
+        yield running
+
+
+def test_a_whole_run_leaves_no_secret_behind(
+    server: Server, tmp_path: Path, mlflow_uri: str
+) -> None:
+    """Store, tracking database, its files and all output are searched, byte by byte."""
+    secrets = {KEY_VARIABLE: KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "POSTGRES_PASSWORD": PASSWORD}
+    model = endpoint(server).model
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.replace('"shapes"', repr(model)), str(tmp_path / "store"),
+         server.url],
+        cwd=ROOT,
+        env={**os.environ, **secrets, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        timeout=500,
+    )  # fmt: skip
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output.decode()[-2000:]
+    assert f"Bearer {KEY}" in server.keys, "the key was not used"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for secret in (KEY, SECRET, PASSWORD):
+        assert secret.encode() not in output
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_a_server_that_repeats_the_key_is_not_quoted(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with Client(endpoint(server), "judge") as client:
+        server.faults.extend([401] * 9)
+        server.refusal = f"Incorrect API key provided: {KEY}"
+        with pytest.raises(UserError, match=r"Incorrect API key provided: \*\*\*") as error:
+            client.weigh("is it red?", ["yes", "no"], seed=1)
+    assert KEY not in str(error.value)
+
+    def command() -> None:
+        raise UserError(f"cannot log in with {KEY}")
+
+    assert run_command(command) == 2
+    assert KEY not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compute.docker.environment": {"HF_TOKEN": KEY}}, "HF_TOKEN is a secret"),
+        ({"compute.kubernetes.environment": {"MY_API_KEY": KEY}}, "MY_API_KEY is a secret"),
+        (
+            {
+                "evaluation.endpoint": {
+                    **endpoint("http://host/v1").model_dump(),
+                    "url": f"http://me:{PASSWORD}@host/v1",
+                }
+            },
+            "without user or key",
+        ),
+    ],
+)
+def test_secrets_in_a_config_are_refused_and_not_repeated(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        load_config(QUICK, changes)
+    assert KEY not in str(error.value)
+    assert PASSWORD not in str(error.value)
+
+
+def test_tracking_servers_are_named_without_their_password() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    problem = find_problem(f"http://me:{PASSWORD}@127.0.0.1:{port}")
+    assert "no MLflow server answers" in problem
+    assert PASSWORD not in problem
+    assert without_user(f"https://me:{PASSWORD}@host:5000/x") == "https://host:5000/x"
+
+
+def test_log_lines_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", KEY)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsely")
+    assert masked(f"{KEY} s3://me:{PASSWORD}@host/x falsely") == "*** s3://***@host/x falsely"
+    code = (
+        "import logging\nfrom core.runtime import setup_logging\nsetup_logging()\n"
+        f"logging.getLogger('x').warning('it is %s', '{KEY}')"
+    )
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=dict(os.environ))
+    assert b"it is ***" in shown.stderr
+    assert logging.getLogger("x").level == logging.NOTSET
+
+
+@pytest.mark.slow
+def test_local_servers_listen_on_loopback_alone(tmp_path: Path) -> None:
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    try:
+        ensure_servers(tmp_path / ".hermesflow", *ports)
+        listening = [
+            connection.laddr
+            for connection in psutil.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+        ]
+        assert {address.port for address in listening} == set(ports)
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+    finally:
+        stop_all(tmp_path / ".hermesflow")
