@@ -20,7 +20,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test test-slow test-containers test-vllm vllm bench chaos screenshots check format check-config ablations pretrain parity clean
+.PHONY: help install pipeline report up deploy image down status test test-slow test-containers test-vllm vllm bench chaos screenshots check format check-config ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -70,8 +70,8 @@ check-config: $(INSTALLED) ## check a config and its inputs without running [CON
 test: $(INSTALLED) ## run the quick tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
-fuzz: $(INSTALLED) ## feed every reader hostile files, 50,000 cases [CASES=1600 SEED=...]
-	FUZZ_CASES='$(or $(CASES),1600)' $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz -n 2 -q \
+fuzz: $(INSTALLED) ## feed every reader hostile files, 50,000 cases [CASES=1500 SEED=...]
+	FUZZ_CASES='$(or $(CASES),1500)' $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz -n 2 -q \
 		--hypothesis-seed='$(or $(SEED),$(shell date +%s))'
 
 bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on an idle machine
@@ -109,6 +109,9 @@ check: $(INSTALLED) ## check format, lint, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+licences: $(INSTALLED) ## list the licences of all that is installed with the project
+	@$(BIN)/python -m core.licences
 
 format: $(INSTALLED) ## format the code and repair what lint can
 	$(BIN)/ruff format .
