@@ -1,12 +1,13 @@
 """References to artifacts, and reading what a stage has published."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 import fsspec
 
@@ -19,6 +20,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 FREED = "freed.json"  # beside a manifest: names of files that were deleted to save space
 _BLOCK = 8 * 2**20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PART = "part-"  # begins the names of a table's Parquet files
 
 
@@ -47,16 +49,46 @@ def content_digest(checksums: Mapping[str, Any]) -> str:
 
 def read_manifest(filesystem: fsspec.AbstractFileSystem, root: str) -> Mapping[str, Any] | None:
     """The manifest of the artifact below `root`; UserError if this program cannot read it."""
-    manifest = read_json(filesystem, f"{root}/{MANIFEST}")
-    if manifest is None:
+    document = read_json(filesystem, f"{root}/{MANIFEST}")
+    if document is None:
         return None
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
+    version = document.get("schema_version") if isinstance(document, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{root}/{MANIFEST} has schema version {version!r}, this program needs "
             f"{SCHEMA_VERSION}; delete its folder and run again to have it made anew"
         )
-    return cast(Mapping[str, Any], manifest)
+    return checked_manifest(document, root)
+
+
+def checked_manifest(document: Any, uri: str) -> Mapping[str, Any]:
+    """A manifest whose names and digests may become paths; UserError for any other document."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(
+            f"{uri}/{MANIFEST} is damaged: {what}; delete the folder {uri} and run again to have "
+            "it made anew"
+        )
+
+    if not isinstance(document, dict):
+        raise refuse("it is no object")
+    for name in ("stage", "key", "digest"):
+        if not isinstance(document.get(name), str):
+            raise refuse(f"{name} is {document.get(name)!r} and no text")
+    if not _SHA256.fullmatch(document["digest"]):
+        raise refuse(f"digest {document['digest']!r} is no SHA-256")
+    files = document.get("files")
+    if not isinstance(files, dict):
+        raise refuse("it lists no files")
+    for name, entry in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            raise refuse(f"{name!r} names no file of it")
+        if not isinstance(entry, dict) or type(entry.get("size")) is not int:
+            raise refuse(f"{name!r} has no size")
+        if not _SHA256.fullmatch(str(entry.get("sha256"))):
+            raise refuse(f"{name!r} has no SHA-256")
+    return document
 
 
 class Artifact:

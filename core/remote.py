@@ -83,7 +83,7 @@ def read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> Any | None:
             return None
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON; delete its folder and run again") from None
 
 

@@ -28,6 +28,8 @@ FieldPath = tuple[str | int, ...]
 Lines = dict[FieldPath, str]
 """Where each field stands: `line 3`, or `base.yaml, line 3`."""
 EXTENDS = "extends"
+MAX_BYTES = 1 << 20  # of a config file
+MAX_FIELDS = 100_000  # of it with all aliases written out
 VARIANT = "source"  # the key that chooses between sections with other fields
 
 
@@ -72,12 +74,7 @@ def _read_chain(
         field: place if "," in place else f"{name}, {place}" for field, place in base_lines.items()
     }
     problems = [*(f"{name}: {problem}" for problem in base_problems), *problems]
-    try:
-        return _merged(base, values), marked | lines, problems
-    except RecursionError:
-        raise UserError(
-            f"config files {path} and {name} hold sections that contain themselves; write them out"
-        ) from None
+    return _merged(base, values), marked | lines, problems
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -94,32 +91,66 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
     """The mapping in a file, the line of every field, and its duplicate keys as problems."""
     try:
+        if not path.is_file() and path.exists():
+            raise UserError(
+                f"config file {path} cannot be read: it is no file; give a YAML text file"
+            )
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(
+                f"config file {path} has {path.stat().st_size} bytes; give one below {MAX_BYTES}"
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
             f"config file {path} does not exist; give the path of a YAML file"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # text that is not UTF-8, or a name with null bytes
         raise UserError(
             f"config file {path} cannot be read: {error}; give a YAML text file"
         ) from None
-    loader = yaml.SafeLoader(text)
     lines: Lines = {}
     problems: list[str] = []
     try:
+        loader = yaml.SafeLoader(text)  # refuses some characters at once
         node = loader.get_single_node()
         if node is not None:
+            _measure(node, path, {})
             problems = list(_walk(node, (), lines, set()))
         values = {} if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # no such day, too many digits
         raise UserError(f"config file {path} is not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
     if not isinstance(values, dict):
         raise UserError(
             f"config file {path} holds {_show(values)}; it must hold `key: value` lines"
         )
     return values, lines, problems
+
+
+def _measure(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
+    """How many fields a node has with its aliases written out; UserError for too many.
+
+    `sizes` has those that were measured, and 0 for those that are being so.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(
+                f"config file {path}: the section in line {node.start_mark.line + 1} contains "
+                "itself; write it out"
+            )
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    size = 1
+    if isinstance(node, yaml.SequenceNode):
+        size += sum(_measure(child, path, sizes) for child in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        size += sum(_measure(child, path, sizes) for pair in node.value for child in pair)
+    if size > MAX_FIELDS:
+        raise UserError(
+            f"config file {path} has more than {MAX_FIELDS} fields once its aliases (*) are "
+            "written out; use fewer of them"
+        )
+    sizes[id(node)] = size
+    return size
 
 
 def _walk(node: yaml.Node, path: FieldPath, lines: Lines, seen: set[int]) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """Checks of table contents; every failure names column, record, value and way out."""
 
-import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from core.errors import UserError
+from data.pictures import PictureError, opened
 from data.schemas import IMAGE, METADATA_KEY, VERSION, Column, table_named
 
 
@@ -17,7 +17,7 @@ def check_schema(name: str, schema: pa.Schema, columns: tuple[str, ...], where: 
     """Raise UserError unless `schema` has these columns with the types of table `name`."""
     metadata = (schema.metadata or {}).get(METADATA_KEY)
     if metadata is not None:
-        found = json.loads(metadata)
+        found = _metadata(metadata)
         if found != {"table": name, "version": VERSION}:
             raise UserError(
                 f"{where} holds table {found.get('table')!r} of version {found.get('version')!r}, "
@@ -29,11 +29,21 @@ def check_schema(name: str, schema: pa.Schema, columns: tuple[str, ...], where: 
             raise UserError(f"{name} has no column {column!r}; it has: {', '.join(known)}")
         if column not in schema.names:
             raise UserError(f"{where}: column {column} is missing; table {name} needs it")
+        if schema.names.count(column) > 1:
+            raise UserError(f"{where}: column {column} is there twice; leave one of them")
         if schema.field(column).type != known[column].type:
             raise UserError(
                 f"{where}: column {column} has type {schema.field(column).type}; "
                 f"table {name} needs {known[column].type}"
             )
+
+
+def _metadata(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_table(name: str, table: pa.Table, deep: bool = False, where: str = "") -> None:
@@ -180,11 +190,8 @@ def _first_bad_question(questions: pa.Array) -> Problem | None:
 def _first_bad_image(images: pa.Array) -> Problem | None:
     for row, content in enumerate(images.field("bytes")):
         try:
-            with Image.open(io.BytesIO(content.as_py())) as image:
-                image.load()
-        except Exception as error:  # decoders raise many types of their own
-            return (
-                row,
-                f"the image cannot be decoded ({type(error).__name__}); replace it or drop the row",
-            )
+            with opened(content.as_py()):
+                pass
+        except PictureError as error:
+            return row, f"{error}, or drop the row"
     return None

@@ -5,7 +5,6 @@ img_path, prompt, caption, caption_win, caption_lose, bert_score_win, bert_score
 image_lose, vqa_score_win, vqa_score_lose. Ours add iteration and provenance, which it leaves alone.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from core.progress import Progress
 from data.ingest.hermesflow import published_image, published_path
 from data.ingest.images import checked_image
 from data.ingest.json_files import iter_objects
 from data.ingest.raw import BadRecordError
+from data.pictures import opened
 from data.schemas import IMAGE, with_features
 from data.tables import iter_batches
 
@@ -181,7 +180,7 @@ def _published(row: Row, number: int, folder: Path) -> Row:
     found: Row = {"id": row["record_id"]}
     for name, theirs in IMAGES.items():
         content = row[name]["bytes"]
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(content) as image:
             suffix = "jpg" if image.format == "JPEG" else str(image.format).lower()
         path = f"images/{number:06d}-{name}.{suffix}"
         (folder / path).write_bytes(content)

@@ -2,9 +2,10 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +14,13 @@ from PIL import Image
 from core.errors import UserError
 from core.files import writing_to
 from data.checks import check_schema, check_unique, check_values
+from data.pictures import rgb
 from data.schemas import arrow_schema, table_named
 
 ROW_GROUP = 256  # rows; bounds the memory of readers and writers
 GROUP_BYTES = 128 << 20  # which fewer rows of large pictures may reach
 
+T = TypeVar("T")
 Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 
@@ -96,7 +99,7 @@ def iter_batches(
     _check_keys(files, name)
     for file in files:
         with _open(file) as parquet:
-            for batch in parquet.iter_batches(batch_size, columns=list(wanted)):
+            for batch in guarded(file, parquet.iter_batches(batch_size, columns=list(wanted))):
                 table = pa.Table.from_batches([batch]).select(wanted)
                 check_values(name, table, deep=deep, where=str(file))
                 yield table
@@ -139,18 +142,36 @@ def encode_image(image: Image.Image) -> dict[str, Any]:
 
 
 def decode_image(value: Mapping[str, Any]) -> Image.Image:
-    """The value of an image column as an RGB PIL image."""
-    with Image.open(io.BytesIO(value["bytes"])) as image:
-        return image.convert("RGB")
+    """The value of an image column as an RGB PIL image; PictureError if it is none."""
+    return rgb(value["bytes"])
+
+
+def guarded(path: Path, batches: Iterator[T]) -> Iterator[T]:
+    """The batches of a Parquet file; UserError where one cannot be read."""
+    while True:
+        with reading(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """UserError for what a damaged Parquet file makes of reading it inside of the block."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"table file {path} does not exist; give a Parquet file") from None
+    # Arrow's own errors are of these types, and those of file names and texts that it decodes.
+    except (OSError, pa.ArrowException, ValueError, MemoryError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a readable Parquet file ({reason}); make it anew") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    try:
+    with reading(path):
         return pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise UserError(f"table file {path} does not exist; give a Parquet file") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error}); make it anew") from None
 
 
 def _check_keys(files: Sequence[Path], name: str) -> None:
@@ -160,7 +181,9 @@ def _check_keys(files: Sequence[Path], name: str) -> None:
         with _open(file) as parquet:
             check_schema(name, parquet.schema_arrow, tuple(key), str(file))
             # Metadata may differ between files; only the columns matter here.
-            parts.append(parquet.read(columns=key).replace_schema_metadata(None))
+            with reading(file):
+                keys = parquet.read(columns=key)
+            parts.append(keys.replace_schema_metadata(None))
     if parts:
         where = str(files[0]) if len(files) == 1 else f"{name} in {len(files)} files"
         check_unique(name, pa.concat_tables(parts), where)

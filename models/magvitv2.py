@@ -21,7 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import UserError
+from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, building, check_sizes, read_sizes
 from models.weights import Weights, fill
+
+MAX_LEVELS, MAX_BITS = 16, 24
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,19 @@ class MAGVITv2Config:
         """Read a config.json; keys that describe the file rather than the network are ignored."""
         if not path.is_file():
             raise UserError(f"{path}: no such file; a tokenizer folder needs config.json")
-        raw = json.loads(path.read_text())
-
-        def stack(name: str) -> StackConfig:
-            half = raw[name]
-            return StackConfig(half["ch"], tuple(half["ch_mult"]), tuple(half["num_res_blocks"]))
-
-        return cls(
-            stack("encoder"),
-            stack("decoder"),
-            raw["codebook_dim"],
-            raw["groupnorm_groups"],
-            raw["groupnorm_eps"],
+        config = as_sizes(cls, read_sizes(path), path)
+        for name, half in (("encoder", config.encoder), ("decoder", config.decoder)):
+            sizes = {"ch": (half.ch, MAX_WIDTH), "levels": (len(half.ch_mult), MAX_LEVELS)}
+            sizes |= {f"ch_mult {i}": (m, MAX_LAYERS) for i, m in enumerate(half.ch_mult)}
+            blocks = enumerate(half.num_res_blocks)
+            sizes |= {f"num_res_blocks {i}": (n, MAX_LAYERS) for i, n in blocks}
+            check_sizes(path, **{f"{name}.{field}": size for field, size in sizes.items()})
+        check_sizes(
+            path,
+            codebook_dim=(config.codebook_dim, MAX_BITS),
+            groupnorm_groups=(config.groupnorm_groups, MAX_WIDTH),
         )
+        return config
 
     def to_json(self) -> str:
         """Inverse of from_json."""
@@ -283,7 +286,7 @@ class MAGVITv2(nn.Module):
     @classmethod
     def from_weights(cls, config: MAGVITv2Config, weights: Weights) -> MAGVITv2:
         """A tokenizer that computes in float32, whatever is on disk."""
-        with torch.device("meta"):
+        with building(weights.folder), torch.device("meta"):
             model = cls(config)
         # The published buffers are derived from the code width, so that a file may leave them out.
         model.quantize = LFQuantizer(config.codebook_dim)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from core.errors import UserError
+from data.pictures import PictureError, rgb
 from models.base import ImageSampling, TextSampling, UnifiedModel
 
 Request = Mapping[str, Any]
@@ -118,11 +119,8 @@ class _Reader:
         if isinstance(value, Image.Image):
             return value.convert("RGB")
         try:
-            with Image.open(
-                io.BytesIO(value) if isinstance(value, bytes) else Path(value)
-            ) as image:
-                return image.convert("RGB")
-        except Exception as error:  # decoders raise many types of their own
+            return rgb(value if isinstance(value, bytes) else Path(value))
+        except (PictureError, TypeError) as error:  # no path, or no picture
             shown = f"{len(value)} bytes" if isinstance(value, bytes) else value
             raise self.error(
                 "image", shown, f"cannot be read ({error}); give a PNG or JPEG file or its bytes"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import sha256_of
+from models.pickles import check_pickle
 
 # Ours, then those of the published code; the first that is there is read.
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
@@ -171,6 +172,11 @@ def _tensors(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]
         return
     for name, tensor in _unpickled(path).items():
         if name in names:
+            if tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise UserError(
+                    f"{path}: {name} would take {tensor.nbytes} bytes, but "
+                    f"{tensor.untyped_storage().nbytes()} are stored; get an undamaged copy"
+                )
             # A copy, since the mapped pages change or vanish with the file.
             yield name, tensor.detach().clone(memory_format=torch.contiguous_format)
 
@@ -190,6 +196,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
     Nothing but tensors and plain containers is ever made: code in a pickle does not run.
     """
+    check_pickle(path)
     try:
         with _reading(path):
             mapped = zipfile.is_zipfile(path)

@@ -102,7 +102,7 @@ def test_description_is_found_in_an_optional_section(tmp_path: Path) -> None:
         ("- 1\n", "it must hold `key: value` lines"),
         ("seed: [1\n", "is not valid YAML"),
         ("seed: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
-        ("seed: 1\ntrain: &a {lr: *a}\n", "train.lr"),
+        ("seed: 1\ntrain: &a {lr: *a}\n", "line 2 contains itself"),
         ("", "seed: missing"),
     ],
 )
@@ -160,7 +160,7 @@ def test_problems_name_the_file_that_they_are_in(tmp_path: Path) -> None:
         ("extends: run.yaml\nseed: 1\n", "extends: base.yaml\n", "extends itself"),
         ("", "extends: [1]\n", r"extends = \[1\]; give the path of a file"),
         ("", "extends: absent.yaml\n", "absent.yaml does not exist"),
-        ("data: &a\n  x: *a\n", "extends: base.yaml\ndata: &b\n  x: *b\n", "contain themselves"),
+        ("data: &a\n  x: *a\n", "extends: base.yaml\ndata: &b\n  x: *b\n", "contains itself"),
     ],
 )
 def test_what_cannot_be_extended_is_said(tmp_path: Path, base: str, text: str, said: str) -> None:

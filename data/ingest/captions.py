@@ -30,7 +30,7 @@ from data.ingest.raw import (
     RawRecord,
     Row,
 )
-from data.tables import count_rows
+from data.tables import count_rows, guarded, reading
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 BATCH = 32  # rows of Parquet held at once, with their pictures
@@ -153,7 +153,7 @@ def _parquet_rows(files: Sequence[Path], start: int) -> Iterator[Numbered]:
                 if start >= size:
                     start, number = start - size, number + size
                     continue
-                for batch in file.iter_batches(BATCH, row_groups=[group]):
+                for batch in guarded(path, file.iter_batches(BATCH, row_groups=[group])):
                     for row in range(batch.num_rows):
                         if start:
                             start -= 1
@@ -169,7 +169,11 @@ def _parquet_row(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is no readable Parquet file ({error}); replace it") from None
+    with reading(path):
+        file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        file.close()
+        raise UserError(f"{path} has column {twice[0]!r} twice; leave one of them")
+    return file

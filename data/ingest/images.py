@@ -1,14 +1,12 @@
 """Pictures of any origin as pool images: their own bytes wherever every reader sees the same."""
 
 import io
-import warnings
 
 from PIL import Image, ImageOps
 
 from data.ingest.raw import BadRecordError
+from data.pictures import BombError, PictureError, opened
 
-# Formats whose decoders run in this process; PostScript, for one, starts another program.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF tag
 BOMB = "decompression bomb"
@@ -24,25 +22,12 @@ def checked_image(content: bytes) -> bytes:
     if not content:
         raise BadRecordError(UNDECODABLE, "it is empty")
     try:
-        with warnings.catch_warnings():
-            # A picture past the limit is only warned of; loading it would fill the memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)  # of broken metadata
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
-                image.load()
-                return content if _plain(image) else _redrawn(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with opened(content) as image:
+            return content if _plain(image) else _redrawn(image)
+    except BombError as error:
         raise BadRecordError(BOMB, str(error)) from None
-    except BadRecordError:
-        raise
-    except Exception as error:  # decoders raise many types of their own
-        raise BadRecordError(UNDECODABLE, f"{type(error).__name__}: {error}") from None
-
-
-def _formats() -> list[str]:
-    """Those of FORMATS that this build of Pillow has."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    except PictureError as error:
+        raise BadRecordError(UNDECODABLE, str(error)) from None
 
 
 def _plain(image: Image.Image) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from core.errors import UserError
 from core.files import sha256_of
+from data.pictures import PictureError
 from evals.benchmarks.base import FEATURES, ITEMS, NO_IMAGE, Estimable, Item, Row, Verdict, item_row
 from evals.benchmarks.drawing import draw_items, sampling_settings
 from evals.benchmarks.figures import score_figures
@@ -75,7 +76,7 @@ class Coco:
         for item in items:
             try:
                 true[item.item_id] = self._images.open(item.image)
-            except (OSError, SyntaxError) as error:
+            except (OSError, PictureError) as error:
                 lost.append(item_row(item, str(error), Verdict("", 0.0, NO_IMAGE)))
         features: list[Row] = []
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from core.errors import UserError
+from data.pictures import rgb
 
 
 def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
@@ -36,19 +37,19 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError where it is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}); fetch it again") from None
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file with one on each line; UserError names a line that is none."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 document = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # of UTF-8, too
                 raise UserError(f"{path}, line {number} is no JSON ({error})") from None
             if not isinstance(document, dict):
                 raise UserError(f"{path}, line {number} is no JSON object")
@@ -57,6 +58,8 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def wanted(row: dict[str, Any], fields: Sequence[str], where: str) -> list[Any]:
     """The values of fields that a row must have; UserError names the first that is missing."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is {str(row)[:40]!r}, and no object")
     for field in fields:
         if field not in row:
             raise UserError(f"{where} has no field {field!r}, it has: {', '.join(row)}")
@@ -70,10 +73,20 @@ class ImageFolder:
         self._folders = [folder for folder in folders if folder.is_dir()]
 
     def open(self, name: str) -> Image.Image:
-        """An RGB picture; FileNotFoundError where no folder has it."""
+        """An RGB picture; FileNotFoundError where no folder has it, PictureError for a damaged one.
+
+        A name that leads out of the folders is not looked for.
+        """
         for folder in self._folders:
             path = folder / name
-            if path.is_file():
-                with Image.open(path) as image:
-                    return image.convert("RGB")
+            if inside(path, folder):
+                return rgb(path)
         raise FileNotFoundError(f"no picture {name}")
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether there is a file, and below the folder, wherever names and links lead."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a name may have null bytes, or be too long
+        return False

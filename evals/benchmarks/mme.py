@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from core.errors import UserError
+from data.pictures import rgb
 from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.figures import Figure, Statistic, ratio
 from evals.benchmarks.reading import read_items
@@ -62,8 +63,7 @@ class Mme:
         stem = self._data / item.image
         for path in (stem.with_name(stem.name + suffix) for suffix in PICTURES):
             if path.is_file():
-                with Image.open(path) as image:
-                    return image.convert("RGB")
+                return rgb(path)
         raise FileNotFoundError(f"no picture {stem} ({', '.join(PICTURES)})")
 
     def judge(self, item: Item, reply: str) -> Verdict:

@@ -7,7 +7,6 @@ The model sees one picture; of several it sees the first that the question names
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.runtime import derive_seed
+from data.pictures import rgb
 from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.figures import Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import wanted
@@ -98,8 +98,7 @@ class Mmmu:
         value = self._column(name, column)[int(number)].as_py()
         if value is None or not value["bytes"]:
             raise FileNotFoundError(f"{name} has no {column} in row {number}")
-        with Image.open(io.BytesIO(value["bytes"])) as picture:
-            return picture.convert("RGB")
+        return rgb(value["bytes"])
 
     def _column(self, name: str, column: str) -> Any:
         """One column of pictures, the last of which is kept, since items come by file."""

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from PIL import Image
 
+from data.pictures import PictureError
 from evals.benchmarks.base import ITEMS, NO_IMAGE, Item, Row, Verdict, item_row
 from models.base import TextSampling, UnifiedModel
 
@@ -70,7 +71,7 @@ def _opened(
     for same_image in _by_image(items):
         try:
             pictures.append(open_image(same_image[0]))
-        except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+        except (OSError, PictureError) as error:
             lost = Verdict("", 0.0, NO_IMAGE)
             rows |= {item.item_id: item_row(item, str(error), lost) for item in same_image}
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections import Counter
@@ -43,13 +44,26 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.parquet"
 PARTS = "parts"
+SHOWN_ERROR = 200  # characters
+# What reading a file in another layout than its benchmark's may raise.
+MALFORMED = (TypeError, ValueError, LookupError, AttributeError, OSError, RecursionError, csv.Error)
 SHOWN = 3  # names of items in a message
 logger = logging.getLogger(__name__)
 
 
 def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
     """The items of a benchmark, at most `limit`; UserError for none, or two with the same id."""
-    items = list(benchmark.items())
+    try:
+        items = list(benchmark.items())
+        for item in items:
+            _check_texts(item)
+    except UserError:
+        raise
+    except MALFORMED as error:
+        raise UserError(
+            f"benchmark {benchmark.name}: its files are not as published ({type(error).__name__}: "
+            f"{str(error)[:SHOWN_ERROR]}); fetch them again"
+        ) from error
     if not items:
         raise UserError(f"benchmark {benchmark.name} has no items; is its data complete?")
     twice = [item_id for item_id, n in Counter(i.item_id for i in items).items() if n > 1]
@@ -59,6 +73,12 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
             "fetch its files again"
         )
     return items if limit is None else _limited(items, limit)
+
+
+def _check_texts(item: Item) -> None:
+    for name, value in asdict(item).items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} of item {item.item_id!r} is {value!r}, and no text")
 
 
 def _limited(items: Sequence[Item], limit: int) -> list[Item]:

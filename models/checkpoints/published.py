@@ -20,9 +20,10 @@ from torch import Tensor
 
 from core.errors import UserError
 from models.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config
-from models.showo.model import ShowoModel, load_network
+from models.showo.model import ShowoModel, load_network, read_tokenizer
 from models.showo.network import ShowoConfig
 from models.showo.prompting import SPECIAL_TOKENS, ShowoTokenizer
+from models.sizes import read_sizes
 from models.weights import Weights
 
 Format = Literal["safetensors", "bin"]
@@ -112,7 +113,7 @@ def show_o_config(
     Without the latter they are those of phi-1.5.
     """
     path = folder / "config.json"
-    stored = _read_json(path)
+    stored = read_sizes(path)
     sizes = {
         name: _count(stored, name, path)
         for name in ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens")
@@ -123,8 +124,9 @@ def show_o_config(
             f"{path}: vocab_size - llm_vocab_size - codebook_size - 1 = {num_special}, but there "
             f"are {len(SPECIAL_TOKENS)} special tokens; correct the three sizes"
         )
-    own = {name: stored.get(OWN, {}).get(name, value) for name, value in OWN_DEFAULTS.items()}
-    return ShowoConfig(
+    ours = stored.get(OWN, {})
+    own = OWN_DEFAULTS | (ours if isinstance(ours, dict) else {})
+    config = ShowoConfig(
         **_phi_sizes(language_model / "config.json"),
         llm_vocab_size=sizes["llm_vocab_size"],
         num_new_special_tokens=num_special,
@@ -134,14 +136,16 @@ def show_o_config(
         eos_token_id=tokenizer.special.eos,
         special_ids=dict(tokenizer.special_ids),
         w_clip_vit=bool(stored.get("w_clip_vit", False)),
-        **own,
+        **{name: own[name] for name in OWN_DEFAULTS},  # type: ignore[arg-type]
     )
+    config.check(path)
+    return config
 
 
 def _phi_sizes(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return PHI_1_5_SIZES | PHI_DEFAULTS
-    stored = _read_json(path)
+    stored = read_sizes(path)
     counts = {name: _count(stored, name, path) for name in PHI_1_5_SIZES}
     return counts | {name: stored.get(name, value) for name, value in PHI_DEFAULTS.items()}
 
@@ -153,18 +157,13 @@ def load_tokenizer(folder: Path) -> ShowoTokenizer:
         raise UserError(
             f"{path}: no such file; give the folder of a fast tokenizer, as of {PHI_1_5}"
         )
-    try:
-        return ShowoTokenizer.from_pretrained(folder)
-    except UserError:
-        raise
-    except Exception as error:  # its reader raises a plain one
-        raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
+    return read_tokenizer(folder)
 
 
 def load_magvitv2(folder: Path) -> MAGVITv2:
     """The image tokenizer; full size unless config.json has sizes."""
     path = folder / "config.json"
-    sized = path.is_file() and "encoder" in _read_json(path)
+    sized = path.is_file() and "encoder" in read_sizes(path)
     return MAGVITv2.from_weights(
         MAGVITv2Config.from_json(path) if sized else FULL_SIZE, Weights(folder)
     )
@@ -230,18 +229,8 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no object; get an undamaged copy")
-    return stored
-
-
 def _count(stored: Mapping[str, Any], name: str, path: Path) -> int:
     value = stored.get(name)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise UserError(f"{path}: {name} = {value!r}; it must be a whole number from 1")
     return value

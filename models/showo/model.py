@@ -41,6 +41,7 @@ from models.showo.prompting import (
     mmu_instruction,
     t2i_prompt,
 )
+from models.sizes import building
 from models.weights import Weights, dtype_named, fill
 
 PIXELS = 2**20
@@ -86,7 +87,7 @@ class ShowoModel:
         config = ShowoConfig.from_json(folder / "config.json")
         network = load_network(config, Weights(folder), torch.device(device), dtype)
         vq = MAGVITv2.from_pretrained(folder / "vq").to(device)
-        return cls(network, vq, ShowoTokenizer.from_pretrained(folder))
+        return cls(network, vq, read_tokenizer(folder))
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write a folder that `from_pretrained` reads."""
@@ -216,11 +217,23 @@ class ShowoModel:
         return logps
 
 
+def read_tokenizer(folder: Path) -> ShowoTokenizer:
+    """The tokenizer in a folder; UserError if it cannot be read."""
+    try:
+        return ShowoTokenizer.from_pretrained(folder)
+    except UserError:
+        raise
+    except Exception as error:  # its reader raises a plain one
+        raise UserError(
+            f"{folder / 'tokenizer.json'} cannot be read ({error}); get an undamaged copy"
+        ) from None
+
+
 def load_network(
     config: ShowoConfig, weights: Weights, device: torch.device, dtype: str | None
 ) -> Showo:
     """Network of these weights, never initialised at random; `dtype` None: as stored."""
-    with torch.device("meta"):
+    with building(weights.folder), torch.device("meta"):
         network = Showo(config)
     fill(network, weights, device, None if dtype is None else dtype_named(dtype))
     # The rotary tables are not in the file, so they are still on the meta device.

@@ -9,7 +9,7 @@ V vocabulary, H heads, E head width.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PhiConfig, PhiForCausalLM
 
 from models.showo.linear import linear, quicken
+from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_sizes, read_sizes
 
 CLIP_WIDTH = 1024
 # Rows of full-vocabulary logits that may exist at once while summing log-probabilities.
@@ -55,9 +56,25 @@ class ShowoConfig:
     @classmethod
     def from_json(cls, path: Path | str) -> "ShowoConfig":
         """Read a config.json; keys that are not fields (derived sizes, provenance) are left out."""
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in stored.items() if name in known})
+        place = Path(path)
+        config = as_sizes(cls, read_sizes(place), place)
+        config.check(place)
+        return config
+
+    def check(self, path: Path) -> None:
+        """UserError for sizes of no network, before anything is built of them."""
+        check_sizes(
+            path,
+            num_hidden_layers=(self.num_hidden_layers, MAX_LAYERS),
+            hidden_size=(self.hidden_size, MAX_WIDTH),
+            intermediate_size=(self.intermediate_size, MAX_WIDTH),
+            num_attention_heads=(self.num_attention_heads, MAX_WIDTH),
+            llm_vocab_size=(self.llm_vocab_size, MAX_WIDTH),
+            codebook_size=(self.codebook_size, MAX_WIDTH),
+            num_vq_tokens=(self.num_vq_tokens, MAX_WIDTH),
+            max_text_len=(self.max_text_len, MAX_WIDTH),
+            max_position_embeddings=(self.max_position_embeddings, MAX_WIDTH),
+        )
 
     def to_json(self, path: Path | str) -> None:
         """Write the fields and the sizes that follow from them."""

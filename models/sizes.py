@@ -1,0 +1,75 @@
+"""Sizes of models in a config.json that anybody may have written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from core.errors import UserError
+
+MAX_LAYERS = 1024  # far above every model; what is more would take hours to build
+MAX_WIDTH = 1 << 24
+T = TypeVar("T")
+# What torch and transformers raise for sizes that fit no network.
+UNFIT = (
+    TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError,
+    AssertionError, MemoryError, NotImplementedError,
+)  # fmt: skip
+
+
+def read_sizes(path: Path) -> dict[str, Any]:
+    """The object in a config.json; UserError where there is none."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no object; get an undamaged copy")
+    return stored
+
+
+def as_sizes(kind: type[T], stored: dict[str, Any], path: Path) -> T:
+    """The fields of a dataclass out of a config.json; UserError names those that are wrong.
+
+    Other keys (derived sizes, provenance) are left out.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    own = {name: value for name, value in stored.items() if name in known}
+    try:
+        # As JSON, in which a tuple is an array.
+        return TypeAdapter(kind).validate_json(json.dumps(own), strict=True)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+            for detail in error.errors(include_url=False)
+        )
+        raise UserError(f"{path}: {problems}; give the config.json of these weights") from None
+
+
+def check_sizes(path: Path, **sizes: tuple[int, int]) -> None:
+    """UserError for the first of the named sizes that is not from 1 to its limit."""
+    for name, (size, limit) in sizes.items():
+        if not 1 <= size <= limit:
+            raise UserError(
+                f"{path}: {name} = {size} is out of range; allowed: 1 to {limit}; give the "
+                "config.json of these weights"
+            )
+
+
+@contextmanager
+def building(where: Path) -> Iterator[None]:
+    """UserError where no network can be made of the sizes in a folder."""
+    try:
+        yield
+    except UNFIT as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{where}: no network can be made of the sizes in config.json ({type(error).__name__}: "
+            f"{reason}); give the config.json of these weights"
+        ) from error

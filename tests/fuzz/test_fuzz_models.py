@@ -1,0 +1,191 @@
+"""Model folders of strangers: headers, pickles, configs, links; and texts for the tokenizer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from models.checkpoints.published import Published, load_published
+from models.showo.model import ShowoModel
+from models.showo.prompting import ShowoTokenizer
+from models.weights import Weights
+from tests.fuzz.harness import EXECUTED, cases, folder, survives
+from tests.fuzz.inputs import changed, damaged, texts, values
+from tests.showo_tiny import tiny_model
+
+JSONS = ("config.json", "vq/config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small whole model."""
+    place = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(place)
+    return place
+
+
+@cases(0.3)
+@given(data=st.data())
+def test_model_folders(model: Path, data: st.DataObject) -> None:
+    with folder() as place:
+        copy = place / "model"
+        shutil.copytree(model, copy)
+        name = data.draw(st.sampled_from([*JSONS, "model.safetensors", "vq/model.safetensors"]))
+        path = copy / name
+        if not path.exists():
+            return
+        if name.endswith(".json") and data.draw(st.booleans()):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(data.draw(changed(document))), encoding="utf-8")
+        else:
+            path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
+        survives(place, lambda: ShowoModel.from_pretrained(copy))
+
+
+HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"f": "pt"}}
+
+
+@st.composite
+def safetensors(draw: st.DrawFn) -> bytes:
+    """Files with hostile headers: false lengths, shapes, offsets, types."""
+    header = json.dumps(draw(st.one_of(st.just(HEADER), changed(HEADER), values))).encode()
+    length = draw(st.sampled_from([len(header), 0, 2**63, 2**64 - 1, len(header) + 1, 100 << 20]))
+    content = struct.pack("<Q", length) + header + b"\0" * draw(st.integers(0, 16))
+    return draw(st.one_of(st.just(content), damaged(content)))
+
+
+@cases(2.0)
+@given(content=safetensors())
+def test_safetensors(content: bytes) -> None:
+    with folder() as place:
+        (place / "model.safetensors").write_bytes(content)
+        survives(place, lambda: list(Weights(place)))
+
+
+class _Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self._command,)
+
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+
+
+def saved(content: object, zipped: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def bombs() -> list[bytes]:
+    """Files whose tensors would take far more than the file, or that ask for other things."""
+    wide = torch.zeros(1).expand(1 << 40)
+    claims = saved(TENSORS, False).replace(pickle.dumps(6, 2)[2:-1], b"J\xff\xff\xff\x7f")
+    compressed = io.BytesIO()
+    source = zipfile.ZipFile(io.BytesIO(saved(TENSORS, True)))
+    with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.namelist():
+            content = source.read(member) if not member.endswith("/0") else b"\0" * (64 << 20)
+            target.writestr(member, content)
+    memo = b"\x80\x02]r\xff\xff\xff\x7f."  # puts something at index 2**31
+    huge = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"."
+    asks = b"\x80\x02c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R."
+    found = [saved({"w": wide}, True), saved({"w": wide}, False), claims, compressed.getvalue()]
+    return [*found, memo, huge, asks]
+
+
+BOMBS = bombs()
+PICKLES = [saved(TENSORS, True), saved(TENSORS, False), *BOMBS]
+
+
+@cases(2.0)
+@given(content=st.one_of(st.sampled_from(PICKLES[:2]).flatmap(damaged), st.sampled_from(PICKLES)))
+def test_pickles(content: bytes) -> None:
+    with folder() as place:
+        (place / "pytorch_model.bin").write_bytes(content)
+        survives(place, lambda: list(Weights(place)))
+
+
+@pytest.mark.parametrize("number", range(len(BOMBS)))
+def test_pickles_that_claim_more_than_they_hold_are_refused(number: int) -> None:
+    with folder() as place:
+        (place / "pytorch_model.bin").write_bytes(BOMBS[number])
+        with pytest.raises(UserError, match=r"refused|are stored"):
+            list(Weights(place))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_code_in_a_pickle_does_not_run(zipped: bool, nested: bool) -> None:
+    with folder() as place:
+        hostile = _Hostile(f"touch {place.parent / EXECUTED}")
+        content: object = {"a": torch.ones(2), "b": [hostile]} if nested else hostile
+        (place / "pytorch_model.bin").write_bytes(saved(content, zipped))
+        with pytest.raises(UserError, match=r"refused.*Nothing of it was run"):
+            list(Weights(place))
+
+
+@cases(0.5)
+@given(index=changed({"metadata": {}, "weight_map": {"a": "one.safetensors"}}))
+def test_shard_indices(index: Any) -> None:
+    with folder() as place:
+        body = json.dumps(HEADER).encode()
+        content = struct.pack("<Q", len(body)) + body + b"\0" * 8
+        (place / "one.safetensors").write_bytes(content)
+        (place / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        survives(place, lambda: list(Weights(place)))
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", "../beside", "model.safetensors"])
+def test_links_in_a_model_folder(target: str) -> None:
+    with folder() as place:
+        (place / "model.safetensors").symlink_to(target)
+        survives(place, lambda: list(Weights(place)))
+
+
+PUBLISHED = {"vocab_size": 96, "llm_vocab_size": 50, "codebook_size": 35, "num_vq_tokens": 4}
+
+
+@cases(0.3)
+@given(document=changed(PUBLISHED), sizes=values)
+def test_published_configs(model: Path, document: Any, sizes: Any) -> None:
+    with folder() as place:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (model / name).exists():
+                shutil.copy(model / name, place / name)
+        (place / "config.json").write_text(json.dumps(document), encoding="utf-8")
+        vq = place / "vq"
+        shutil.copytree(model / "vq", vq)
+        (vq / "config.json").write_text(json.dumps({"encoder": sizes}), encoding="utf-8")
+        survives(place, lambda: load_published(Published(place, vq, place)))
+
+
+@cases(2.0)
+@given(parts=st.lists(texts, max_size=6))
+def test_tokenizer(model: Path, parts: list[str]) -> None:
+    with folder() as place:
+        text = " ".join(parts)
+
+        def read() -> None:
+            tokenizer = ShowoTokenizer.from_pretrained(model)
+            ids = tokenizer.encode(text)
+            assert isinstance(tokenizer.decode(ids), str)
+
+        survives(place, read)
