@@ -151,9 +151,18 @@ def is_registered(
 
 
 def register_stage(
-    stage: Stage, config: Config, store: Store, inputs: Inputs, run_id: str = ""
+    stage: Stage,
+    config: Config,
+    store: Store,
+    inputs: Inputs,
+    run_id: str = "",
+    *,
+    warn: bool = True,
 ) -> StageResult:
-    """`register` as a stage like others, by the names of its inputs."""
+    """`register` as a stage like others, by the names of its inputs.
+
+    `warn` is off where the self-play says that MLflow cannot be had.
+    """
     started = time.monotonic()
     given = as_lists(stage, inputs)
     for name in ("checkpoint", "evaluation"):
@@ -163,7 +172,8 @@ def register_stage(
             )
     baseline = given["baseline"][0] if given["baseline"] else None
     judged = given["checkpoint"][0], given["evaluation"][0]
-    done = register(config, store, *judged, baseline, run_id=run_id)
+    registry = open_registry(config.tracking, warn=warn)
+    done = register(config, store, *judged, baseline, run_id=run_id, registry=registry)
     return StageResult(done.ref, done.cached, time.monotonic() - started)
 
 
