@@ -182,7 +182,7 @@ def do_stage(
     """Run a stage, which for `register` means to tell the registry as well."""
     store = Store(config.store)
     if stage is REGISTER:
-        return register_stage(stage, config, store, inputs, run_id)
+        return register_stage(stage, config, store, inputs, run_id, warn=False)
     return run_on_machine(stage, config, store, inputs, share)
 
 
