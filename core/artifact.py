@@ -18,9 +18,9 @@ from core.remote import connect, download, is_local, reaching, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 FREED = "freed.json"  # beside a manifest: names of files that were deleted to save space
 _BLOCK = 8 * 2**20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 PART = "part-"  # begins the names of a table's Parquet files
 
 
@@ -45,20 +45,6 @@ class ArtifactRef:
 def content_digest(checksums: Mapping[str, Any]) -> str:
     """SHA-256 over the sorted (name, sha256) of all files."""
     return sha256(json.dumps(sorted(checksums.items())).encode()).hexdigest()
-
-
-def read_manifest(filesystem: fsspec.AbstractFileSystem, root: str) -> Mapping[str, Any] | None:
-    """The manifest of the artifact below `root`; UserError if this program cannot read it."""
-    document = read_json(filesystem, f"{root}/{MANIFEST}")
-    if document is None:
-        return None
-    version = document.get("schema_version") if isinstance(document, dict) else SCHEMA_VERSION
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{root}/{MANIFEST} has schema version {version!r}, this program needs "
-            f"{SCHEMA_VERSION}; delete its folder and run again to have it made anew"
-        )
-    return checked_manifest(document, root)
 
 
 def checked_manifest(document: Any, uri: str) -> Mapping[str, Any]:
@@ -89,6 +75,20 @@ def checked_manifest(document: Any, uri: str) -> Mapping[str, Any]:
         if not _SHA256.fullmatch(str(entry.get("sha256"))):
             raise refuse(f"{name!r} has no SHA-256")
     return document
+
+
+def read_manifest(filesystem: fsspec.AbstractFileSystem, root: str) -> Mapping[str, Any] | None:
+    """The manifest of the artifact below `root`; UserError if this program cannot read it."""
+    manifest = read_json(filesystem, f"{root}/{MANIFEST}")
+    if manifest is None:
+        return None
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{root}/{MANIFEST} has schema version {version!r}, this program needs "
+            f"{SCHEMA_VERSION}; delete its folder and run again to have it made anew"
+        )
+    return checked_manifest(manifest, root)
 
 
 class Artifact:

@@ -60,8 +60,9 @@ class MAGVITv2Config:
         for name, half in (("encoder", config.encoder), ("decoder", config.decoder)):
             sizes = {"ch": (half.ch, MAX_WIDTH), "levels": (len(half.ch_mult), MAX_LEVELS)}
             sizes |= {f"ch_mult {i}": (m, MAX_LAYERS) for i, m in enumerate(half.ch_mult)}
+            # A level may have none.
             blocks = enumerate(half.num_res_blocks)
-            sizes |= {f"num_res_blocks {i}": (n, MAX_LAYERS) for i, n in blocks}
+            sizes |= {f"num_res_blocks {i}": (n, MAX_LAYERS) for i, n in blocks if n}
             check_sizes(path, **{f"{name}.{field}": size for field, size in sizes.items()})
         check_sizes(
             path,
