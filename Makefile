@@ -70,6 +70,10 @@ check-config: $(INSTALLED) ## check a config and its inputs without running [CON
 test: $(INSTALLED) ## run the quick tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
+fuzz: $(INSTALLED) ## feed every reader hostile files, 50,000 cases [CASES=1600 SEED=...]
+	FUZZ_CASES='$(or $(CASES),1600)' $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz -n 2 -q \
+		--hypothesis-seed='$(or $(SEED),$(shell date +%s))'
+
 bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on an idle machine
 	$(BIN)/python -m bench
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,6 @@ from data.schemas import arrow_schema, table_named
 ROW_GROUP = 256  # rows; bounds the memory of readers and writers
 GROUP_BYTES = 128 << 20  # which fewer rows of large pictures may reach
 
-T = TypeVar("T")
 Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 
@@ -146,11 +145,13 @@ def decode_image(value: Mapping[str, Any]) -> Image.Image:
     return rgb(value["bytes"])
 
 
-def guarded(path: Path, batches: Iterator[T]) -> Iterator[T]:
+def guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file; UserError where one cannot be read."""
     while True:
         with reading(path):
             batch = next(batches, None)
+            if batch is not None:
+                batch.validate(full=True)  # of texts, which would fail only where they are read
         if batch is None:
             return
         yield batch
@@ -183,6 +184,7 @@ def _check_keys(files: Sequence[Path], name: str) -> None:
             # Metadata may differ between files; only the columns matter here.
             with reading(file):
                 keys = parquet.read(columns=key)
+                keys.validate(full=True)
             parts.append(keys.replace_schema_metadata(None))
     if parts:
         where = str(files[0]) if len(files) == 1 else f"{name} in {len(files)} files"

@@ -37,6 +37,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> ShowoTokenizer:
+    return ShowoTokenizer.from_pretrained(model)
+
+
 @cases(0.3)
 @given(data=st.data())
 def test_model_folders(model: Path, data: st.DataObject) -> None:
@@ -67,7 +72,7 @@ def safetensors(draw: st.DrawFn) -> bytes:
     return draw(st.one_of(st.just(content), damaged(content)))
 
 
-@cases(2.0)
+@cases(3.0)
 @given(content=safetensors())
 def test_safetensors(content: bytes) -> None:
     with folder() as place:
@@ -115,7 +120,7 @@ BOMBS = bombs()
 PICKLES = [saved(TENSORS, True), saved(TENSORS, False), *BOMBS]
 
 
-@cases(2.0)
+@cases(3.0)
 @given(content=st.one_of(st.sampled_from(PICKLES[:2]).flatmap(damaged), st.sampled_from(PICKLES)))
 def test_pickles(content: bytes) -> None:
     with folder() as place:
@@ -142,7 +147,7 @@ def test_code_in_a_pickle_does_not_run(zipped: bool, nested: bool) -> None:
             list(Weights(place))
 
 
-@cases(0.5)
+@cases(1.0)
 @given(index=changed({"metadata": {}, "weight_map": {"a": "one.safetensors"}}))
 def test_shard_indices(index: Any) -> None:
     with folder() as place:
@@ -177,14 +182,13 @@ def test_published_configs(model: Path, document: Any, sizes: Any) -> None:
         survives(place, lambda: load_published(Published(place, vq, place)))
 
 
-@cases(2.0)
+@cases(3.0)
 @given(parts=st.lists(texts, max_size=6))
-def test_tokenizer(model: Path, parts: list[str]) -> None:
+def test_tokenizer(tokenizer: ShowoTokenizer, parts: list[str]) -> None:
     with folder() as place:
         text = " ".join(parts)
 
         def read() -> None:
-            tokenizer = ShowoTokenizer.from_pretrained(model)
             ids = tokenizer.encode(text)
             assert isinstance(tokenizer.decode(ids), str)
 

@@ -61,7 +61,7 @@ def read_artifact(uri: str) -> None:
     artifact.verify()
 
 
-@cases(1.0)
+@cases(2.0)
 @given(document=manifests(), remote=st.booleans())
 def test_manifests(document: Any, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with folder() as place:
@@ -88,7 +88,7 @@ def test_manifests(document: Any, remote: bool, monkeypatch: pytest.MonkeyPatch)
             filesystem.rm(path, recursive=True)
 
 
-@cases(0.5)
+@cases(1.5)
 @given(content=st.one_of(damaged(json.dumps(MANIFEST).encode()), st.binary(max_size=30)))
 def test_damaged_manifests(content: bytes) -> None:
     with folder() as place:
@@ -135,7 +135,7 @@ def show(benchmark: Any, item: Item) -> None:
         benchmark._open(item) if images is None else images.open(item.image)
 
 
-@cases(1.5)
+@cases(0.6)
 @given(data=st.data(), name=st.sampled_from(READERS))
 def test_benchmark_files(files: dict[str, Path], data: st.DataObject, name: str) -> None:
     source = files[name]
@@ -151,7 +151,7 @@ def test_benchmark_files(files: dict[str, Path], data: st.DataObject, name: str)
         survives(place, lambda: read_benchmark(name, place))
 
 
-@cases(0.7)
+@cases(1.5)
 @given(rows=st.lists(st.lists(texts, min_size=6, max_size=6), max_size=3), data=st.data())
 def test_dpg_files(rows: list[list[str]], data: st.DataObject) -> None:
     buffer = io.StringIO()
@@ -174,7 +174,7 @@ GENEVAL = {
 }
 
 
-@cases(0.7)
+@cases(1.5)
 @given(row=changed(GENEVAL))
 def test_geneval_prompts(row: Any) -> None:
     with folder() as place:
@@ -182,7 +182,7 @@ def test_geneval_prompts(row: Any) -> None:
             survives(place, lambda: prompt_item(row, "row 1", "0"))
 
 
-@cases(0.7)
+@cases(1.0)
 @given(rows=st.lists(changed({"item_id": "a", "reply": "yes"}), max_size=3), data=st.data())
 def test_answers_from_elsewhere(rows: list[Any], data: st.DataObject) -> None:
     content = b"\n".join(json.dumps(row).encode() for row in rows)

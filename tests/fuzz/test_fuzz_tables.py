@@ -41,7 +41,7 @@ SCRAPS = (
 )  # fmt: skip
 
 
-@cases(1.0)
+@cases(0.5)
 @given(document=changed(CONFIG))
 def test_config_values(document: Any) -> None:
     with folder() as place:
@@ -50,7 +50,7 @@ def test_config_values(document: Any) -> None:
         survives(place, lambda: load_config(path))
 
 
-@cases(1.5)
+@cases(3.0)
 @given(
     content=st.one_of(
         damaged(QUICK.read_bytes()),
@@ -79,7 +79,7 @@ def pool_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return valid_pool(tmp_path_factory.mktemp("pool")).read_bytes()
 
 
-@cases(2.0)
+@cases(1.5)
 @given(data=st.data())
 def test_pool_file_that_is_damaged(pool_bytes: bytes, data: st.DataObject) -> None:
     content = data.draw(damaged(pool_bytes))
@@ -151,7 +151,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-@cases(1.5)
+@cases(0.7)
 @given(table=pool_tables())
 def test_pool_table_of_hostile_values(table: pa.Table) -> None:
     with folder() as place:
@@ -246,7 +246,7 @@ def ingested(place: Path, *options: str) -> None:
     survives(place, lambda: main([str(source), "--to", str(to), *more, *options]))
 
 
-@cases(0.6)
+@cases(0.5)
 @given(
     content=json_files(RECORD, [RECORD, RECORD | {"id": "r2"}]),
     name=st.sampled_from(["captions.json", "captions.jsonl", "initial_data.json"]),
@@ -286,7 +286,7 @@ def test_collections_in_csv(rows: list[list[Any]], damage: st.DataObject | None)
         ingested(place)
 
 
-@cases(0.4)
+@cases(0.3)
 @given(data=st.data())
 def test_collections_in_parquet(pool_bytes: bytes, data: st.DataObject) -> None:
     with folder() as place:
@@ -336,7 +336,7 @@ def test_collections_in_tar_shards(content: bytes) -> None:
         ingested(place)
 
 
-@cases(2.0)
+@cases(2.5)
 @given(
     record_id=texts, caption=values, prompt=values, references=values, questions=values,
     image=st.sampled_from(PICTURES),
