@@ -42,6 +42,7 @@ from core.errors import UserError
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult, stage_key
 from core.store import Store
 from flows.compute import Pool, job_variables, placed, queue_name
+from flows.heartbeats import HEARTBEAT
 from flows.stages import (
     SHOWN_DIGITS,
     Step,
@@ -61,7 +62,6 @@ SLOW_FACTOR, SLOW_SECONDS = 3.0, 60.0  # a share that takes longer than others d
 POLLED_SECONDS = 30.0  # between two questions of a worker that is alive
 WAITING = {StateType.SCHEDULED, StateType.PENDING}
 ALIVE = [*WAITING, StateType.RUNNING]
-HEARTBEAT = "prefect.flow-run.heartbeat"
 # What no further try would cure, as workers word it, and what a person can do.
 BUILD = "build it with `make image`, or name another one in compute.{pool}.image"
 HOPELESS = {
