@@ -237,7 +237,6 @@ def disturb(
     """Kill the loop so often, let it end, and see that no finished work was done again."""
     order, faults, hits = [o for o, _ in undisturbed], Faults(), Counter[str]()
     finished: dict[str, tuple[int, int]] = {}
-    repeated = 0
     for number, target in enumerate(aims(order, kills, chance), 1):
         log = loop.folder / f"kill-{number}.log"
         states = newest_states(loop.store)
@@ -254,7 +253,6 @@ def disturb(
         check_after_kill(loop, faults)
         there = parts(loop.store)
         again = [name for name, what in finished.items() if there.get(name) != what]
-        repeated += len(again)
         faults.expect(not again, f"written again: {again}")
         text = log.read_text(encoding="utf-8", errors="replace")
         for step in map(int, CONTINUED.findall(text)):
