@@ -46,6 +46,7 @@ from flows.heartbeats import HEARTBEAT
 from flows.stages import (
     SHOWN_DIGITS,
     Step,
+    await_server,
     do_stage,
     in_stage,
     parameters,
@@ -97,6 +98,7 @@ class PoolRunner:
         there = placed(config, stage.name, self._pool)
         result = None if stage is REGISTER else _found(stage, there, inputs)
         if result is None:
+            await_server()
             with get_client(sync_client=True) as client:
                 _Batch(client, self._pool, stage, there, inputs, step).complete()
             # Whoever ended last has published, so this finds what is there.
@@ -220,6 +222,7 @@ class _Batch:
         # The variables of processes and secrets are those of the deployment.
         variables = job_variables(self.config, self.stage.name, self.pool)
         variables.pop("env", None)
+        await_server()
         try:
             # A coroutine only when called from one, which the annotations cannot say.
             run: Any = run_deployment(

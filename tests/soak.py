@@ -123,6 +123,7 @@ def watch(loop: Loop, iterations: int, log: Path) -> tuple[list[Row], int]:
             print(show, flush=True)
         time.sleep(0.1)
     if process.poll() is None:
+        print(f"it takes longer than {LIMIT_SECONDS:.0f} s and is ended", flush=True)
         process.kill()
     return rows, process.wait()
 
