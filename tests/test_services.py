@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -95,6 +96,14 @@ def mlflow(tmp_path: Path) -> Iterator[Mlflow]:
     server.kill()
 
 
+@contextmanager
+def stopped(loop: subprocess.Popen[str]) -> Iterator[None]:
+    """Let the loop stand still, as it would be over before a server has started."""
+    loop.send_signal(signal.SIGSTOP)
+    yield
+    loop.send_signal(signal.SIGCONT)
+
+
 def reads_until(loop: subprocess.Popen[str], *words: str) -> str:
     """What the loop says up to the first line with all these words."""
     assert loop.stdout is not None
@@ -109,7 +118,8 @@ def reads_until(loop: subprocess.Popen[str], *words: str) -> str:
 def test_mlflow_that_comes_late_is_told_all(tmp_path: Path, mlflow: Mlflow) -> None:
     loop = start(tmp_path / "store", 2, 0, mlflow.address)
     said = reads_until(loop, "iteration 1", "train")
-    mlflow.start()
+    with stopped(loop):
+        mlflow.start()
     code, rest = finish(loop)
     said += rest
     assert code == 0, said
@@ -127,34 +137,36 @@ def test_mlflow_that_dies_is_told_by_the_next_run(
 ) -> None:
     """At a registration of which it may or may not have heard."""
     mlflow.start()
-    loop = start(tmp_path / "store", 2, 0, mlflow.address)
+    loop = start(tmp_path / "store", 1, 0, mlflow.address)
     said = reads_until(loop, "iteration 1", "evaluate")
     mlflow.kill()
     code, rest = finish(loop)
     assert code == 0, said + rest
     assert rest.count("the run goes on without it") == 1
     assert rest.count(MISSED) == 1
-    assert digests(tmp_path / "store") == digests(finished[0])
+    assert digests(tmp_path / "store").items() < digests(finished[0]).items()
     mlflow.start()
-    code, again = finish(start(tmp_path / "store", 2, 0, mlflow.address))
+    code, again = finish(start(tmp_path / "store", 1, 0, mlflow.address))
     assert code == 0, again
-    assert mlflow.versions() == 3
-    assert mlflow.told()["iteration 2"] > 0
+    assert mlflow.versions() == 2
+    assert mlflow.told()["iteration 1"] > 0
 
 
 def test_mlflow_that_is_restarted_during_training_misses_nothing(
     tmp_path: Path, mlflow: Mlflow
 ) -> None:
     mlflow.start()
-    loop = start(tmp_path / "store", 2, 0, mlflow.address)
+    loop = start(tmp_path / "store", 1, 0, mlflow.address)
     said = reads_until(loop, "iteration 1", "reference")
-    mlflow.kill()
-    mlflow.start()
+    with stopped(loop):
+        mlflow.kill()
+        mlflow.start()
     code, rest = finish(loop)
     assert code == 0, said + rest
-    assert mlflow.versions() == 3
-    points = mlflow.told()
-    assert points["iteration 1"] == points["iteration 2"] > 0
+    assert mlflow.versions() == 2
+    [training] = (tmp_path / "store").glob("train/*/metrics.jsonl")
+    steps = len(training.read_text(encoding="utf-8").splitlines())
+    assert mlflow.told()["iteration 1"] == steps
 
 
 def test_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
@@ -213,7 +225,8 @@ def test_self_play_outlasts_a_prefect_server_that_is_killed(place: Loop, tmp_pat
     os.kill(server.pid, signal.SIGKILL)
     until(lambda: not server.alive, "the end of the server", 10)
     time.sleep(3.0)
-    urls = ensure_servers(place.folder / ".hermesflow", 4300, 5100)
+    port = int(server.url.rpartition(":")[2])
+    urls = ensure_servers(place.folder / ".hermesflow", port)
     assert urls.prefect == server.url
     assert process.wait(400) == 0, log.read_text(encoding="utf-8")
     assert list(check_services(place.environment, chaos.ITERATIONS + 1)) == []
