@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,10 @@ Row = dict[str, float]
 def size_of(folder: Path) -> float:
     """Bytes of all files below a folder, which others may be deleting."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
     return float(total)
 
 
@@ -111,20 +111,20 @@ def watch(loop: Loop, iterations: int, log: Path) -> tuple[list[Row], int]:
     process = loop.start(log)
     rows: list[Row] = []
     last, deadline = time.monotonic(), time.monotonic() + LIMIT_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        text = log.read_text(encoding="utf-8", errors="replace")
-        if f"iteration {len(rows) + 1:<3}register" in _squeezed(text) and len(rows) < iterations:
-            now = time.monotonic()
-            seconds, last = now - last, now
-            rows.append(measure(loop, process.pid) | {"seconds of an iteration": seconds})
-            show = (
-                f"iteration {len(rows)}: {seconds:.1f} s, {_bytes(rows[-1]['memory of the loop'])}"
-            )
-            print(show, flush=True)
-        time.sleep(0.1)
-    if process.poll() is None:
-        print(f"it takes longer than {LIMIT_SECONDS:.0f} s and is ended", flush=True)
-        process.kill()
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            text = log.read_text(encoding="utf-8", errors="replace")
+            next_end = f"iteration {len(rows) + 1:<3}register"
+            if next_end in _squeezed(text) and len(rows) < iterations:
+                now = time.monotonic()
+                seconds, last = now - last, now
+                rows.append(measure(loop, process.pid) | {"seconds of an iteration": seconds})
+                size = _bytes(rows[-1]["memory of the loop"])
+                print(f"iteration {len(rows)}: {seconds:.1f} s, {size}", flush=True)
+            time.sleep(0.1)
+    finally:
+        if process.poll() is None:
+            process.kill()
     return rows, process.wait()
 
 
