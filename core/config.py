@@ -16,8 +16,10 @@ from pydantic import Field, model_validator
 from core.benchmarks import ENDPOINT, NEEDS, BenchmarkChoice
 from core.settings import Section, load_settings
 
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
+# What is above has no place in single precision once it is multiplied by anything.
+LARGEST = 1e30
+Positive = Annotated[float, Field(gt=0.0, le=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
 Count = Annotated[int, Field(ge=1)]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][\w.\-/:@]*$")]
 GpuClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]

@@ -26,6 +26,7 @@ from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, n
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
 from models.processes import sum_over_processes
 from models.sharding import ShardedState, local, whole
+from models.weights import listing, not_finite
 
 Gradients = list[Tensor | None]
 Figures = tuple[float, Mapping[str, float]]
@@ -121,6 +122,25 @@ class PairTrainer:
             rate = optimizer.step(gradients[owner], factor)
             metrics[f"{self._of[owner]}learning_rate"] = rate
         return metrics
+
+    def check_weights(self) -> None:
+        """UserError if what this process holds of the trained weights is not finite.
+
+        Losses are measured before the weights move, so nothing else sees the last step.
+        """
+        trained = self._trained()
+        bad = not_finite((name, local(weight.detach())) for name, weight in trained)
+        if bad:
+            settings = [branch_settings(self._training, modality) for modality in self._modalities]
+            rates = " and ".join(
+                f"training.{modality}.learning_rate = {branch.learning_rate}"
+                for modality, branch in zip(self._modalities, settings, strict=True)
+            )
+            raise UserError(
+                f"training ended after {self.num_steps} steps with {len(bad)} of {len(trained)} "
+                f"tensors that are not finite ({listing(bad)}), so there is no checkpoint; lower "
+                f"{rates}"
+            )
 
     def trained_weights(self) -> dict[str, Tensor]:
         """Trained weights by their names in the model's `pair_module`; whole, in main memory."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +82,15 @@ def fill(
     module.load_state_dict(tensors, assign=True)
 
 
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of tensors that hold NaN or infinity."""
+    return [
+        name
+        for name, tensor in tensors
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+
+
 def dtype_named(name: str) -> torch.dtype:
     """The dtype of a name that a user gave."""
     if name not in DTYPES:
@@ -103,7 +112,7 @@ def _check_shapes(
             if found[name] != wanted[name]
         ],
     }
-    problems = [f"{len(names)} {kind}: {_listing(names)}" for kind, names in kinds.items() if names]
+    problems = [f"{len(names)} {kind}: {listing(names)}" for kind, names in kinds.items() if names]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(
@@ -112,7 +121,8 @@ def _check_shapes(
         )
 
 
-def _listing(names: Collection[str]) -> str:
+def listing(names: Collection[str]) -> str:
+    """Some of the names, and how many more there are."""
     more = len(names) - SHOWN_NAMES
     shown = ", ".join(list(names)[:SHOWN_NAMES])
     return f"{shown} and {more} more" if more > 0 else shown
@@ -149,7 +159,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     differing = sorted({tensor for tensor, _ in held ^ set(owners.items())})
     if differing:
         raise UserError(
-            f"{index} and its shards disagree on {_listing(differing)}; get index and shards anew"
+            f"{index} and its shards disagree on {listing(differing)}; get index and shards anew"
         )
     return files
 

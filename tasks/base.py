@@ -9,7 +9,9 @@ from pathlib import Path
 
 from core.command import stage_command
 from core.config import Config
+from core.errors import UserError
 from core.stage import Stage, StageContext
+from models.weights import Weights, listing, not_finite
 
 MODEL = "model"
 
@@ -17,10 +19,22 @@ MODEL = "model"
 def _body(context: StageContext) -> Mapping[str, object]:
     folder = Path(context.config.model.checkpoint)
     files = _files(context.config)
+    _check_finite(folder)
     for file in files:
         with context.draft.write(f"{MODEL}/{file.relative_to(folder).as_posix()}") as path:
             shutil.copyfile(file, path)
     return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def _check_finite(folder: Path) -> None:
+    """UserError for weights that are no numbers, from which every figure would be none."""
+    for place in (folder, folder / "vq"):
+        bad = not_finite(Weights(place))
+        if bad:
+            raise UserError(
+                f"model.checkpoint: {len(bad)} tensors of {place} are not finite "
+                f"({listing(bad)}); give a checkpoint that was saved before its training diverged"
+            )
 
 
 def _files(config: Config) -> Sequence[Path]:

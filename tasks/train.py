@@ -163,6 +163,7 @@ def _fit(context: StageContext, trainer: PairTrainer, sharded: bool) -> tuple[Me
     # Reached after a signal only by those peers that have not got one.
     if len(metrics) < trainer.num_steps:
         raise Terminated
+    peers.gather(trainer.check_weights)
     return metrics, (time.monotonic() - started) / max(1, trainer.num_steps - first)
 
 

@@ -1,0 +1,192 @@
+"""Numbers that are none, and samples to learn nothing from: what stops, and what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+
+from core.artifact import ArtifactRef
+from core.config import Config
+from core.errors import UserError
+from core.stage import run_stage
+from core.store import Store
+from models.optimizer import BranchOptimizer
+from tasks.base import BASE
+from tasks.pair import PAIR
+from tasks.reference import REFERENCE
+from tasks.train import TRAIN
+from tests.loops import play, quick
+from tests.showo_tiny import tiny_model
+from tests.stage_inputs import make_config, pair_row, picture, pool_row, publish, publish_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its first settings for a whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["model.safetensors", "vq/model.safetensors"])
+def test_a_base_with_weights_that_are_no_numbers_is_refused(
+    store: Store, tmp_path: Path, value: float, part: str
+) -> None:
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    config = make_config(model__checkpoint=str(folder))
+    run_stage(BASE, config, store, {})
+    tensors = load_file(folder / part)
+    name = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())[0]
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / part)
+    with pytest.raises(UserError, match=rf"1 tensors of .* are not finite \({name}\).*before"):
+        run_stage(BASE, config, store, {})
+
+
+def train(store: Store, config: Config) -> ArtifactRef:
+    checkpoint = publish_model(store)
+    pairs = publish(store, "pairs", [[pair_row(n) for n in range(10)]])
+    inputs = {"checkpoint": checkpoint, "pairs": pairs}
+    reference = run_stage(REFERENCE, config, store, inputs).ref
+    return run_stage(TRAIN, config, store, {**inputs, "reference": reference}).ref
+
+
+@pytest.mark.parametrize(
+    "field", ["learning_rate", "beta", "weight", "nll_weight", "max_grad_norm", "weight_decay"]
+)
+@pytest.mark.parametrize("value", [1e39, 1e308, math.inf, math.nan])
+def test_settings_beyond_single_precision_are_refused(field: str, value: float) -> None:
+    own = field in ("max_grad_norm", "weight_decay")
+    path = f"training.{field}" if own else f"training.image.{field}"
+    with pytest.raises(UserError, match=path.replace(".", r"\.")):
+        quick("unused", **{path.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", 1e30), ("learning_rate", 1e9), ("beta", 1e30), ("nll_weight", 1e30)],
+)
+def test_absurd_settings_stop_training_with_step_and_field(
+    store: Store, field: str, value: float
+) -> None:
+    config = make_config(**{f"training__image__{field}": value})
+    with pytest.raises(UserError, match=r"training (stopped at step \d of 6|ended).*training\.\w+"):
+        train(store, config)
+    assert not list(Path(store.root).glob("train/*/manifest.json"))
+
+
+def test_weights_that_only_the_last_step_spoils_make_no_checkpoint(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BranchOptimizer.step
+    taken: list[int] = []
+
+    def spoil(optimizer: BranchOptimizer, gradients: Any, factor: float) -> float:
+        rate = step(optimizer, gradients, factor)
+        taken.append(1)
+        if len(taken) == 2 * 6:
+            with torch.no_grad():
+                optimizer.parameters[0].view(-1)[0] = math.inf
+        return rate
+
+    monkeypatch.setattr(BranchOptimizer, "step", spoil)
+    with pytest.raises(UserError, match=r"after 6 steps with 1 of \d+ tensors that are not finite"):
+        train(store, make_config())
+
+
+def paired(
+    store: Store,
+    texts: list[str],
+    scores: list[float],
+    shades: list[int] | None = None,
+    records: int = 3,
+) -> Mapping[str, Any]:
+    """Pairs of samples that are the same for every record."""
+    shades = shades or list(range(len(texts)))
+    text = {"temperature": 1.0, "top_k": 0, "seed": 1}
+    drawn = {"tokens": [1], "guidance": 0.0, "steps": 1, "temperature": 1.0, "seed": 1}
+
+    def table(values: list[dict[str, Any]], more: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"record_id": f"r{r}", "sample": k} | more | value
+            for r in range(records)
+            for k, value in enumerate(values)
+        ]
+
+    images = {"hard": 0.0, "geometric": 0.0, "answers": []}
+    rows = {
+        "captions": table([{"text": t} for t in texts], text),
+        "images": table([{"image": picture(s)} for s in shades], drawn),
+        "caption_scores": table([{"score": s} for s in scores], {}),
+        "image_scores": table([{"soft": s} for s in scores], images),
+    }
+    refs = {name: publish(store, name, [given]) for name, given in rows.items()}
+    pool = publish(store, "pool", [[pool_row(f"r{r}") for r in range(records)]])
+    inputs = {**refs, "pool": pool, "previous": []}
+    return store.open(run_stage(PAIR, make_config(), store, inputs).ref).manifest["results"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "scores", "said"),
+    [
+        (["same", "same", "same"], [0.9, 0.9, 0.9], "differ by less"),
+        (["", "", ""], [0.9, 0.1, 0.2], "empty"),
+        (["a", "b", "c"], [0.5, 0.5, 0.5], "min_best"),
+        (["a", "b", "c"], [0.1, 0.2, 0.3], "min_best"),
+        (["a"], [0.9], "one image only"),
+    ],
+    ids=["all equal", "all empty", "constant scorer", "all filtered out", "one sample"],
+)
+def test_degenerate_samples_stop_with_how_many_and_why(
+    store: Store, texts: list[str], scores: list[float], said: str
+) -> None:
+    with pytest.raises(UserError, match=r"no pairs: of 3 records 3 were dropped because") as error:
+        paired(store, texts, scores)
+    assert said in str(error.value)
+
+
+def test_a_scorer_that_gives_no_number_is_named(store: Store) -> None:
+    with pytest.raises(UserError, match="column score: the value nan is out of range"):
+        paired(store, ["a", "b"], [math.nan, 0.5])
+
+
+def test_last_good_checkpoint_stays_champion_when_training_diverges(
+    finished: tuple[Path, Any, str],
+    tmp_path: Path,
+    mlflow_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    store = tmp_path / "store"
+    shutil.copytree(finished[0], store)
+    tracked: dict[str, object] = {"tracking__enabled": True}
+    play(quick(store, iterations=0, **tracked))
+
+    def champion() -> str:
+        client = MlflowClient(tracking_uri=mlflow_uri)
+        version = client.get_model_version_by_alias("hermesflow-quick", "champion")
+        return json.dumps([version.version, version.tags["store_uri"]])
+
+    before = champion()
+    with pytest.raises(UserError, match=r"training (stopped|ended)"):
+        play(quick(store, training__image__learning_rate=1e30, **tracked))
+    assert champion() == before
