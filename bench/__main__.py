@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_threads(0)
     hardware = Clock("cpu").hardware()
     options.to.mkdir(parents=True, exist_ok=True)
-    compared = list(compare(options.paths, options.scale, options.runs))
-    grown = list(growths(options.growth, options.scale, SCALES))
-    table = _markdown(hardware, options.scale, compared, grown)
-    (options.to / "performance.md").write_text(table, encoding="utf-8")
-    document = _document(hardware, options.scale, compared, grown)
-    (options.to / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
+    compared: list[Comparison] = []
+    grown: list[Growth] = []
+    table = ""
+    # All that is known after each result, so that a long run may be stopped.
+    for found in chain(
+        compare(options.paths, options.scale, options.runs),
+        growths(options.growth, options.scale, SCALES),
+    ):
+        if isinstance(found, Comparison):
+            compared.append(found)
+        else:
+            grown.append(found)
+        table = _markdown(hardware, options.scale, compared, grown)
+        (options.to / "performance.md").write_text(table, encoding="utf-8")
+        document = _document(hardware, options.scale, compared, grown)
+        (options.to / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
     if grown:
         _draw(grown, options.to / "growth.png")
     print(table)
