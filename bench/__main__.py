@@ -6,7 +6,7 @@ Writes performance.json, performance.md and growth.png into --to. Measure on an 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grown: list[Growth] = []
     table = ""
     # All that is known after each result, so that a long run may be stopped.
-    for found in chain(
+    results: Iterator[Comparison | Growth] = chain(
         compare(options.paths, options.scale, options.runs),
         growths(options.growth, options.scale, SCALES),
-    ):
+    )
+    for found in results:
         if isinstance(found, Comparison):
             compared.append(found)
         else:
