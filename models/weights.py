@@ -114,9 +114,9 @@ def _check_shapes(
     }
     problems = [f"{len(names)} {kind}: {listing(names)}" for kind, names in kinds.items() if names]
     if problems:
-        listing = "\n".join(f"  - {problem}" for problem in problems)
+        lines = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(
-            f"{weights.folder}: the tensors are not those of this model:\n{listing}\n"
+            f"{weights.folder}: the tensors are not those of this model:\n{lines}\n"
             "give the weights that belong to this config.json, in the original key names"
         )
 

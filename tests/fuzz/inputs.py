@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,7 @@ def pictures() -> Sequence[bytes]:
     frames = [Image.new("RGB", (9, 7), color) for color in ("red", "blue", "green")]
     bomb = bytearray(encoded(Image.new("1", (64, 64)), "PNG"))
     bomb[16:24] = (60000).to_bytes(4, "big") * 2  # width and height of its header
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 7\n%%EndComments\nshowpage\n"
     return (
         encoded(red, "PNG"),
