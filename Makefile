@@ -20,7 +20,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test test-slow test-containers test-vllm vllm bench chaos screenshots check format check-config ablations pretrain parity clean licences fuzz
+.PHONY: help install pipeline report up deploy image down status test test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -80,6 +80,9 @@ bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on 
 chaos: $(INSTALLED) ## kill the loop at random, again and again, and compare its end [KILLS=30 CHAOS_SEED=1 PLAIN=1]
 	$(ONE_THREAD) $(BIN)/python -m tests.chaos $(if $(filter-out 0,$(PLAIN)),--plain) \
 		--kills '$(or $(KILLS),30)' --seed '$(or $(CHAOS_SEED),1)'
+
+soak: $(INSTALLED) ## many iterations in a row, and what grows meanwhile [ITERATIONS=50]
+	$(ONE_THREAD) $(BIN)/python -m tests.soak --iterations '$(or $(ITERATIONS),50)' --to .hermesflow/soak
 
 screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on the local servers
 	$(BIN)/python -m tests.screenshots docs/images

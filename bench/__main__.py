@@ -6,7 +6,8 @@ Writes performance.json, performance.md and growth.png into --to. Measure on an 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_threads(0)
     hardware = Clock("cpu").hardware()
     options.to.mkdir(parents=True, exist_ok=True)
-    compared = list(compare(options.paths, options.scale, options.runs))
-    grown = list(growths(options.growth, options.scale, SCALES))
-    table = _markdown(hardware, options.scale, compared, grown)
-    (options.to / "performance.md").write_text(table, encoding="utf-8")
-    document = _document(hardware, options.scale, compared, grown)
-    (options.to / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
+    compared: list[Comparison] = []
+    grown: list[Growth] = []
+    table = ""
+    # All that is known after each result, so that a long run may be stopped.
+    results: Iterator[Comparison | Growth] = chain(
+        compare(options.paths, options.scale, options.runs),
+        growths(options.growth, options.scale, SCALES),
+    )
+    for found in results:
+        if isinstance(found, Comparison):
+            compared.append(found)
+        else:
+            grown.append(found)
+        table = _markdown(hardware, options.scale, compared, grown)
+        (options.to / "performance.md").write_text(table, encoding="utf-8")
+        document = _document(hardware, options.scale, compared, grown)
+        (options.to / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
     if grown:
         _draw(grown, options.to / "growth.png")
     print(table)

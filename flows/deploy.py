@@ -28,6 +28,7 @@ from flows.compute import (
     secret_block,
 )
 from flows.deployed import STAGES, entrypoint
+from flows.heartbeats import watch_heartbeats
 from flows.servers import WORK_POOL
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,7 @@ def deploy_parent(
     `folder` has the project where its worker is; stages run on `pool`, or in the loop's process.
     """
     make_pool(WORK_POOL, "process")
+    watch_heartbeats()
     source = PROJECT if folder == IN_IMAGE else folder
     run: Any = load_flow_from_entrypoint(f"{source}/{parent}")
     with get_client(sync_client=True) as client, _kept_schedules(f"{run.name}/{name}"):

@@ -42,9 +42,11 @@ from core.errors import UserError
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult, stage_key
 from core.store import Store
 from flows.compute import Pool, job_variables, placed, queue_name
+from flows.heartbeats import HEARTBEAT
 from flows.stages import (
     SHOWN_DIGITS,
     Step,
+    await_server,
     do_stage,
     in_stage,
     parameters,
@@ -61,7 +63,6 @@ SLOW_FACTOR, SLOW_SECONDS = 3.0, 60.0  # a share that takes longer than others d
 POLLED_SECONDS = 30.0  # between two questions of a worker that is alive
 WAITING = {StateType.SCHEDULED, StateType.PENDING}
 ALIVE = [*WAITING, StateType.RUNNING]
-HEARTBEAT = "prefect.flow-run.heartbeat"
 # What no further try would cure, as workers word it, and what a person can do.
 BUILD = "build it with `make image`, or name another one in compute.{pool}.image"
 HOPELESS = {
@@ -97,6 +98,7 @@ class PoolRunner:
         there = placed(config, stage.name, self._pool)
         result = None if stage is REGISTER else _found(stage, there, inputs)
         if result is None:
+            await_server()
             with get_client(sync_client=True) as client:
                 _Batch(client, self._pool, stage, there, inputs, step).complete()
             # Whoever ended last has published, so this finds what is there.
@@ -220,6 +222,7 @@ class _Batch:
         # The variables of processes and secrets are those of the deployment.
         variables = job_variables(self.config, self.stage.name, self.pool)
         variables.pop("env", None)
+        await_server()
         try:
             # A coroutine only when called from one, which the annotations cannot say.
             run: Any = run_deployment(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 from prefect import State, flow
@@ -23,7 +25,7 @@ from flows.pools import PoolRunner
 from flows.preflight import check
 from flows.reporting import figures_of, keep_story, write_report
 from flows.showcase import Showcase
-from flows.stages import Step, announce, label, refused, run_in_flow
+from flows.stages import Step, announce, do_stage, label, refused, run_in_flow
 from report.alarms import show_alarms
 from report.figures import Figures
 from report.story import Story, Version
@@ -43,6 +45,7 @@ from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
 
+logger = logging.getLogger(__name__)
 ConfigPath = Annotated[str, Field(min_length=1, pattern=r"\.ya?ml$")]
 Iterations = Annotated[int, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -105,6 +108,13 @@ def self_play_tags(config: Config, origin: Origin) -> list[str]:
 Runner = Callable[[Stage, Config, Inputs, Step], StageResult]
 
 
+def _from_store(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
+    """A stage that was run before, without a run in Prefect."""
+    result = do_stage(stage, config, inputs, step.run_id)
+    assert result is not None  # the whole lacks no part
+    return result
+
+
 class SelfPlay:
     """One run of the loop; every step is a cached stage, run by `runner`.
 
@@ -121,12 +131,29 @@ class SelfPlay:
         pages: RunPages | None = None,
     ) -> None:
         self._config, self._tracker, self._runner = config, tracker, runner
-        self._store, self._champion = Store(config.store), champion
+        self._store, self._champion, self._pages = Store(config.store), champion, pages
         self._showcase = Showcase(self._store, tracker, pages)
         self._started, self._at_work = time.monotonic(), 0.0
 
     def run(self) -> str:
         """All iterations; returns the final table with the alarms."""
+        with ExitStack() as trackers:
+            self._play(lambda done: self._catch_up(done, trackers))
+        if self._config.tracking.enabled and not self._tracker.enabled:
+            logger.warning(
+                "MLflow has missed what this run made; it is kept in %s, and the same command "
+                "tells MLflow as soon as it answers",
+                self._store.uri,
+            )
+        figures = figures_of(self._config, self._store, self._story)
+        table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
+        print(f"\n{table}\n", flush=True)
+        print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
+        print(self._time(), flush=True)
+        return table
+
+    def _play(self, between: Callable[[int], None]) -> None:
+        """All iterations, and `between` them what it does after so many."""
         before = Step(0, self._label(0))
         self._pool, self._test, self._base = (
             self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
@@ -139,16 +166,30 @@ class SelfPlay:
         with self._tracker.iteration(0) as run:
             self._judge(start, 0, {}, run)
         for iteration in range(1, self._config.iterations + 1):
+            between(iteration - 1)
             last = self._story.versions[-1]
             with self._tracker.iteration(iteration) as run:
                 made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
                 self._judge(made["trained"], iteration, made, run)
-        figures = figures_of(self._config, self._store, self._story)
-        table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
-        print(f"\n{table}\n", flush=True)
-        print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
-        print(self._time(), flush=True)
-        return table
+        between(self._config.iterations)
+
+    def _catch_up(self, done: int, trackers: ExitStack) -> None:
+        """If MLflow was lost and answers again, tell it of all so far: from the store, at once."""
+        if self._tracker.enabled or not self._config.tracking.enabled:
+            return
+        origin = origin_of(self._champion)
+        tracker = trackers.enter_context(open_tracker(self._config, origin, warn=False))
+        if not tracker.enabled:
+            return
+        config = self._config.model_copy(update={"iterations": done})
+        again = SelfPlay(config, tracker, _from_store, self._champion)
+        again._play(lambda done: None)
+        if not tracker.enabled:  # lost again
+            return
+        logger.info("MLflow answers again, and knows now what it had missed")
+        # With what the registry's gate says, which may have another opponent now.
+        self._tracker, self._story = tracker, again._story.with_config(self._story.config)
+        self._showcase = again._showcase.shown_on(self._pages)
 
     def _time(self) -> str:
         """How long the run took, and what of it was no work of a stage."""

@@ -110,6 +110,8 @@ def client_environment(urls: Urls, state: Path = STATE) -> dict[str, str]:
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, so that a restart is outlasted
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what shows that a machine is not lost
         "MLFLOW_TRACKING_URI": urls.mlflow,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

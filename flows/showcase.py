@@ -30,6 +30,11 @@ class Showcase:
         self._store, self._tracker, self._pages = store, tracker, pages
         self._figures: list[VersionFigures] = []
 
+    def shown_on(self, pages: RunPages | None) -> Showcase:
+        """The same, which from now on shows on these pages too."""
+        self._pages = pages
+        return self
+
     def show(self, story: Story, run: IterationRun) -> None:
         """Show the last checkpoint of the story, whose MLflow run is `run`."""
         if not self._tracker.enabled and self._pages is None:

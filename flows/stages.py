@@ -7,12 +7,17 @@ run in this process or anywhere that reaches the store.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefect import Flow, State, flow, get_run_logger, tags
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 from prefect.states import Failed
 
 from core.artifact import ArtifactRef
@@ -23,6 +28,7 @@ from core.secrets import masked
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult
 from core.store import Store
 from flows.pages import ProgressPage
+from flows.servers import answers
 from tasks._crew import run_on_machine
 from tasks._tracking.live import shown_live
 from tasks.benchmark import BENCHMARK
@@ -31,6 +37,8 @@ from tasks.register import REGISTER, register_stage
 RefDocument = dict[str, str]
 SHOWN_DIGITS = 8  # of a digest
 DOT = " · "
+PATIENCE_SECONDS = 600.0  # with a Prefect server that does not answer
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> Sta
     run = stage_flow(stage).with_options(flow_run_name=lambda: name)
     # The parent's heartbeat stands for both, as they share a process. Ending one takes a second,
     # which is most of what a repeated run would take.
+    await_server()
     no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
     with no_heartbeat, tags(*run_tags(stage, config, step)):
         try:
@@ -100,6 +109,25 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> Sta
     result = StageResult(ArtifactRef(**done["ref"]), done["cached"], done["seconds"])
     report_end(stage, step, result)
     return result
+
+
+def await_server() -> None:
+    """Wait for a Prefect server that is being restarted; UserError if that takes long.
+
+    Prefect repeats what fails on a connection that it had, but each stage has a new one.
+    """
+    url = PREFECT_API_URL.value()
+    if not url or answers(f"{url}/health"):
+        return
+    get_run_logger().warning("the Prefect server at %s does not answer; waiting for it", url)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not answers(f"{url}/health"):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the Prefect server at {url} has not answered for {PATIENCE_SECONDS:.0f} s; start "
+                "it again and run the same command to continue"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def in_stage(stage: Stage, step: Step, problem: object) -> UserError:
@@ -184,7 +212,7 @@ def do_stage(
     """Run a stage, which for `register` means to tell the registry as well."""
     store = Store(config.store)
     if stage is REGISTER:
-        return register_stage(stage, config, store, inputs, run_id)
+        return register_stage(stage, config, store, inputs, run_id, warn=False)
     return run_on_machine(stage, config, store, inputs, share)
 
 

@@ -51,6 +51,10 @@ class Story:
         """The story with one more checkpoint."""
         return replace(self, versions=(*self.versions, version))
 
+    def with_config(self, config: Mapping[str, Any]) -> Story:
+        """The same story of a run with another number of iterations."""
+        return replace(self, config=config)
+
     def up_to(self, iteration: int) -> Story:
         """The story without what came after an iteration."""
         return replace(self, versions=tuple(v for v in self.versions if v.iteration <= iteration))

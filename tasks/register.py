@@ -197,9 +197,18 @@ def is_registered(
 
 
 def register_stage(
-    stage: Stage, config: Config, store: Store, inputs: Inputs, run_id: str = ""
+    stage: Stage,
+    config: Config,
+    store: Store,
+    inputs: Inputs,
+    run_id: str = "",
+    *,
+    warn: bool = True,
 ) -> StageResult:
-    """`register` as a stage like others, by the names of its inputs."""
+    """`register` as a stage like others, by the names of its inputs.
+
+    `warn` is off where the self-play says that MLflow cannot be had.
+    """
     started = time.monotonic()
     given = as_lists(stage, inputs)
     for name in ("checkpoint", "evaluation"):
@@ -212,7 +221,9 @@ def register_stage(
         for one, several in (("evaluation", "benchmarks"), ("baseline", "baseline_benchmarks"))
     )
     assert scores is not None
-    done = register(config, store, given["checkpoint"][0], scores, baseline, run_id=run_id)
+    registry = open_registry(config.tracking, warn=warn)
+    checkpoint = given["checkpoint"][0]
+    done = register(config, store, checkpoint, scores, baseline, run_id=run_id, registry=registry)
     return StageResult(done.ref, done.cached, time.monotonic() - started)
 
 

@@ -19,6 +19,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, st
     return store, runner, table
 
 
+@pytest.fixture
+def copied(finished: tuple[Path, Runner, str], tmp_path: Path) -> Path:
+    """The finished store of two iterations at a place where a test may go on."""
+    store = tmp_path / "store"
+    shutil.copytree(finished[0], store)
+    return store
+
+
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, made once, because making one takes seconds."""

@@ -1,11 +1,13 @@
 """The loop as a process of its own, for tests that disturb it.
 
-`python -m tests.driver STORE [ITERATIONS]` says which stages have ended, as `make pipeline` does.
+`python -m tests.driver STORE ITERATIONS [SEED]` says which stages have ended, as the real one does;
+with a seed it is tracked by MLflow.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,16 +26,20 @@ ROOT = Path(__file__).parent.parent
 NO_DIGEST = ("register",)  # its reason holds words about MLflow
 
 
-def command(store: Path | str, iterations: int = 1) -> list[str]:
-    """What starts the loop without servers."""
-    return [sys.executable, "-m", "tests.driver", str(store), str(iterations)]
+def command(store: Path | str, iterations: int = 1, seed: int | None = None) -> list[str]:
+    """What starts the loop without Prefect."""
+    seeds = [] if seed is None else [str(seed)]
+    return [sys.executable, "-m", "tests.driver", str(store), str(iterations), *seeds]
 
 
-def start(store: Path | str, iterations: int = 1) -> subprocess.Popen[str]:
+def start(
+    store: Path | str, iterations: int = 1, seed: int | None = None, mlflow: str = ""
+) -> subprocess.Popen[str]:
     """The loop in a process group of its own; what it says comes by its stdout."""
     return subprocess.Popen(
-        command(store, iterations),
+        command(store, iterations, seed),
         cwd=ROOT,
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow, "MLFLOW_DISABLE_TELEMETRY": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,7 +71,9 @@ class Announcing(Runner):
 def main() -> int:
     """Some iterations with nobody watching."""
     setup_logging()
-    config = quick(sys.argv[1], iterations=int(sys.argv[2]))
+    store, iterations, *seeds = sys.argv[1:]
+    changes = {"tracking.enabled": True, "seed": int(seeds[0])} if seeds else {}
+    config = quick(store, iterations=int(iterations), **changes)
 
     def play() -> None:
         Store(config.store).check()

@@ -13,14 +13,6 @@ from evals.vqa import LEAST_PROBABILITY
 from tests.loops import Runner, play, quick
 
 
-@pytest.fixture
-def copied(finished: tuple[Path, Runner, str], tmp_path: Path) -> Path:
-    """The finished store at a place where a test may go on."""
-    store = tmp_path / "store"
-    shutil.copytree(finished[0], store)
-    return store
-
-
 def digests(runner: Runner) -> list[tuple[str, int, str]]:
     return [(name, iteration, result.ref.digest) for name, iteration, result in runner.done]
 

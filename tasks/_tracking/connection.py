@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 ADDRESS = "MLFLOW_TRACKING_URI"
 PAGES = "HERMESFLOW_MLFLOW_UI"  # by which address people open the server, where it is another one
 PROBE_SECONDS = 5.0
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow takes
 SHOWN = 160  # characters of an error
 # MLflow's own patience with a server that is gone is several minutes for every call, and it talks.
 MANNERS = {
@@ -67,13 +70,13 @@ class Connection:
 
         try:
             return call(self._client)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, ImportError) as error:
             self._client = None
             logger.log(
                 self._level,
                 "MLflow at %s failed (%s); the run goes on without it and all its artifacts are "
                 "kept; %s",
-                masked(self.uri),
+                hidden(self.uri),
                 masked(str(error)).splitlines()[0][:SHOWN],
                 WAY_OUT,
             )
@@ -106,11 +109,11 @@ def _connected(uri: str, experiment: str, warn: bool) -> Connection:
 
     try:
         client = MlflowClient(tracking_uri=uri)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError) as error:
         if warn:
-            logger.warning(
-                "tracking is off: %s; %s", masked(f"{ADDRESS} = {uri}: {error}"), WAY_OUT
-            )
+            place = hidden(uri)
+            problem = masked(str(error))
+            logger.warning("tracking is off: %s = %s: %s; %s", ADDRESS, place, problem, WAY_OUT)
         return Connection(None)
     connection = Connection(client, uri, warn=warn)
     connection.experiment_id = connection.attempt(lambda c: _experiment(c, experiment)) or ""
@@ -126,7 +129,26 @@ def find_problem(uri: str) -> str:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
         except (OSError, ValueError) as error:
             return masked(f"no MLflow server answers at {ADDRESS} = {uri} ({error})")
+    return _database_problem(uri)
+
+
+def _database_problem(uri: str) -> str:
+    """What is wrong with the address of a database, whose password is not shown."""
+    parts = urlsplit(uri)
+    dialect = parts.scheme.partition("+")[0]
+    if dialect not in PORTS:
+        return ""
+    try:
+        host, port = parts.hostname or "localhost", parts.port or PORTS[dialect]
+        socket.create_connection((host, port), PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"no database answers at {ADDRESS} = {hidden(uri)} ({error})"
     return ""
+
+
+def hidden(uri: str) -> str:
+    """An address without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri)
 
 
 def without_user(address: str) -> str:

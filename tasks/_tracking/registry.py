@@ -146,9 +146,9 @@ class Registry:
         return str(logged.model_id)
 
 
-def open_registry(tracking: Tracking) -> Registry:
+def open_registry(tracking: Tracking, *, warn: bool = True) -> Registry:
     """The registry at MLFLOW_TRACKING_URI; a closed one if it cannot be had."""
-    return Registry(connect(tracking), tracking.registered_model)
+    return Registry(connect(tracking, warn=warn), tracking.registered_model)
 
 
 def _version(found: Any) -> Version:

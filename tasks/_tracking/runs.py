@@ -54,9 +54,12 @@ class Origin:
 BASE = Origin()
 
 
-def open_tracker(config: Config, origin: Origin = BASE) -> Tracker:
-    """The run of this self-play, new or continued; a silent tracker if MLflow cannot be had."""
-    return Tracker(connect(config.tracking), config, origin)
+def open_tracker(config: Config, origin: Origin = BASE, *, warn: bool = True) -> Tracker:
+    """The run of this self-play, new or continued; a silent tracker if MLflow cannot be had.
+
+    `warn` is off for a further attempt, since the first has said what is wrong.
+    """
+    return Tracker(connect(config.tracking, warn=warn), config, origin)
 
 
 def self_play_key(config: Config, origin: Origin = BASE) -> str:

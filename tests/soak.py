@@ -1,0 +1,214 @@
+"""Many iterations in a row: `make soak [ITERATIONS=50]`.
+
+One self-play on a very small setting with real servers. After each iteration it measures what may
+grow: memory and open files of the loop, memory of the servers, artifacts, databases, seconds. Lines
+are fitted, and their slopes held against what docs/reliability.md says. Then `gc` frees space, and
+the self-play is walked again without doing anything anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+
+from core.config import Config, load_config
+from core.store import Store
+from core.store.inventory import show_bytes
+from core.store.verify import verify
+from flows.servers import running
+from tests.chaos import Loop, prepared
+from tests.driver import ROOT
+from tests.loops import Runner, play
+
+SMALL: Mapping[str, Mapping[str, object]] = {
+    "data": {"pool_records": 12, "test_records": 6},
+    "evaluation": {"images_per_prompt": 1, "bootstrap_samples": 100},
+    "training": {"masks_per_pair": 1, "batch_size": 8},
+    "runtime": {"threads": 1},
+}
+LIMIT_SECONDS = 1500.0
+WARM_SHARE = 0.2  # of the iterations, before which caches and pools of memory fill
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured, how much of it an iteration may add, and how it is shown."""
+
+    name: str
+    bound: float
+    show: Callable[[float], str]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _bytes(value: float) -> str:
+    return ("-" if value < 0 else "") + show_bytes(int(abs(value)))
+
+
+MB = 1e6
+MEASURES = (
+    Measure("memory of the loop", 1.5 * MB, _bytes),
+    Measure("open files of the loop", 0.1, _number),
+    Measure("memory of Prefect", 1.5 * MB, _bytes),
+    Measure("memory of MLflow", 1.5 * MB, _bytes),
+    Measure("store", 8 * MB, _bytes),
+    Measure("Prefect database", 1.5 * MB, _bytes),
+    Measure("MLflow database and files", 1.5 * MB, _bytes),
+    Measure("seconds of an iteration", 0.1, _number),
+)
+Row = dict[str, float]
+
+
+def size_of(folder: Path) -> float:
+    """Bytes of all files below a folder, which others may be deleting."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
+    return float(total)
+
+
+def memory(pid: int) -> float:
+    """Resident memory of a process and of all that it started."""
+    process = psutil.Process(pid)
+    family = [process, *process.children(recursive=True)]
+    return float(sum(member.memory_info().rss for member in family))
+
+
+def measure(loop: Loop, pid: int) -> Row:
+    """What there is now."""
+    state = loop.folder / ".hermesflow"
+    servers = running(state)
+    return {
+        "memory of the loop": memory(pid),
+        "open files of the loop": float(psutil.Process(pid).num_fds()),
+        "memory of Prefect": memory(servers["prefect"].pid),
+        "memory of MLflow": memory(servers["mlflow"].pid),
+        "store": size_of(loop.store),
+        "Prefect database": size_of(state / "prefect"),
+        "MLflow database and files": size_of(state / "mlflow"),
+    }
+
+
+def watch(loop: Loop, iterations: int, log: Path) -> tuple[list[Row], int]:
+    """Run the loop; what there was after each iteration, and its exit code."""
+    process = loop.start(log)
+    rows: list[Row] = []
+    last, deadline = time.monotonic(), time.monotonic() + LIMIT_SECONDS
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            text = log.read_text(encoding="utf-8", errors="replace")
+            next_end = f"iteration {len(rows) + 1:<3}register"
+            if next_end in _squeezed(text) and len(rows) < iterations:
+                now = time.monotonic()
+                seconds, last = now - last, now
+                rows.append(measure(loop, process.pid) | {"seconds of an iteration": seconds})
+                size = _bytes(rows[-1]["memory of the loop"])
+                print(f"iteration {len(rows)}: {seconds:.1f} s, {size}", flush=True)
+            time.sleep(0.1)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    return rows, process.wait()
+
+
+def _squeezed(text: str) -> str:
+    """The lines that say that an iteration is registered, in one form."""
+    return "\n".join(
+        f"iteration {parts[1]:<3}register"
+        for line in text.splitlines()
+        if (parts := line.split())[:1] == ["iteration"] and parts[2:3] == ["register"]
+    )
+
+
+def slopes(rows: Sequence[Row]) -> dict[str, float]:
+    """What an iteration adds to each measure, by least squares after the warm-up."""
+    warm = rows[max(1, int(WARM_SHARE * len(rows))) :]
+    steps = np.arange(len(warm))
+    return {m.name: float(np.polyfit(steps, [r[m.name] for r in warm], 1)[0]) for m in MEASURES}
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """One line an iteration."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["iteration", *(m.name for m in MEASURES)])
+        writer.writeheader()
+        writer.writerows({"iteration": i, **row} for i, row in enumerate(rows, 1))
+
+
+def check_retention(loop: Loop, config: Config) -> list[str]:
+    """Free what no checkpoint needs, and walk the self-play again."""
+    before = size_of(loop.store)
+    command = [sys.executable, "-m", "core.store", "gc", "--store", str(loop.store), "--delete"]
+    environment = {**os.environ, **loop.environment, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    after = size_of(loop.store)
+    print(f"gc: {_bytes(before)} before, {_bytes(after)} after", flush=True)
+    if done.returncode != 0 or after >= before:
+        return [f"gc freed nothing ({done.returncode}): {done.stdout[-500:]}{done.stderr[-500:]}"]
+    print(verify(Store(str(loop.store))), flush=True)
+    runner: Runner
+    runner, _ = play(config)
+    anew = set(runner.fresh()) - {"register"}  # which has another opponent without a registry
+    return [f"done anew after gc: {sorted(anew)}"] if anew else []
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The soak; 1 if something grows that should not, or by more than it may."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--to", type=Path, default=None, help="folder for table and log")
+    options = parser.parse_args(arguments)
+    started, root = time.monotonic(), Path(tempfile.mkdtemp(prefix="hermesflow-soak-"))
+    to: Path = options.to or root
+    to.mkdir(parents=True, exist_ok=True)
+    faults: list[str] = []
+    with prepared(root / "place", False) as loop:
+        path = loop.folder / "config.yaml"
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for section, values in SMALL.items():
+            document[section] |= values
+        document |= {"iterations": options.iterations, "store": str(loop.store)}
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        rows, code = watch(loop, options.iterations, to / "soak.log")
+        write_table(rows, to / "soak.csv")
+        if code != 0 or len(rows) < options.iterations:
+            tail = (to / "soak.log").read_text(encoding="utf-8").splitlines()[-15:]
+            faults.append(f"ended with {code} after {len(rows)} iterations:\n" + "\n".join(tail))
+        else:
+            faults += check_retention(loop, load_config(path, {"tracking.enabled": False}))
+    if len(rows) > 2:
+        for m in MEASURES:
+            slope = slopes(rows)[m.name]
+            right = slope <= m.bound
+            first, last = m.show(rows[0][m.name]), m.show(rows[-1][m.name])
+            print(
+                f"{m.name:27} {first:>10} to {last:>10}, {m.show(slope):>9} an iteration "
+                f"(at most {m.show(m.bound)}){'' if right else '  FAULT'}"
+            )
+            faults += [] if right else [f"{m.name} grows by {m.show(slope)} an iteration"]
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    seconds = time.monotonic() - started
+    print(f"{len(rows)} iterations, {seconds:.0f} s, {len(faults)} faults; table: {to}/soak.csv")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
