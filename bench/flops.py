@@ -75,19 +75,27 @@ def packed_work(config: ShowoConfig, batch: PackedBatch, pad_id: int) -> Work:
 def image_work(
     config: ShowoConfig, prompt_tokens: Sequence[int], num_samples: int, steps: int, guided: bool
 ) -> Work:
-    """Of sampling images; `prompt_tokens` are lengths, the empty prompt (of guidance) last."""
+    """Of sampling images; `prompt_tokens` are lengths, the empty prompt (of guidance) last.
+
+    In the first step the samples of a prompt are alike, and behind the empty one all are.
+    """
     prefill = Work()
     for length in prompt_tokens:
         prefill += Work(length, length * (length + 1) // 2)
-    block = config.num_vq_tokens + 2
     *conditional, empty = prompt_tokens
-    step = Work()
+    guidance = _block_work(config, empty) if guided else Work()
+    first, step = guidance, Work()
     for length in conditional:
-        step += Work(block, block * (length + block))
-        if guided:
-            step += Work(block, block * (empty + block))
-        step += Work(logits=(2 if guided else 1) * config.num_vq_tokens * config.codebook_size)
-    return prefill + step * (num_samples * steps)
+        first += _block_work(config, length)
+        step += _block_work(config, length) + guidance
+    return prefill + first + step * (num_samples * (steps - 1))
+
+
+def _block_work(config: ShowoConfig, prompt_tokens: int) -> Work:
+    """Of one image block behind a prompt."""
+    block = config.num_vq_tokens + 2
+    logits = config.num_vq_tokens * config.codebook_size
+    return Work(block, block * (prompt_tokens + block), logits)
 
 
 def text_work(config: ShowoConfig, prefix_tokens: int, lengths: Sequence[int]) -> Work:

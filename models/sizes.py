@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from core.errors import UserError
 
 MAX_LAYERS = 1024  # far above every model; what is more would take hours to build
@@ -39,6 +37,9 @@ def as_sizes(kind: type[T], stored: dict[str, Any], path: Path) -> T:
 
     Other keys (derived sizes, provenance) are left out.
     """
+    # Here, since networks are also built where only torch and transformers are installed.
+    from pydantic import TypeAdapter, ValidationError
+
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     own = {name: value for name, value in stored.items() if name in known}
     try:
