@@ -12,6 +12,9 @@ from core.errors import UserError
 from data.pictures import PictureError, opened
 from data.schemas import IMAGE, METADATA_KEY, VERSION, Column, table_named
 
+# Bytes of a text; a tokenizer would take minutes for what is far above.
+MAX_TEXT = 1 << 20
+
 
 def check_schema(name: str, schema: pa.Schema, columns: tuple[str, ...], where: str) -> None:
     """Raise UserError unless `schema` has these columns with the types of table `name`."""
@@ -144,6 +147,11 @@ def _first_bad_value(column: Column, rows: np.ndarray, values: pa.Array) -> Prob
         index = _first(pc.equal(pc.binary_length(trimmed), 0))
         if index is not None:
             return int(rows[index]), "the value is empty; give one or drop the row"
+    if pa.types.is_string(kind):
+        index = _first(pc.greater(pc.binary_length(values), MAX_TEXT))
+        if index is not None:
+            size = len(values[index].as_py().encode())
+            return int(rows[index]), f"the text has {size} bytes; give at most {MAX_TEXT}"
     # Whole numbers without bounds are seeds, too large to be compared as floating point.
     bounded = np.isfinite([column.low, column.high]).any()
     if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and bounded):

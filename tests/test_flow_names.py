@@ -7,6 +7,7 @@ from core.artifact import ArtifactRef
 from flows.self_play import self_play, self_play_name, self_play_tags
 from flows.stages import Step, run_name, run_tags
 from tasks._tracking.runs import Origin
+from tasks.benchmark import BENCHMARK, alone
 from tasks.pool import POOL
 from tasks.sample import IMAGES
 from tests.stage_inputs import make_config
@@ -19,6 +20,11 @@ def test_stage_runs_are_named_for_iteration_and_checkpoint() -> None:
     config = make_config()
     step = Step(2, "iteration 2", CHECKPOINT)
     assert run_name(IMAGES, config, step) == "sample-images · iteration 2 · checkpoint 1a2b3c4d"
+    entry = {"name": "shapes-pope", "folder": None, "limit": None, "judges": {}}
+    one = alone(make_config(benchmarks=[entry]), "shapes-pope")
+    assert run_name(BENCHMARK, one, step) == (
+        "benchmark · shapes-pope · iteration 2 · checkpoint 1a2b3c4d"
+    )
     assert run_name(POOL, config, Step(0, "base")) == "pool · shapes"
     assert run_tags(IMAGES, config, step) == ["iteration-2", "sample-images", "showo", "shapes"]
 

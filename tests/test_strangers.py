@@ -185,3 +185,9 @@ def test_sizes_of_no_network_are_named(
     (tmp_path / name).write_text(json.dumps(document | changes), encoding="utf-8")
     with pytest.raises(UserError, match=said):
         ShowoModel.from_pretrained(tmp_path)
+
+
+def test_a_caption_of_ten_megabytes_is_refused(tmp_path: Path) -> None:
+    long = pool_row("r1") | {"caption": "a " * (5 << 20)}
+    with pytest.raises(UserError, match=r"record_id 'r1', column caption: the text has 10485760"):
+        write_table(tmp_path / "pool.parquet", "pool", [long])
