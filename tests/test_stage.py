@@ -24,6 +24,7 @@ class Train(Section):
 
 class Runtime(Section):
     threads: int = 1
+    stall_minutes: float | None = None
 
 
 class Config(Section):
