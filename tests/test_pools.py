@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 # Samples go to a queue of GPU stages, one at a time, although no GPU is needed: device is cpu.
 COMPUTE = {
     "lost_seconds": 45,
+    "fan_out": 3,
     "gpu_slots": 1,
     "stages": {"sample-images": {"gpus": 1}, "score-images": {"gpus": 1}},
 }
