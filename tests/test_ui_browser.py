@@ -62,7 +62,10 @@ def urls(folder: Path) -> Iterator[Urls]:
     config = yaml.safe_load(QUICK.read_text(encoding="utf-8"))
     config["store"] = str(folder / "store")
     play(folder / "good.yaml", config, 3, client_environment(found, state))
-    hostile = {**config, "data": hostile_data(folder), "benchmarks": []}
+    judged = config["evaluation"] | {"judge": "base"}  # the oracle reads shapes only
+    hostile = {
+        **config, "data": hostile_data(folder), "evaluation": judged, "benchmarks": []
+    }  # fmt: skip
     play(folder / "hostile.yaml", hostile, 1, client_environment(found, state))
     config["pairing"]["image"]["min_best"] = 1.0
     play(folder / "bad.yaml", config, 1, client_environment(found, state))
