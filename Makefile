@@ -20,7 +20,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
+.PHONY: help install pipeline report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -73,6 +73,12 @@ test: $(INSTALLED) ## run the quick tests
 fuzz: $(INSTALLED) ## feed every reader hostile files, 50,000 cases [CASES=1500 SEED=...]
 	FUZZ_CASES='$(or $(CASES),1500)' $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz -n 2 -q \
 		--hypothesis-seed='$(or $(SEED),$(shell date +%s))'
+
+fuzz-guided: $(INSTALLED) ## fuzz the file readers by the lines they reach, with atheris [SECONDS=60 for each READERS="pool pickle"]
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	$(ONE_THREAD) $(BIN)/python -m tests.fuzz.guided --seconds '$(or $(SECONDS),60)' \
+		$(if $(READERS),--readers $(READERS)) 2>&1 | grep -v '^INFO: Instrumenting'
 
 bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on an idle machine
 	$(BIN)/python -m bench

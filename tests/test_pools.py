@@ -28,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 COMPUTE = {
     "fan_out": 3,
     "lost_seconds": 45,
-    "fan_out": 3,
     "gpu_slots": 1,
     "stages": {"sample-images": {"gpus": 1}, "score-images": {"gpus": 1}},
 }
