@@ -114,10 +114,11 @@ def test_what_a_pool_says_is_shown_and_never_run(
     [report] = [path for path in reports if "window.ran" in path.read_text(encoding="utf-8")]
     pages = {
         f"{urls.prefect}/artifacts/artifact/{page}": "Winners and losers",
-        report.as_uri(): "Winners and losers",
+        report.as_uri(): "What it learnt from",
     }
     for address, shows in pages.items():
-        assert EVIL.strip() in open_page(browser, address, shows)
+        text = " ".join(open_page(browser, address, shows).split())
+        assert EVIL.strip() in text
         assert browser.execute_script("return window.ran === undefined")
         assert not browser.find_elements(By.CSS_SELECTOR, "img[src='x']")
 
