@@ -136,8 +136,8 @@ def parts(store: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for path in store.glob("*/*/**/*"):
         name = str(path.relative_to(store))
-        # Weights are written by one step of `train`, and again if that is killed; what a process that
-        # was killed was writing is swept by the next one.
+        # Weights are written by one step of `train`, and again if that is killed. What a killed
+        # process was writing is swept by the next one.
         if path.is_file() and not re.search(r"(^|/)(\.tmp|state|model)/|\.lock$|^reports/", name):
             status = path.stat()
             found[name] = (status.st_ino, status.st_mtime_ns)
