@@ -78,7 +78,7 @@ fuzz-guided: $(INSTALLED) ## fuzz the file readers by the lines they reach, with
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
 	$(ONE_THREAD) $(BIN)/python -m tests.fuzz.guided --seconds '$(or $(SECONDS),60)' \
-		$(if $(READERS),--readers $(READERS)) 2>&1 | grep -v '^INFO: Instrumenting'
+		$(if $(READERS),--readers $(READERS))
 
 bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on an idle machine
 	$(BIN)/python -m bench
