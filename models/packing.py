@@ -8,8 +8,8 @@ Segments of a row stand in pre-order (parents before children, no subtree interr
 tokens that may see key k are one interval of the row, from k itself (causal) or its segment's
 start (full) to the end of its segment's subtree, and the mask is two comparisons.
 
-Shapes: B rows, T tokens, S segments of the whole batch, N their tokens end to end, L labelled
-tokens, G branches (labelled segments).
+Shapes: B rows, T tokens, R of them that predict, S segments of the whole batch, N their tokens end
+to end, L labelled tokens, G branches (labelled segments).
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,8 +58,10 @@ class PackedBatch:
     input_ids_BT: Tensor
     attend_B1TT: Tensor
     position_ids_BT: Tensor
+    read_BR: Tensor
+    """Columns whose hidden states predict labels; a row with fewer repeats its first token."""
     source_L: Tensor
-    """Index into the flattened [B*T] hidden states of the state that predicts the label."""
+    """Index into the flattened [B*R] states at `read_BR` of the one that predicts the label."""
     targets_L: Tensor
     branch_L: Tensor
     num_branches: int
@@ -71,6 +73,7 @@ class PackedBatch:
             input_ids_BT=self.input_ids_BT.to(device),
             attend_B1TT=self.attend_B1TT.to(device),
             position_ids_BT=self.position_ids_BT.to(device),
+            read_BR=self.read_BR.to(device),
             source_L=self.source_L.to(device),
             targets_L=self.targets_L.to(device),
             branch_L=self.branch_L.to(device),
@@ -149,11 +152,13 @@ def pack(rows: Sequence[Tree], pad_id: int) -> PackedBatch:
     query_T1 = np.arange(width, dtype=np.int32)[:, None]
     attend_BTT = (query_T1 >= first_BT[:, None]) & (query_T1 < last_BT[:, None])
 
-    source_L, targets_L, branch_L, num_branches = _labels(segments, layout, width)
+    place_L, targets_L, branch_L, num_branches = _labels(segments, layout, width)
+    read_BR, source_L = _reads(place_L, shape)
     return PackedBatch(
         input_ids_BT=torch.from_numpy(ids_BT),
         attend_B1TT=torch.from_numpy(attend_BTT)[:, None],
         position_ids_BT=torch.from_numpy(position_BT),
+        read_BR=torch.from_numpy(read_BR),
         source_L=torch.from_numpy(source_L),
         targets_L=torch.from_numpy(targets_L),
         branch_L=torch.from_numpy(branch_L),
@@ -228,7 +233,7 @@ def _lay_out(rows: Sequence[Tree]) -> _Layout:
 def _labels(
     segments: Sequence[Segment], layout: _Layout, width: int
 ) -> tuple[Ints, Ints, Ints, int]:
-    """Source, target and branch of each labelled token, and the number of branches."""
+    """Source in [B*T], target and branch of each labelled token, and the number of branches."""
     labelled = [index for index, segment in enumerate(segments) if segment.labels is not None]
     if not labelled:
         empty = np.zeros(0, dtype=np.int64)
@@ -246,3 +251,15 @@ def _labels(
     )
     keep_N = targets_N != IGNORE
     return source_N[keep_N], targets_N[keep_N], branch_N[keep_N], len(labelled)
+
+
+def _reads(place_L: Ints, shape: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Columns [B,R] to be read of places in the flattened [B*T], and the places in [B*R]."""
+    read_BT = np.zeros(shape, dtype=np.bool_)
+    read_BT.flat[place_L] = True
+    rank_BT = read_BT.cumsum(axis=1) - 1
+    row_N, column_N = read_BT.nonzero()
+    read_BR = np.zeros((shape[0], int(read_BT.sum(axis=1).max())), dtype=np.int64)
+    read_BR[row_N, rank_BT[row_N, column_N]] = column_N
+    row_L = place_L // shape[1]
+    return read_BR, row_L * read_BR.shape[1] + rank_BT.flat[place_L]

@@ -18,7 +18,7 @@ from bench.measure import PARTS, Row
 from bench.report import as_markdown, peak_rate, round_of_paper
 from bench.synthetic import SMALL, Data, make_model
 from models.base import ImageSampling, TextSampling
-from models.packing import Segment, pack
+from models.packing import IGNORE, Segment, pack
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SMALL.network
@@ -67,13 +67,16 @@ def counted(work: Work) -> int:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_arithmetic_is_that_of_torch_where_nothing_is_hidden(trained: bool) -> None:
+@pytest.mark.parametrize("labelled", [20, 8])
+def test_arithmetic_is_that_of_torch_where_nothing_is_hidden(trained: bool, labelled: int) -> None:
     """Torch counts keys that a mask hides too, so all see all here."""
     model = make_model(SMALL, "cpu", torch.float32)
     ids = np.arange(20)
-    batch = pack([[Segment(ids, full=True, labels=ids)]] * 3, model.tokenizer.special.pad)
+    labels = np.where(ids < labelled, ids, IGNORE)
+    batch = pack([[Segment(ids, full=True, labels=labels)]] * 3, model.tokenizer.special.pad)
     work = packed_work(CONFIG, batch, model.tokenizer.special.pad)
-    assert work == Work(60, 3 * 20 * 20, 60 * CONFIG.vocab_size)
+    read = 3 * labelled
+    assert work == Work(60, 60 * 20, read, read * 20, read * CONFIG.vocab_size)
     # Of attention it counts the products of this backend alone, on a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logps = model.pair_module.token_logps(batch)
@@ -84,7 +87,7 @@ def test_arithmetic_is_that_of_torch_where_nothing_is_hidden(trained: bool) -> N
 
 
 def test_frozen_weights_save_a_third() -> None:
-    work = Work(1000, 10000, 100)
+    work = Work(1000, 10000, 300, 3000, 100)
     full, lora = training_flops(CONFIG, work), training_flops(CONFIG, work, lora_rank=1)
     assert 2 / 3 < lora / full < 0.75
 

@@ -121,11 +121,14 @@ def test_text_is_predicted_from_the_token_before_and_images_in_place() -> None:
         Segment(ids(8), parent=0, labels=ids(8)),
     ]
     batch = pack([tree, tree], PAD)
-    width = batch.input_ids_BT.shape[1]
-    assert batch.source_L.tolist() == [1, 2, 5, 1, width + 1, width + 2, width + 5, width + 1]
+    assert batch.read_BR.tolist() == [[1, 2, 5]] * 2
+    assert batch.source_L.tolist() == [0, 1, 2, 0, 3, 4, 5, 3]
     assert batch.targets_L.tolist() == [3, 4, 9, 8] * 2
     assert batch.branch_L.tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
     assert count_tokens(batch.branch_L, batch.num_branches).tolist() == [2, 1, 1, 2, 1, 1]
+    fewer = pack([tree[:2], [*tree[:1], Segment(ids(8), parent=0, labels=ids(8))]], PAD)
+    assert fewer.read_BR.tolist() == [[1, 2], [1, 0]]
+    assert fewer.source_L.tolist() == [0, 1, 2]
 
 
 def test_branches_keep_the_order_of_the_trees_when_rows_are_shared() -> None:

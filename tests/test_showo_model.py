@@ -213,6 +213,24 @@ def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:
     )
 
 
+@pytest.mark.parametrize("read", [[[3, 0], [5, 5], [1, 2]], [[], [], []]])
+def test_states_at_chosen_positions_are_those_of_the_whole_row(read: list[list[int]]) -> None:
+    network, generator = MODEL.network, torch.Generator().manual_seed(1)
+    ids_BT = torch.randint(0, 50, (3, 6), generator=generator)
+    attend_B1TT = (torch.rand(3, 1, 6, 6, generator=generator) < 0.5) | torch.eye(6).bool()
+    position_BT = torch.arange(6)[None]
+    read_BR = torch.tensor(read, dtype=torch.long)
+    caches = [network.new_cache(3, 8) for _ in range(2)]
+    with torch.no_grad():
+        whole_BTD = network(ids_BT, attend_B1TT, position_BT, caches[0])
+        some_BRD = network(ids_BT, attend_B1TT, position_BT, caches[1], read_BR)
+    wanted_BRD = whole_BTD[torch.arange(3)[:, None], read_BR]
+    torch.testing.assert_close(some_BRD, wanted_BRD, rtol=1e-5, atol=1e-5)
+    for part in ("keys_LBHSE", "values_LBHSE"):
+        whole, some = (getattr(cache, part)[:, :, :, :6] for cache in caches)
+        torch.testing.assert_close(some, whole)
+
+
 def test_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path)
     assert ShowoTokenizer.from_pretrained(tmp_path).special == MODEL.tokenizer.special

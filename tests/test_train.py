@@ -18,7 +18,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish, publish_model
-from transformers.models.phi.modeling_phi import PhiAttention, PhiDecoderLayer, PhiMLP
 
 from core.artifact import Artifact, ArtifactRef
 from core.config import Config
@@ -32,6 +31,8 @@ from models.batches import Batches
 from models.optimizer import BranchOptimizer
 from models.pair_data import encode_pairs, mask_seed
 from models.pair_trainer import PairTrainer
+from models.showo.blocks import Block
+from models.showo.linear import Linear, Mlp
 from models.showo.model import ShowoModel
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
@@ -302,14 +303,14 @@ def test_activations_computed_again_change_nothing(
 ) -> None:
     kept = loop.train(make_config(training__objective=objective))
     runs: list[bool] = []
-    original = PhiDecoderLayer.forward
+    original = Block.forward
 
-    def forward(layer: PhiDecoderLayer, *arguments: Any, **named: Any) -> torch.Tensor:
+    def forward(layer: Block, *arguments: Any, **named: Any) -> torch.Tensor:
         runs.append(torch.is_grad_enabled())
         result: torch.Tensor = original(layer, *arguments, **named)
         return result
 
-    monkeypatch.setattr(PhiDecoderLayer, "forward", forward)
+    monkeypatch.setattr(Block, "forward", forward)
     counts = []
     for recompute in (False, True):
         again = Loop(f"{loop.store.uri}-{recompute}")
@@ -335,7 +336,7 @@ def test_bfloat16_multiplies_in_blocks_and_keeps_weights_and_sums(
     exact = metrics(loop.train(make_config()))
     AcceleratorState._reset_state(reset_partial_state=True)
     seen: set[tuple[str, torch.dtype]] = set()
-    for kind in (PhiAttention, PhiMLP):
+    for kind in (Linear, Mlp):
         original = kind.forward
 
         def forward(

@@ -22,6 +22,7 @@ from models.showo.decoding import (
     UNKNOWN,
     generate_images,
     generate_text,
+    lengths,
     mask_lengths,
     prefill,
     remask,
@@ -139,9 +140,9 @@ def _logit_cases(fixture: ShowoFixture) -> Iterator[Case]:
     logits = _logits(network, fixture.tensor("mmu_input_ids"), None)
     yield absolute("logits/causal", logits, expected["causal_default_logits"])
     trees = [fixture.mmu_tree(ids_T) for ids_T in fixture.inputs["mmu_input_ids"]]
-    _, hidden_BTD, length_B = prefill(network, trees, fixture.special.pad)
+    _, hidden_BTD = prefill(network, trees, fixture.special.pad)
     packed = network.logits(hidden_BTD)
-    for row, end in enumerate(length_B.tolist()):
+    for row, end in enumerate(lengths(trees).tolist()):
         wanted = expected["mmu_logits"][row, :end]
         yield absolute(f"logits/mmu_packed_{row}", packed[row, :end], wanted)
     yield _cached_tail(fixture)
@@ -157,7 +158,7 @@ def _cached_tail(fixture: ShowoFixture) -> Case:
     ids_T = fixture.inputs["mmugen_full_ids"][0]
     wanted = fixture.expected["mmugen_full_logits_tail"]
     start = len(ids_T) - len(wanted) + 1
-    prefix_cache, hidden_1TD, _ = prefill(network, [fixture.mmu_tree(ids_T[:start])], -1)
+    prefix_cache, hidden_1TD = prefill(network, [fixture.mmu_tree(ids_T[:start])], -1)
     cache = prefix_cache.take_rows(torch.zeros(1, dtype=torch.long), len(wanted))
     got = [network.logits(hidden_1TD[0, -1])]
     for position in range(start, len(ids_T)):

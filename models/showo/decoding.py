@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,19 +25,29 @@ UNKNOWN = -1
 
 
 def prefill(
-    network: Showo, rows: Sequence[Tree], pad_id: int, extra_capacity: int = 0
-) -> tuple[KVCache, Tensor, Tensor]:
-    """Run prefixes of any lengths: a cache with room behind them, hidden states, lengths [B].
+    network: Showo,
+    rows: Sequence[Tree],
+    pad_id: int,
+    extra_capacity: int = 0,
+    read_BR: npt.NDArray[np.int64] | None = None,
+) -> tuple[KVCache, Tensor]:
+    """Run prefixes of any lengths: a cache with room behind them and hidden states [B,R,D].
 
-    Padding stands on the right; who reads the cache has to mask it, see `visible`.
+    These are of the positions `read_BR`, or of all. Padding stands on the right; who reads the
+    cache has to mask it, see `visible`.
     """
-    batch = pack(rows, pad_id).to(network.device)
+    batch, device = pack(rows, pad_id).to(network.device), network.device
     num_rows, width = batch.input_ids_BT.shape
     cache = network.new_cache(num_rows, width + extra_capacity)
-    hidden_BPD = network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, cache)
+    read = None if read_BR is None else torch.from_numpy(read_BR).to(device)
+    hidden_BRD = network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, cache, read)
     cache.advance(width)
-    length_B = torch.tensor([num_tokens(row) for row in rows], device=network.device)
-    return cache, hidden_BPD, length_B
+    return cache, hidden_BRD
+
+
+def lengths(rows: Sequence[Tree]) -> npt.NDArray[np.int64]:
+    """Tokens [B] of prefixes."""
+    return np.array([num_tokens(row) for row in rows])
 
 
 def visible(lengths_B: Tensor, width: int) -> Tensor:
@@ -56,10 +67,11 @@ def generate_text(
     """Continue each prefix once for each sampling; token ids by prefix and sampling."""
     num_samples = len(samplings)
     room = _steps(samplings) * num_samples
-    cache, hidden_BPD, length_B = prefill(network, prefixes, pad_id, room)
-    last_BD = hidden_BPD[torch.arange(len(prefixes), device=network.device), length_B - 1]
+    tokens_B = lengths(prefixes)
+    cache, last_B1D = prefill(network, prefixes, pad_id, room, tokens_B[:, None] - 1)
+    length_B = torch.from_numpy(tokens_B).to(network.device)
     ends = Ends(
-        last_BD[:, None].expand(-1, num_samples, -1),
+        last_B1D.expand(-1, num_samples, -1),
         visible(length_B, cache.length)[:, None].expand(-1, num_samples, -1),
         length_B[:, None].expand(-1, num_samples),
         torch.zeros(len(prefixes), num_samples, dtype=torch.bool, device=network.device),
@@ -87,9 +99,8 @@ def generate_replies(
         [image, *(Segment(turn, parent=0) for turn in asked)]
         for image, asked in zip(images, turns, strict=True)
     ]
-    cache, hidden_BPD, _ = prefill(network, trees, pad_id, _steps([sampling]) * most)
     shape = (len(images), most)
-    seen_BKP = np.zeros((*shape, cache.length), dtype=np.bool_)
+    seen_BKP = np.zeros((*shape, int(lengths(trees).max())), dtype=np.bool_)
     end_BK, position_BK = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     missing_BK = np.ones(shape, dtype=np.bool_)
     for row, (image, asked) in enumerate(zip(images, turns, strict=True)):
@@ -101,10 +112,10 @@ def generate_replies(
             end_BK[row, number], missing_BK[row, number] = end - 1, False
             position_BK[row, number] = len(image.ids) + len(turn)
             start = end
-    device = network.device
-    row_B1 = torch.arange(len(images), device=device)[:, None]
+    device, room = network.device, _steps([sampling]) * most
+    cache, last_BKD = prefill(network, trees, pad_id, room, end_BK)
     ends = Ends(
-        hidden_BPD[row_B1, torch.from_numpy(end_BK).to(device)],
+        last_BKD,
         torch.from_numpy(seen_BKP).to(device),
         torch.from_numpy(position_BK).to(device),
         torch.from_numpy(missing_BK).to(device),
@@ -212,7 +223,7 @@ class TopK:
         best_BKk = scaled_BKV.topk(self.max_k, dim=-1).values
         rank_BK1 = self.rank_K1.expand(len(logits_BKV), -1, -1)
         worst_BK1 = best_BKk.gather(-1, rank_BK1).masked_fill(self.all_K1, -math.inf)
-        return scaled_BKV.masked_fill(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
+        return scaled_BKV.masked_fill_(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -276,7 +287,9 @@ class ImageBlocks:
         budget, self._width = config.max_text_len, config.num_vq_tokens + 2
         empty = [t2i_prompt([], special, budget)] if guidance > 0 else []
         trees: list[list[Segment]] = [[prompt_root(ids, budget)] for ids in (*prompts, *empty)]
-        self._prompt_cache, _, length_B = prefill(network, trees, special.pad, self._width)
+        nothing_B0 = np.zeros((len(trees), 0), dtype=np.int64)
+        self._prompt_cache, _ = prefill(network, trees, special.pad, self._width, nothing_B0)
+        length_B = torch.from_numpy(lengths(trees)).to(network.device)
         self._seen_BP = visible(length_B, self._prompt_cache.length)
         self._rows: KVCache | None = None
         position_1T = torch.arange(self._width, device=network.device)[None]

@@ -38,8 +38,10 @@ class TokenLogps(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """[L] in nats, over the full vocabulary, in float32."""
-        hidden_BTD = self.network(batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT)
-        chosen_LD = hidden_BTD.flatten(0, 1).index_select(0, batch.source_L)
+        hidden_BRD = self.network(
+            batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, read_BR=batch.read_BR
+        )
+        chosen_LD = hidden_BRD.flatten(0, 1).index_select(0, batch.source_L)
         return self.network.token_logps(chosen_LD, batch.targets_L)
 
 

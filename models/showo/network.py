@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PhiConfig, PhiForCausalLM
 
+from models.showo.blocks import Block
 from models.showo.linear import linear, quicken
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_sizes, read_sizes
 
@@ -186,6 +187,8 @@ class Showo(nn.Module):
         self.config = config
         self.showo = PhiForCausalLM(config.phi_config())
         quicken(self.showo)
+        for layer in self.showo.model.layers:
+            layer.__class__ = Block
         if config.w_clip_vit:
             # For prompts of CLIP features (models/showo/clip.py). The loop reads images as codes,
             # so it takes no part in training.
@@ -211,14 +214,16 @@ class Showo(nn.Module):
         attend_B1TS: Tensor | None,
         position_ids_BT: Tensor,
         cache: KVCache | None = None,
+        read_BR: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B,T,D].
+        """Final hidden states [B,T,D], or [B,R,D] at the positions `read_BR` of the T.
 
         `attend_B1TS` is boolean, True where a query may see a key; None is plain causal attention.
-        Its dimensions of size 1 broadcast. With a cache, S counts the cached positions first.
+        Its dimensions of size 1 broadcast, T only without `read_BR`. With a cache, S counts the
+        cached positions first, and None is for a single token.
         """
         hidden_BTD = self.showo.model.embed_tokens(input_ids_BT)
-        return self.transform(hidden_BTD, attend_B1TS, position_ids_BT, cache)
+        return self.transform(hidden_BTD, attend_B1TS, position_ids_BT, cache, read_BR)
 
     def transform(
         self,
@@ -226,18 +231,16 @@ class Showo(nn.Module):
         attend_B1TS: Tensor | None,
         position_ids_BT: Tensor,
         cache: KVCache | None = None,
+        read_BR: Tensor | None = None,
     ) -> Tensor:
         """As `forward`, from embeddings [B,T,D], which may be other than those of tokens."""
         model = self.showo.model
-        rotary = model.rotary_emb(hidden_BTD, position_ids=position_ids_BT)
-        for layer in model.layers:
-            hidden_BTD = layer(
-                hidden_BTD,
-                attention_mask=attend_B1TS,
-                position_embeddings=rotary,
-                past_key_values=cache,
-            )
-        return model.final_layernorm(hidden_BTD)  # type: ignore[no-any-return]
+        rotary_BTE = model.rotary_emb(hidden_BTD, position_ids=position_ids_BT)
+        *before, last = model.layers
+        for layer in before:
+            hidden_BTD = layer(hidden_BTD, attend_B1TS, rotary_BTE, cache)
+        hidden_BRD = last(hidden_BTD, attend_B1TS, rotary_BTE, cache, read_BR)
+        return model.final_layernorm(hidden_BRD)  # type: ignore[no-any-return]
 
     def logits(self, hidden_RD: Tensor, columns: slice | None = None) -> Tensor:
         """Logits [..., V] of chosen hidden states, for a slice of the vocabulary or all of it."""

@@ -80,11 +80,11 @@ class RecordNoise:
     def categorical(self, probs_RNC: Tensor) -> Tensor:
         """Inverse distribution function of one uniform number a position."""
         cumulative_RNC = probs_RNC.cumsum(dim=-1)
-        # Scaling by the sum keeps the drawn category inside the support despite rounding.
-        point_RN1 = next(self._draws)[:, :, None] * cumulative_RNC[:, :, -1:]
-        drawn_RN = torch.searchsorted(cumulative_RNC, point_RN1, right=True)[:, :, 0]
-        last_RN = (cumulative_RNC < cumulative_RNC[:, :, -1:]).sum(dim=-1)
-        return torch.minimum(drawn_RN, last_RN)
+        # A point below the sum lies in a category of the support, whatever was rounded.
+        sum_RN1 = cumulative_RNC[:, :, -1:]
+        below_RN1 = torch.nextafter(sum_RN1, torch.zeros_like(sum_RN1))
+        point_RN1 = torch.minimum(next(self._draws)[:, :, None] * sum_RN1, below_RN1)
+        return torch.searchsorted(cumulative_RNC, point_RN1, right=True)[:, :, 0]
 
     def uniform(self, like_RN: Tensor) -> Tensor:
         """The next uniform number of each position."""
