@@ -24,15 +24,15 @@ class Block(PhiDecoderLayer):
     def forward(  # type: ignore[override]
         self,
         hidden_BTD: Tensor,
-        attend_B1TS: Tensor | None,
+        bias_B1TS: Tensor | None,
         rotary_BTE: tuple[Tensor, Tensor],
         cache: "KVCache | None",
         read_BR: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B,R,D] at the positions `read_BR`, or [B,T,D] at all of them.
 
-        `rotary_BTE` are cosine and sine. Without `attend_B1TS`, which `read_BR` needs with all of
-        its T, attention is causal.
+        `bias_B1TS` is added to the scores of queries and keys; without it, which excludes
+        `read_BR`, attention is causal. `rotary_BTE` are cosine and sine.
         """
         attention = self.self_attn
         normed_BTD = self.input_layernorm(hidden_BTD)
@@ -46,15 +46,15 @@ class Block(PhiDecoderLayer):
             cos_BTE, sin_BTE = rotary_BTE
             rotary_BTE = (take(cos_BTE, read_BR), take(sin_BTE, read_BR))
             normed_BTD, hidden_BTD = take(normed_BTD, read_BR), take(hidden_BTD, read_BR)
-            assert attend_B1TS is not None
-            attend_B1TS = take(attend_B1TS[:, 0], read_BR)[:, None]
+            assert bias_B1TS is not None
+            bias_B1TS = take(bias_B1TS[:, 0], read_BR)[:, None]
         query_BHTE = _turned(
             attention.q_layernorm(self._heads(attention.q_proj(normed_BTD))), rotary_BTE
         )
         # One token behind a cache sees all of it.
-        causal = attend_B1TS is None and query_BHTE.shape[2] > 1
+        causal = bias_B1TS is None and query_BHTE.shape[2] > 1
         seen_BHTE = F.scaled_dot_product_attention(
-            query_BHTE, key_BHSE, value_BHSE, attend_B1TS, is_causal=causal
+            query_BHTE, key_BHSE, value_BHSE, bias_B1TS, is_causal=causal
         )
         attended_BTD = attention.dense(seen_BHTE.transpose(1, 2).flatten(2))
         return attended_BTD + self.mlp(normed_BTD) + hidden_BTD  # type: ignore[no-any-return]

@@ -330,8 +330,7 @@ class ImageBlocks:
         """Of the image columns, [R,N,C] in float32. The cache is left as it was."""
         seen_RP = self._seen_BP[prompts_R]
         seen_RS = torch.cat((seen_RP, seen_RP.new_ones(len(prompts_R), self._width)), dim=1)
-        attend_R1TS = seen_RS[:, None, None].expand(-1, -1, self._width, -1)
-        hidden_RTD = self._network(ids_RT, attend_R1TS, self._position_1T, cache)
+        hidden_RTD = self._network(ids_RT, seen_RS[:, None, None], self._position_1T, cache)
         return self._network.logits(hidden_RTD[:, 1:-1], self._network.config.image_columns).float()
 
     def _guided(self, logits_RNC: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ V vocabulary, H heads, E head width.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -236,10 +237,11 @@ class Showo(nn.Module):
         """As `forward`, from embeddings [B,T,D], which may be other than those of tokens."""
         model = self.showo.model
         rotary_BTE = model.rotary_emb(hidden_BTD, position_ids=position_ids_BT)
+        bias_B1TS = None if attend_B1TS is None else _bias(attend_B1TS, hidden_BTD.dtype)
         *before, last = model.layers
         for layer in before:
-            hidden_BTD = layer(hidden_BTD, attend_B1TS, rotary_BTE, cache)
-        hidden_BRD = last(hidden_BTD, attend_B1TS, rotary_BTE, cache, read_BR)
+            hidden_BTD = layer(hidden_BTD, bias_B1TS, rotary_BTE, cache)
+        hidden_BRD = last(hidden_BTD, bias_B1TS, rotary_BTE, cache, read_BR)
         return model.final_layernorm(hidden_BRD)  # type: ignore[no-any-return]
 
     def logits(self, hidden_RD: Tensor, columns: slice | None = None) -> Tensor:
@@ -265,3 +267,9 @@ class Showo(nn.Module):
 
     def _token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
         return -F.cross_entropy(self.logits(hidden_RD).float(), targets_R, reduction="none")
+
+
+def _bias(attend_B1TS: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores, for all blocks at once: each would make it of a boolean mask."""
+    bias_B1TS = torch.zeros_like(attend_B1TS, dtype=dtype)
+    return bias_B1TS.masked_fill_(~attend_B1TS, -math.inf)
