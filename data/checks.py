@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import UserError
-from data.pictures import PictureError, opened
+from data.pictures import PictureError, rgb
 from data.schemas import IMAGE, METADATA_KEY, VERSION, Column, table_named
 
 # Bytes of a text; a tokenizer would take minutes for what is far above.
@@ -198,8 +198,7 @@ def _first_bad_question(questions: pa.Array) -> Problem | None:
 def _first_bad_image(images: pa.Array) -> Problem | None:
     for row, content in enumerate(images.field("bytes")):
         try:
-            with opened(content.as_py()):
-                pass
+            rgb(content.as_py())
         except PictureError as error:
             return row, f"{error}, or drop the row"
     return None

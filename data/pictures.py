@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from core.errors import UserError
 
@@ -53,9 +53,24 @@ def opened(source: bytes | Path) -> Iterator[Image.Image]:
 
 
 def rgb(source: bytes | Path) -> Image.Image:
-    """A picture in RGB."""
+    """A picture as one sees it, in RGB."""
     with opened(source) as image:
-        return image.convert("RGB")
+        return as_seen(image)
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """In RGB: upright, what is transparent on white, of 16 bits the upper ones."""
+    upright = ImageOps.exif_transpose(image)
+    if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        seen = upright.convert("RGBA")
+        picture = Image.new("RGBA", seen.size, "white")
+        picture.alpha_composite(seen)
+    elif upright.mode.startswith("I;16") or upright.mode == "I":
+        # Pillow clips 16 bits at 255 when it converts.
+        picture = upright.convert("I").point(lambda value: value / 256).convert("L")
+    else:
+        picture = upright
+    return picture.convert("RGB")
 
 
 def _file(path: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from core.errors import UserError
-from data.pictures import PictureError, rgb
+from data.pictures import PictureError, as_seen, rgb
 from models.base import ImageSampling, TextSampling, UnifiedModel
 
 Request = Mapping[str, Any]
@@ -117,7 +117,7 @@ class _Reader:
     def image(self) -> Image.Image:
         value = self._value("image")
         if isinstance(value, Image.Image):
-            return value.convert("RGB")
+            return as_seen(value)
         try:
             return rgb(value if isinstance(value, bytes) else Path(value))
         except (PictureError, TypeError) as error:  # no path, or no picture

@@ -2,10 +2,10 @@
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data.ingest.raw import BadRecordError
-from data.pictures import BombError, PictureError, opened
+from data.pictures import BombError, PictureError, as_seen, opened
 
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF tag
@@ -37,21 +37,11 @@ def _plain(image: Image.Image) -> bool:
 
 
 def _redrawn(image: Image.Image) -> bytes:
-    jpeg = image.format in ("JPEG", "MPO")
-    upright = ImageOps.exif_transpose(image)
-    if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        seen = upright.convert("RGBA")
-        picture = Image.new("RGBA", seen.size, "white")
-        picture.alpha_composite(seen)
-    elif upright.mode.startswith("I;16") or upright.mode == "I":
-        # Pillow clips 16 bits at 255 when it converts.
-        picture = upright.convert("I").point(lambda value: value / 256).convert("L")
-    else:
-        picture = upright
     buffer = io.BytesIO()
-    if jpeg:
+    picture = as_seen(image)
+    if image.format in ("JPEG", "MPO"):
         # As PNG a photograph would become several times as large.
-        picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     else:
-        picture.convert("RGB").save(buffer, "PNG")
+        picture.save(buffer, "PNG")
     return buffer.getvalue()
