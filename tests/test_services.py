@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.servers import running
-from tasks._tracking.connection import find_problem, hidden
+from tasks._tracking.connection import find_problem
 from tests import chaos
 from tests.after_chaos import check_services
 from tests.chaos import Loop, prepared, read_ends
@@ -171,11 +171,10 @@ def test_mlflow_that_is_restarted_during_training_misses_nothing(
 
 def test_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     address = "postgresql+psycopg2://user:s3cret@127.0.0.1:9/mlflow"
-    assert "127.0.0.1:9" in hidden(address)
     started = time.monotonic()
     problem = find_problem(address)
     assert time.monotonic() - started < 10
-    assert "no database answers at MLFLOW_TRACKING_URI = postgresql+psycopg2://user:***@" in problem
+    assert "no database answers at MLFLOW_TRACKING_URI = postgresql+psycopg2://***@" in problem
     code, said = finish(start(tmp_path / "store", 1, 0, address))
     assert code == 0
     assert said.count(OFF) == 1

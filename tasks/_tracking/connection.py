@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import urllib.request
 from collections.abc import Callable
@@ -76,7 +75,7 @@ class Connection:
                 self._level,
                 "MLflow at %s failed (%s); the run goes on without it and all its artifacts are "
                 "kept; %s",
-                hidden(self.uri),
+                masked(self.uri),
                 masked(str(error)).splitlines()[0][:SHOWN],
                 WAY_OUT,
             )
@@ -111,7 +110,7 @@ def _connected(uri: str, experiment: str, warn: bool) -> Connection:
         client = MlflowClient(tracking_uri=uri)
     except (MlflowException, OSError, ImportError) as error:
         if warn:
-            place = hidden(uri)
+            place = masked(uri)
             problem = masked(str(error))
             logger.warning("tracking is off: %s = %s: %s; %s", ADDRESS, place, problem, WAY_OUT)
         return Connection(None)
@@ -142,13 +141,8 @@ def _database_problem(uri: str) -> str:
         host, port = parts.hostname or "localhost", parts.port or PORTS[dialect]
         socket.create_connection((host, port), PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
-        return f"no database answers at {ADDRESS} = {hidden(uri)} ({error})"
+        return f"no database answers at {ADDRESS} = {masked(uri)} ({error})"
     return ""
-
-
-def hidden(uri: str) -> str:
-    """An address without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri)
 
 
 def without_user(address: str) -> str:
