@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -166,10 +167,21 @@ def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
 def stage_key(stage: Stage, config: BaseModel, inputs: Inputs) -> str:
     """SHA-256 over stage name and version, declared config, inputs' digests and outside files."""
     digests = {name: [ref.digest for ref in refs] for name, refs in as_lists(stage, inputs).items()}
-    files = [sha256_of(path) for path in stage.files(cast("Config", config))]
+    files = [_outside(path) for path in stage.files(cast("Config", config))]
     parts = [stage.name, stage.version, declared_config(stage, config), digests, files]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
+
+
+def _outside(path: Path) -> str:
+    """Digest of a file outside the store; one that was not written to is read once a process."""
+    seen = path.stat()
+    return _digest(path, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, *_seen: int) -> str:
+    return sha256_of(path)
 
 
 def run_stage(

@@ -10,6 +10,7 @@ import pytest
 import core.config
 from core.command import run_command, stage_command
 from core.errors import UserError
+from core.files import sha256_of
 from core.progress import Progress, observed_by, progress
 from core.runtime import derive_seed
 from core.settings import Section, load_settings
@@ -95,6 +96,29 @@ def test_key_depends_on_what_is_read_and_on_nothing_else(store: Store) -> None:
 def test_key_is_the_same_on_every_machine_and_in_every_version(store: Store) -> None:
     expected = "d1ba99883ee17b5e547da419c2c37223b07c8cfe35cef380da8cf3d6e1047ac5"
     assert stage_key(STAGE, Config(), {"pool": ()}) == expected
+
+
+def test_files_outside_the_store_are_read_once_and_again_when_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, read = tmp_path / "judge.bin", []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr("core.stage.sha256_of", counted)
+    stage = Stage("s", 1, (), (), body, files=lambda config: [weights])
+
+    def keys(content: bytes) -> set[str]:
+        weights.write_bytes(content)
+        return {stage_key(stage, Config(), {}) for _ in range(3)}
+
+    first, second = keys(b"one"), keys(b"three")
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert read == [weights, weights]
+    assert keys(b"one") == first
 
 
 def test_whole_section_may_be_declared(store: Store) -> None:
