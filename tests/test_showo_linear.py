@@ -1,15 +1,16 @@
 """Without gradients oneDNN computes what torch's layers do; with them torch does."""
 
+import psutil
 import pytest
 import torch
 from showo_tiny import tiny_model
 from torch import nn
 
 from bench.plain import plain_layers
-from models.showo.linear import Linear, linear, quick, quicken
+from models.showo.linear import BLOCK_ROWS, Linear, linear, padded_rows, quick, quicken
 
 
-@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24)])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24), (3, 7, 24), (5, 103, 24)])
 @pytest.mark.parametrize("gelu", [False, True])
 def test_both_ways_give_the_same(shape: tuple[int, ...], gelu: bool) -> None:
     torch.manual_seed(0)
@@ -20,6 +21,26 @@ def test_both_ways_give_the_same(shape: tuple[int, ...], gelu: bool) -> None:
         fast = linear(x, weight, bias, gelu=gelu)
     assert not quick(x, weight)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+
+
+def test_few_numbers_of_rows_are_computed() -> None:
+    sizes = {padded_rows(rows) for rows in range(1, BLOCK_ROWS + 1)}
+    assert len(sizes) == 30
+    assert max(sizes) == BLOCK_ROWS
+    for rows in range(1, BLOCK_ROWS + 1):
+        assert rows <= padded_rows(rows) < rows + max(8, rows / 4)
+
+
+def test_memory_does_not_grow_with_the_numbers_of_rows() -> None:
+    x, weight = torch.randn(600, 48), torch.randn(192, 48)
+    process = psutil.Process()
+    with torch.inference_mode():
+        for rows in range(1, BLOCK_ROWS + 1):
+            linear(x[:rows], weight, None)
+        before = process.memory_info().rss
+        for rows in range(BLOCK_ROWS + 1, len(x)):
+            linear(x[:rows], weight, None)
+    assert process.memory_info().rss - before < 20e6  # a kernel for each of them takes 216 MB
 
 
 def test_part_of_a_weight_is_taken_as_it_lies() -> None:
