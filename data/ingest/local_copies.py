@@ -152,9 +152,10 @@ def _parquet_loads(files: Sequence[Path], start: int) -> Iterator[Load]:
 
 def _streamed_loads(rows: IterableDataset, start: int) -> Iterator[Load]:
     rows = rows.skip(start) if start else rows
-    if rows.features is not None:
+    if rows.features:
         rows = rows.decode(False)  # decoded, a picture would have to be encoded anew
-    return (partial(_given, row) for row in rows)
+    for row in rows:
+        yield partial(_given, row)
 
 
 def _given(row: Row) -> Row:

@@ -334,6 +334,8 @@ def test_rows_that_no_picture_or_value_comes_of_are_set_aside() -> None:
         for image in ("loop.png", {"path": 3}):
             (source / "a.json").write_bytes(dumped(RECORD | {"image": image}))
             assert read(source) == 0
+        (source / "a.json").write_bytes(b"{}")  # features without a field
+        assert read(source) == 0
         (source / "a.json").unlink()
         for suffix, write in ((".arrow", stream), (".parquet", parquet)):
             (source / f"a{suffix}").write_bytes(write(pa.table({"image": days, "caption": days})))
