@@ -7,9 +7,11 @@ name files anywhere, those of the network too.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from core.aliases import check_aliases
 from core.errors import UserError
 from data.ingest.arrow_files import Load, arrow_rows, count_arrow_rows, parquet_rows
+from data.ingest.json_files import iter_lines, iter_objects
 from data.ingest.places import IMAGE_SUFFIXES, check_name
 from data.ingest.raw import BadRecordError, Row
 from data.tables import count_rows
@@ -33,20 +36,22 @@ SPLITS, STATE = "dataset_dict.json", "state.json"  # in a folder of `save_to_dis
 CARDS = ("README.md", ".huggingface.yaml")
 INFOS = "dataset_infos.json"
 MAX_BYTES = 16 << 20  # of a file that describes a data set
-MAX_DEPTH = 64  # of folders
+MAX_DEPTH = 64  # of folders, and of lists and objects in JSON
 MAX_WILDCARDS = 4  # of a pattern; how long matching takes grows with a power of them
 # What steers the reading of files in a way that can only fail.
 CONFIG_FIELDS = frozenset(
     [
         *("config_name", "data_files", "data_dir", "default", "version", "description"),
         *("features", "drop_labels", "drop_metadata", "sep", "delimiter", "quotechar", "quoting"),
-        *("header", "names", "column_names", "skiprows", "columns", "field"),
+        *("header", "names", "column_names", "skiprows", "columns"),
     ]
 )
 COMPRESSED = (
     *(b"PK\3\4", b"PK\5\6", b"PK\7\x08", b"BZh", b"\x1f\x8b", b"\xfd7zXZ\0"),
     *(b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd"),  # LZ4, Zstandard
 )
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ def repository_splits(folder: Path, builder: DatasetBuilder) -> dict[str, Split]
             name: Split(partial(arrow_rows, given), count_arrow_rows(given))
             for name, given in files.items()
         }
-    if not isinstance(builder, Csv | Json | ImageFolder):
+    if isinstance(builder, Json):
+        # Arrow's reader dies of lists in lists in lists.
+        return {name: Split(partial(_json_loads, given), None) for name, given in files.items()}
+    if not isinstance(builder, Csv | ImageFolder):
         raise UserError(
             f"{folder} has files of another kind ({type(builder).__name__}) than Parquet, Arrow, "
             "JSON, CSV or pictures with metadata; take them out, or name the format of tar shards: "
@@ -148,6 +156,11 @@ def _count(number: object) -> int | None:
 
 def _parquet_loads(files: Sequence[Path], start: int) -> Iterator[Load]:
     return (load for _, load in parquet_rows(files, start))
+
+
+def _json_loads(files: Sequence[Path], start: int) -> Iterator[Load]:
+    rows = (row for file in files for row in iter_objects(file))
+    return (partial(_given, row) for row in islice(rows, start, None))
 
 
 def _streamed_loads(rows: IterableDataset, start: int) -> Iterator[Load]:
@@ -218,7 +231,22 @@ def _data_file(folder: Path, given: str, builder: DatasetBuilder) -> Path:
         if file.read(8).startswith(COMPRESSED):
             # The library would unpack it in memory, however large it becomes.
             raise UserError(f"{path} is compressed; unpack it first")
+    if isinstance(builder, ImageFolder) and path.suffix == ".jsonl":
+        _check_depth(path)
     return path
+
+
+def _check_depth(path: Path) -> None:
+    """UserError for JSON Lines that nest so deeply that Arrow's reader dies of it."""
+    for number, line in enumerate(iter_lines(path), 1):
+        depth = 0
+        for bracket in _BRACKET.findall(_TEXT.sub("", line)):
+            depth += 1 if bracket in "[{" else -1
+            if depth > MAX_DEPTH:
+                raise UserError(
+                    f"{path}: object {number} has more than {MAX_DEPTH} lists and objects in each "
+                    "other; make it flatter"
+                )
 
 
 def _read(folder: Path, path: Path) -> str:

@@ -341,3 +341,17 @@ def test_rows_that_no_picture_or_value_comes_of_are_set_aside() -> None:
             (source / f"a{suffix}").write_bytes(write(pa.table({"image": days, "caption": days})))
             assert read(source) == 0
             (source / f"a{suffix}").unlink()
+
+
+@pytest.mark.parametrize("name", ["rows.json", "metadata.jsonl"])
+def test_lists_in_lists_do_not_kill_the_process(name: str) -> None:
+    deep = b"[" * 50_000 + b"]" * 50_000
+    with folder() as place:
+        source = place / "source"
+        source.mkdir()
+        (source / "a.png").write_bytes(PICTURE)
+        row = b'{"file_name": "a.png", "caption": "[[[[ a cat", "more": ' + deep + b"}\n"
+        (source / name).write_bytes(row)
+        survives(place, lambda: read(source))
+        with pytest.raises(UserError, match=r"no list of JSON objects|make it flatter"):
+            read(source)
