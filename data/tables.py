@@ -158,16 +158,16 @@ def guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Record
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """UserError for what a damaged Parquet file makes of reading it inside of the block."""
+def reading(path: Path, kind: str = "Parquet") -> Iterator[None]:
+    """UserError for what a damaged file makes of reading it inside of the block."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"table file {path} does not exist; give a Parquet file") from None
+        raise UserError(f"table file {path} does not exist; give a {kind} file") from None
     # Arrow's own errors are of these types, and those of file names and texts that it decodes.
     except (OSError, pa.ArrowException, ValueError, MemoryError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a readable Parquet file ({reason}); make it anew") from None
+        raise UserError(f"{path} is not a readable {kind} file ({reason}); make it anew") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:

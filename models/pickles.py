@@ -102,12 +102,20 @@ def _inspect_zip(archive: zipfile.ZipFile) -> int:
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _RefusedError("its members are compressed")
+    if any(_of_program(member.filename) for member in members):
+        raise _RefusedError("it is a TorchScript program")
     (data,) = [one for one in members if one.filename.endswith("/data.pkl")]
     if data.file_size > MAX_PICKLE:
         raise _RefusedError(f"its pickle has {data.file_size} bytes")
     inspector = _Inspector(io.BytesIO(archive.read(data)))
     inspector.load()
     return sum(inspector.storages.values())
+
+
+def _of_program(member: str) -> bool:
+    """Whether a member of an archive is of TorchScript, whose code runs when it is loaded."""
+    _, _, name = member.partition("/")
+    return name == "constants.pkl" or name.startswith("code/")
 
 
 def _element_bytes(storage: str) -> int:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import UserError
+from data.ingest.arrow_files import Load, open_parquet, parquet_rows
 from data.ingest.json_files import count_lines, iter_lines, iter_objects
 from data.ingest.places import NO_IMAGE, fingerprint, read_inside
 from data.ingest.raw import (
@@ -30,12 +30,11 @@ from data.ingest.raw import (
     RawRecord,
     Row,
 )
-from data.tables import count_rows, guarded, reading
+from data.tables import count_rows
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-BATCH = 32  # rows of Parquet held at once, with their pictures
 
-Numbered = tuple[str, Callable[[], Row]]
+Numbered = tuple[str, Load]
 """Place of a row, and what gives it or raises BadRecordError."""
 
 
@@ -67,7 +66,7 @@ class CaptionFiles:
     def _holds_images(self) -> bool:
         if self._suffix != ".parquet":
             return False
-        with _open_parquet(self._files[0]) as file:
+        with open_parquet(self._files[0]) as file:
             schema = file.schema_arrow
         kinds = [schema.field(name).type for name in NAMES["image"] if name in schema.names]
         return any(pa.types.is_struct(kind) or pa.types.is_binary(kind) for kind in kinds)
@@ -88,7 +87,7 @@ class CaptionFiles:
 
     def _rows(self, start: int) -> Iterator[Numbered]:
         if self._suffix == ".parquet":
-            return _parquet_rows(self._files, start)
+            return parquet_rows(self._files, start)
         read = {".json": _json_rows, ".jsonl": _line_rows, ".csv": _csv_rows}[self._suffix]
         return islice((row for file in self._files for row in read(file)), start, None)
 
@@ -142,38 +141,3 @@ def _csv_rows(path: Path) -> Iterator[Numbered]:
         raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it") from None
     except csv.Error as error:
         raise UserError(f"{path} is no valid CSV ({error}); repair it or cut it off") from None
-
-
-def _parquet_rows(files: Sequence[Path], start: int) -> Iterator[Numbered]:
-    for path in files:
-        with _open_parquet(path) as file:
-            number = 0
-            for group in range(file.num_row_groups):
-                size = file.metadata.row_group(group).num_rows
-                if start >= size:
-                    start, number = start - size, number + size
-                    continue
-                for batch in guarded(path, file.iter_batches(BATCH, row_groups=[group])):
-                    for row in range(batch.num_rows):
-                        if start:
-                            start -= 1
-                        else:
-                            load = partial(_parquet_row, batch, row)
-                            yield f"{path.name} row {number}", load
-                        number += 1
-
-
-def _parquet_row(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
-    found: dict[str, Any] = batch.slice(row, 1).to_pylist()[0]
-    return found
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    with reading(path):
-        file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        file.close()
-        raise UserError(f"{path} has column {twice[0]!r} twice; leave one of them")
-    return file

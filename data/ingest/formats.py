@@ -9,9 +9,10 @@ from typing import Any
 from core.errors import UserError
 from data.ingest.captions import SUFFIXES, CaptionFiles, parse_line
 from data.ingest.hermesflow import NAME, InitialData
-from data.ingest.hub import HUB_ID, SAVED, HubRows
+from data.ingest.hub import HUB_ID, HubRows
 from data.ingest.journeydb import JourneyDB
 from data.ingest.json_files import iter_lines, iter_objects
+from data.ingest.local_copies import is_saved
 from data.ingest.raw import BadRecordError, Fields, Source
 from data.ingest.shards import Shards
 
@@ -98,7 +99,7 @@ def _refuse_unused(kind: str, place: Place) -> None:
 
 
 def _recognise_folder(path: Path) -> str:
-    if any((path / name).is_file() for name in SAVED):
+    if is_saved(path):
         return "datasets"
     if (path / NAME).is_file():
         return "hermesflow"

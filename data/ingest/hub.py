@@ -1,29 +1,38 @@
 """Format `datasets`: a repository of the Hugging Face hub at a revision, or a local copy.
 
-Local copies are what `save_to_disk` wrote and every folder that `load_dataset` knows (Parquet,
-image folders, ...). Rows are streamed, pictures stay encoded.
+Local copies are what `save_to_disk` wrote and repositories of Parquet, Arrow, JSON, CSV or pictures
+with metadata. Rows are streamed, pictures stay encoded.
 """
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import fsspec
-from datasets import IterableDataset
 from huggingface_hub import HfApi
 
 from core.errors import UserError
+from data.ingest.arrow_files import Load
 from data.ingest.captions import image_bytes
+from data.ingest.local_copies import (
+    Split,
+    check_repository,
+    files_below,
+    is_saved,
+    repository_splits,
+    saved_splits,
+    streamed_splits,
+)
 from data.ingest.places import NO_IMAGE, fingerprint
-from data.ingest.raw import TRIES, BadRecordError, FieldCheck, Fields, Item, RawRecord, Row
+from data.ingest.raw import TRIES, BadRecordError, FieldCheck, Fields, Item, RawRecord
 
 # Branches and tags of git may have slashes; ids never have more than one.
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SAVED = ("dataset_dict.json", "state.json")  # in a folder of `save_to_disk`
+MAX_REASON = 300  # characters of what a library says
 
 
 class HubRows:
@@ -35,39 +44,41 @@ class HubRows:
         self._place, self._fields, self._split, self._subset = place, fields, split, subset
         self._folder = Path(place) if Path(place).is_dir() else None
         self._commit = None if self._folder else _commit(place)
-        self._name, self._rows, self._total = self._open()
+        self._name, self._rows = self._open()
 
     @property
     def total(self) -> int | None:
         """As saved, or as the repository says."""
-        return self._total
+        return self._rows.total
 
     def items(self, start: int) -> Iterator[Item]:
-        rows = self._rows.skip(start) if start else self._rows
         check = FieldCheck(self._fields)
-        for number, row in enumerate(self._told(rows), start):
+        for number, load in enumerate(self._told(self._rows.rows(start)), start):
             if number < TRIES:
-                check.see(row, f"{self._place}, split {self._name},")
-            yield Item(f"{self._name} row {number}", partial(self._record, number, row))
+                with suppress(BadRecordError):
+                    check.see(load(), f"{self._place}, split {self._name},")
+            yield Item(f"{self._name} row {number}", partial(self._record, number, load))
         check.end()
 
     def fingerprint(self) -> str:
         if self._folder is None:
             return str(self._commit)
-        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
-        return fingerprint(files)
+        return fingerprint(sorted(files_below(self._folder)))
 
-    def _told(self, rows: IterableDataset) -> Iterator[Row]:
+    def _told(self, rows: Iterator[Load]) -> Iterator[Load]:
         """Rows; UserError if the library cannot read on."""
         try:
             yield from rows
+        except UserError:
+            raise
         except Exception as error:  # clients and decoders raise many types of their own
             raise UserError(
                 f"{self._place} could not be read on ({_first_line(error)}); run it again, it goes "
                 "on, or replace the file if it is damaged"
             ) from error
 
-    def _record(self, number: int, row: Row) -> RawRecord:
+    def _record(self, number: int, load: Load) -> RawRecord:
+        row = load()
         own = self._fields.get(row, "id")
         record_id = f"{self._name}-{number:09d}" if own is None else str(own)
         image = partial(self._image, self._fields.get(row, "image"))
@@ -88,53 +99,48 @@ class HubRows:
             raise BadRecordError(NO_IMAGE, f"{path}: {error}") from None
         return content
 
-    def _open(self) -> tuple[str, IterableDataset, int | None]:
-        """Name, rows and number of rows of the split."""
+    def _open(self) -> tuple[str, Split]:
+        """Name of the split, and its rows."""
         try:
             splits = self._splits()
+        except UserError:
+            raise
         except Exception as error:  # of the library, its builders and the hub's client
             raise UserError(
                 f"{self._place} cannot be opened by the library datasets ({_first_line(error)}); "
                 "give a repository or folder that it knows, and --subset if there are several"
             ) from error
+        if not splits:
+            raise UserError(f"{self._place} has no splits; give a data set with rows")
         name = self._split or ("train" if "train" in splits else next(iter(splits)))
         if name not in splits or (self._split is None and len(splits) > 1 and name != "train"):
             raise UserError(f"--split = {name!r}: {self._place} has {', '.join(splits)}; name one")
-        rows, total = splits[name]
-        if rows.features is not None:
-            rows = rows.decode(False)  # decoded, a picture would have to be encoded anew
-        return name, rows, total
+        return name, splits[name]
 
-    def _splits(self) -> dict[str, tuple[IterableDataset, int | None]]:
-        if self._folder and any((self._folder / name).is_file() for name in SAVED):
-            saved = datasets.load_from_disk(str(self._folder))
-            if isinstance(saved, datasets.Dataset):
-                saved = {str(saved.split or "train"): saved}
-            return {str(k): (rows.to_iterable_dataset(), len(rows)) for k, rows in saved.items()}
-        found: Any = datasets.load_dataset(
-            str(self._folder) if self._folder else self._place.partition("@")[0],
-            self._subset,
-            revision=self._commit,
-            streaming=True,
-        )
-        totals = {
-            name: info.num_examples or None
-            for rows in found.values()
-            for name, info in (rows.info.splits or {}).items()
-        }
-        return {str(name): (rows, totals.get(name)) for name, rows in found.items()}
+    def _splits(self) -> dict[str, Split]:
+        if self._folder is None:
+            place = self._place.partition("@")[0]
+            return streamed_splits(
+                datasets.load_dataset_builder(place, self._subset, revision=self._commit)
+            )
+        if is_saved(self._folder):
+            return saved_splits(self._folder)
+        check_repository(self._folder)
+        # A path, lest a folder called "csv" be taken for the reader of that name.
+        place = str(self._folder.absolute())
+        return repository_splits(self._folder, datasets.load_dataset_builder(place, self._subset))
 
 
 def _below(value: object, folder: Path | None) -> object:
     """A value whose path, if it lies below the folder, is relative to it."""
-    if folder is None or not isinstance(value, dict) or not value.get("path"):
+    if folder is None or not isinstance(value, dict) or not isinstance(value.get("path"), str):
         return value
     path = Path(value["path"])
-    if path.is_absolute() and path.is_relative_to(folder.absolute()):
-        path = path.relative_to(folder.absolute())
-    elif not path.is_absolute() and path.is_relative_to(folder):
-        path = path.relative_to(folder)
-    return {**value, "path": str(path)}
+    # The library names files by the folder's path without links.
+    for root in (folder, folder.absolute(), folder.resolve()):
+        if path.is_absolute() == root.is_absolute() and path.is_relative_to(root):
+            return {**value, "path": str(path.relative_to(root))}
+    return value
 
 
 def _commit(place: str) -> str:
@@ -154,4 +160,4 @@ def _commit(place: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:MAX_REASON]

@@ -29,7 +29,8 @@ def path_inside(root: Path, name: str) -> Path:
         path = (root / name).resolve()
         # Opening a pipe would wait for ever.
         found = path.is_file()
-    except (OSError, ValueError) as error:  # a name may have null bytes, or be too long
+    # A name may have null bytes or be too long, and a link may lead to itself.
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadRecordError(NO_IMAGE, f"{name}: {error}") from None
     if not path.is_relative_to(root.resolve()):
         raise BadRecordError(OUTSIDE, f"{name} is a link to {path}")

@@ -33,6 +33,8 @@ import torch
 
 from tests.fuzz.harness import folder, survives
 from tests.fuzz.inputs import pictures
+from tests.fuzz.test_fuzz_datasets import ARROW, SHARD, STATE
+from tests.fuzz.test_fuzz_datasets import read as read_dataset
 from tests.fuzz.test_fuzz_stores import ENTRY, MANIFEST, PART
 from tests.fuzz.test_fuzz_tables import JOURNEY, PAIR, RECORD, dumped, valid_pool
 from tests.stage_inputs import QUICK
@@ -63,6 +65,16 @@ def _collection(path: Path) -> None:
     ingest([str(path.parent), "--to", str(to), "--max-bad-share", "1", "--test-share", "0.5"])
 
 
+def _shard(path: Path) -> None:
+    (path.parent / "state.json").write_bytes(dumped(STATE))
+    read_dataset(path.parent)
+
+
+def _state(path: Path) -> None:
+    (path.parent / SHARD).write_bytes(ARROW)
+    read_dataset(path.parent)
+
+
 # Name of the file in its folder, and what reads it.
 READERS: dict[str, tuple[str, Read]] = {
     "config": ("run.yaml", load_config),
@@ -72,6 +84,8 @@ READERS: dict[str, tuple[str, Read]] = {
     "manifest": ("manifest.json", _manifest),
     "collection": ("captions.jsonl", _collection),
     "journeydb": ("train.jsonl", _collection),
+    "shard": (SHARD, _shard),
+    "state": ("state.json", _state),
     "safetensors": ("model.safetensors", lambda path: list(Weights(path.parent))),
     "pickle": ("pytorch_model.bin", lambda path: list(Weights(path.parent))),
 }
@@ -89,6 +103,8 @@ def seeds(reader: str, to: Path) -> None:
         ],
         "collection": [dumped(RECORD) + b"\n" + dumped(RECORD | {"id": "r2"})],
         "journeydb": [dumped(JOURNEY)],
+        "shard": [ARROW],
+        "state": [dumped(STATE)],
     }
     if reader == "pool":
         contents["pool"] = [valid_pool(to).read_bytes()]

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,110 @@ def bombs() -> list[bytes]:
     asks = b"\x80\x02c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R."
     found = [saved({"w": wide}, True), saved({"w": wide}, False), claims, compressed.getvalue()]
     return [*found, memo, huge, asks]
+
+
+class _Program(torch.nn.Module):
+    """Makes a file when TorchScript loads it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        # A result that nobody uses would not be computed.
+        self.training = torch.from_file(self.path, True, 8).numel() == 8
+
+
+def program(path: Path) -> bytes:
+    """An archive of TorchScript whose code makes a file."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(_Program(str(path))), buffer)
+    return buffer.getvalue()
+
+
+def joined(first: bytes, second: bytes) -> bytes:
+    """An archive with the members of two, those of the first before, under one folder."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        taken: set[str] = set()
+        for content in (first, second):
+            source = zipfile.ZipFile(io.BytesIO(content))
+            for member in source.namelist():
+                name = member.partition("/")[2]
+                if name not in taken:
+                    target.writestr(f"archive/{name}", source.read(member))
+                    taken.add(name)
+    return buffer.getvalue()
+
+
+def archives(path: Path) -> dict[str, bytes]:
+    """Programs, also beside tensors, and zip files that hold no weights."""
+    bomb, many = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("archive/data.pkl", b"\0" * (64 << 20))
+    with zipfile.ZipFile(many, "w") as target:
+        target.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        target.writestr("other/data.pkl", pickle.dumps({}, 2))
+    tensors = saved(TENSORS, True)
+    return {
+        "program": program(path),
+        "program beside tensors": joined(tensors, program(path)),
+        "bomb": bomb.getvalue(),
+        "bomb behind a pickle": saved(TENSORS, False) + bomb.getvalue(),
+        "archive behind a claim": saved({"w": torch.zeros(1).expand(1 << 40)}, False) + tensors,
+        "two pickles": many.getvalue(),
+        "no pickle": joined(b"PK\5\6" + b"\0" * 18, b"PK\5\6" + b"\0" * 18),
+    }
+
+
+@pytest.fixture(scope="module")
+def hostile_archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Archives whose code would make a file in the temporary folder."""
+    place = tmp_path_factory.mktemp("archives") / EXECUTED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # hostile files need not be modern
+        found = archives(place)
+        torch.jit.load(io.BytesIO(found["program"]))
+    assert place.exists(), "the code would do nothing"
+    place.unlink()
+    return found | {"path": str(place).encode()}
+
+
+NAMES = (
+    "program", "program beside tensors", "bomb", "bomb behind a pickle",
+    "archive behind a claim", "two pickles", "no pickle",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_archives_of_other_things_are_refused(
+    hostile_archives: dict[str, bytes], name: str
+) -> None:
+    with folder() as place:
+        (place / "pytorch_model.bin").write_bytes(hostile_archives[name])
+
+        def refused() -> None:
+            with pytest.raises(UserError, match=r"is refused: .*Nothing of it was run"):
+                list(Weights(place))
+
+        survives(place, refused)
+    assert not Path(os.fsdecode(hostile_archives["path"])).exists()
+
+
+@cases(0.5)
+@given(data=st.data())
+def test_damaged_archives(hostile_archives: dict[str, bytes], data: st.DataObject) -> None:
+    with folder() as place:
+        name = data.draw(st.sampled_from([one for one in NAMES if one != "bomb"]))
+        (place / "pytorch_model.bin").write_bytes(data.draw(damaged(hostile_archives[name])))
+        survives(place, lambda: list(Weights(place)))
+    assert not Path(os.fsdecode(hostile_archives["path"])).exists()
 
 
 BOMBS = bombs()

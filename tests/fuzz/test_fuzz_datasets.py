@@ -1,0 +1,357 @@
+"""Local copies of data sets: folders of `save_to_disk`, and repositories with their README.md."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from data.ingest.hub import HubRows
+from data.ingest.normalise import normalise
+from data.ingest.raw import BadRecordError, Fields
+from tests.fuzz.harness import EXECUTED, cases, folder, survives
+from tests.fuzz.inputs import changed, damaged, pictures
+from tests.fuzz.test_fuzz_tables import RECORD, dumped, json_files, pool_tables
+
+SHARD = "data-00000-of-00001.arrow"
+PICTURE = pictures()[0]
+STATE = {
+    "_data_files": [{"filename": SHARD}],
+    "_fingerprint": "f00d",
+    "_format_columns": None,
+    "_format_kwargs": {},
+    "_format_type": None,
+    "_output_all_columns": False,
+    "_split": "train",
+}
+CARD = {
+    "license": "mit",
+    "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.json"}]}],
+    "dataset_info": {
+        "features": [{"name": name, "dtype": "string"} for name in ("id", "image", "caption")],
+        "splits": [{"name": "train", "num_bytes": 10, "num_examples": 1}],
+    },
+}
+TABLE = pa.Table.from_pylist(
+    [
+        {
+            "id": f"r{n}",
+            "caption": "a cat",
+            "image": {"bytes": PICTURE, "path": None},
+            "empty": None,
+        }
+        for n in range(3)
+    ],
+    schema=pa.schema(
+        {
+            "id": pa.string(),
+            "caption": pa.string(),
+            "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            "empty": pa.null(),
+        }
+    ),
+)
+
+
+def stream(table: pa.Table) -> bytes:
+    """As `save_to_disk` writes a shard."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+ARROW = stream(TABLE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache of its own, and what the library imports late, which no case shall pay for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        place = tmp_path_factory.mktemp("first")
+        (place / "a.json").write_bytes(dumped(RECORD))
+        assert read(place) == 0  # its picture is missing
+        yield
+
+
+def read(source: Path) -> int:
+    """Read all rows; the number of good ones."""
+    rows, good = HubRows(str(source), Fields({})), 0
+    assert rows.total is None or rows.total >= 0
+    rows.fingerprint()
+    for item in rows.items(0):
+        try:
+            normalise(item.load(), [], 2000)
+        except BadRecordError:
+            continue
+        good += 1
+    return good
+
+
+def saved(place: Path, arrow: bytes = ARROW, state: Any = STATE) -> Path:
+    """A folder of `save_to_disk`."""
+    source = place / "source"
+    source.mkdir(exist_ok=True)
+    (source / SHARD).write_bytes(arrow)
+    (source / "dataset_info.json").write_bytes(dumped({"features": {"id": {"_type": "Nonsense"}}}))
+    (source / "state.json").write_bytes(dumped(state))
+    return source
+
+
+@cases(2.0)
+@given(content=damaged(ARROW))
+def test_damaged_shards(content: bytes) -> None:
+    with folder() as place:
+        source = saved(place, content)
+        survives(place, lambda: read(source))
+
+
+@cases(0.5)
+@given(table=pool_tables())
+def test_shards_of_hostile_values(table: pa.Table) -> None:
+    with folder() as place:
+        source = saved(place, stream(table))
+        survives(place, lambda: read(source))
+
+
+@cases(1.0)
+@given(state=changed(STATE), splits=changed({"splits": ["a", "b"]}), nested=st.booleans())
+def test_states_of_saved_data_sets(state: Any, splits: Any, nested: bool) -> None:
+    with folder() as place:
+        source = saved(place, state=state)
+        if nested:
+            whole = place / "whole"
+            whole.mkdir()
+            shutil.copytree(source, whole / "a")
+            shutil.move(source, whole / "b")
+            (whole / "dataset_dict.json").write_bytes(dumped(splits))
+            source = whole
+        survives(place, lambda: read(source))
+
+
+@cases(0.1)
+@given(
+    card=st.one_of(changed(CARD).map(dumped), damaged(dumped(CARD))),
+    rows=json_files(RECORD, [RECORD]),
+    name=st.sampled_from(["a.json", "a.csv", "a.parquet", "metadata.jsonl"]),
+)
+def test_repositories(card: bytes, rows: bytes, name: str) -> None:
+    with folder() as place:
+        source = place / "source"
+        source.mkdir()
+        (source / "a.png").write_bytes(PICTURE)
+        (source / "README.md").write_bytes(b"---\n" + card + b"\n---\n")  # JSON is YAML
+        (source / name).write_bytes(rows)
+        survives(place, lambda: read(source))
+
+
+def test_valid_ones_are_read() -> None:
+    """Without this, hostile ones could be refused for what is not hostile in them."""
+    with folder() as place:
+        source = saved(place)
+        assert read(source) == 3
+        (place / "whole").mkdir()
+        source.rename(place / "whole/train")
+        (place / "whole/dataset_dict.json").write_bytes(dumped({"splits": ["train"]}))
+        assert read(place / "whole") == 3
+        for suffix, content in ((".arrow", ARROW), (".parquet", parquet(TABLE))):
+            source = place / f"repository{suffix}"
+            source.mkdir()
+            (source / "README.md").write_bytes(
+                b"---\n" + dumped(CARD).replace(b".json", suffix.encode()) + b"\n---\n# Text"
+            )
+            (source / f"a{suffix}").write_bytes(content)
+            assert read(source) == 3
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def _state(name: str) -> Callable[[Path], object]:
+    return lambda source: saved(source.parent, state=STATE | {"_data_files": [{"filename": name}]})
+
+
+def _outside(source: Path) -> None:
+    """A shard that is a link out of the folder."""
+    saved(source.parent)
+    (source / SHARD).rename(source.parent / "elsewhere.arrow")
+    (source / SHARD).symlink_to(source.parent / "elsewhere.arrow")
+
+
+def _device(source: Path) -> None:
+    saved(source.parent)
+    (source / SHARD).unlink()
+    (source / SHARD).symlink_to("/dev/zero")
+
+
+def _pipe(source: Path) -> None:
+    saved(source.parent)
+    (source / SHARD).unlink()
+    os.mkfifo(source / SHARD)
+
+
+def _offsets(source: Path) -> None:
+    """Texts that begin and end far outside of their buffer: following them kills the process."""
+    valid = struct.pack("<4i", 0, 5, 10, 15)
+    assert ARROW.count(valid) == 1
+    wild = struct.pack("<4i", 0, 1 << 30, (1 << 30) + 9, (1 << 31) - 1)
+    saved(source.parent, ARROW.replace(valid, wild))
+
+
+def _nulls(source: Path) -> None:
+    """A table of ten million rows in a few bytes."""
+    saved(source.parent, stream(pa.table({"caption": pa.nulls(10**7), "image": pa.nulls(10**7)})))
+
+
+def _splits(*names: str) -> Callable[[Path], object]:
+    return lambda source: (source / "dataset_dict.json").write_bytes(dumped({"splits": names}))
+
+
+def _card(text: str, name: str = "README.md") -> Callable[[Path], object]:
+    def make(source: Path) -> None:
+        (source / "a.parquet").write_bytes(parquet(TABLE))
+        (source / name).write_text(f"---\n{text}\n---\n", encoding="utf-8")
+
+    return make
+
+
+def _config(files: str, more: str = "") -> Callable[[Path], object]:
+    return _card(f"configs:\n- config_name: default\n  data_files: {json.dumps(files)}\n{more}")
+
+
+def _script(source: Path) -> None:
+    (source / "a.parquet").write_bytes(parquet(TABLE))
+    code = f"open({str(source.parent.parent / EXECUTED)!r}, 'w')"
+    (source / "source.py").write_text(code, encoding="utf-8")
+
+
+def _card_pipe(source: Path) -> None:
+    os.mkfifo(source / ".huggingface.yaml")
+
+
+def _loops(source: Path) -> None:
+    (source / "x").symlink_to(".")
+
+
+def _deep(source: Path) -> None:
+    (source / "/".join("d" * 70)).mkdir(parents=True)
+
+
+def _packed(source: Path) -> None:
+    """Sixteen megabytes of commas in sixteen kilobytes."""
+    (source / "a.csv").write_bytes(gzip.compress(b"id,image,caption\n" + b"," * (16 << 20)))
+
+
+def _filled(source: Path) -> None:
+    features = {"id": {"dtype": "string"}, "empty": {"feature": {"dtype": "int64"}}}
+    features["empty"] |= {"_type": "List", "length": 10**9}
+    features["id"]["_type"] = features["empty"]["feature"]["_type"] = "Value"
+    infos = {"default": {"features": features}}
+    (source / "a.json").write_bytes(b'{"id": "r1", "empty": null}\n')
+    (source / "dataset_infos.json").write_bytes(dumped(infos))
+
+
+def _linked(source: Path) -> None:
+    (source.parent / "b.parquet").write_bytes(parquet(TABLE))
+    (source / "a.parquet").symlink_to(source.parent / "b.parquet")
+
+
+# Every line has the one above it ten times.
+BOMB = "\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else 'x'] * 10)}]" for n in range(8))
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "climbing shard": (_state("../beside"), "leads out of"),
+    "absolute shard": (_state("/etc/passwd"), "leads out of"),
+    "null byte": (_state("a\0b"), "cannot be opened"),
+    "shard outside": (_outside, "leads out of"),
+    "device": (_device, "leads out of"),
+    "pipe": (_pipe, "is no file"),
+    "offsets": (_offsets, "not a readable Arrow file"),
+    "rows of nulls": (_nulls, "claims 10000000 rows"),
+    "climbing split": (_splits("../other"), "must list folders beside it"),
+    "absolute split": (_splits("/etc"), "must list folders beside it"),
+    "chained split": (_splits("zip:::http:x"), "is no file"),
+    "no splits": (_splits(), "has no splits"),
+    "empty folder": (lambda source: None, "cannot be opened"),
+    "climbing pattern": (_config("../*.parquet"), "leads out of the folder"),
+    "absolute pattern": (_config("/**"), "leads out of the folder"),
+    "network": (_config("http://127.0.0.1:9/a.parquet"), "is no file below it"),
+    "chain": (_config("zip:a::http:b"), "is no file below it"),
+    "wildcards": (_config("**/a/**/a/**/a/**/a/**/b"), "more than 4"),
+    "expression": (_config("a.csv", "  sep: (a+)+"), "give one character"),
+    "unknown option": (_config("a.csv", "  storage_options: {}"), "which is not read"),
+    "aliases": (_card(BOMB), "once its aliases"),
+    "no mapping": (_card("configs: [1]"), "must be a list of mappings"),
+    "card that is a pipe": (_card_pipe, "is no file"),
+    "script": (_script, "scripts are no longer supported"),
+    "link to a folder": (_loops, "is a link to a folder"),
+    "deep folders": (_deep, "give a flatter one"),
+    "compressed": (_packed, "unpack it first"),
+    "filled lists": (_filled, "list of length 1000000000"),
+    "file outside": (_linked, "leads out of"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_would_lead_out_of_a_data_set_is_refused(name: str) -> None:
+    make, message = HOSTILE[name]
+    with folder() as place:
+        source = place / "source"
+        source.mkdir()
+        make(source)
+
+        def refused() -> None:
+            with pytest.raises(UserError, match=message):
+                read(source)
+
+        survives(place, refused)
+
+
+def test_rows_that_no_picture_or_value_comes_of_are_set_aside() -> None:
+    """A link to itself, a path that is a number, a day that Python does not know."""
+    days = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())
+    with folder() as place:
+        source = place / "source"
+        source.mkdir()
+        (source / "loop.png").symlink_to("loop.png")
+        for image in ("loop.png", {"path": 3}):
+            (source / "a.json").write_bytes(dumped(RECORD | {"image": image}))
+            assert read(source) == 0
+        (source / "a.json").write_bytes(b"{}")  # features without a field
+        assert read(source) == 0
+        (source / "a.json").unlink()
+        for suffix, write in ((".arrow", stream), (".parquet", parquet)):
+            (source / f"a{suffix}").write_bytes(write(pa.table({"image": days, "caption": days})))
+            assert read(source) == 0
+            (source / f"a{suffix}").unlink()
+
+
+@pytest.mark.parametrize("name", ["rows.json", "metadata.jsonl"])
+def test_lists_in_lists_do_not_kill_the_process(name: str) -> None:
+    deep = b"[" * 50_000 + b"]" * 50_000
+    with folder() as place:
+        source = place / "source"
+        source.mkdir()
+        (source / "a.png").write_bytes(PICTURE)
+        row = b'{"file_name": "a.png", "caption": "[[[[ a cat", "more": ' + deep + b"}\n"
+        (source / name).write_bytes(row)
+        survives(place, lambda: read(source))
+        with pytest.raises(UserError, match=r"no list of JSON objects|make it flatter"):
+            read(source)
