@@ -269,7 +269,7 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
     straight = Group(tmp_path / "straight", config).train(2)
     group = Group(tmp_path / "killed", config)
     outcome = group.run(2, partial(end_at, 5, victim))
-    assert outcome.codes[victim] == -signal.SIGKILL
+    assert outcome.codes[victim] == -signal.SIGKILL, outcome.output
     assert outcome.codes[1 - victim] == 2, outcome.output
     if victim == 1:
         assert "the connection to the other processes broke" in outcome.outputs[0]
