@@ -25,6 +25,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    PhiForCausalLM,
 )
 
 from core.errors import UserError
@@ -596,14 +597,16 @@ def test_a_checkpoint_with_projector_reads_clip_features(tmp_path: Path) -> None
     special, system, text = MODEL.tokenizer.special, [5, 6, 7], [8, 9, 10]
     with torch.inference_mode():
         got = loaded.logits(clip_hidden(loaded, features_1FC, system, text, special))
-        # By transformers' own loop and an additive mask.
+        # By transformers' own blocks and loop, and an additive mask.
+        original = PhiForCausalLM(config.phi_config()).eval()
+        original.load_state_dict(network.showo.state_dict())
         ids = torch.tensor([[special.mmu, *system, special.soi, special.eoi, *text]])
         embedded = network.showo.model.embed_tokens(ids)
         projected = network.mm_projector(features_1FC)
         row = torch.cat((embedded[:, :5], projected, embedded[:, 5:]), dim=1)
         mask = torch.full((1, 1, 13, 13), torch.finfo(torch.float32).min).triu(1)
         mask[..., 5:9] = 0
-        wanted = network.showo(inputs_embeds=row, attention_mask=mask).logits
+        wanted = original(inputs_embeds=row, attention_mask=mask).logits
     torch.testing.assert_close(got, wanted, rtol=0, atol=5e-5)
 
 

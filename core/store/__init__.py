@@ -5,6 +5,7 @@ An artifact exists if and only if its manifest does; the manifest is written las
 
 import json
 from contextlib import closing
+from glob import escape, glob
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,8 +47,10 @@ class Store:
             with writing_to(self.uri):
                 use(Path(self.root, IN_USE))
             here = Path(self.root)
-            # Also those of artifacts that another process has published since.
-            for folder in (here / TEMPORARY, *here.glob(f"*/*/{TEMPORARY}")):
+            # Also those of artifacts that another process has published since. A path's own glob
+            # fails where another process removes a folder meanwhile.
+            artifacts = glob(f"{escape(self.root)}/*/*/{TEMPORARY}")  # noqa: PTH207
+            for folder in (here / TEMPORARY, *map(Path, artifacts)):
                 sweep(folder)
 
     def write_text(self, name: str, text: str) -> str:

@@ -264,7 +264,7 @@ def _filled(source: Path) -> None:
     features["empty"] |= {"_type": "List", "length": 10**9}
     features["id"]["_type"] = features["empty"]["feature"]["_type"] = "Value"
     infos = {"default": {"features": features}}
-    (source / "a.json").write_bytes(b'{"id": "r1", "empty": null}\n')
+    (source / "a.csv").write_bytes(b"id,empty\nr1,\n")
     (source / "dataset_infos.json").write_bytes(dumped(infos))
 
 
@@ -334,8 +334,9 @@ def test_rows_that_no_picture_or_value_comes_of_are_set_aside() -> None:
         for image in ("loop.png", {"path": 3}):
             (source / "a.json").write_bytes(dumped(RECORD | {"image": image}))
             assert read(source) == 0
-        (source / "a.json").write_bytes(b"{}")  # features without a field
-        assert read(source) == 0
+        (source / "a.json").write_bytes(b"{}")
+        with pytest.raises(UserError, match="has no field"):
+            read(source)
         (source / "a.json").unlink()
         for suffix, write in ((".arrow", stream), (".parquet", parquet)):
             (source / f"a{suffix}").write_bytes(write(pa.table({"image": days, "caption": days})))
