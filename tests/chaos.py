@@ -33,11 +33,11 @@ from core.store.verify import verify
 from flows.servers import client_environment, ensure_servers, stop_all
 from tests.after_chaos import check_services
 from tests.driver import ROOT, command, digests
+from tests.limits import HANGS_SECONDS
 from tests.loops import QUICK
 from tests.test_ui_browser import free_port
 
 ITERATIONS = 2
-LIMIT_SECONDS = 180.0  # of one start
 ENDED = re.compile(r"^(base|iteration \d+)\s+(\S+)\s+(cached|[\d.]+ s|version \d+, .*)$")
 CONTINUED = re.compile(r"continuing after step (\d+)")
 CHAOS = "HERMESFLOW_CHAOS"  # marks all that the loop starts
@@ -114,7 +114,7 @@ def kill_at(
 ) -> Occurrence | None:
     """Start the loop and kill it `wait` seconds into a stage; where it was, None: it had ended."""
     process = loop.start(log)
-    deadline = time.monotonic() + LIMIT_SECONDS
+    deadline = time.monotonic() + HANGS_SECONDS
     before = set(order[:target])
     while before - {occurrence for occurrence, _ in read_ends(log)} and process.poll() is None:
         if time.monotonic() > deadline:
@@ -225,7 +225,7 @@ def prepared(folder: Path, plain: bool) -> Iterator[Loop]:
 def run_to_end(loop: Loop, log: Path, faults: Faults) -> None:
     process = loop.start(log)
     try:
-        code = process.wait(LIMIT_SECONDS)
+        code = process.wait(HANGS_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()

@@ -20,6 +20,7 @@ from core.store import Store
 from flows.self_play import SelfPlay
 from flows.stages import Step, announce
 from tasks._tracking.runs import open_tracker
+from tests.limits import HANGS_SECONDS
 from tests.loops import Runner, quick
 
 ROOT = Path(__file__).parent.parent
@@ -47,9 +48,9 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120.0) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and output of a loop that ends by itself."""
-    output, _ = process.communicate(timeout=seconds)
+    output, _ = process.communicate(timeout=HANGS_SECONDS)
     return process.returncode, output
 
 

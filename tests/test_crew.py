@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from limits import HANGS_SECONDS
 from stage_inputs import make_config, pool_row, publish
 from test_train import NUM_PAIRS, Loop, metrics
 
@@ -136,7 +137,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
         cwd=Path(__file__).parent.parent,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANGS_SECONDS
         while len(members := psutil.Process(parent.pid).children()) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)

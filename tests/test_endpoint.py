@@ -236,12 +236,12 @@ def test_results_come_in_order_from_a_bounded_number_of_requests(server: Server)
 def test_the_first_error_ends_all_and_their_waits(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.endpoint, "FIRST_WAIT", 60.0)
+    monkeypatch.setattr(models.endpoint, "FIRST_WAIT", 600.0)
     server.faults.extend([413, 500, 500, 500])
     started = time.monotonic()
     with Client(endpoint(server), "judge") as client, pytest.raises(UserError):
         list(client.map(lambda seed: ask(client, seed), range(20)))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert threading.active_count() < 10
 
 

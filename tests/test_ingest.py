@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub import COMMIT, ID, hub_of
+from limits import HANGS_SECONDS
 from PIL import Image
 from stage_inputs import make_config
 
@@ -286,7 +287,7 @@ def test_datasets_of_the_hub_are_streamed_at_a_commit(
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=HANGS_SECONDS,
         )
     assert done.returncode == 0, done.stderr
     rows = rows_of(to / "pool")
@@ -558,7 +559,7 @@ def killed_at(place: str, count: int, *arguments: str) -> None:
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=HANGS_SECONDS,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 

@@ -24,6 +24,7 @@ from core.watchdog import EXIT_STALLED
 from tests import chaos
 from tests.cluster import until
 from tests.driver import ROOT, digests, finish, start
+from tests.limits import HANGS_SECONDS
 from tests.loops import Runner, quick
 
 LEAVE_SECONDS = 30.0
@@ -126,7 +127,7 @@ def test_processes_that_train_together_save_and_end(tmp_path: Path) -> None:
     assert ended == 143, output
     assert "the process is asked to end" in output
     assert not any(child.is_running() for child in family)
-    ended, output = finish(crew(), 240)
+    ended, output = finish(crew())
     assert ended == 0, output
     assert "continuing after step" in output
 
@@ -160,15 +161,19 @@ def test_stage_that_hangs_ends_itself_and_says_where(tmp_path: Path) -> None:
     """It works longer than it may be silent, then says nothing more."""
     store = tmp_path / "store"
     command = [sys.executable, "-c", HANGS, str(store)]
-    started = time.monotonic()
-    done = subprocess.run([*command, "hang"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    def play(what: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, what], cwd=ROOT, capture_output=True, text=True, timeout=HANGS_SECONDS
+        )
+
+    done = play("hang")
     assert done.returncode == EXIT_STALLED, done.stderr
-    assert time.monotonic() - started < 50
     assert f"stage stuck has reported no progress for {STALL_MINUTES} minutes" in done.stderr
     assert "runtime.stall_minutes" in done.stderr
     assert "in body" in done.stderr  # where it was
     assert "work: 60/60" in done.stderr
-    again = subprocess.run([*command, "go"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    again = play("go")
     assert again.returncode == 0, again.stderr
     [manifest] = store.glob("stuck/*/manifest.json")
     assert list(json.loads(manifest.read_text(encoding="utf-8"))["files"]) == ["part"]

@@ -25,6 +25,7 @@ from data.tables import write_table
 from tasks._tracking.runs import open_tracker
 from tasks.register import REGISTER, Registration, Scores, register, register_stage
 from tests.evaluations import items_table, publish_checkpoint, publish_evaluation, records
+from tests.limits import HANGS_SECONDS
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 
@@ -256,7 +257,7 @@ def test_champion_is_loaded_in_a_fresh_process_elsewhere(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

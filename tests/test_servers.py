@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from limits import HANGS_SECONDS
 
 from core.errors import UserError
 from flows import local, processes, servers
@@ -259,6 +260,6 @@ deploy_parent("scratch.py:scratch", "iterate", Path({str(project)!r}))
     command = [*prefect, "run", "scratch/iterate"]
     command += ["-p", f"target={project}/out.txt", "-p", "config=other.yaml", "--watch"]
     plain = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    subprocess.run(command, env=plain, cwd=project, check=True, timeout=120)
+    subprocess.run(command, env=plain, cwd=project, check=True, timeout=HANGS_SECONDS)
     assert (project / "out.txt").read_text(encoding="utf-8") == "other.yaml"
     assert sorted(stop_all(state)) == ["mlflow", "prefect", "worker"]

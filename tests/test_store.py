@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -278,21 +279,37 @@ def test_documents_beside_the_artifacts_are_replaced_and_read(store: Store) -> N
     assert store.read_json("reports/a/story.json") == {"a": 2}
 
 
-def test_temporary_folders_may_be_swept_while_others_come_and_go(tmp_path: Path) -> None:
-    """Each removes the root when it seems unused, which another may be about to use or to read."""
-    root, end = tmp_path / ".tmp", time.monotonic() + 1.0
+def at_once(work: Callable[[], object]) -> None:
+    """Do this again and again for a second, in four threads."""
+    end = time.monotonic() + 1.0
 
-    def come_and_go() -> int:
-        rounds = 0
+    def rounds() -> int:
+        done = 0
         while time.monotonic() < end:
-            folder = TemporaryFolder(root)
-            folder.new_path("part").write_text("x", encoding="utf-8")
-            folder.close()
-            sweep(root)
-            rounds += 1
-        return rounds
+            work()
+            done += 1
+        return done
 
     with ThreadPoolExecutor(4) as pool:
-        rounds = [future.result() for future in [pool.submit(come_and_go) for _ in range(4)]]
-    assert min(rounds) > 1
+        done = [future.result() for future in [pool.submit(rounds) for _ in range(4)]]
+    assert min(done) > 1
+
+
+def test_temporary_folders_may_be_swept_while_others_come_and_go(tmp_path: Path) -> None:
+    """Each removes the root when it seems unused, which another may be about to use or to read."""
+    root = tmp_path / ".tmp"
+
+    def come_and_go() -> None:
+        folder = TemporaryFolder(root)
+        folder.new_path("part").write_text("x", encoding="utf-8")
+        folder.close()
+        sweep(root)
+
+    at_once(come_and_go)
     assert not root.exists()
+
+
+def test_a_store_may_be_checked_by_many_at_once(tmp_path: Path) -> None:
+    """Each looks through folders that another removes."""
+    at_once(lambda: Store(tmp_path).check())
+    assert not (tmp_path / ".tmp").exists()

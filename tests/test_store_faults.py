@@ -199,7 +199,7 @@ def test_two_loops_at_once_in_one_store_both_end_well(
 ) -> None:
     loops = [start(tmp_path / "store") for _ in range(2)]
     for loop in loops:
-        code, output = finish(loop, 240)
+        code, output = finish(loop)
         assert code == 0, output
     found = digests(tmp_path / "store")
     assert found.items() <= digests(finished[0]).items()

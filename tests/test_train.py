@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from limits import HANGS_SECONDS
 from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
@@ -483,7 +484,7 @@ def test_training_survives_sigkill(loop: Loop, tmp_path: Path) -> None:
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=HANGS_SECONDS,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     other = Loop(tmp_path / "other")

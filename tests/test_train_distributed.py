@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from limits import HANGS_SECONDS
 from safetensors.torch import load_file, save_file
 from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish
@@ -456,16 +457,16 @@ def test_torchrun_on_two_machines_ends_after_a_kill_and_continues(
     group = Group(tmp_path / "killed", config)
     launchers = launch(group)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS_SECONDS
         while not any(name.endswith(".json") for name in group.draft().names("state/")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         [process] = psutil.Process(launchers[victim].pid).children()
         process.kill()
-        outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+        outputs = [launcher.communicate(timeout=HANGS_SECONDS)[0] for launcher in launchers]
         assert [launcher.returncode for launcher in launchers] == [1, 1], outputs
         launchers = launch(group)
-        outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+        outputs = [launcher.communicate(timeout=HANGS_SECONDS)[0] for launcher in launchers]
         assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     finally:
         for launcher in launchers:
@@ -478,7 +479,7 @@ def test_torchrun_on_two_machines_ends_after_a_kill_and_continues(
 @pytest.mark.slow
 def test_torchrun_shows_an_error_once_and_ends_all_with_2(tmp_path: Path) -> None:
     launchers = launch(Group(tmp_path, make_config(**COLLAPSE)))
-    outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    outputs = [launcher.communicate(timeout=HANGS_SECONDS)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [1, 1]
     assert "".join(outputs).count("error: training stopped at step") == 1
     assert [output.count("exitcode  : 2 ") for output in outputs] == [1, 1], outputs

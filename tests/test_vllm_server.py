@@ -20,6 +20,7 @@ from core.store import Store
 from models.endpoint import Client
 from models.vllm_server import served
 from tasks.questions import QUESTIONS
+from tests.limits import HANGS_SECONDS
 from tests.llm_server import MODEL, endpoint
 from tests.loops import play, quick
 from tests.stage_inputs import make_config, pool_row, publish
@@ -28,7 +29,6 @@ PROJECT = Path(__file__).parent.parent
 # Starts a child, as vLLM does, that does not end when it is asked to, and writes down both.
 SERVER = """
 import os, pathlib, signal, subprocess, sys
-from tests.llm_server import Server
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 pids = [os.getpid(), subprocess.Popen([sys.executable, "-c", child]).pid]
@@ -37,6 +37,7 @@ print("arguments", *sys.argv[1:], flush=True)
 if options.get("--model") == "broken":
     sys.exit("no such model")
 if options.get("--model") != "silent":
+    from tests.llm_server import Server
     Server(int(options["--port"])).serve_forever()
 signal.pause()
 """
@@ -57,7 +58,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
             "PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}",
             "PIDS": str(tmp_path / "pids"),
         },
-        "start_seconds": 20.0,
+        "start_seconds": 60.0,
     }
 
 
@@ -66,10 +67,10 @@ def to_serve(serve: dict[str, object], **changes: object) -> Endpoint:
 
 
 def gone(tmp_path: Path) -> bool:
-    """Whether the server and its child end within seconds."""
+    """Whether the server and its child end."""
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
-    deadline = time.monotonic() + 25
+    deadline = time.monotonic() + HANGS_SECONDS
     while any(psutil.pid_exists(pid) for pid in pids):
         if time.monotonic() > deadline:
             return False
@@ -125,8 +126,8 @@ def test_a_server_that_ends_at_once_shows_why(serve: dict[str, object], tmp_path
 
 def test_a_server_that_never_answers_is_given_up(serve: dict[str, object], tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"did not answer within start_seconds = 2; raise it"),
-        served(to_serve(serve, model="silent", start_seconds=2.0), "judge"),
+        pytest.raises(UserError, match=r"did not answer within start_seconds = 5; raise it"),
+        served(to_serve(serve, model="silent", start_seconds=5.0), "judge"),
     ):
         pass
     assert gone(tmp_path)

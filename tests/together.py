@@ -17,10 +17,10 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
+from tests.limits import HANGS_SECONDS
+
 Hook = Callable[[int], object]
 """Called with its rank in every process before it starts."""
-
-SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run_together(
         processes.append(_context().Process(target=target))
     for process in processes:
         process.start()
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + HANGS_SECONDS
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
     hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]
