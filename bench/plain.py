@@ -10,18 +10,17 @@ Shapes: T tokens of a row, R rows, N image tokens, V vocabulary, S steps.
 import copy
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.phi.modeling_phi import PhiMLP
 
 from models.base import ImageSampling, PairBatch, TextSampling
 from models.packing import IGNORE
 from models.showo.decoding import mask_lengths, remask
-from models.showo.linear import Linear, Mlp
+from models.showo.linear import Linear
 from models.showo.masks import mask_pair, mmu_attention, t2i_attention
 from models.showo.model import ShowoModel
 from models.showo.network import Showo
@@ -37,14 +36,16 @@ from models.showo.prompting import (
     vqa_question,
 )
 
+if TYPE_CHECKING:
+    # Its import holds memory, which would count for every path.
+    from sentence_transformers import SentenceTransformer
+
 
 def plain_layers(module: nn.Module) -> None:
-    """Have linear layers and feed-forward parts computed by torch, as when nothing is quickened."""
+    """Have linear layers, and so feed-forward parts, computed by torch alone."""
     for child in module.modules():
         if type(child) is Linear:
             child.__class__ = nn.Linear  # type: ignore[assignment]
-        elif type(child) is Mlp:
-            child.__class__ = PhiMLP  # type: ignore[assignment]
 
 
 @torch.inference_mode()
@@ -242,7 +243,7 @@ class PairStep:
 
 
 def caption_scores(
-    encoder: SentenceTransformer, texts: Sequence[str], references: Sequence[str]
+    encoder: "SentenceTransformer", texts: Sequence[str], references: Sequence[str]
 ) -> list[float]:
     """Cosine of each caption to its true one, both embedded anew, one at a time."""
     scores = []

@@ -10,12 +10,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import PreTrainedTokenizerFast
-from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from models.base import Codes, PairBatch
 from models.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config, StackConfig
 from models.showo.model import ShowoModel
 from models.showo.network import Showo, ShowoConfig
+from models.showo.phi import RotaryEmbedding
 from models.showo.prompting import SPECIAL_TOKENS, ShowoTokenizer
 
 END = "<|endoftext|>"
@@ -120,7 +120,7 @@ def make_model(size: Size, device: str, dtype: torch.dtype, *, long: bool = Fals
     with torch.device("meta"):
         network = Showo(config)
     network = network.to_empty(device=device).to(dtype)
-    network.showo.model.rotary_emb = PhiRotaryEmbedding(config.phi_config()).to(device)
+    network.showo.model.rotary_emb = RotaryEmbedding(config).to(device)
     _draw(network)
     with torch.device(device):
         vq = MAGVITv2(size.vq).eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers import PhiConfig
 
 from models.base import PairBatch
 from models.magvitv2 import MAGVITv2
@@ -28,6 +29,27 @@ def tiny_model() -> ShowoModel:
     network.load_state_dict(load_file(PARITY / "showo_tiny/model.safetensors"))
     vq = MAGVITv2.from_pretrained(PARITY / "magvitv2_tiny")
     return ShowoModel(network, vq, ShowoTokenizer.from_pretrained(PARITY / "tokenizer_tiny"))
+
+
+def phi_config(config: ShowoConfig) -> PhiConfig:
+    """How transformers' Phi is told to be the one of a network."""
+    phi = PhiConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        layer_norm_eps=config.layer_norm_eps,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": config.rope_theta,
+            "partial_rotary_factor": config.partial_rotary_factor,
+        },
+        qk_layernorm=True,
+    )
+    phi._attn_implementation = "eager"
+    return phi
 
 
 def random_codes(*shape: int, seed: int = 0) -> np.ndarray:

@@ -57,7 +57,7 @@ from tests.published import (
     save_weights,
     write_json,
 )
-from tests.showo_tiny import PARITY, pair_batch, tiny_model
+from tests.showo_tiny import PARITY, pair_batch, phi_config, tiny_model
 
 MODEL = tiny_model()
 COMMIT = "a" * 40
@@ -598,7 +598,7 @@ def test_a_checkpoint_with_projector_reads_clip_features(tmp_path: Path) -> None
     with torch.inference_mode():
         got = loaded.logits(clip_hidden(loaded, features_1FC, system, text, special))
         # By transformers' own blocks and loop, and an additive mask.
-        original = PhiForCausalLM(config.phi_config()).eval()
+        original = PhiForCausalLM(phi_config(config)).eval()
         original.load_state_dict(network.showo.state_dict())
         ids = torch.tensor([[special.mmu, *system, special.soi, special.eoi, *text]])
         embedded = network.showo.model.embed_tokens(ids)

@@ -7,7 +7,7 @@ from showo_tiny import tiny_model
 from torch import nn
 
 from bench.plain import plain_layers
-from models.showo.linear import BLOCK_ROWS, Linear, linear, padded_rows, quick, quicken
+from models.showo.linear import BLOCK_ROWS, Linear, linear, padded_rows, quick
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24), (3, 7, 24), (5, 103, 24)])
@@ -58,10 +58,9 @@ def test_lower_precision_is_left_to_torch() -> None:
             assert linear(x, weight, None).dtype == torch.bfloat16
 
 
-def test_weights_their_names_and_results_stay() -> None:
+def test_network_gives_what_it_gives_by_torch_alone() -> None:
     network = tiny_model().network
     ids, positions = torch.arange(6)[None], torch.arange(6)[None]
-    names = list(network.state_dict())
     with torch.inference_mode():
         fast = network(ids, None, positions)
         plain_layers(network)
@@ -69,6 +68,3 @@ def test_weights_their_names_and_results_stay() -> None:
         slow = network(ids, None, positions)
     assert type(network.showo.lm_head) is nn.Linear
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
-    quicken(network)
-    assert list(network.state_dict()) == names
-    assert type(network.showo.lm_head) is Linear

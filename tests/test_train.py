@@ -32,9 +32,9 @@ from models.batches import Batches
 from models.optimizer import BranchOptimizer
 from models.pair_data import encode_pairs, mask_seed
 from models.pair_trainer import PairTrainer
-from models.showo.blocks import Block
-from models.showo.linear import Linear, Mlp
+from models.showo.linear import Linear
 from models.showo.model import ShowoModel
+from models.showo.phi import Block, Mlp
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
 

@@ -13,7 +13,6 @@ Shapes: as those of `torch.nn.functional.linear`; R = rows, I = in, O = out.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.phi.modeling_phi import PhiMLP
 
 BLOCK_ROWS = 256  # the most that oneDNN is given at once; its kernels grow with the rows
 
@@ -66,26 +65,3 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., out] of [..., in]."""
         return linear(x, self.weight, self.bias)
-
-
-class Mlp(PhiMLP):
-    """The feed-forward part of a block, its GELU taken along by the first product."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] of [..., D]."""
-        # Adapters stand in the place of a layer and have to be called.
-        if type(self.fc1) is not Linear:
-            return super().forward(x)
-        return self.fc2(linear(x, self.fc1.weight, self.fc1.bias, gelu=True))  # type: ignore[no-any-return]
-
-
-def quicken(module: nn.Module) -> None:
-    """Have the linear layers and feed-forward parts in `module` computed as here.
-
-    Weights, their names and how they were initialised stay what they are.
-    """
-    for child in module.modules():
-        if type(child) is nn.Linear:
-            child.__class__ = Linear
-        elif type(child) is PhiMLP:
-            child.__class__ = Mlp

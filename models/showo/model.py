@@ -17,7 +17,6 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import nn
-from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from core.errors import UserError
 from models.base import (
@@ -35,6 +34,7 @@ from models.showo.logps import choice_logps, image_root, instruction
 from models.showo.network import Showo, ShowoConfig
 from models.showo.noise import RecordNoise
 from models.showo.pairs import PackedPairs, PairModule, pack_pairs
+from models.showo.phi import RotaryEmbedding
 from models.showo.prompting import (
     CAPTION_QUESTION,
     ShowoTokenizer,
@@ -237,5 +237,5 @@ def load_network(
         network = Showo(config)
     fill(network, weights, device, None if dtype is None else dtype_named(dtype))
     # The rotary tables are not in the file, so they are still on the meta device.
-    network.showo.model.rotary_emb = PhiRotaryEmbedding(config.phi_config()).to(device)
+    network.showo.model.rotary_emb = RotaryEmbedding(config).to(device)
     return network.eval()

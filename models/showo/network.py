@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PhiConfig, PhiForCausalLM
 
-from models.showo.blocks import Block
-from models.showo.linear import linear, quicken
+from models.showo.linear import linear
+from models.showo.phi import Phi
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_sizes, read_sizes
 
 CLIP_WIDTH = 1024
@@ -106,32 +105,6 @@ class ShowoConfig:
         """Vocabulary columns of the image codes."""
         return slice(self.image_offset, self.mask_token_id)
 
-    def phi_config(self) -> PhiConfig:
-        """The Phi configuration of the transformer blocks."""
-        phi = PhiConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            # The published "gelu_new", as one fused operation.
-            hidden_act="gelu_pytorch_tanh",
-            max_position_embeddings=self.max_position_embeddings,
-            layer_norm_eps=self.layer_norm_eps,
-            tie_word_embeddings=False,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": self.rope_theta,
-                "partial_rotary_factor": self.partial_rotary_factor,
-            },
-            # Always on, whatever the language model's own configuration says.
-            qk_layernorm=True,
-            bos_token_id=self.bos_token_id,
-            eos_token_id=self.eos_token_id,
-        )
-        phi._attn_implementation = "sdpa"
-        return phi
-
 
 class KVCache:
     """Keys and values of a growing prefix in buffers of fixed capacity.
@@ -186,10 +159,7 @@ class Showo(nn.Module):
     def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         self.config = config
-        self.showo = PhiForCausalLM(config.phi_config())
-        quicken(self.showo)
-        for layer in self.showo.model.layers:
-            layer.__class__ = Block
+        self.showo = Phi(config)
         if config.w_clip_vit:
             # For prompts of CLIP features (models/showo/clip.py). The loop reads images as codes,
             # so it takes no part in training.
@@ -236,12 +206,12 @@ class Showo(nn.Module):
     ) -> Tensor:
         """As `forward`, from embeddings [B,T,D], which may be other than those of tokens."""
         model = self.showo.model
-        rotary_BTE = model.rotary_emb(hidden_BTD, position_ids=position_ids_BT)
+        rotary_BTC = model.rotary_emb(position_ids_BT, hidden_BTD.dtype)
         bias_B1TS = None if attend_B1TS is None else _bias(attend_B1TS, hidden_BTD.dtype)
         *before, last = model.layers
         for layer in before:
-            hidden_BTD = layer(hidden_BTD, bias_B1TS, rotary_BTE, cache)
-        hidden_BRD = last(hidden_BTD, bias_B1TS, rotary_BTE, cache, read_BR)
+            hidden_BTD = layer(hidden_BTD, bias_B1TS, rotary_BTC, cache)
+        hidden_BRD = last(hidden_BTD, bias_B1TS, rotary_BTC, cache, read_BR)
         return model.final_layernorm(hidden_BRD)  # type: ignore[no-any-return]
 
     def logits(self, hidden_RD: Tensor, columns: slice | None = None) -> Tensor:
