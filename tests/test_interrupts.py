@@ -37,10 +37,13 @@ def send(number: int, after: float = 0.0) -> None:
 
 
 def test_commands_end_with_the_codes_of_shells(capsys: pytest.CaptureFixture[str]) -> None:
+    # As in a terminal: what a shell starts in the background ignores Ctrl-C.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         send(number, 0.1)
         assert run_command(lambda: time.sleep(30)) == code
         assert "run the same command again to continue" in capsys.readouterr().err
+    signal.signal(signal.SIGINT, previous)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from core.errors import UserError
 from models.showo.linear import linear
 from models.showo.phi import Phi
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_sizes, read_sizes
@@ -76,6 +77,11 @@ class ShowoConfig:
             max_text_len=(self.max_text_len, MAX_WIDTH),
             max_position_embeddings=(self.max_position_embeddings, MAX_WIDTH),
         )
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"{path}: hidden_size = {self.hidden_size} is no multiple of num_attention_heads = "
+                f"{self.num_attention_heads}; give the config.json of these weights"
+            )
 
     def to_json(self, path: Path | str) -> None:
         """Write the fields and the sizes that follow from them."""
