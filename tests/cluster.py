@@ -16,6 +16,7 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
+from tests.limits import HANGS_SECONDS
 from tests.loops import QUICK
 from tests.screenshots import Document, ask
 from tests.test_ui_browser import free_port
@@ -39,7 +40,7 @@ def run(*command: str, **options: Any) -> str:
     return done.stdout
 
 
-def until(found: Callable[[], Any], what: str, seconds: float = 300.0) -> Any:
+def until(found: Callable[[], Any], what: str, seconds: float = HANGS_SECONDS) -> Any:
     """What `found` gives once it is true."""
     end = time.monotonic() + seconds
     while not (value := found()):

@@ -18,6 +18,7 @@ import yaml
 
 from flows.servers import Urls, client_environment, ensure_servers, stop_all
 from tests.cluster import until
+from tests.limits import HANGS_SECONDS
 from tests.loops import QUICK, play, quick
 from tests.screenshots import Document, ask
 from tests.test_ui_browser import free_port
@@ -114,7 +115,7 @@ def test_lost_machine_and_killed_parent_cost_time_and_nothing_else(
         until(sampling, "image samples in the making")
         end_family(first)
         first = worker(folder, urls, "other.log")
-        parent.wait(500)
+        parent.wait(2 * HANGS_SECONDS)
     finally:
         for process in (parent, first):
             if process.poll() is None:
