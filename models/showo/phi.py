@@ -4,10 +4,10 @@ A block has to give keys and values of every token. What else it computes is for
 it; of the last one few positions are read: the ends of prompts, labelled tokens, masked codes.
 
 Names, initial weights and results are those of transformers' `PhiForCausalLM` with normed queries
-and keys, whose import takes longer and holds more memory than all else that a stage needs.
+and keys, whose import takes as long as that of all else that a stage needs.
 
 Shapes: B rows, T tokens of a forward, R of them that are read, S keys (cached ones first), H heads,
-E head width, D width.
+E head width, C columns of a head that turn with the position, D width.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 INITIAL_STD = 0.02
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine [B,T,C] of the C columns of a head that turn with the position."""
+"""Cosine and sine [B,T,C]."""
 
 
 class Attention(nn.Module):
@@ -118,19 +118,19 @@ class Block(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Angles of positions; in no file of weights."""
 
-    inverse_C: Tensor
+    frequencies: Tensor  # [C/2], radians a position
 
     def __init__(self, config: "ShowoConfig") -> None:
         super().__init__()
         head_width = config.hidden_size // config.num_attention_heads
         columns = int(head_width * config.partial_rotary_factor)
         exponents = torch.arange(0, columns, 2, dtype=torch.float) / columns
-        self.register_buffer("inverse_C", 1.0 / config.rope_theta**exponents, persistent=False)
+        self.register_buffer("frequencies", 1.0 / config.rope_theta**exponents, persistent=False)
 
     @torch.no_grad()
     def forward(self, position_ids_BT: Tensor, dtype: torch.dtype) -> Rotary:
         """In float32 until the end, so that far positions stay apart."""
-        half_BTC = position_ids_BT[..., None].float() * self.inverse_C.float()
+        half_BTC = position_ids_BT[..., None].float() * self.frequencies.float()
         angles_BTC = torch.cat((half_BTC, half_BTC), dim=-1)
         return angles_BTC.cos().to(dtype), angles_BTC.sin().to(dtype)
 
