@@ -24,7 +24,7 @@ Parts = Mapping[str, float]
 """Bytes by what they hold."""
 
 # At once, as in models/showo/network.py and models/showo/model.py.
-HEAD_ROWS = 2048
+HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**13)
 PIXELS = 2**20
 INSTRUCTION_TOKENS = 16  # of a caption's instruction, or a question
 # Assumed of a pool's questions, which no config says.
@@ -222,8 +222,7 @@ def _block(shape: Shape, step: Step, tokens: int) -> float:
 def _backward(shape: Shape, step: Step, tokens: int) -> float:
     """What the backward pass needs beside what it finds: of the head, or of a block."""
     labels = 2 * max(step.caption_tokens, step.masks * shape.image_tokens)
-    logits = min(HEAD_ROWS, step.pairs * labels) * shape.vocabulary
-    head = logits * (3 * FLOAT + (2 * HALF if step.precision == "bfloat16" else 0))
+    head = _logits(shape, step.pairs * labels)
     gradients = step.pairs * tokens * FLOAT * (4 * shape.width + 2 * shape.inner)
     again = _block(shape, step, tokens) if step.recompute else 0
     return max(head, gradients + again)
@@ -308,8 +307,9 @@ def reference(shape: Shape, masks: int, records: int) -> Need:
 
 
 def _logits(shape: Shape, labels: int) -> float:
-    """Of labels over the full vocabulary, and their logarithms."""
-    return 2 * FLOAT * min(HEAD_ROWS, labels) * shape.vocabulary
+    """Of labels over a part of the vocabulary, and what is made of them."""
+    least, most = HEAD_COLUMNS
+    return 2 * FLOAT * min(labels * min(most, shape.vocabulary), max(HEAD_LOGITS, labels * least))
 
 
 # What a config says.

@@ -52,13 +52,6 @@ def train(model: ShowoModel, shape: Shape, precision: str, options: set[str]) ->
     step = PairStep(model, SIZE, "cpu", SIZE.pairs, precision)
     step()
     step()
-    labels = max(
-        len(model.pack_pairs(batch, modality).batch.targets_L)
-        for batch in step._batches
-        for modality in MODALITIES
-    )
-    # Masks hide fewer tokens than all, as a plan assumes; then it has as many labels less.
-    plans.HEAD_ROWS = min(plans.HEAD_ROWS, labels)
     return plans.training(
         shape,
         Step(

@@ -14,13 +14,16 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from showo_tiny import QUESTIONS, pair_batch, random_codes, take, tensors, tiny_model
 from torch import nn
+from torch.nn import functional as F
 
 from core.errors import UserError
 from models.base import MODALITIES, ImageSampling, PairBatch, TextSampling, UnifiedModel
+from models.families import autocast
 from models.packing import pack, sum_logps
+from models.showo import network as networks
 from models.showo.logps import TokenLogps, choice_logps, question_trees
 from models.showo.model import ShowoModel
-from models.showo.network import HEAD_ROWS, Showo, ShowoConfig
+from models.showo.network import Showo, ShowoConfig
 from models.showo.pairs import PairModule
 from models.showo.prompting import ShowoTokenizer
 
@@ -193,16 +196,37 @@ def test_a_mask_does_not_change_when_more_are_averaged() -> None:
     assert 0 < first < (tokens[1].input_ids_BT == mask).sum()
 
 
-def test_many_labels_are_scored_in_chunks_with_the_same_result() -> None:
-    hidden_RD = torch.randn(HEAD_ROWS + 5, 64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("logits", [1, 2**24])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_log_probabilities_are_those_of_the_whole_vocabulary(
+    logits: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By parts, and at once."""
+    monkeypatch.setattr(networks, "HEAD_LOGITS", logits)
+    network = copy.deepcopy(MODEL.network)
+    head, vocabulary = network.showo.lm_head, MODEL.config.vocab_size
+    nn.init.normal_(head.bias)
+    hidden_RD = torch.randn(2 * vocabulary, 64, generator=torch.Generator().manual_seed(0))
     hidden_RD.requires_grad_()
-    targets_R = torch.arange(HEAD_ROWS + 5) % MODEL.config.vocab_size
-    chunked_R = MODEL.network.token_logps(hidden_RD, targets_R)
-    logits_RV = MODEL.network.logits(hidden_RD)
-    plain_R = logits_RV.log_softmax(-1).gather(1, targets_R[:, None])[:, 0]
-    torch.testing.assert_close(chunked_R, plain_R)
-    got, wanted = (torch.autograd.grad(x.sum(), hidden_RD)[0] for x in (chunked_R, plain_R))
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    targets_R = torch.arange(len(hidden_RD)) % vocabulary
+    with autocast("cpu", precision):
+        parts_R = network.token_logps(hidden_RD, targets_R)
+        plain_R = -F.cross_entropy(head(hidden_RD).float(), targets_R, reduction="none")
+    torch.testing.assert_close(parts_R, plain_R)
+    leaves, weights_R = (hidden_RD, head.weight, head.bias), torch.linspace(-1, 1, len(targets_R))
+    found, wanted = (torch.autograd.grad(x_R, leaves, weights_R) for x_R in (parts_R, plain_R))
+    close = {"rtol": 1e-4, "atol": 1e-5} if precision == "float32" else {"rtol": 0.02, "atol": 0.05}
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, **close)
+
+
+def test_log_probabilities_give_no_gradient_to_a_frozen_head() -> None:
+    network = copy.deepcopy(MODEL.network)
+    network.showo.lm_head.requires_grad_(False)
+    hidden_RD = torch.randn(3, 64).requires_grad_()
+    network.token_logps(hidden_RD, torch.tensor([0, 1, 2])).sum().backward()
+    assert hidden_RD.grad is not None
+    assert network.showo.lm_head.weight.grad is None
 
 
 def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:
