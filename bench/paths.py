@@ -5,6 +5,7 @@ The sides of a path take the same inputs. What is compared is stated with each.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -191,29 +192,31 @@ def _answers(scale: Scale, side: Side) -> Call:
 
 
 def _pair_step(scale: Scale, side: Side) -> Call:
-    """Compared before the first step: after it the sides have other optimizers."""
+    """Compared by the first step, after which the sides have other optimizers.
+
+    It is made here, since AdamW has its moments from then on: a process that made no more than one
+    step would never hold them beside activations.
+    """
     model, data = _made(scale, side)
     pairs, settings = data.pairs(1), PublishedBranch()
-    first: list[Floats] = []
     if side == "plain":
         straight = plain.PairStep(model, settings.beta, settings.learning_rate)
+        first = np.array(straight(pairs))
+        step: Callable[[], object] = partial(straight, pairs)
+    else:
+        with torch.inference_mode():
+            logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
+        sums = [(pair.chosen_logps_B, pair.rejected_logps_B) for pair in logps]
+        first = np.array([float(logp_B) for both in sums for logp_B in both])
+        # Of a generator of its own, so these are the same pairs.
+        step = PairStep(model, replace(scale.model, pairs=1), "cpu", 1, "float32")
+        step()
 
-        def run() -> Floats:
-            first.append(np.array(straight(pairs)))
-            return first[0]
+    def run() -> Floats:
+        step()
+        return first
 
-        return run
-    with torch.inference_mode():
-        logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
-    values = [float(v) for pair in logps for v in (pair.chosen_logps_B, pair.rejected_logps_B)]
-    # Of a generator of its own, so these are the same pairs.
-    packed = PairStep(model, replace(scale.model, pairs=1), "cpu", 1, "float32")
-
-    def ours() -> Floats:
-        packed()
-        return np.array(values)
-
-    return ours
+    return run
 
 
 def _caption_scores(scale: Scale, side: Side) -> Call:
