@@ -253,15 +253,18 @@ class _TokenLogps(Function):
             "enabled": torch.is_autocast_enabled(device),
         }
         chosen_R = torch.zeros_like(targets_R, dtype=torch.float32)
-        sums_R = torch.full_like(chosen_R, -math.inf)
+        # Rounding a sum of some nats to float32 would be seen in sums over tokens.
+        sums_R = torch.full_like(chosen_R, -math.inf, dtype=torch.float64)
         for columns in _head_columns(len(targets_R), len(weight_VD)):
             logits_RV = linear(hidden_RD, weight_VD[columns], bias_V[columns]).float()
             inside_R, target_R = _targets_in(columns, targets_R)
             found_R = logits_RV.gather(1, target_R[:, None])[:, 0]
             chosen_R = torch.where(inside_R, found_R, chosen_R)
-            sums_R = torch.logaddexp(sums_R, logits_RV.logsumexp(dim=1))
+            peak_R1 = logits_RV.amax(dim=1, keepdim=True)
+            rest_R = logits_RV.sub_(peak_R1).exp_().sum(dim=1).double().log()
+            sums_R = torch.logaddexp(sums_R, peak_R1[:, 0].double() + rest_R)
         ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R, sums_R)
-        return chosen_R - sums_R
+        return (chosen_R - sums_R).float()
 
     @staticmethod
     def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, ...]:
@@ -278,7 +281,7 @@ class _TokenLogps(Function):
                 part_VD = weight_VD[columns]
                 logits_RV = linear(hidden_RD, part_VD, bias_V[columns]).float()
                 # The derivative by a logit: 1 for that of the target, less its probability.
-                share_RV = logits_RV.sub_(sums_R[:, None]).exp_().mul_(-grad_R[:, None])
+                share_RV = logits_RV.sub_(sums_R.float()[:, None]).exp_().mul_(-grad_R[:, None])
                 inside_R, target_R = _targets_in(columns, targets_R)
                 share_RV.scatter_add_(1, target_R[:, None], (grad_R * inside_R)[:, None])
                 rows_RD, *found = gradients(share_RV, hidden_RD, part_VD, wanted)
