@@ -17,6 +17,7 @@ from models.showo.model import ShowoModel
 from models.showo.network import Showo, ShowoConfig
 from models.showo.phi import RotaryEmbedding
 from models.showo.prompting import SPECIAL_TOKENS, ShowoTokenizer
+from models.weights import without_values
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -117,13 +118,13 @@ def make_model(size: Size, device: str, dtype: torch.dtype, *, long: bool = Fals
     """A model with random weights, of the second resolution if `long`."""
     config = replace(size.network, num_vq_tokens=size.long_image) if long else size.network
     torch.manual_seed(0)
-    with torch.device("meta"):
+    with without_values():
         network = Showo(config)
     network = network.to_empty(device=device).to(dtype)
     network.showo.model.rotary_emb = RotaryEmbedding(config).to(device)
     _draw(network)
     with torch.device(device):
-        vq = MAGVITv2(size.vq).eval()
+        vq = MAGVITv2(size.vq).to(device).eval()
     return ShowoModel(network.eval(), vq, make_tokenizer(config))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, building, check_sizes, read_sizes
-from models.weights import Weights, fill
+from models.weights import Weights, fill, without_values
 
 MAX_LEVELS, MAX_BITS = 16, 24
 
@@ -235,10 +235,13 @@ class LFQuantizer(nn.Module):
 
     def __init__(self, codebook_dim: int) -> None:
         super().__init__()
-        powers = 2 ** torch.arange(codebook_dim - 1, -1, -1)
+        # Never on meta, where this would import torch's compiler.
+        with torch.device("cpu"):
+            powers = 2 ** torch.arange(codebook_dim - 1, -1, -1)
+            codes = torch.arange(2**codebook_dim)
+            embedding = ((codes[:, None] & powers) > 0).float() * 2 - 1
         self.register_buffer("power_vals", powers)
-        codes = torch.arange(2**codebook_dim)
-        self.register_buffer("embedding", ((codes[:, None] & powers) > 0).float() * 2 - 1)
+        self.register_buffer("embedding", embedding)
 
     def forward(self, z_BZhw: Tensor) -> tuple[Tensor, Tensor]:
         """Entries [B, Z, h, w] with a straight-through gradient, and codes [B, h*w]."""
@@ -287,10 +290,9 @@ class MAGVITv2(nn.Module):
     @classmethod
     def from_weights(cls, config: MAGVITv2Config, weights: Weights) -> MAGVITv2:
         """A tokenizer that computes in float32, whatever is on disk."""
-        with building(weights.folder), torch.device("meta"):
+        with building(weights.folder), without_values():
             model = cls(config)
         # The published buffers are derived from the code width, so that a file may leave them out.
-        model.quantize = LFQuantizer(config.codebook_dim)
         fill(model, weights, torch.device("cpu"), torch.float32, derived="quantize.")
         return model.eval()
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from models.base import Modality
 from models.preference import branch_settings
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from core.config import Training
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: matrices decay, embeddings, norms and biases do not."""
     embeddings = {
         id(parameter)
@@ -56,8 +57,8 @@ class BranchOptimizer:
         self._settings = branch_settings(training, modality)
         self._max_norm = training.max_grad_norm
         self._names = {p: name for name, p in module.named_parameters() if p.requires_grad}
-        groups = decay_groups(module, training.weight_decay)
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        self._groups = decay_groups(module, training.weight_decay)
+        self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -72,22 +73,51 @@ class BranchOptimizer:
             local(gradient).mul_(torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
         return norm
 
+    @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], factor: float) -> float:
-        """Move the weights along clipped gradients; the learning rate used."""
+        """Move the weights along clipped gradients; the learning rate used.
+
+        By AdamW as a function: torch's class imports its compiler, which takes seconds.
+        """
         rate = factor * self._settings.learning_rate
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        for parameter, gradient in zip(self._names, gradients, strict=True):
-            parameter.grad = gradient
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        along = {p: g for p, g in zip(self._names, gradients, strict=True) if g is not None}
+        for group in self._groups:
+            moved = [parameter for parameter in group["params"] if parameter in along]
+            if not moved:
+                continue
+            states = [self._moments(parameter) for parameter in moved]
+            adamw(
+                list[Tensor](moved),
+                [along[parameter] for parameter in moved],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                lr=rate,
+                weight_decay=group["weight_decay"],
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+            )
         return rate
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        if parameter not in self._state:
+            self._state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return self._state[parameter]
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by `modality.kind.weight`; what this process holds of them."""
         return {
-            f"{self.modality}.{kind}.{self._names[cast('nn.Parameter', parameter)]}": local(value)
-            for parameter, moments in self._adamw.state.items()
+            f"{self.modality}.{kind}.{self._names[parameter]}": local(value)
+            for parameter, moments in self._state.items()
             for kind, value in moments.items()
         }
 
@@ -95,10 +125,6 @@ class BranchOptimizer:
     def restore(self, state: ShardedState) -> None:
         """Take over what `state` gave."""
         for parameter, name in self._names.items():
-            for kind in ("step", "exp_avg", "exp_avg_sq"):
-                stored = f"{self.modality}.{kind}.{name}"
-                if stored in state:
-                    # AdamW keeps its step counts on the CPU.
-                    value = torch.zeros(()) if kind == "step" else torch.zeros_like(parameter)
-                    state.fill(stored, value)
-                    self._adamw.state[parameter][kind] = value
+            if f"{self.modality}.step.{name}" in state:
+                for kind, value in self._moments(parameter).items():
+                    state.fill(f"{self.modality}.{kind}.{name}", value)

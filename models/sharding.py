@@ -12,9 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 
@@ -30,6 +27,10 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], device: str) -> None:
 
     Gradients become sums over processes, as ours are shares of one mean.
     """
+    # A third of the time to import torch, which those who do not split should not wait.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     mesh = init_device_mesh(torch.device(device).type, (distributed.get_world_size(),))
     for part in (*blocks, module):
         fully_shard(part, mesh=mesh)
@@ -41,12 +42,12 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], device: str) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """The rows of a tensor that this process holds: all, if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows of a tensor. All processes must call it alike."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class ShardedState:
@@ -82,8 +83,9 @@ class ShardedState:
 
 def _first_row(tensor: Tensor) -> int:
     """Where the rows of this process begin."""
-    if not isinstance(tensor, DTensor):
+    if not hasattr(tensor, "device_mesh"):
         return 0
     # As torch.chunk does: all parts but the last are of equal size, and some may be empty.
     size = -(-tensor.shape[0] // tensor.device_mesh.size())
-    return min(size * tensor.device_mesh.get_local_rank(), tensor.shape[0])
+    start: int = size * tensor.device_mesh.get_local_rank()
+    return min(start, len(tensor))

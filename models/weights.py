@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from core.errors import UserError
 from core.files import sha256_of
@@ -56,6 +58,30 @@ class Weights:
     def digests(self) -> dict[str, str]:
         """Hex SHA-256 of each file by name, as hubs show it."""
         return {file.name: sha256_of(file) for file in self.files}
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Parameters made in here are on meta, and nothing is drawn, until `fill` puts weights there.
+
+    Drawing on meta changes nothing and imports torch's compiler, which takes seconds.
+    """
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ and "tensor" in given:
+            return given["tensor"]
+        return func(*args, **given)
 
 
 def fill(

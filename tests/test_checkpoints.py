@@ -47,7 +47,7 @@ from models.showo.masks import clip_attention
 from models.showo.model import ShowoModel
 from models.showo.network import CLIP_WIDTH, Showo
 from models.showo.prompting import SPECIAL_TOKENS, SpecialIds
-from models.weights import Weights, dtype_named
+from models.weights import Weights, dtype_named, without_values
 from tests.published import (
     LAYOUTS,
     PHI,
@@ -106,14 +106,14 @@ def test_full_size_network_has_exactly_the_published_tensors(
     sizes = {"vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192}
     stored = SHOW_O | sizes | {"num_vq_tokens": 1024, "w_clip_vit": w_clip_vit}
     write_json(tmp_path / "config.json", stored)
-    with torch.device("meta"):
+    with without_values():
         vq = MAGVITv2(FULL_SIZE)
     tokenizer = load_tokenizer(PARITY / "tokenizer_tiny")
     config = show_o_config(tmp_path, tmp_path / "none", tokenizer, vq_tokens(vq, pixels))
     assert config.num_vq_tokens == tokens
     assert (config.image_offset, config.mask_token_id) == (50305, 58497)
     assert SpecialIds.from_config(config).mmu == 50301
-    with torch.device("meta"):
+    with without_values():
         network = Showo(config)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
     published = json.loads((PARITY / "showo_full_keys.json").read_text())
@@ -653,7 +653,7 @@ print((peak - before) * 1024 / held)
 def test_loading_takes_the_memory_of_the_weights(tmp_path: Path, layout: str) -> None:
     """A map of the file is left out: its pages are the system's cache and can be dropped."""
     config = replace(MODEL.config, hidden_size=1024, intermediate_size=4096, num_hidden_layers=12)
-    with torch.device("meta"):
+    with without_values():
         shapes = {name: value.shape for name, value in Showo(config).state_dict().items()}
     config.to_json(tmp_path / "config.json")
     tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}

@@ -54,7 +54,6 @@ def test_a_whole_run_leaves_no_secret_behind(
         cwd=ROOT,
         env={**os.environ, **secrets, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
-        timeout=500,
     )  # fmt: skip
     output = done.stdout + done.stderr
     assert done.returncode == 0, output.decode()[-2000:]

@@ -173,7 +173,7 @@ def test_database_that_does_not_answer_is_named_without_its_password(tmp_path: P
     address = "postgresql+psycopg2://user:s3cret@127.0.0.1:9/mlflow"
     started = time.monotonic()
     problem = find_problem(address)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert "no database answers at MLFLOW_TRACKING_URI = postgresql+psycopg2://***@" in problem
     code, said = finish(start(tmp_path / "store", 1, 0, address))
     assert code == 0

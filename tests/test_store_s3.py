@@ -31,7 +31,7 @@ from tests.stage_inputs import make_config
 from tests.test_store import KILLED, publish, put
 
 Requests = Callable[[], list[str]]
-QUICK_REFUSAL = 12.0  # seconds
+QUICK_REFUSAL = 60.0  # seconds
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from core.errors import UserError
 from models.showo.masks import clip_attention
 from models.showo.network import CLIP_WIDTH, Showo
 from models.showo.prompting import SpecialIds
-from models.weights import Weights, dtype_named, fill
+from models.weights import Weights, dtype_named, fill, without_values
 
 # The vision half of a whole CLIP has this before its names; transformers drops it on saving.
 VISION = "vision_model."
@@ -49,7 +49,7 @@ class ClipTower(nn.Module):
                 f"{folder / 'config.json'}: hidden_size = {config.hidden_size} of the vision model "
                 f"does not fit the projector, which takes {CLIP_WIDTH}; give CLIP ViT-L/14-336"
             )
-        with torch.device("meta"):
+        with without_values():
             vision = CLIPVisionModel(config)
         positions = vision.embeddings.num_positions
         position_ids = torch.arange(positions, device=device)[None]

@@ -34,7 +34,6 @@ from models.showo.logps import choice_logps, image_root, instruction
 from models.showo.network import Showo, ShowoConfig
 from models.showo.noise import RecordNoise
 from models.showo.pairs import PackedPairs, PairModule, pack_pairs
-from models.showo.phi import RotaryEmbedding
 from models.showo.prompting import (
     CAPTION_QUESTION,
     ShowoTokenizer,
@@ -42,7 +41,7 @@ from models.showo.prompting import (
     t2i_prompt,
 )
 from models.sizes import building
-from models.weights import Weights, dtype_named, fill
+from models.weights import Weights, dtype_named, fill, without_values
 
 PIXELS = 2**20
 """Of images that pass the image tokenizer at once."""
@@ -233,9 +232,8 @@ def load_network(
     config: ShowoConfig, weights: Weights, device: torch.device, dtype: str | None
 ) -> Showo:
     """Network of these weights, never initialised at random; `dtype` None: as stored."""
-    with building(weights.folder), torch.device("meta"):
+    with building(weights.folder), without_values():
         network = Showo(config)
     fill(network, weights, device, None if dtype is None else dtype_named(dtype))
-    # The rotary tables are not in the file, so they are still on the meta device.
-    network.showo.model.rotary_emb = RotaryEmbedding(config).to(device)
+    network.showo.model.rotary_emb.to(device)  # in no file
     return network.eval()

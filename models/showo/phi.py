@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Angles of positions; in no file of weights."""
+    """Angles of positions; in no file of weights, and made on the CPU wherever the rest is."""
 
     frequencies: Tensor  # [C/2], radians a position
 
@@ -124,8 +124,11 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         head_width = config.hidden_size // config.num_attention_heads
         columns = int(head_width * config.partial_rotary_factor)
-        exponents = torch.arange(0, columns, 2, dtype=torch.float) / columns
-        self.register_buffer("frequencies", 1.0 / config.rope_theta**exponents, persistent=False)
+        # Never on meta, where this would import torch's compiler.
+        with torch.device("cpu"):
+            exponents = torch.arange(0, columns, 2, dtype=torch.float) / columns
+            frequencies = 1.0 / config.rope_theta**exponents
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     @torch.no_grad()
     def forward(self, position_ids_BT: Tensor, dtype: torch.dtype) -> Rotary:

@@ -20,10 +20,10 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 
 from core.errors import UserError
+from tests.limits import HANGS_SECONDS
 
 SHORT = 15
 CASES = int(os.environ.get("FUZZ_CASES", SHORT))
-SECONDS = 20.0  # a case may take, on a machine that is busy
 MAX_GROWTH = 700 << 20  # bytes of memory that one case may add to the process
 EXECUTED = "executed"  # the file that hostile code would make beside the folder
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
@@ -97,7 +97,7 @@ def survives(place: Path, read: Callable[[], object], *errors: type[Exception]) 
     watch = _watch()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     previous = signal.signal(signal.SIGALRM, _hang)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANGS_SECONDS)
     watch.seen, watch.folder = [], str(place)
     try:
         read()
@@ -113,4 +113,4 @@ def survives(place: Path, read: Callable[[], object], *errors: type[Exception]) 
 
 
 def _hang(*_: object) -> None:
-    raise HangError(f"more than {SECONDS} s")
+    raise HangError(f"more than {HANGS_SECONDS} s")
