@@ -61,6 +61,7 @@ class Progress:
         beat()
         self._observers, self._value_observers = _observers.get(), _value_observers.get()
         self._started = self._observed = self._printed = time.monotonic()
+        self._units_told = -1  # by the last line
         self._closed = False
         terminal = sys.stderr.isatty()
         self._bar = tqdm(desc=description, total=total, file=sys.stderr) if terminal else None
@@ -97,7 +98,7 @@ class Progress:
         beat()
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._units_told != self.done:
             self._print_line(time.monotonic())
         self._notify()
 
@@ -117,7 +118,7 @@ class Progress:
             observer(self.description, self.done, self.total)
 
     def _print_line(self, now: float) -> None:
-        self._printed = now
+        self._printed, self._units_told = now, self.done
         seconds = now - self._started
         of = f"/{self.total}" if self._known else ""
         print(

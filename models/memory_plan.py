@@ -248,9 +248,9 @@ def _passing(shape: Shape, precision: str, tokens: int) -> float:
 
 
 def _pixels(shape: Shape, num_images: int) -> float:
-    """Of images on their way through the tokenizer, where it is widest."""
+    """Of images where the tokenizer is widest: a block's input, normed, activated, convolved."""
     at_once = min(num_images, max(1, PIXELS // shape.side**2))
-    return 5 * FLOAT * shape.side**2 * shape.vq_channels * at_once
+    return 4 * FLOAT * shape.side**2 * shape.vq_channels * at_once
 
 
 def _need(shape: Shape, precision: str, name: str, each: float, other: float, records: int) -> Need:

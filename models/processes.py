@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, distributed
 
 from core.errors import UserError
@@ -112,6 +113,8 @@ def make_accelerator(device: str, peers: Peers, precision: str) -> Accelerator:
     if peers.num > 1:
         # Where nothing is said, accelerate sets a number of threads of its own.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    # Or the precision of what this process has trained before would have to be the same.
+    AcceleratorState._reset_state()
     mixed = "bf16" if precision == "bfloat16" else "no"
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
     if accelerator.num_processes != num_started:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from showo_tiny import tiny_model
 from stage_inputs import SETTINGS, make_config, pair_row, picture, publish, publish_model
@@ -290,7 +289,6 @@ def test_pictures_are_read_only_where_tokens_lack(tmp_path: Path) -> None:
 def test_training_runs_from_imported_pairs(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     uri = publish(store, "pairs", [bare_rows(6)]).uri
     assert (
         command(tmp_path, capsys, "export", "--pairs", uri, "--to", str(tmp_path / "out"))[0] == 0
@@ -303,4 +301,3 @@ def test_training_runs_from_imported_pairs(
     trained = store.open(run_stage(TRAIN, config, store, inputs | {"reference": reference}).ref)
     results = trained.manifest["results"]
     assert (results["pairs"], results["steps"]) == (6, 4)
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -74,8 +73,6 @@ def small(profile: Path, tmp_path: Path) -> Config:
 
 
 def test_a_published_model_goes_through_the_loop_and_back(tmp_path: Path) -> None:
-    # Accelerate keeps the precision of what this process has trained before.
-    AcceleratorState._reset_state(reset_partial_state=True)
     config = small(PROFILES[1], tmp_path)
     runner, table = play(config)
     results = {(name, i): result.ref for name, i, result in runner.done}

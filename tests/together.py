@@ -86,7 +86,7 @@ def free_port() -> int:
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.train"])
+    context.set_forkserver_preload(["tasks.train", "torch.distributed.fsdp", "pandas"])
     return context
 
 
