@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import ImageSampling, PairBatch, TextSampling
+from models.linear import Linear
 from models.packing import IGNORE
 from models.showo.decoding import mask_lengths, remask
-from models.showo.linear import Linear
 from models.showo.masks import mask_pair, mmu_attention, t2i_attention
 from models.showo.model import ShowoModel
 from models.showo.network import Showo
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def plain_layers(module: nn.Module) -> None:
     """Have linear layers, and so feed-forward parts, computed by torch alone."""
     for child in module.modules():
-        if type(child) is Linear:
+        if isinstance(child, Linear):
             child.__class__ = nn.Linear  # type: ignore[assignment]
 
 

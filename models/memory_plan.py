@@ -23,7 +23,7 @@ OTHER = "pixels or logits"
 Parts = Mapping[str, float]
 """Bytes by what they hold."""
 
-# At once, as in models/showo/network.py and models/showo/model.py.
+# At once, as in models/head.py and models/showo/model.py.
 HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**13)
 PIXELS = 2**20
 INSTRUCTION_TOKENS = 16  # of a caption's instruction, or a question

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.errors import UserError
+from models import head as heads
 from models.base import MODALITIES, ImageSampling, PairBatch, TextSampling, UnifiedModel
 from models.families import autocast
 from models.packing import pack, sum_logps
-from models.showo import network as networks
 from models.showo.logps import TokenLogps, choice_logps, question_trees
 from models.showo.model import ShowoModel
 from models.showo.network import Showo, ShowoConfig
@@ -202,7 +202,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(
     logits: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By parts, and at once."""
-    monkeypatch.setattr(networks, "HEAD_LOGITS", logits)
+    monkeypatch.setattr(heads, "HEAD_LOGITS", logits)
     network = copy.deepcopy(MODEL.network)
     head, vocabulary = network.showo.lm_head, MODEL.config.vocab_size
     nn.init.normal_(head.bias)

@@ -29,10 +29,10 @@ from data.schemas import arrow_schema
 from data.tables import TableWriter, read_table
 from models.base import Modality, PairBatch
 from models.batches import Batches
+from models.linear import Linear
 from models.optimizer import BranchOptimizer
 from models.pair_data import encode_pairs, mask_seed
 from models.pair_trainer import PairTrainer
-from models.showo.linear import Linear
 from models.showo.model import ShowoModel
 from models.showo.phi import Block, Mlp
 from tasks.reference import REFERENCE, _Reference

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.showo.linear import Linear, linear
+from models.head import Head
+from models.linear import Linear, linear
 
 if TYPE_CHECKING:
     from models.showo.network import KVCache, ShowoConfig
@@ -156,7 +157,7 @@ class Phi(nn.Module):
     def __init__(self, config: "ShowoConfig") -> None:
         super().__init__()
         self.model = Transformer(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         _initialise(self.lm_head)
 
 

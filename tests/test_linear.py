@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.plain import plain_layers
-from models.showo.linear import Linear, block_rows, linear, padded_rows, quick
+from models.linear import Linear, block_rows, linear, padded_rows, quick
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24), (3, 7, 24), (5, 103, 24)])
