@@ -18,6 +18,7 @@ from bench.synthetic import FULL, SMALL, Data, Size, make_model
 from bench.training import PairStep, PublishedBranch
 from models.base import MODALITIES, ImageSampling, TextSampling
 from models.packing import Segment
+from models.sharding import recompute
 from models.showo.decoding import ImageBlocks, generate_images, generate_replies, generate_text
 from models.showo.logps import image_root, instruction
 from models.showo.model import ShowoModel
@@ -191,7 +192,7 @@ def _answers(scale: Scale, side: Side) -> Call:
     return lambda: np.concatenate(model.answer(codes_BN, asked)[0])
 
 
-def _pair_step(scale: Scale, side: Side) -> Call:
+def _pair_step(scale: Scale, side: Side, recomputed: bool = False) -> Call:
     """Compared by the first step, after which the sides have other optimizers.
 
     It is made here, since AdamW has its moments from then on: a process that made no more than one
@@ -206,6 +207,8 @@ def _pair_step(scale: Scale, side: Side) -> Call:
     else:
         with torch.inference_mode():
             logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
+        if recomputed:
+            recompute(model.blocks)
         sums = [(pair.chosen_logps_B, pair.rejected_logps_B) for pair in logps]
         first = np.array([float(logp_B) for both in sums for logp_B in both])
         # Of a generator of its own, so these are the same pairs.
@@ -256,7 +259,14 @@ PATHS = {
     ),
     "replies": HotPath("5 questions about an image, decoded", _replies, 30),
     "answers": HotPath("5 questions about an image, by likelihood", _answers, 30, agree=0.0),
-    "pair-step": HotPath("a Pair-DPO step", _pair_step, 2.5, leaner=2, tolerance=1e-3),
+    "pair-step": HotPath("a Pair-DPO step", _pair_step, 2.5, tolerance=1e-3),
+    "lean-step": HotPath(
+        "a Pair-DPO step, recomputing",
+        partial(_pair_step, recomputed=True),
+        2.5,
+        leaner=2,
+        tolerance=1e-3,
+    ),
     "caption-scores": HotPath(
         "scores of captions by embedding", _caption_scores, 20, tolerance=1e-4
     ),

@@ -9,7 +9,7 @@ from bench.flops import Work, packed_work, training_flops
 from bench.synthetic import Data, Size
 from models.base import MODALITIES, BranchLogps, Modality, PairBatch
 from models.families import autocast
-from models.optimizer import BranchOptimizer
+from models.optimizer import BranchOptimizer, lean_gradients, take_gradients
 from models.preference import ReferenceBranch, pair_loss
 from models.showo.model import ShowoModel
 
@@ -65,6 +65,7 @@ class PairStep:
         self._training = cast("Training", PublishedTraining())
         self._module = model.pair_module
         self._weights = [p for p in self._module.parameters() if p.requires_grad]
+        lean_gradients(self._module, alone=True)
         self._optimizer = BranchOptimizer(self._module, MODALITIES[0], self._training)
         data = Data(model.config)
         counts = [min(at_once, size.pairs - i) for i in range(0, size.pairs, at_once)]
@@ -75,11 +76,9 @@ class PairStep:
 
     def __call__(self) -> None:
         """A whole step."""
-        for modality in MODALITIES:
+        for modality in reversed(MODALITIES):
             self._add_gradient(modality)
-        gradients = [weight.grad for weight in self._weights]
-        for weight in self._weights:
-            weight.grad = None
+        gradients = take_gradients(self._weights)
         self._optimizer.clip(gradients)
         self._optimizer.step(gradients, 1.0)
 

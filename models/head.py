@@ -10,15 +10,21 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.linear import Linear, gradients, linear
+from models.linear import Linear, current_autocast, gradients, linear
 
 # Logits that exist at once while log-probabilities are summed, and columns of the vocabulary: at
 # least, at most. Powers of two, since oneDNN keeps what it compiles for a number of columns.
-HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**13)
+HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**12)
 
 
 class Head(Linear):
-    """The widest layer by far."""
+    """The widest layer by far.
+
+    The backward pass of one that `adds` adds to the gradients that are there by itself, so that no
+    second one exists. It is for those who call `backward`, and no other function.
+    """
+
+    adds = False
 
     def token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
         """Log-probabilities [R] in nats over the full vocabulary, in float32.
@@ -26,7 +32,7 @@ class Head(Linear):
         Logits of a part of the vocabulary exist at once; the backward pass computes them again.
         """
         return _TokenLogps.apply(  # type: ignore[no-any-return, no-untyped-call]
-            hidden_RD, self.weight, self.bias, targets_R
+            hidden_RD, self.weight, self.bias, targets_R, self.adds
         )
 
 
@@ -35,14 +41,14 @@ class _TokenLogps(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_R: Tensor
+        ctx: Any,
+        hidden_RD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        targets_R: Tensor,
+        adds: bool,
     ) -> Tensor:
-        device = hidden_RD.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "dtype": torch.get_autocast_dtype(device),
-            "enabled": torch.is_autocast_enabled(device),
-        }
+        ctx.autocast = current_autocast(hidden_RD.device.type)
         chosen_R = torch.zeros_like(targets_R, dtype=torch.float32)
         # Rounding a sum of some nats to float32 would be seen in sums over tokens.
         sums_R = torch.full_like(chosen_R, -math.inf, dtype=torch.float64)
@@ -55,19 +61,21 @@ class _TokenLogps(Function):
             rest_R = logits_RV.sub_(peak_R1).exp_().sum(dim=1).double().log()
             sums_R = torch.logaddexp(sums_R, peak_R1[:, 0].double() + rest_R)
         ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R, sums_R)
+        ctx.adds = adds
         return (chosen_R - sums_R).float()
 
     @staticmethod
     def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, ...]:
         hidden_RD, weight_VD, bias_V, targets_R, sums_R = ctx.saved_tensors
-        *wanted, _ = ctx.needs_input_grad
+        wanted = ctx.needs_input_grad[:3]
         grad_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
-        # A slice of each is filled by each part of the vocabulary.
+        adds = ctx.adds and weight_VD.grad is not None and bias_V.grad is not None
+        # Each part of the vocabulary fills, or adds to, a slice of each.
         of_head = [
-            torch.empty_like(part) if wants else None
+            (part.grad if adds else torch.empty_like(part)) if wants else None
             for part, wants in zip((weight_VD, bias_V), wanted[1:], strict=True)
         ]
-        with torch.autocast(**ctx.autocast):
+        with ctx.autocast:
             for columns in _head_columns(len(targets_R), len(weight_VD)):
                 part_VD = weight_VD[columns]
                 logits_RV = linear(hidden_RD, part_VD, bias_V[columns]).float()
@@ -80,8 +88,10 @@ class _TokenLogps(Function):
                     grad_RD += rows_RD
                 for whole, part in zip(of_head, found, strict=True):
                     if whole is not None and part is not None:
-                        whole[columns] = part
-        return grad_RD.to(hidden_RD.dtype) if wanted[0] else None, *of_head, None
+                        fill = whole[columns].add_ if adds else whole[columns].copy_
+                        fill(part)
+        new = (None, None) if adds else of_head
+        return grad_RD.to(hidden_RD.dtype) if wanted[0] else None, *new, None, None
 
 
 def _head_columns(rows: int, vocabulary: int) -> list[slice]:

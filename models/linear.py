@@ -53,6 +53,12 @@ def quick(x_RI: Tensor, weight: Tensor) -> bool:
     )
 
 
+def current_autocast(device: str) -> torch.autocast:
+    """A context in which operators on a kind of device are in the precision they are in now."""
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return torch.autocast(device, dtype, enabled)
+
+
 def _wide(x_RI: Tensor, weight: Tensor) -> bool:
     products = x_RI.numel() * len(weight)
     return products >= LEAST_PRODUCTS and min(weight.shape) >= LEAST_WIDTH
@@ -66,23 +72,22 @@ def gradients(grad_RO: Tensor, x_RI: Tensor, weight: Tensor, wanted: Sequence[bo
             grad_RO.T @ x_RI if wanted[1] else None,
             grad_RO.sum(0) if wanted[2] else None,
         )
-    of_rows, of_weight = list[Tensor](), list[Tensor]()
-    operators = torch.ops.aten
+    of_rows = torch.empty_like(x_RI) if wanted[0] else None
+    of_weight: Tensor | None = None
+    operators, start = torch.ops.aten, 0
     for grad_BO, x_BI in zip(_blocks(grad_RO), _blocks(x_RI), strict=True):
         packed_BO = grad_BO.to_mkldnn()
-        if wanted[0]:
+        if of_rows is not None:
             back_BI = operators.mkldnn_linear_backward_input(x_BI.shape, packed_BO, weight)
-            of_rows.append(back_BI.to_dense())
+            rows_BI = of_rows[start : start + len(x_BI)]
+            rows_BI.copy_(back_BI.to_dense()[: len(rows_BI)])
+            start += len(x_BI)
         if wanted[1]:
             part, _ = operators.mkldnn_linear_backward_weights(
                 packed_BO, x_BI.to_mkldnn(), weight, False
             )
-            of_weight = [of_weight[0].add_(part) if of_weight else part]
-    return (
-        _joined(of_rows, len(x_RI)) if wanted[0] else None,
-        of_weight[0] if wanted[1] else None,
-        grad_RO.sum(0) if wanted[2] else None,
-    )
+            of_weight = part if of_weight is None else of_weight.add_(part)
+    return of_rows, of_weight, grad_RO.sum(0) if wanted[2] else None
 
 
 class _Product(Function):

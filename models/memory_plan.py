@@ -24,7 +24,7 @@ Parts = Mapping[str, float]
 """Bytes by what they hold."""
 
 # At once, as in models/head.py and models/showo/model.py.
-HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**13)
+HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**12)
 PIXELS = 2**20
 INSTRUCTION_TOKENS = 16  # of a caption's instruction, or a question
 # Assumed of a pool's questions, which no config says.
@@ -143,6 +143,7 @@ class Step:
     rank: int | None = None
     recompute: bool = False
     shards: int = 1
+    alone: bool = False
     modalities: int = 2
     optimizers: int = 2
     joint: bool = False
@@ -161,13 +162,19 @@ def training(shape: Shape, step: Step) -> Need:
     adamw = FLOAT * trained / step.shards if step.gpu else 2 * FLOAT * min(trained, shape.table)
     backward = max(_backward(shape, step, max(tokens_of)), adamw - activations)
     if step.accumulates and step.rank is None:
-        # The gradient of the largest matrix, before it is added to what is there.
-        backward += FLOAT * shape.table
+        # The gradient of the largest matrix, before it is added to what is there: the head adds its
+        # own part by part, unless it is sharded.
+        backward += FLOAT * (shape.table if step.shards > 1 else shape.width * shape.inner)
+    with_gradient = trained
+    if step.alone and step.rank is None:
+        # Of the embedding, rows of tokens that are there; in the end all rows have moments.
+        rows = min(shape.vocabulary, step.pairs * sum(tokens_of))
+        with_gradient -= shape.table - rows * shape.width
     return Need(
         {
             "weights": _weights(shape, step, trained),
             "image tokenizer": FLOAT * shape.vq_weights,
-            "gradients": FLOAT * trained * step.optimizers / step.shards,
+            "gradients": FLOAT * with_gradient * step.optimizers / step.shards,
             "moments": 2 * FLOAT * trained * step.optimizers / step.shards,
             "activations": activations,
             "backward pass": backward,
@@ -373,6 +380,7 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
         rank=training.lora.rank if training.lora else None,
         recompute=runtime.recompute,
         shards=processes if runtime.shard_weights else 1,
+        alone=processes == 1,
         modalities=active,
         optimizers=1 if shared else active,
         joint=training.objective == "joint",

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from models.base import Modality
+from models.head import Head
 from models.preference import branch_settings
 from models.sharding import ShardedState, local, whole
 
 if TYPE_CHECKING:
     from core.config import Training
+
+Moments = dict[str, Tensor]
+"""Those of a weight, and the count of its steps."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -49,8 +54,33 @@ def rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> 
     return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
+def lean_gradients(module: nn.Module, *, alone: bool) -> None:
+    """Let gradients of embedding and head take less memory, where weights are not sharded.
+
+    The head's are added to those that are there. Of a process that is `alone`, embeddings have
+    sparse ones, of the rows of tokens that were there; those cannot be summed over processes.
+    """
+    for part in module.modules():
+        if isinstance(part, Head):
+            part.adds = True
+        if isinstance(part, nn.Embedding):
+            part.sparse = alone
+
+
+def take_gradients(weights: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """What backward passes have left with the weights, and leave nothing; sparse ones coalesced."""
+    gradients = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return [g.coalesce() if g is not None and g.is_sparse else g for g in gradients]
+
+
 class BranchOptimizer:
-    """AdamW of one modality; `step` takes that modality's gradient alone."""
+    """AdamW of one modality; `step` takes that modality's gradient alone.
+
+    Where embeddings have sparse gradients, rows that never had one have no moments: those of AdamW
+    are zero, and move nothing, as embeddings do not decay.
+    """
 
     def __init__(self, module: nn.Module, modality: Modality, training: Training) -> None:
         self.modality = modality
@@ -58,7 +88,13 @@ class BranchOptimizer:
         self._max_norm = training.max_grad_norm
         self._names = {p: name for name, p in module.named_parameters() if p.requires_grad}
         self._groups = decay_groups(module, training.weight_decay)
-        self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._state: dict[nn.Parameter, Moments] = {}
+        embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
+        self._tables = {
+            weight: _Table(weight)
+            for weight in self._names
+            if any(part.weight is weight and part.sparse for part in embeddings)
+        }
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -67,7 +103,7 @@ class BranchOptimizer:
 
     def clip(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Scale the gradients in place to the largest norm allowed; the norm before."""
-        given = [gradient for gradient in gradients if gradient is not None]
+        given = [_held(gradient) for gradient in gradients if gradient is not None]
         norm = whole(torch.nn.utils.get_total_norm(given))
         for gradient in given:
             local(gradient).mul_(torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
@@ -75,49 +111,30 @@ class BranchOptimizer:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], factor: float) -> float:
-        """Move the weights along clipped gradients; the learning rate used.
-
-        By AdamW as a function: torch's class imports its compiler, which takes seconds.
-        """
+        """Move the weights along clipped gradients; the learning rate used."""
         rate = factor * self._settings.learning_rate
         along = {p: g for p, g in zip(self._names, gradients, strict=True) if g is not None}
         for group in self._groups:
-            moved = [parameter for parameter in group["params"] if parameter in along]
-            if not moved:
-                continue
-            states = [self._moments(parameter) for parameter in moved]
-            adamw(
-                list[Tensor](moved),
-                [along[parameter] for parameter in moved],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                lr=rate,
-                weight_decay=group["weight_decay"],
-                beta1=0.9,
-                beta2=0.999,
-                eps=1e-8,
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-            )
+            moved = [p for p in group["params"] if p in along and p not in self._tables]
+            if moved:
+                states = [self._moments(parameter) for parameter in moved]
+                _adamw(moved, [along[p] for p in moved], states, rate, group["weight_decay"])
+        for parameter, table in self._tables.items():
+            if parameter in along:
+                table.step(along[parameter], rate)
         return rate
 
-    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+    def _moments(self, parameter: nn.Parameter) -> Moments:
         if parameter not in self._state:
-            self._state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            self._state[parameter] = _no_moments(parameter)
         return self._state[parameter]
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by `modality.kind.weight`; what this process holds of them."""
+        tables = {p: table.whole() for p, table in self._tables.items() if table.is_begun}
         return {
             f"{self.modality}.{kind}.{self._names[parameter]}": local(value)
-            for parameter, moments in self._state.items()
+            for parameter, moments in {**self._state, **tables}.items()
             for kind, value in moments.items()
         }
 
@@ -125,6 +142,98 @@ class BranchOptimizer:
     def restore(self, state: ShardedState) -> None:
         """Take over what `state` gave."""
         for parameter, name in self._names.items():
-            if f"{self.modality}.step.{name}" in state:
-                for kind, value in self._moments(parameter).items():
-                    state.fill(f"{self.modality}.{kind}.{name}", value)
+            if f"{self.modality}.step.{name}" not in state:
+                continue
+            table = self._tables.get(parameter)
+            moments = _no_moments(parameter) if table else self._moments(parameter)
+            for kind, value in moments.items():
+                state.fill(f"{self.modality}.{kind}.{name}", value)
+            if table:
+                table.take(moments)
+
+
+class _Table:
+    """The moments of an embedding [V,D]: of the R rows that ever had a gradient."""
+
+    def __init__(self, weight_VD: nn.Parameter) -> None:
+        self._weight_VD = weight_VD
+        self._place_V = torch.full((len(weight_VD),), -1, device=weight_VD.device)
+        self._rows_R = self._place_V[:0]
+        self._moments = _no_moments(weight_VD[:0])
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there has been a step."""
+        return bool(self._moments["step"])
+
+    def step(self, gradient_VD: Tensor, rate: float) -> None:
+        """Move those rows along a coalesced gradient, which some of them may not have any more."""
+        rows_N = gradient_VD.indices()[0]
+        self._add(rows_N[self._place_V[rows_N] < 0])
+        moved_RD = self._weight_VD[self._rows_R]
+        along_RD = torch.zeros_like(moved_RD)
+        along_RD[self._place_V[rows_N]] = gradient_VD.values()
+        _adamw([moved_RD], [along_RD], [self._moments], rate, 0.0)
+        self._weight_VD[self._rows_R] = moved_RD
+
+    def whole(self) -> Moments:
+        """Moments of all rows."""
+        moments = _no_moments(self._weight_VD) | {"step": self._moments["step"]}
+        for kind in MOMENTS:
+            moments[kind][self._rows_R] = self._moments[kind]
+        return moments
+
+    def take(self, moments: Moments) -> None:
+        """Continue from moments of all rows."""
+        used_V = torch.stack([moments[kind].any(dim=1) for kind in MOMENTS]).any(dim=0)
+        self._add(used_V.nonzero()[:, 0])
+        self._moments = {"step": moments["step"]} | {k: moments[k][self._rows_R] for k in MOMENTS}
+
+    def _add(self, rows_N: Tensor) -> None:
+        """Have moments for more rows; in their order, as after a restart."""
+        if not len(rows_N):
+            return
+        old_R = self._rows_R
+        self._rows_R = torch.cat((old_R, rows_N)).sort().values
+        self._place_V[self._rows_R] = torch.arange(len(self._rows_R), device=rows_N.device)
+        for kind in MOMENTS:
+            grown_RD = self._weight_VD.new_zeros(len(self._rows_R), self._weight_VD.shape[1])
+            grown_RD[self._place_V[old_R]] = self._moments[kind]
+            self._moments[kind] = grown_RD
+
+
+def _held(gradient: Tensor) -> Tensor:
+    """What there is of a gradient: of a sparse one, rows."""
+    return gradient.values() if gradient.is_sparse else gradient
+
+
+def _no_moments(weight: Tensor) -> Moments:
+    step = torch.zeros((), device=weight.device)
+    return {"step": step, **{kind: torch.zeros_like(weight) for kind in MOMENTS}}
+
+
+def _adamw(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    moments: Sequence[Moments],
+    rate: float,
+    weight_decay: float,
+) -> None:
+    """By AdamW as a function: torch's class imports its compiler, which takes seconds."""
+    first, second = MOMENTS
+    adamw(
+        list(weights),
+        list(gradients),
+        [of_one[first] for of_one in moments],
+        [of_one[second] for of_one in moments],
+        [],
+        [of_one["step"] for of_one in moments],
+        lr=rate,
+        weight_decay=weight_decay,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+    )

@@ -21,7 +21,7 @@ from core.config import Training
 from core.errors import UserError
 from core.peers import EndOfAllError, Peers
 from models.base import BranchLogps, Modality, UnifiedModel
-from models.optimizer import BranchOptimizer, rate_factor
+from models.optimizer import BranchOptimizer, lean_gradients, rate_factor, take_gradients
 from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
 from models.processes import sum_over_processes
@@ -75,15 +75,18 @@ class PairTrainer:
             model.pair_module, device_placement=False, evaluation_mode=True
         )
         self._weights = [p for p in self._module.parameters() if p.requires_grad]
+        if not sharded:
+            lean_gradients(self._module, alone=peers.num == 1)
         self._rows, self._reference = rows, reference
         self._training, self._seed = training, seed
         self._iteration = int(rows.text["iteration"][0].as_py())
         self._decay = training.iteration_decay ** (self._iteration - 1)
         self._modalities = active_modalities(training)
         # Modalities whose losses meet in one term need their log-probabilities at the same time;
-        # of others, the activations of one are gone before those of the next are there.
+        # of others, the activations of one are gone before those of the next are there. Images
+        # come first, whose rows are longer, so that those of captions find room in what they leave.
         joint = training.objective == "joint"
-        self._terms = [self._modalities] if joint else [[m] for m in self._modalities]
+        self._terms = [self._modalities] if joint else [[m] for m in reversed(self._modalities)]
         # Which optimizer takes the gradient of a modality: its own, or that of the first for all.
         shared = training.optimizers == "shared"
         self._owners = {m: self._modalities[0] if shared else m for m in self._modalities}
@@ -221,7 +224,7 @@ class PairTrainer:
                 reference[modality] = ReferenceBranch(stored_B2[:, 0], stored_B2[:, 1])
             result = pair_loss(logps, reference, self._training)
             loss = metrics["loss"] + result.metrics["loss"]
-            metrics |= {**result.metrics, "loss": loss}
+            metrics = {**result.metrics, **metrics, "loss": loss}
             for modality in modalities:
                 chosen_B, rejected_B = result.gradients[modality]
                 self._backward(
@@ -251,9 +254,7 @@ class PairTrainer:
         for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient
         self._accelerator.backward(carrier)
-        gradients[:] = [weight.grad for weight in self._weights]
-        for weight in self._weights:
-            weight.grad = None
+        gradients[:] = take_gradients(self._weights)
 
     def _check_finite(self, metrics: Mapping[str, float], step: int) -> None:
         for modality in self._modalities:

@@ -5,21 +5,71 @@ of its gradient and moments. A saved state has a file from each process; togethe
 tensor, so any number of processes may continue from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, distributed, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import saved_tensors_hooks
+
+from models.linear import current_autocast
 
 
 def recompute(blocks: Sequence[nn.Module]) -> None:
-    """Keep the inputs of blocks alone for the backward pass, which computes the rest again."""
+    """Keep the inputs of blocks alone for the backward pass, which computes the rest again.
+
+    Blocks may draw nothing at random. Torch's own function for this imports its compiler.
+    """
     for block in blocks:
         # Inside of what calls `forward`: FSDP has gathered the weights when a block runs again.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(_twice, block.forward)
+
+
+def _twice(forward: Callable[..., Tensor], states: Tensor, *others: object) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(states, *others)
+    call = _Call(partial(forward, states, *others), states.device.type)
+    with saved_tensors_hooks(call.pass_over, call.take):
+        return forward(states, *others)
+
+
+class _Call:
+    """A block's call, whose tensors for the backward pass are those of a second run, by number."""
+
+    def __init__(self, run: Callable[[], object], device: str) -> None:
+        self._run, self._autocast = run, current_autocast(device)
+        self._number = 0
+        self._kept = dict[int, Tensor]()
+
+    def pass_over(self, _: Tensor) -> int:
+        """The number of a tensor, which is not kept."""
+        self._number += 1
+        return self._number - 1
+
+    def take(self, number: int) -> Tensor:
+        """The tensor of a number, which has to be asked for once."""
+        if number not in self._kept:
+            self._run_again()
+        return self._kept.pop(number)
+
+    def _run_again(self) -> None:
+        self._kept.clear()
+        hooks = saved_tensors_hooks(self._keep, self.take)
+        with suppress(_AllKeptError), torch.enable_grad(), self._autocast, hooks:
+            self._run()
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept[len(self._kept)] = tensor.detach()
+        if len(self._kept) == self._number:
+            raise _AllKeptError
+        return len(self._kept) - 1
+
+
+class _AllKeptError(Exception):
+    """The rest of a second run would be for nothing."""
 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module], device: str) -> None:

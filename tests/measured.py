@@ -67,6 +67,7 @@ def train(model: ShowoModel, shape: Shape, precision: str, options: set[str]) ->
             precision=precision,
             rank=8 if "lora" in options else None,
             recompute="recompute" in options,
+            alone=True,
             optimizers=1,
             accumulates=True,
         ),

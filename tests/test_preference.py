@@ -1,10 +1,12 @@
 """Pair-DPO: the loss on leaves, optimizers by branch, the order of pairs."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from showo_tiny import pair_batch, tiny_model
 from stage_inputs import BRANCH, make_config
 from torch import nn
@@ -12,9 +14,16 @@ from torch import nn
 from core.config import Training
 from models.base import BranchLogps, Modality
 from models.losses import margins
-from models.optimizer import BranchOptimizer, decay_groups, rate_factor
+from models.optimizer import (
+    BranchOptimizer,
+    decay_groups,
+    lean_gradients,
+    rate_factor,
+    take_gradients,
+)
 from models.pair_data import batches_of_epoch, mask_seed
 from models.preference import ReferenceBranch, active_modalities, pair_loss
+from models.sharding import ShardedState
 
 Logps = dict[Modality, BranchLogps]
 References = dict[Modality, ReferenceBranch]
@@ -171,6 +180,67 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None
     small = torch.tensor([[0.3, 0.4]])
     optimizer.clip([small])
     assert small.tolist() == [pytest.approx([0.3, 0.4])]
+
+
+TOKENS = [[1, 1, 2], [5], [2, 6], [3, 1], [7], [0, 2]]
+
+
+def embedding_and_optimizer(by_rows: bool) -> tuple[nn.Module, BranchOptimizer]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 3))
+    if by_rows:
+        lean_gradients(module, alone=True)
+    return module, BranchOptimizer(module, "image", training(image__learning_rate=0.1))
+
+
+def take_steps(module: nn.Module, optimizer: BranchOptimizer, tokens: list[list[int]]) -> None:
+    """Each with two backward passes, of which the second sees other rows."""
+    for ids in tokens:
+        for part in (ids, [ids[0], 8]):
+            module(torch.tensor(part)).square().sum().backward()
+        gradients = take_gradients(optimizer.parameters)
+        optimizer.clip(gradients)
+        optimizer.step(gradients, 1.0)
+
+
+def test_an_embedding_that_is_trained_by_rows_is_what_it_would_be() -> None:
+    """Rows that have had a gradient go on moving without one; others have no moments at all."""
+    trained = []
+    for by_rows in (True, False):
+        module, optimizer = embedding_and_optimizer(by_rows)
+        take_steps(module, optimizer, TOKENS[:2])
+        if by_rows:
+            (table,) = optimizer._tables.values()
+            assert table._rows_R.tolist() == [1, 2, 5, 8]
+            assert table._moments["exp_avg"].shape == (4, 5)
+        take_steps(module, optimizer, TOKENS[2:])
+        trained.append(module.state_dict() | optimizer.state())
+    assert trained[0].keys() == trained[1].keys()
+    for name, value in trained[0].items():
+        torch.testing.assert_close(value, trained[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_state_fits_an_embedding_trained_by_rows_and_as_a_whole(
+    before: bool, after: bool, tmp_path: Path
+) -> None:
+    module, optimizer = embedding_and_optimizer(before)
+    take_steps(module, optimizer, TOKENS)
+    wanted = module.state_dict() | optimizer.state()
+    module, optimizer = embedding_and_optimizer(before)
+    take_steps(module, optimizer, TOKENS[:3])
+    save_file(optimizer.state(), tmp_path / "state")
+    other, continued = embedding_and_optimizer(after)
+    other.load_state_dict(module.state_dict())
+    continued.restore(ShardedState([tmp_path / "state"]))
+    take_steps(other, continued, TOKENS[3:])
+    found = other.state_dict() | continued.state()
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        if before == after:
+            assert torch.equal(value, wanted[name]), name
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def test_every_epoch_sees_every_pair_once_in_even_batches() -> None:

@@ -229,6 +229,26 @@ def test_log_probabilities_give_no_gradient_to_a_frozen_head() -> None:
     assert network.showo.lm_head.weight.grad is None
 
 
+def test_a_head_adds_to_the_gradients_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part by part, into the tensors of the first backward pass."""
+    monkeypatch.setattr(heads, "HEAD_COLUMNS", (64, 64))
+    batches = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for adds in (True, False):
+        network = copy.deepcopy(MODEL.network)
+        head = network.showo.lm_head
+        head.adds = adds
+        there = set[int]()
+        for hidden_RD in batches:
+            network.token_logps(hidden_RD, torch.tensor([0, 1, 200])).sum().backward()
+            assert head.weight.grad is not None
+            assert head.bias.grad is not None
+            there.add(head.weight.grad.data_ptr())
+        assert len(there) == 1
+        gradients.append((head.weight.grad, head.bias.grad))
+    torch.testing.assert_close(*gradients)
+
+
 def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:
     hidden_RD = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     columns = MODEL.config.image_columns

@@ -12,7 +12,7 @@ from tasks.reference import REFERENCE
 from tasks.train import TRAIN
 from tests.stage_inputs import make_config, pair_row, publish, publish_model
 
-store, config = Store(sys.argv[1]), make_config()
+store, config = Store(sys.argv[1]), make_config(runtime__recompute=True)
 pairs = publish(store, "pairs", [[pair_row(number) for number in range(4)]])
 inputs = {"checkpoint": publish_model(store), "pairs": pairs}
 reference = run_stage(REFERENCE, config, store, inputs).ref

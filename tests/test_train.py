@@ -186,8 +186,8 @@ def test_both_branches_of_a_step_hold_the_same_records(
     spy = Spy(monkeypatch)
     run_stage(TRAIN, config, loop.store, inputs)
     words = {row["prompt"]: row["caption_win"] for row in map(pair_row, range(NUM_PAIRS))}
-    assert [modality for modality, _ in spy.seen] == ["caption", "image"] * 6
-    for (_, caption), (_, image) in zip(spy.seen[::2], spy.seen[1::2], strict=True):
+    assert [modality for modality, _ in spy.seen] == ["image", "caption"] * 6
+    for (_, image), (_, caption) in zip(spy.seen[::2], spy.seen[1::2], strict=True):
         assert caption.prompts == image.prompts
         assert [words[prompt] for prompt in image.prompts] == caption.captions_win
     for epoch in (spy.seen[:6], spy.seen[6:]):

@@ -225,7 +225,7 @@ class Showo(nn.Module):
 
     def token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
         """Log-probabilities [R] in nats over the full vocabulary, in float32."""
-        return self.showo.lm_head.token_logps(hidden_RD, targets_R)  # type: ignore[no-any-return]
+        return self.showo.lm_head.token_logps(hidden_RD, targets_R)
 
 
 def _bias(attend_B1TS: Tensor, dtype: torch.dtype) -> Tensor:
