@@ -84,7 +84,7 @@ def measure(name: str, num_records: int) -> dict[str, float]:
     with TemporaryDirectory(prefix="hermesflow-") as folder:
         store = Store(folder)
         refs = {
-            table: _checkpoint(store)
+            table: checkpoint(store)
             if table == "checkpoint"
             else publish(store, table, num_records)
             for table in inputs
@@ -95,7 +95,7 @@ def measure(name: str, num_records: int) -> dict[str, float]:
     return {"records": num_records, "seconds": seconds, "peak": peak_memory_bytes()}
 
 
-def _checkpoint(store: Store) -> ArtifactRef:
+def checkpoint(store: Store) -> ArtifactRef:
     """The shipped base, whose sizes the plan of memory reads."""
     with store.draft("base", sha256(b"streams").hexdigest()) as draft:
         for file in [path for path in BASE.rglob("*") if path.is_file()]:
