@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import workers
 from bench.compare import Comparison, Measured
 from bench.growth import Growth
 from bench.paths import PATHS, TINY, agreement
@@ -48,6 +49,12 @@ def test_every_stage_streams_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, getattr(module, name))
     for stage in STAGES:
         assert measure(stage, 50)["records"] == 50
+
+
+def test_a_stage_runs_in_so_many_processes() -> None:
+    row = workers.measure(workers.STAGES["sample-captions"], 6, 1)
+    assert row["records"] == 6
+    assert row["cpu_seconds"] > 0
 
 
 def test_ratios_and_exponents() -> None:
