@@ -55,10 +55,15 @@ def as_sizes(kind: type[T], stored: dict[str, Any], path: Path) -> T:
 
 def check_sizes(path: Path, **sizes: tuple[int, int]) -> None:
     """UserError for the first of the named sizes that is not from 1 to its limit."""
-    for name, (size, limit) in sizes.items():
-        if not 1 <= size <= limit:
+    check_numbers(path, **{name: (size, 1, limit) for name, (size, limit) in sizes.items()})
+
+
+def check_numbers(path: Path, **numbers: tuple[float, float, float]) -> None:
+    """UserError for the first of the named numbers that is not from its least to its most."""
+    for name, (number, least, most) in numbers.items():
+        if not least <= number <= most:
             raise UserError(
-                f"{path}: {name} = {size} is out of range; allowed: 1 to {limit}; give the "
+                f"{path}: {name} = {number} is out of range; allowed: {least} to {most}; give the "
                 "config.json of these weights"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -194,6 +195,11 @@ def test_lines_that_are_no_text_are_numbered(tmp_path: Path) -> None:
         ("config.json", {"hidden_size": "wide"}, "hidden_size: Input should be a valid integer"),
         ("config.json", {"num_attention_heads": 7}, "is no multiple of num_attention_heads = 7"),
         ("config.json", {"num_attention_heads": 1000}, "is no multiple of num_attention_heads"),
+        ("config.json", {"partial_rotary_factor": 2.0}, "partial_rotary_factor = 2.0 is out of"),
+        ("config.json", {"partial_rotary_factor": 1e8}, "partial_rotary_factor = 100000000.0 is"),
+        ("config.json", {"rope_theta": 0.0}, "rope_theta = 0.0 is out of range"),
+        ("config.json", {"layer_norm_eps": -1.0}, "layer_norm_eps = -1.0 is out of range"),
+        ("config.json", {"layer_norm_eps": math.inf}, "layer_norm_eps"),
         ("vq/config.json", {"encoder": None}, "encoder"),
         ("vq/config.json", {"codebook_dim": 10**6}, "codebook_dim = 1000000 is out of range"),
     ],

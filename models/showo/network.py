@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from core.errors import UserError
 from models.linear import linear
 from models.showo.phi import Phi
-from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_sizes, read_sizes
+from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_numbers, check_sizes, read_sizes
 
 CLIP_WIDTH = 1024
+MAX_ROPE_THETA = 1e12
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ class ShowoConfig:
             num_vq_tokens=(self.num_vq_tokens, MAX_WIDTH),
             max_text_len=(self.max_text_len, MAX_WIDTH),
             max_position_embeddings=(self.max_position_embeddings, MAX_WIDTH),
+        )
+        # With others states are no numbers, or of a width that fits no head.
+        check_numbers(
+            path,
+            partial_rotary_factor=(self.partial_rotary_factor, 0, 1),
+            rope_theta=(self.rope_theta, 1, MAX_ROPE_THETA),
+            layer_norm_eps=(self.layer_norm_eps, 0, 1),
         )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
