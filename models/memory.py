@@ -106,7 +106,12 @@ def _smaller(shape: Shape, step: Step, available: float) -> Iterator[str]:
         """What else has to change so that `changed` fits."""
         for recompute, pairs in among:
             tried = replace(changed, pairs=pairs, recompute=recompute)
-            tried = replace(tried, accumulates=step.accumulates or pairs < step.pairs)
+            in_parts = pairs < step.pairs
+            tried = replace(
+                tried,
+                accumulates=step.accumulates or in_parts,
+                in_parts=step.in_parts or in_parts,
+            )
             if training(shape, tried).total <= available:
                 settings = [f"runtime.batch_pairs: {pairs}"] if pairs != step.pairs else []
                 return settings + ["runtime.recompute: true"] * (recompute != step.recompute)

@@ -148,6 +148,8 @@ class Step:
     optimizers: int = 2
     joint: bool = False
     accumulates: bool = True
+    in_parts: bool = False
+    """Whether pairs of a batch are computed some at a time."""
     gpu: bool = False
 
 
@@ -155,8 +157,19 @@ def training(shape: Shape, step: Step) -> Need:
     """Weights, gradients and moments of all optimizers, and what one backward pass takes."""
     trained = shape.weights if step.rank is None else shape.adapters(step.rank)
     tokens_of = (_caption_tokens(shape, step), _image_tokens(shape, step))[-step.modalities :]
-    kept = [_kept(shape, step, tokens) for tokens in tokens_of]
-    activations = sum(kept) if step.joint else max(kept)
+    with_gradient = trained
+    if step.alone and step.rank is None:
+        # Of the embedding, rows of tokens that are there; in the end all rows have moments.
+        rows = min(shape.vocabulary, step.pairs * sum(tokens_of))
+        with_gradient -= shape.table - rows * shape.width
+    gradients = FLOAT * with_gradient * step.optimizers / step.shards
+    *captions, images = [_kept(shape, step, tokens) for tokens in tokens_of]
+    if step.joint:
+        activations = sum(captions) + images
+    else:
+        # Images come first, before there is any gradient of their pairs.
+        before = 0.0 if step.in_parts else gradients
+        activations = max(*captions, images - before, 0.0)
     # Logits are gone when the blocks' turn comes, and activations when AdamW's does, which has
     # intermediate results of all weights on a GPU, elsewhere of one.
     adamw = FLOAT * trained / step.shards if step.gpu else 2 * FLOAT * min(trained, shape.table)
@@ -165,16 +178,11 @@ def training(shape: Shape, step: Step) -> Need:
         # The gradient of the largest matrix, before it is added to what is there: the head adds its
         # own part by part, unless it is sharded.
         backward += FLOAT * (shape.table if step.shards > 1 else shape.width * shape.inner)
-    with_gradient = trained
-    if step.alone and step.rank is None:
-        # Of the embedding, rows of tokens that are there; in the end all rows have moments.
-        rows = min(shape.vocabulary, step.pairs * sum(tokens_of))
-        with_gradient -= shape.table - rows * shape.width
     return Need(
         {
             "weights": _weights(shape, step, trained),
             "image tokenizer": FLOAT * shape.vq_weights,
-            "gradients": FLOAT * with_gradient * step.optimizers / step.shards,
+            "gradients": gradients,
             "moments": 2 * FLOAT * trained * step.optimizers / step.shards,
             "activations": activations,
             "backward pass": backward,
@@ -369,6 +377,7 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
     training, runtime = config.training, config.runtime
     branches = training.caption, training.image
     pairs_here = -(-training.batch_size // processes)
+    in_parts = runtime.batch_pairs < pairs_here
     active = sum(branch.weight > 0 or branch.nll_weight > 0 for branch in branches)
     shared = training.optimizers == "shared"
     return Step(
@@ -384,6 +393,7 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
         modalities=active,
         optimizers=1 if shared else active,
         joint=training.objective == "joint",
-        accumulates=runtime.batch_pairs < pairs_here or (shared and active > 1),
+        accumulates=in_parts or (shared and active > 1),
+        in_parts=in_parts,
         gpu=config.runtime.device != "cpu",
     )
