@@ -1,4 +1,4 @@
-"""What a second process brings: `python -m bench.workers STAGE RECORDS [RECORDS]`.
+"""What a second process brings: `python -m bench.workers STAGE RECORDS MORE_RECORDS`.
 
 Runs a stage of the built-in world over some and over more records, in one process and in two of one
 thread each. What the difference of both sizes takes is free of what each start takes.
@@ -50,14 +50,13 @@ def _cpu_seconds() -> float:
 
 def main() -> None:
     """A line for each run, then how much faster two are."""
-    stage, sizes = STAGES[sys.argv[1]], [int(size) for size in sys.argv[2:]]
-    took = dict[tuple[int, int], float]()
-    for records in sizes:
+    name, first, last = sys.argv[1], *map(int, sys.argv[2:4])
+    stage, took = STAGES[name], dict[tuple[int, int], float]()
+    for records in (first, last):
         for processes in PROCESSES:
             row = measure(stage, records, processes)
             took[records, processes] = row["seconds"]
             print(json.dumps(row), flush=True)
-    first, last = sizes[0], sizes[-1]
     one, two = (took[last, processes] - took[first, processes] for processes in PROCESSES)
     print(f"two processes do {one / two:.2f} times as much as one, on {os.cpu_count()} cores")
 

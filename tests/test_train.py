@@ -324,6 +324,22 @@ def test_activations_computed_again_change_nothing(
     assert counts[1] == 2 * counts[0]
 
 
+def test_one_process_trains_rows_of_the_embedding(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, ...]] = []
+    original = BranchOptimizer.clip
+
+    def clip(optimizer: BranchOptimizer, gradients: Any) -> torch.Tensor:
+        seen.append(tuple(g.is_sparse for g in gradients if g is not None))
+        return original(optimizer, gradients)
+
+    monkeypatch.setattr(BranchOptimizer, "clip", clip)
+    loop.train(make_config())
+    assert seen
+    assert all(sum(sparse) == 1 for sparse in seen)
+
+
 def test_training_ends_after_max_steps_with_its_rates_at_zero(loop: Loop) -> None:
     artifact = loop.train(make_config(training__max_steps=4))
     rates = [row["image/learning_rate"] for row in metrics(artifact)]
