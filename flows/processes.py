@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -63,6 +64,15 @@ def launch(
     return started
 
 
+def listens(record: Record, port: int) -> bool:
+    """Whether the recorded process, or what descends from it, holds this port."""
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for process in _family(record)
+        for connection in _connections(process)
+    )
+
+
 def stop(record_path: Path) -> bool:
     """End a recorded process and what it started; whether anything had to be ended."""
     record = read_record(record_path)
@@ -90,6 +100,13 @@ def _bears(process: psutil.Process, mark: str) -> bool:
         return process.environ().get(MARK) == mark
     except (psutil.Error, OSError):  # ended meanwhile, or of another user
         return False
+
+
+def _connections(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("tcp")
+    except (psutil.Error, OSError):  # ended meanwhile
+        return []
 
 
 def _signal(process: psutil.Process, *, force: bool) -> None:

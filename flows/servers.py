@@ -17,7 +17,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import locked, writing_to
-from flows.processes import Record, launch, read_record, stop
+from flows.processes import Record, launch, listens, read_record, stop
 
 STATE = Path(".hermesflow")
 HOST = "127.0.0.1"
@@ -193,12 +193,8 @@ def _server_environment(state: Path, port: int) -> dict[str, str]:
 
 def _free_port(server: _Server) -> int:
     for port in range(server.port, server.port + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
+        if _taken(port):
+            continue
         if port != server.port:
             say(f"port {server.port} is taken by another program: {server.title} takes {port}")
         return port
@@ -207,23 +203,47 @@ def _free_port(server: _Server) -> int:
     )
 
 
-def _await(state: Path, servers: tuple[_Server, ...], records: Mapping[str, Record]) -> None:
-    pending = [server for server in servers if not _healthy(records[server.name].url, server)]
+def _await(state: Path, servers: tuple[_Server, ...], records: dict[str, Record]) -> None:
+    pending = [server for server in servers if not _up(server, records[server.name])]
     if not pending:
         return
     with _waiting(" and ".join(server.title for server in pending)):
         for server in pending:
-            record = records[server.name]
-            log = state / f"{server.name}.log"
-            try:
-                _until(lambda s=server, r=record: _healthy(r.url, s), record, server.title, log)  # type: ignore[misc]
-            except UserError:
-                stop(state / f"{server.name}.json")
+            records[server.name] = _come_up(state, server, records[server.name])
+
+
+def _come_up(state: Path, server: _Server, record: Record) -> Record:
+    """The record of the server once it answers: of another one where it lost its port."""
+    while True:
+        try:
+            _until(lambda: _up(server, record), record, server.title, state / f"{server.name}.log")
+        except UserError:
+            stop(state / f"{server.name}.json")
+            # Servers of another folder that start at this moment may be faster to listen.
+            if not _taken(_port(record)):
                 raise
+            record = _start_if_needed(state, server)
+        else:
+            return record
 
 
-def _healthy(url: str, server: _Server) -> bool:
-    return answers(url + server.health)
+def _up(server: _Server, record: Record) -> bool:
+    """Whether it answers, and not another program at its port."""
+    return answers(record.url + server.health) and listens(record, _port(record))
+
+
+def _port(record: Record) -> int:
+    return int(record.url.rpartition(":")[2])
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+        return False
 
 
 def answers(url: str) -> bool:

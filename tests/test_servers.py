@@ -157,6 +157,49 @@ def test_taken_port_is_named_and_the_next_free_one_used(
     assert f"port {server.port} is taken by another program" in capsys.readouterr().err
 
 
+# Listens once a file says so, and answers every request with its own process id.
+WEB_SERVER = """
+import http.server, os, pathlib, sys, time
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(os.getpid()).encode())
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.05)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+def test_a_port_lost_to_another_server_meanwhile_is_not_taken_for_ours(state: Path) -> None:
+    folder = servers._prepare(state)
+    go = state / "go"
+
+    def command(_: Path, port: int) -> list[str]:
+        return ["-c", WEB_SERVER, str(port), str(go)]
+
+    server = servers._Server("fake", "Fake server", free_port(), "/health", command)
+    records = {"fake": servers._start_if_needed(folder, server)}
+    lost = records["fake"]
+    assert lost.url.endswith(f":{server.port}")
+    now = str(state)  # this file exists already
+    other = [sys.executable, "-c", WEB_SERVER, str(server.port), now]
+    with subprocess.Popen(other) as stranger:
+        try:
+            while not servers.answers(lost.url):
+                pass
+            go.touch()
+            servers._await(folder, (server,), records)
+            assert records["fake"].url != lost.url
+            with urllib.request.urlopen(records["fake"].url, timeout=5) as reply:
+                assert int(reply.read()) == records["fake"].pid
+            assert read_record(folder / "fake.json") == records["fake"]
+            assert stop(folder / "fake.json")
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
 def test_state_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"):

@@ -29,6 +29,7 @@ from data.schemas import arrow_schema
 from data.tables import TableWriter, read_table
 from models.base import Modality, PairBatch
 from models.batches import Batches
+from models.head import Head
 from models.linear import Linear
 from models.optimizer import BranchOptimizer
 from models.pair_data import encode_pairs, mask_seed
@@ -324,20 +325,28 @@ def test_activations_computed_again_change_nothing(
     assert counts[1] == 2 * counts[0]
 
 
-def test_one_process_trains_rows_of_the_embedding(
+def test_one_process_trains_rows_of_the_embedding_and_one_gradient_of_the_head(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, ...]] = []
-    original = BranchOptimizer.clip
+    adds: list[bool] = []
+    original, original_step = BranchOptimizer.clip, PairTrainer.step
 
     def clip(optimizer: BranchOptimizer, gradients: Any) -> torch.Tensor:
         seen.append(tuple(g.is_sparse for g in gradients if g is not None))
         return original(optimizer, gradients)
 
+    def step(trainer: PairTrainer, index: int) -> dict[str, float]:
+        adds.extend(part.adds for part in trainer._module.modules() if isinstance(part, Head))
+        return original_step(trainer, index)
+
     monkeypatch.setattr(BranchOptimizer, "clip", clip)
+    monkeypatch.setattr(PairTrainer, "step", step)
     loop.train(make_config())
     assert seen
     assert all(sum(sparse) == 1 for sparse in seen)
+    assert adds
+    assert all(adds)
 
 
 def test_training_ends_after_max_steps_with_its_rates_at_zero(loop: Loop) -> None:
