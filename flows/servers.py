@@ -10,9 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from core.errors import UserError
@@ -216,7 +217,8 @@ def _come_up(state: Path, server: _Server, record: Record) -> Record:
     """The record of the server once it answers: of another one where it lost its port."""
     while True:
         try:
-            _until(lambda: _up(server, record), record, server.title, state / f"{server.name}.log")
+            ready = partial(_up, server, record)
+            _until(ready, record, server.title, state / f"{server.name}.log")
         except UserError:
             stop(state / f"{server.name}.json")
             # Servers of another folder that start at this moment may be faster to listen.
