@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Annotated, Any
 
 from prefect import State, flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from pydantic import Field
 
 from core.artifact import ArtifactRef
@@ -82,7 +83,10 @@ def self_play(
         end_leftovers(self_play.name)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
         runner = PoolRunner(pool, STAGES) if pool else run_in_flow
-        with open_tracker(resolved, origin) as tracker:
+        # This run's heartbeat, which beats already, stands for stages in this process too. Ending
+        # one takes a second, and making settings for each stage would take a sixth of its run.
+        no_more_heartbeats = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        with no_more_heartbeats, open_tracker(resolved, origin) as tracker:
             return SelfPlay(resolved, tracker, runner, champion, RunPages()).run()
     except UserError as error:
         return refused(error)

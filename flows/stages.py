@@ -13,11 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefect import Flow, State, flow, get_run_logger, tags
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 
 from core.artifact import ArtifactRef
@@ -96,11 +92,8 @@ def run_in_flow(stage: Stage, config: Config, inputs: Inputs, step: Step) -> Sta
     """Run a stage in this process, as a child flow run of the current one."""
     name = run_name(stage, config, step)
     run = stage_flow(stage).with_options(flow_run_name=lambda: name)
-    # The parent's heartbeat stands for both, as they share a process. Ending one takes a second,
-    # which is most of what a repeated run would take.
     await_server()
-    no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with no_heartbeat, tags(*run_tags(stage, config, step)):
+    with tags(*run_tags(stage, config, step)):
         try:
             state: Any = run(**parameters(config, inputs, step), return_state=True)
             done = outcome(state)
