@@ -105,13 +105,8 @@ def _smaller(shape: Shape, step: Step, available: float) -> Iterator[str]:
     def first(changed: Step, among: Sequence[tuple[bool, int]]) -> list[str] | None:
         """What else has to change so that `changed` fits."""
         for recompute, pairs in among:
-            tried = replace(changed, pairs=pairs, recompute=recompute)
-            in_parts = pairs < step.pairs
-            tried = replace(
-                tried,
-                accumulates=step.accumulates or in_parts,
-                in_parts=step.in_parts or in_parts,
-            )
+            batch = max(step.pairs, step.batch)
+            tried = replace(changed, pairs=pairs, recompute=recompute, batch=batch)
             if training(shape, tried).total <= available:
                 settings = [f"runtime.batch_pairs: {pairs}"] if pairs != step.pairs else []
                 return settings + ["runtime.recompute: true"] * (recompute != step.recompute)
@@ -127,7 +122,7 @@ def _smaller(shape: Shape, step: Step, available: float) -> Iterator[str]:
             lora = f"training.lora: {{rank: {LORA_RANK}, alpha: {2 * LORA_RANK}}}"
             yield " and ".join([lora, *found])
     for shards in SHARDS:
-        found = first(replace(step, shards=shards), ways)
+        found = first(replace(step, shards=shards, alone=False), ways)
         if step.gpu and shards > step.shards and found is not None:
             yield " and ".join([f"runtime.shard_weights: true on {shards} GPUs", *found])
             break

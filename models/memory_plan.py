@@ -148,9 +148,14 @@ class Step:
     optimizers: int = 2
     joint: bool = False
     accumulates: bool = True
-    in_parts: bool = False
-    """Whether pairs of a batch are computed some at a time."""
+    batch: int = 0
+    """Pairs whose gradients add up before weights move, where `pairs` of them at once are fewer."""
     gpu: bool = False
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether pairs of a batch are computed some at a time."""
+        return self.pairs < self.batch
 
 
 def training(shape: Shape, step: Step) -> Need:
@@ -160,7 +165,7 @@ def training(shape: Shape, step: Step) -> Need:
     with_gradient = trained
     if step.alone and step.rank is None:
         # Of the embedding, rows of tokens that are there; in the end all rows have moments.
-        rows = min(shape.vocabulary, step.pairs * sum(tokens_of))
+        rows = min(shape.vocabulary, max(step.pairs, step.batch) * sum(tokens_of))
         with_gradient -= shape.table - rows * shape.width
     gradients = FLOAT * with_gradient * step.optimizers / step.shards
     *captions, images = [_kept(shape, step, tokens) for tokens in tokens_of]
@@ -174,7 +179,7 @@ def training(shape: Shape, step: Step) -> Need:
     # intermediate results of all weights on a GPU, elsewhere of one.
     adamw = FLOAT * trained / step.shards if step.gpu else 2 * FLOAT * min(trained, shape.table)
     backward = max(_backward(shape, step, max(tokens_of)), adamw - activations)
-    if step.accumulates and step.rank is None:
+    if (step.accumulates or step.in_parts) and step.rank is None:
         # The gradient of the largest matrix, before it is added to what is there: the head adds its
         # own part by part, unless it is sharded.
         backward += FLOAT * (shape.table if step.shards > 1 else shape.width * shape.inner)
@@ -377,7 +382,6 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
     training, runtime = config.training, config.runtime
     branches = training.caption, training.image
     pairs_here = -(-training.batch_size // processes)
-    in_parts = runtime.batch_pairs < pairs_here
     active = sum(branch.weight > 0 or branch.nll_weight > 0 for branch in branches)
     shared = training.optimizers == "shared"
     return Step(
@@ -393,7 +397,7 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
         modalities=active,
         optimizers=1 if shared else active,
         joint=training.objective == "joint",
-        accumulates=in_parts or (shared and active > 1),
-        in_parts=in_parts,
+        accumulates=shared and active > 1,
+        batch=pairs_here,
         gpu=config.runtime.device != "cpu",
     )

@@ -110,6 +110,15 @@ def test_every_saving_saves(change: dict[str, int]) -> None:
     assert training(FULL, replace(step, **change)).total < training(FULL, step).total
 
 
+def test_gradients_of_a_batch_in_parts_are_those_of_all_its_tokens() -> None:
+    few = replace(FOUR_PAIRS, pairs=1, alone=True)
+    in_parts = replace(few, batch=16)
+    at_once = replace(few, pairs=16)
+    gradients = [training(FULL, step).fixed["gradients"] for step in (few, in_parts, at_once)]
+    assert gradients[0] < gradients[1] == gradients[2]
+    assert training(FULL, in_parts).total < training(FULL, at_once).total
+
+
 def test_recomputation_keeps_a_small_part_of_the_activations() -> None:
     kept = training(FULL, FOUR_PAIRS).fixed["activations"]
     assert training(FULL, replace(FOUR_PAIRS, recompute=True)).fixed["activations"] < kept / 8
