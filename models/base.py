@@ -4,7 +4,7 @@ Shapes: B records or images, N image tokens, M images a prompt, K captions an im
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -52,6 +52,11 @@ class PairBatch:
     codes_lose_BN: Codes
     mask_seeds: Sequence[int]
     num_masks: int = 1
+
+    def take(self, part: slice) -> "PairBatch":
+        """The pairs of a run."""
+        names = (field.name for field in fields(self) if field.name != "num_masks")
+        return replace(self, **{name: getattr(self, name)[part] for name in names})
 
 
 class BranchLogps(NamedTuple):

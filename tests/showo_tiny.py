@@ -69,20 +69,5 @@ def pair_batch(num_masks: int = 1) -> PairBatch:
     )
 
 
-def take(batch: PairBatch, index: int) -> PairBatch:
-    """One pair of a batch as a batch."""
-    one = slice(index, index + 1)
-    return PairBatch(
-        codes_BN=batch.codes_BN[one],
-        captions_win=batch.captions_win[one],
-        captions_lose=batch.captions_lose[one],
-        prompts=batch.prompts[one],
-        codes_win_BN=batch.codes_win_BN[one],
-        codes_lose_BN=batch.codes_lose_BN[one],
-        mask_seeds=batch.mask_seeds[one],
-        num_masks=batch.num_masks,
-    )
-
-
 def tensors(values: object) -> torch.Tensor:
     return torch.as_tensor(np.asarray(values))

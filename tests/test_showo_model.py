@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-from showo_tiny import QUESTIONS, pair_batch, random_codes, take, tensors, tiny_model
+from showo_tiny import QUESTIONS, pair_batch, random_codes, tensors, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -163,7 +163,7 @@ def test_pairs_score_alike_alone_and_in_a_batch(num_masks: int) -> None:
     batch = pair_batch(num_masks)
     together = sums(MODEL, batch)
     for index in range(3):
-        alone = sums(MODEL, take(batch, index))
+        alone = sums(MODEL, batch.take(slice(index, index + 1)))
         for value_B, value_1 in zip(together, alone, strict=True):
             torch.testing.assert_close(value_B[index : index + 1], value_1, rtol=1e-5, atol=1e-4)
 
@@ -177,7 +177,7 @@ def test_gradients_of_a_batch_are_the_sum_over_its_pairs() -> None:
         return torch.autograd.grad(margin_B.sum(), parameters)
 
     together = gradient(batch)
-    parts = [gradient(take(batch, index)) for index in range(3)]
+    parts = [gradient(batch.take(slice(index, index + 1))) for index in range(3)]
     for got, wanted in zip(together, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-4)
 

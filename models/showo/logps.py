@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.lanes import at_once, parts
 from models.packing import IGNORE, PackedBatch, Segment, Tree, pack_trees, sum_logps
 from models.showo.network import Showo, ShowoConfig
 from models.showo.prompting import (
@@ -108,8 +109,12 @@ def choice_logps(
     """
     network = module.network
     trees = question_trees(codes_BN, questions, tokenizer, network.config)
-    batch = pack_trees(trees, tokenizer.special.pad).to(network.device)
-    sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+
+    def some(part: slice) -> Tensor:
+        batch = pack_trees(trees[part], tokenizer.special.pad).to(network.device)
+        return sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+
+    sums_G = torch.cat(at_once(some, parts(len(trees), network.device)))
     num_choices = [len(choices) for asked in questions for _, choices in asked]
     by_question = iter(torch.split(sums_G, num_choices))
     return [[next(by_question) for _ in asked] for asked in questions]
