@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from core.command import run_command
@@ -83,15 +83,26 @@ def _register(config: str, pool: Pool) -> list[str]:
     return names
 
 
-def _lead_to_servers(pool: Pool | None) -> Urls:
-    """Point the environment to servers: in containers if they are up and wanted, or to ours."""
+def _lead_to_servers(pool: Pool | None, meanwhile: Callable[[], object] = lambda: None) -> Urls:
+    """Point the environment to servers: in containers if they are up and wanted, or to ours.
+
+    `meanwhile` is called while ours start.
+    """
     from flows import containers
 
     urls = containers.lead_there() if pool == "docker" else None
     if urls is None:
-        urls = ensure_servers()
+        urls = ensure_servers(meanwhile=meanwhile)
         os.environ.update(client_environment(urls))
     return urls
+
+
+def _import_stages() -> None:
+    """What stages import, which takes about as long as servers take to start; not Prefect yet."""
+    import sentence_transformers  # noqa: F401
+
+    import tasks.benchmark
+    import tasks.train  # noqa: F401
 
 
 def down(compute: Compute) -> None:
@@ -128,7 +139,7 @@ def pipeline(
     given = {"iterations": iterations, "seed": seed}
     overrides = {name: value for name, value in given.items() if value is not None}
     check_config(config, overrides, device=pool is None)
-    urls = urls or _lead_to_servers(pool)
+    urls = urls or _lead_to_servers(pool, (lambda: None) if pool else _import_stages)
     # Prefect reads its settings at import, so the flow comes after the environment.
     os.environ.pop("PREFECT_API_KEY", None)
     # The terminal belongs to the progress bars; the Prefect UI still gets every line.

@@ -53,11 +53,15 @@ class _Server:
 
 
 def ensure_servers(
-    state: Path = STATE, prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT
+    state: Path = STATE,
+    prefect_port: int = PREFECT_PORT,
+    mlflow_port: int = MLFLOW_PORT,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Urls:
     """Reuse our running servers or start them together; the ports are preferences.
 
-    UserError with the tail of the log if one does not come up.
+    `meanwhile` is called while they start. UserError with the tail of the log if one does not come
+    up.
     """
     state = _prepare(state)
     servers = (
@@ -66,7 +70,7 @@ def ensure_servers(
     )
     with locked(state / "servers.lock"):
         records = {server.name: _start_if_needed(state, server) for server in servers}
-        _await(state, servers, records)
+        _await(state, servers, records, meanwhile)
         urls = Urls(records["prefect"].url, records["mlflow"].url)
         write_profile(urls, state)
     return urls
@@ -204,11 +208,17 @@ def _free_port(server: _Server) -> int:
     )
 
 
-def _await(state: Path, servers: tuple[_Server, ...], records: dict[str, Record]) -> None:
+def _await(
+    state: Path,
+    servers: tuple[_Server, ...],
+    records: dict[str, Record],
+    meanwhile: Callable[[], object],
+) -> None:
     pending = [server for server in servers if not _up(server, records[server.name])]
     if not pending:
         return
     with _waiting(" and ".join(server.title for server in pending)):
+        meanwhile()
         for server in pending:
             records[server.name] = _come_up(state, server, records[server.name])
 
