@@ -83,7 +83,7 @@ def _register(config: str, pool: Pool) -> list[str]:
     return names
 
 
-def _lead_to_servers(pool: Pool | None, meanwhile: Callable[[], object] = lambda: None) -> Urls:
+def _lead_to_servers(pool: Pool | None, meanwhile: Callable[[], object] | None = None) -> Urls:
     """Point the environment to servers: in containers if they are up and wanted, or to ours.
 
     `meanwhile` is called while ours start.
@@ -139,7 +139,7 @@ def pipeline(
     given = {"iterations": iterations, "seed": seed}
     overrides = {name: value for name, value in given.items() if value is not None}
     check_config(config, overrides, device=pool is None)
-    urls = urls or _lead_to_servers(pool, (lambda: None) if pool else _import_stages)
+    urls = urls or _lead_to_servers(pool, None if pool else _import_stages)
     # Prefect reads its settings at import, so the flow comes after the environment.
     os.environ.pop("PREFECT_API_KEY", None)
     # The terminal belongs to the progress bars; the Prefect UI still gets every line.

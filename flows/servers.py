@@ -56,7 +56,7 @@ def ensure_servers(
     state: Path = STATE,
     prefect_port: int = PREFECT_PORT,
     mlflow_port: int = MLFLOW_PORT,
-    meanwhile: Callable[[], object] = lambda: None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Urls:
     """Reuse our running servers or start them together; the ports are preferences.
 
@@ -212,13 +212,14 @@ def _await(
     state: Path,
     servers: tuple[_Server, ...],
     records: dict[str, Record],
-    meanwhile: Callable[[], object],
+    meanwhile: Callable[[], object] | None = None,
 ) -> None:
     pending = [server for server in servers if not _up(server, records[server.name])]
     if not pending:
         return
     with _waiting(" and ".join(server.title for server in pending)):
-        meanwhile()
+        if meanwhile:
+            meanwhile()
         for server in pending:
             records[server.name] = _come_up(state, server, records[server.name])
 

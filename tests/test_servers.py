@@ -171,6 +171,30 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
 
 
+def test_something_is_done_while_servers_start(state: Path) -> None:
+    """Only then: this one listens once it is done."""
+    folder, go = servers._prepare(state), state / "go"
+
+    def command(_: Path, port: int) -> list[str]:
+        return ["-c", WEB_SERVER, str(port), str(go)]
+
+    server = servers._Server("fake", "Fake server", free_port(), "/health", command)
+    records = {"fake": servers._start_if_needed(folder, server)}
+    servers._await(folder, (server,), records, go.touch)
+    assert servers.answers(records["fake"].url)
+    servers._await(folder, (server,), records, lambda: pytest.fail("it is up"))
+    assert stop(folder / "fake.json")
+
+
+def test_what_is_imported_before_servers_answer_reads_none_of_their_settings() -> None:
+    code = (
+        "import sys; from flows import local; local._import_stages(); "
+        "assert {'torch', 'sentence_transformers'} <= set(sys.modules); "
+        "sys.exit(any(name in sys.modules for name in ('prefect', 'mlflow')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_port_lost_to_another_server_meanwhile_is_not_taken_for_ours(state: Path) -> None:
     folder = servers._prepare(state)
     go = state / "go"
