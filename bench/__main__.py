@@ -131,19 +131,34 @@ def _document(
 
 
 def _draw(grown: Sequence[Growth], path: Path) -> None:
+    """Seconds against size, dotted what is linear; in red the most memory, where it was measured."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
     columns = 4
     rows = -(-len(grown) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows))
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.7 * rows))
     for axis, growth in zip(axes.flat, grown, strict=False):
         axis.loglog(growth.sizes, growth.seconds, "o-")
         linear = growth.seconds[-1] / growth.sizes[-1]
         axis.loglog(growth.sizes, [linear * size for size in growth.sizes], ":", color="grey")
         axis.set_title(f"{growth.title}\nexponent {growth.exponent:.2f}", fontsize=9)
         axis.set_ylabel("seconds", fontsize=8)
+        axis.set_xticks(growth.sizes)
+        axis.xaxis.set_minor_locator(NullLocator())
+        wide = max(growth.seconds) > 20 * min(growth.seconds)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.tick_params(labelsize=7)
+        if growth.peaks:
+            memory = axis.twinx()
+            memory.plot(growth.sizes, [peak / GB for peak in growth.peaks], "s-", color="C3")
+            memory.set_ylim(0, 1.5 * max(growth.peaks) / GB)
+            memory.set_ylabel("peak GB", fontsize=8, color="C3")
+            memory.tick_params(labelsize=7, colors="C3")
     for axis in axes.flat[len(grown) :]:
         axis.set_visible(False)
     figure.tight_layout()
