@@ -115,12 +115,14 @@ class PairAssembler:
     def _sides(self, branch: PickedBranch, chosen_B: Ints) -> Columns:
         modality, picks = branch.modality, branch.picks
         from_B = picks.loser_from_R[chosen_B]
-        fresh_B = np.full(len(chosen_B), LoserFrom.SAMPLES)
+        picked = {"lose": (picks.loser_row_R[chosen_B], from_B)}
+        columns: Columns = {}
         if branch.truth_wins:
             columns = self._truth(branch, chosen_B)
         else:
-            columns = self._content(branch, "win", picks.winner_row_R[chosen_B], fresh_B)
-        columns |= self._content(branch, "lose", picks.loser_row_R[chosen_B], from_B)
+            fresh_B = np.full(len(chosen_B), LoserFrom.SAMPLES)
+            picked["win"] = picks.winner_row_R[chosen_B], fresh_B
+        columns |= self._content(branch, picked)
         columns[f"{modality}_win_score"] = _floats(picks.winner_score_R[chosen_B])
         columns[f"{modality}_lose_score"] = _floats(picks.loser_score_R[chosen_B])
         names = pa.array([provenance(origin, self._iteration) for origin in LoserFrom])
@@ -136,20 +138,30 @@ class PairAssembler:
             columns["image_win_tokens"] = pa.chunked_array([pa.array([[]] * len(own), tokens)])
         return columns
 
-    def _content(self, branch: PickedBranch, side: str, row_B: Ints, from_B: Ints) -> Columns:
-        """Text, or image and tokens, of these rows of the samples or of the old pairs."""
+    def _content(self, branch: PickedBranch, picked: Mapping[str, tuple[Ints, Ints]]) -> Columns:
+        """Text, or image and tokens, of rows of the samples or of the old pairs, by side.
+
+        Both sides at once, since samples of a record lie together.
+        """
+        row_N, from_N = (np.concatenate(parts) for parts in zip(*picked.values(), strict=True))
         pieces, places = [], []
-        for origin in (LoserFrom(int(value)) for value in np.unique(from_B)):
-            place = np.flatnonzero(from_B == origin)
+        for origin in (LoserFrom(int(value)) for value in np.unique(from_N)):
+            place = np.flatnonzero(from_N == origin)
             if origin is LoserFrom.SAMPLES:
-                piece = branch.samples.take(row_B[place], SAMPLE_COLUMNS[branch.modality])
+                piece = branch.samples.take(row_N[place], SAMPLE_COLUMNS[branch.modality])
             else:
                 assert self._old is not None
                 names = _content_names(branch, OLD_SIDES[origin])
-                piece = self._old.take(row_B[place], names)
-            pieces.append(piece.rename_columns(_content_names(branch, side)))
+                piece = self._old.take(row_N[place], names)
+            pieces.append(piece.rename_columns(SAMPLE_COLUMNS[branch.modality]))
             places.append(place)
-        return _columns(pa.concat_tables(pieces).take(np.argsort(np.concatenate(places))))
+        table = pa.concat_tables(pieces).take(np.argsort(np.concatenate(places)))
+        columns: Columns = {}
+        size = len(row_N) // len(picked)
+        for number, side in enumerate(picked):
+            part = table.slice(number * size, size)
+            columns |= _columns(part.rename_columns(_content_names(branch, side)))
+        return columns
 
 
 def _columns(table: pa.Table) -> Columns:

@@ -54,7 +54,8 @@ class RowReader:
         if self._file is None or self._file[0] != path:
             # Parsing the footer of a large file takes longer than reading a row group.
             self._file = path, pq.ParquetFile(path)
-        table = self._file[1].read_row_group(index, columns=list(columns))
+        # A few columns of a few rows: threads would cost more than they save.
+        table = self._file[1].read_row_group(index, columns=list(columns), use_threads=False)
         return table.select(list(columns)).replace_schema_metadata(None)
 
 
