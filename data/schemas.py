@@ -6,6 +6,7 @@ Files carry Hugging Face `datasets` features in their metadata, so that
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -264,6 +265,7 @@ def table_named(name: str) -> Table:
     return TABLES[name]
 
 
+@cache
 def arrow_schema(name: str) -> pa.Schema:
     """Arrow schema of a table with its version and its `datasets` features as metadata."""
     table = table_named(name)

@@ -5,7 +5,7 @@ record whose captions and images both give a pair, `part-*.parquet` of table `pa
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -39,6 +39,8 @@ from data.schemas import arrow_schema
 from data.tables import TableWriter, iter_batches
 
 KEY_ROWS = 65_536  # rows of narrow columns read at once
+RECORD_ROWS = 4096  # rows with questions read at once
+WRITTEN_BYTES = 32 << 20  # of rows that are checked and written at once
 PART_BATCHES = 16  # batches of rows a part
 FEW = 0.1  # share of the records below which the log warns
 WAYS_OUT = {
@@ -109,7 +111,8 @@ def _read(artifacts: Sequence[Artifact], table: str, columns: Sequence[str]) -> 
 def _records(pool: Sequence[Artifact]) -> tuple[pa.Array, Flags]:
     """The ids of the pool, and which of its records have questions."""
     ids, asked = [], []
-    for batch in iter_batches(_paths(pool), "pool", ["record_id", "questions"]):
+    columns = ["record_id", "questions"]
+    for batch in iter_batches(_paths(pool), "pool", columns, batch_size=RECORD_ROWS):
         ids.append(batch.select(["record_id"]))
         lengths = pc.list_value_length(batch["questions"])
         asked.append(pc.greater(lengths, 0).to_numpy())
@@ -238,8 +241,22 @@ def _write_parts(draft: Draft, batches: Iterator[pa.Table]) -> None:
             # Images were decoded when their tables were written; these are the same bytes.
             TableWriter(path, "pairs", deep=False) as writer,
         ):
-            for table in chain([first], islice(batches, PART_BATCHES - 1)):
+            for table in _gathered(chain([first], islice(batches, PART_BATCHES - 1))):
                 writer.write(table)
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in fewer tables, since a small one takes about as long as a larger one."""
+    waiting: list[pa.Table] = []
+    num_bytes = 0
+    for table in tables:
+        waiting.append(table)
+        num_bytes += table.nbytes
+        if num_bytes >= WRITTEN_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, num_bytes = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _results(branches: Sequence[PickedBranch], tally: Tally) -> dict[str, object]:
