@@ -131,7 +131,7 @@ def _document(
 
 
 def _draw(grown: Sequence[Growth], path: Path) -> None:
-    """Seconds against size, dotted what is linear; in red the most memory, where it was measured."""
+    """Seconds against size, dotted what is linear; in red the most memory, where measured."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
