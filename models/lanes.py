@@ -21,11 +21,18 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 LANES = 2
+LEAST_ROWS = 256
+"""Of a step of text. The interpreter's part of one with fewer takes longer than torch's, and two
+threads cannot do that at once."""
 
 
-def parts(num_records: int, device: torch.device) -> list[slice]:
-    """Runs of records for `at_once`; one alone on a GPU, which has its own ways to be busy."""
-    if device.type != "cpu" or torch.get_num_threads() < LANES or num_records < LANES:
+def parts(num_records: int, device: torch.device, step_rows: int = LEAST_ROWS) -> list[slice]:
+    """Runs of records for `at_once`, whose steps have so many rows together.
+
+    One alone on a GPU, which has its own ways to be busy.
+    """
+    halves = device.type == "cpu" and torch.get_num_threads() >= LANES
+    if not halves or num_records < LANES or step_rows < LEAST_ROWS:
         return [slice(0, num_records)]
     middle = (num_records + 1) // 2
     return [slice(0, middle), slice(middle, num_records)]

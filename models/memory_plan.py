@@ -25,7 +25,7 @@ Parts = Mapping[str, float]
 
 # At once, as in models/head.py and models/showo/model.py.
 HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**12)
-PIXELS = 2**20
+PIXELS = 2**18
 INSTRUCTION_TOKENS = 16  # of a caption's instruction, or a question
 # Assumed of a pool's questions, which no config says.
 QUESTIONS, CHOICES, CHOICE_TOKENS = 8, 4, 4

@@ -13,9 +13,11 @@ import pytest
 import torch
 from showo_tiny import QUESTIONS, pair_batch, random_codes, tiny_model
 
+from models import lanes
 from models.base import ImageSampling, TextSampling
 from models.batches import Batches
-from models.lanes import at_once, parts
+from models.lanes import LEAST_ROWS, at_once, parts
+from models.showo import logps
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red cat", "the dog", "two balls", "a mat", "a blue cat"]
@@ -36,11 +38,14 @@ def test_records_are_halved_where_two_threads_are() -> None:
     assert parts(5, CPU) == [slice(0, 3), slice(3, 5)]
     assert parts(1, CPU) == [slice(0, 1)]
     assert parts(5, torch.device("cuda")) == [slice(0, 5)]
+    assert parts(5, CPU, LEAST_ROWS) == [slice(0, 3), slice(3, 5)]
+    assert parts(5, CPU, LEAST_ROWS - 1) == [slice(0, 5)]
     torch.set_num_threads(1)
     assert parts(5, CPU) == [slice(0, 5)]
 
 
-def test_results_are_those_of_one_thread() -> None:
+def test_results_are_those_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "LEAST_ROWS", 1)
     model, codes_BN = tiny_model(), random_codes(5, 16)
     questions = [QUESTIONS[index % 3] for index in range(5)]
 
@@ -54,9 +59,9 @@ def test_results_are_those_of_one_thread() -> None:
     def figures() -> list[float]:
         answers = model.answer(codes_BN, questions)
         with torch.inference_mode():
-            logps = model.pair_logps(pair_batch(), "image")
+            branches = model.pair_logps(pair_batch(), "image")
         flat = [p for image in answers for choices in image for p in choices.tolist()]
-        return flat + [value for column in logps for value in column.tolist()]
+        return flat + [value for column in branches for value in column.tolist()]
 
     halved, halved_figures = all_of_it(), figures()
     torch.set_num_threads(1)
@@ -67,6 +72,31 @@ def test_results_are_those_of_one_thread() -> None:
 def test_a_half_may_have_no_questions() -> None:
     answers = tiny_model().answer(random_codes(3, 16), QUESTIONS)
     assert [[len(a) for a in image] for image in answers] == [[2, 3], [3], []]
+
+
+def test_questions_in_runs_of_like_lengths_are_answered_as_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, codes_BN = tiny_model(), random_codes(9, 16)
+    questions = [QUESTIONS[index % 3] for index in range(9)]
+    widths: list[int] = []
+    seen = model.network.register_forward_pre_hook(
+        lambda _, given: widths.append(given[0].shape[1])
+    )
+
+    def answers() -> list[float]:
+        widths.clear()
+        answered = model.answer(codes_BN, questions)
+        return [p for image in answered for choices in image for p in choices.tolist()]
+
+    whole = answers()
+    assert len(widths) == lanes.LANES
+    monkeypatch.setattr(logps, "RUN_TOKENS", 64)
+    np.testing.assert_allclose(answers(), whole, rtol=1e-5)
+    # Images without questions are not as wide as those with two.
+    assert len(widths) > lanes.LANES
+    assert min(widths) < max(widths)
+    seen.remove()
 
 
 def test_both_run_at_once_in_the_callers_modes_with_half_of_its_threads() -> None:

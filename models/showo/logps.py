@@ -3,17 +3,27 @@
 Everything that is trained or scored by likelihood passes here: pre-training, choices of a
 question, both branches of preference pairs.
 
-Shapes: B images, N image tokens, L labelled tokens, G branches (labelled segments).
+Shapes: B images and as many trees, N image tokens, L labelled tokens, G branches (labelled
+segments).
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.lanes import at_once, parts
-from models.packing import IGNORE, PackedBatch, Segment, Tree, pack_trees, sum_logps
+from models.packing import (
+    IGNORE,
+    PackedBatch,
+    Segment,
+    Tree,
+    num_tokens,
+    pack_trees,
+    sum_logps,
+)
 from models.showo.network import Showo, ShowoConfig
 from models.showo.prompting import (
     Ids,
@@ -25,6 +35,9 @@ from models.showo.prompting import (
     mmu_prefix,
     vqa_question,
 )
+
+RUN_TOKENS = 2**12
+"""Of questions that run at once in a thread, where that is a CPU."""
 
 
 class TokenLogps(nn.Module):
@@ -109,12 +122,35 @@ def choice_logps(
     """
     network = module.network
     trees = question_trees(codes_BN, questions, tokenizer, network.config)
+    num_choices = [[len(choices) for _, choices in asked] for asked in questions]
+    branches = [sum(counts) for counts in num_choices]
+    lanes = _lanes_of(trees, network.device)
 
-    def some(part: slice) -> Tensor:
-        batch = pack_trees(trees[part], tokenizer.special.pad).to(network.device)
-        return sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+    def some(runs: Sequence[Ids]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for run in runs:
+            batch = pack_trees([trees[i] for i in run], tokenizer.special.pad).to(network.device)
+            sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+            found += sums_G.split([branches[i] for i in run])
+        return found
 
-    sums_G = torch.cat(at_once(some, parts(len(trees), network.device)))
-    num_choices = [len(choices) for asked in questions for _, choices in asked]
-    by_question = iter(torch.split(sums_G, num_choices))
-    return [[next(by_question) for _ in asked] for asked in questions]
+    found = chain(*at_once(some, lanes))
+    of_tree = dict(zip(np.concatenate([run for runs in lanes for run in runs]), found, strict=True))
+    return [list(of_tree[i].split(counts)) for i, counts in enumerate(num_choices)]
+
+
+def _lanes_of(trees: Sequence[Tree], device: torch.device) -> list[list[Ids]]:
+    """Runs of trees for each of `at_once`: all of them on a GPU, else some of like lengths.
+
+    Packed together, these leave little room empty, and what runs at once stays in the caches.
+    """
+    num_lanes = len(parts(len(trees), device))
+    length_B = np.array([num_tokens(tree) for tree in trees])
+    total, num_runs = int(length_B.sum()), 1
+    if device.type == "cpu":
+        num_runs = num_lanes * -(-total // (num_lanes * RUN_TOKENS))
+    order_B = length_B.argsort(kind="stable")
+    middle_B = length_B[order_B].cumsum() - length_B[order_B] / 2
+    run_B = (middle_B * num_runs / total).astype(np.int64)
+    runs = [order_B[run_B == number] for number in np.unique(run_B)]
+    return [runs[lane::num_lanes] for lane in range(num_lanes)]

@@ -45,7 +45,7 @@ from models.showo.prompting import (
 from models.sizes import building
 from models.weights import Weights, dtype_named, fill, without_values
 
-PIXELS = 2**20
+PIXELS = 2**18
 """Of images that pass the image tokenizer at once."""
 Items = TypeVar("Items", Codes, Sequence[Image.Image])
 
@@ -165,7 +165,8 @@ class ShowoModel:
             stop, pad = special.eos, special.pad
             return generate_text(self.network, trees[part], samplings, stop, noise, pad)
 
-        tokens = chain(*at_once(some, parts(len(trees), self.device)))
+        runs = parts(len(trees), self.device, len(trees) * len(samplings))
+        tokens = chain(*at_once(some, runs))
         return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
 
     def answer(
@@ -188,14 +189,18 @@ class ShowoModel:
         ]
         greedy = TextSampling(1.0, 1, self.config.max_text_len)
 
+        def num_replies(part: slice) -> int:
+            return len(turns[part]) * max(map(len, turns[part]))
+
         def some(part: slice) -> list[list[list[int]]]:
-            num_replies = len(turns[part]) * max(map(len, turns[part]))
-            noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
+            noise = RecordNoise([0] * num_replies(part), 1, greedy.max_new_tokens, 1, self.device)
             stop, pad = special.eos, special.pad
             asked = images[part], turns[part]
             return generate_replies(self.network, *asked, greedy, stop, noise, pad)
 
-        tokens = chain(*at_once(some, parts(len(images), self.device)))
+        whole = slice(0, len(images))
+        runs = parts(len(images), self.device, num_replies(whole))
+        tokens = chain(*at_once(some, runs))
         return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
 
     def generate(
