@@ -2,11 +2,13 @@
 
 Several processes share the rows of each batch, and each takes its rows some at a time. Some rows
 give the gradient of their mean times their share of the batch, so the sum is the gradient of the
-batch's mean: pairs meet in nothing but that mean. All processes then take the same step.
+batch's mean: pairs meet in nothing but that mean. All processes then take the same step. A small
+model on a CPU computes the two halves of its rows at once (models/lanes.py).
 
 Shapes: B pairs of a batch.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,7 @@ from core.config import Training
 from core.errors import UserError
 from core.peers import EndOfAllError, Peers
 from models.base import BranchLogps, Modality, UnifiedModel
+from models.lanes import at_once, parts
 from models.optimizer import BranchOptimizer, lean_gradients, rate_factor, take_gradients
 from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
@@ -29,8 +32,12 @@ from models.sharding import ShardedState, local, whole
 from models.weights import listing, not_finite
 
 Gradients = list[Tensor | None]
+Rows = tuple[Ints, float]
+"""Rows of a batch, and their share of it."""
 Figures = tuple[float, Mapping[str, float]]
 """Share of a batch, and metrics of its rows."""
+# Each half has a gradient of its own, and products of wider models keep all cores busy.
+HALVED_WEIGHTS = 2**22
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +47,14 @@ class _Part:
 
     figures: Sequence[Figures]
     has_gradient: Mapping[Modality, list[bool]]
+
+
+class _Lane:
+    """The module of a thread; the weights of all are one, their gradients are not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.weights = [p for p in module.parameters() if p.requires_grad]
 
 
 class PairTrainer:
@@ -71,12 +86,14 @@ class PairTrainer:
         self._pairs_at_once, self._sharded = pairs_at_once, sharded
         # The model lies on its device already. Evaluation mode, since the gradients of the two
         # modalities are summed apart, which DistributedDataParallel cannot do.
-        self._module: nn.Module = accelerator.prepare_model(
-            model.pair_module, device_placement=False, evaluation_mode=True
-        )
-        self._weights = [p for p in self._module.parameters() if p.requires_grad]
+        self._lanes = [
+            _Lane(accelerator.prepare_model(module, device_placement=False, evaluation_mode=True))
+            for module in _modules(model, pairs_at_once, sharded)
+        ]
+        self._module, self._weights = self._lanes[0].module, self._lanes[0].weights
         if not sharded:
-            lean_gradients(self._module, alone=peers.num == 1)
+            for lane in self._lanes:
+                lean_gradients(lane.module, alone=peers.num == 1)
         self._rows, self._reference = rows, reference
         self._training, self._seed = training, seed
         self._iteration = int(rows.text["iteration"][0].as_py())
@@ -106,16 +123,14 @@ class PairTrainer:
         """Do step `step`, counted from 0; its metrics, measured before the weights move."""
         epoch = step // self._steps_per_epoch
         rows_B = self._batches(epoch)[step % self._steps_per_epoch]
-        gradients: dict[Modality, Gradients] = {
-            owner: [None] * len(self._weights) for owner in self._optimizers
-        }
-        parts = self._together(lambda: self._compute(rows_B, epoch, gradients))
-        figures = [figure for part in parts for figure in part.figures]
+        gradients = self._no_gradients()
+        computed = self._together(lambda: self._compute(rows_B, epoch, gradients))
+        figures = [figure for part in computed for figure in part.figures]
         metrics = {"step": float(step + 1), "epoch": float(epoch + 1), **_mean_metrics(figures)}
         self._check_finite(metrics, step)
         for owner, optimizer in self._optimizers.items():
             if self._peers.num > 1 and not self._sharded:
-                self._sum(gradients[owner], [part.has_gradient[owner] for part in parts])
+                self._sum(gradients[owner], [part.has_gradient[owner] for part in computed])
             metrics[f"{self._of[owner]}grad_norm"] = float(optimizer.clip(gradients[owner]))
         self._check_finite(metrics, step)
         factor = self._decay * rate_factor(
@@ -188,37 +203,54 @@ class PairTrainer:
             )
         return self._order
 
+    def _no_gradients(self) -> dict[Modality, Gradients]:
+        return {owner: [None] * len(self._weights) for owner in self._optimizers}
+
     def _compute(self, batch_B: Ints, epoch: int, gradients: dict[Modality, Gradients]) -> _Part:
         """This process's part of a batch; adds its share of the batch's `gradients`."""
-        figures = []
-        for rows_B, share in self._chunks(batch_B):
-            metrics = self._add_gradients(rows_B, share, epoch, gradients)
-            figures.append((share, metrics))
+        of_lanes = [gradients, *(self._no_gradients() for _ in self._lanes[1:])]
+
+        def compute(number: int, rows: Rows) -> Figures:
+            return self._add_gradients(rows, epoch, self._lanes[number], of_lanes[number])
+
+        figures = [
+            figure
+            for chunk in self._chunks(batch_B)
+            for figure in at_once(lambda given: compute(*given), list(enumerate(chunk)))
+        ]
+        for other in of_lanes[1:]:
+            for owner, given in gradients.items():
+                given[:] = map(_added, given, other[owner])
         has_gradient = {m: [g is not None for g in given] for m, given in gradients.items()}
         return _Part(figures, has_gradient)
 
-    def _chunks(self, batch_B: Ints) -> list[tuple[Ints, float]]:
-        """Rows that are computed at once here, and their share of the batch."""
+    def _chunks(self, batch_B: Ints) -> list[list[Rows]]:
+        """Rows that are computed at once here, those of each lane."""
+
+        def share(rows_B: Ints) -> float:
+            return len(rows_B) / len(batch_B)
+
         most = -(-len(batch_B) // self._peers.num)
         mine = np.array_split(batch_B, self._peers.num)[self._peers.rank]
         chunks = np.array_split(mine, -(-most // self._pairs_at_once))
-        shares = [(rows_B, len(rows_B) / len(batch_B)) for rows_B in chunks]
         if self._sharded:
             # All must gather weights equally often, so those without rows compute some for nothing.
-            return [(rows_B if share else batch_B[:1], share) for rows_B, share in shares]
-        return [(rows_B, share) for rows_B, share in shares if share]
+            return [[(rows_B if len(rows_B) else batch_B[:1], share(rows_B))] for rows_B in chunks]
+        halves = [np.array_split(rows_B, len(self._lanes)) for rows_B in chunks if len(rows_B)]
+        return [[(rows_B, share(rows_B)) for rows_B in chunk if len(rows_B)] for chunk in halves]
 
     def _add_gradients(
-        self, rows_B: Ints, share: float, epoch: int, gradients: dict[Modality, Gradients]
-    ) -> dict[str, float]:
-        """Add `share` times the gradient of the mean over some rows; their metrics."""
+        self, rows: Rows, epoch: int, lane: _Lane, gradients: dict[Modality, Gradients]
+    ) -> Figures:
+        """Add the share of some rows times the gradient of their mean."""
+        rows_B, share = rows
         batch = self._rows.batch(rows_B, epoch, (self._seed, self._training.masks_per_pair))
         metrics: dict[str, float] = {"loss": 0.0}
         for modalities in self._terms:
             logps: dict[Modality, BranchLogps] = {}
             reference: dict[Modality, ReferenceBranch] = {}
             for modality in modalities:
-                logps[modality] = self._module(self._model.pack_pairs(batch, modality))
+                logps[modality] = lane.module(self._model.pack_pairs(batch, modality))
                 stored_B2 = torch.from_numpy(self._reference.take(modality, epoch, rows_B))
                 stored_B2 = stored_B2.to(logps[modality].chosen_logps_B)
                 reference[modality] = ReferenceBranch(stored_B2[:, 0], stored_B2[:, 1])
@@ -229,11 +261,11 @@ class PairTrainer:
                 chosen_B, rejected_B = result.gradients[modality]
                 self._backward(
                     logps[modality],
-                    share * chosen_B,
-                    share * rejected_B,
+                    (share * chosen_B, share * rejected_B),
+                    lane.weights,
                     gradients[self._owners[modality]],
                 )
-        return metrics
+        return share, metrics
 
     def _sum(self, gradients: Gradients, has_gradient: Sequence[Sequence[bool]]) -> None:
         """Replace gradients by their sums over processes.
@@ -246,15 +278,20 @@ class PairTrainer:
         sum_over_processes([gradient for gradient in gradients if gradient is not None])
 
     def _backward(
-        self, logps: BranchLogps, chosen_B: Tensor, rejected_B: Tensor, gradients: Gradients
+        self,
+        logps: BranchLogps,
+        by_logps: tuple[Tensor, Tensor],
+        weights: Sequence[nn.Parameter],
+        gradients: Gradients,
     ) -> None:
         """Add to the weights' gradients that of one modality's log-probabilities."""
+        chosen_B, rejected_B = by_logps
         # Its derivative by the weights is the chain rule's sum, and it is a scalar for accelerate.
         carrier = (logps.chosen_logps_B * chosen_B + logps.rejected_logps_B * rejected_B).sum()
-        for weight, gradient in zip(self._weights, gradients, strict=True):
+        for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         self._accelerator.backward(carrier)
-        gradients[:] = take_gradients(self._weights)
+        gradients[:] = take_gradients(weights)
 
     def _check_finite(self, metrics: Mapping[str, float], step: int) -> None:
         for modality in self._modalities:
@@ -268,6 +305,26 @@ class PairTrainer:
                         f"{settings.learning_rate} or training.{modality}.beta = {settings.beta}, "
                         f"or raise training.warmup_steps = {self._training.warmup_steps}"
                     )
+
+
+def _modules(model: UnifiedModel, pairs_at_once: int, sharded: bool) -> list[nn.Module]:
+    """That of the model; of a small one on a CPU also a second that has the same weights."""
+    module = model.pair_module
+    size = sum(weight.numel() for weight in module.parameters())
+    device = next(module.parameters()).device
+    halved = len(parts(pairs_at_once, device)) > 1 and size <= HALVED_WEIGHTS
+    if sharded or not halved:
+        return [module]
+    other = copy.deepcopy(module)
+    for weight, shared in zip(other.parameters(), module.parameters(), strict=True):
+        weight.data = shared.data
+    return [module, other]
+
+
+def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return (first + second).coalesce() if first.is_sparse else first.add_(second)
 
 
 def _mean_metrics(figures: Sequence[Figures]) -> dict[str, float]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ class Loop:
 
     def train(self, config: Config) -> Artifact:
         return self.store.open(run_stage(TRAIN, config, self.store, self.inputs(config)).ref)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -297,6 +305,41 @@ def test_pairs_computed_some_at_a_time_train_as_the_whole_batch(loop: Loop, at_o
     parts = loop.train(config)
     for row, same in zip(metrics(parts), metrics(whole), strict=True):
         assert row == pytest.approx(same, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__objective": "joint", "runtime__batch_pairs": 3},
+        {"training__optimizers": "shared", "runtime__recompute": True},
+        {"training__lora": {"rank": 2, "alpha": 4.0}},
+    ],
+)
+def test_halves_in_two_threads_train_as_the_whole_batch(
+    loop: Loop, changes: Mapping[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop.train(make_config(**changes))
+    threads: set[str] = set()
+    original = Block.forward
+
+    def forward(layer: Block, *arguments: Any, **named: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            threads.add(threading.current_thread().name)
+        result: torch.Tensor = original(layer, *arguments, **named)
+        return result
+
+    monkeypatch.setattr(Block, "forward", forward)
+    two = make_config(**changes, runtime__threads=2)
+    halved = Loop(f"{loop.store.uri}-halved").train(two)
+    assert len(threads) > 1
+    for row, same in zip(metrics(halved), metrics(whole), strict=True):
+        assert row == pytest.approx(same, rel=2e-4, abs=1e-5)
+    killed = Loop(f"{loop.store.uri}-killed")
+    with monkeypatch.context() as patch:
+        kill_at(5, patch)
+        with pytest.raises(KilledError):
+            killed.train(two)
+    assert killed.train(two).ref.digest == halved.ref.digest
 
 
 @pytest.mark.parametrize("objective", ["sum", "joint"])
