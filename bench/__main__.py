@@ -76,10 +76,11 @@ def _markdown(
     for one in compared:
         path = PATHS[one.name]
         aims = f"{path.faster:g} x", f"{path.leaner:g} x" if path.leaner else ""
+        equal = f"{one.agree:.1%}" if path.agree else "not compared"
         lines.append(
             f"| {path.title} | {_spread(one.plain.seconds)} | {_spread(one.ours.seconds)} "
             f"| **{one.faster:.1f} x** | {aims[0]} | {one.plain.peak / GB:.2f} "
-            f"| {one.ours.peak / GB:.2f} | {one.leaner:.1f} x | {aims[1]} | {one.agree:.1%} |"
+            f"| {one.ours.peak / GB:.2f} | {one.leaner:.1f} x | {aims[1]} | {equal} |"
         )
     if grown:
         lines += [
