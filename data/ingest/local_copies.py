@@ -51,7 +51,7 @@ COMPRESSED = (
     *(b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd"),  # LZ4, Zstandard
 )
 _TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
-_BRACKET = re.compile(r"[\[\]{}]")
+_MARK = re.compile(r"[\[\]{}]|[^\[\]{}\s]+")  # a bracket, or what stands between some
 
 
 @dataclass(frozen=True)
@@ -232,19 +232,27 @@ def _data_file(folder: Path, given: str, builder: DatasetBuilder) -> Path:
             # The library would unpack it in memory, however large it becomes.
             raise UserError(f"{path} is compressed; unpack it first")
     if isinstance(builder, ImageFolder) and path.suffix == ".jsonl":
-        _check_depth(path)
+        _check_rows(path)
     return path
 
 
-def _check_depth(path: Path) -> None:
-    """UserError for JSON Lines that nest so deeply that Arrow's reader dies of it."""
+def _check_rows(path: Path) -> None:
+    """UserError for JSON Lines that Arrow's reader dies of: null for a row, or deep nesting."""
+    depth = 0
     for number, line in enumerate(iter_lines(path), 1):
-        depth = 0
-        for bracket in _BRACKET.findall(_TEXT.sub("", line)):
-            depth += 1 if bracket in "[{" else -1
+        for mark in _MARK.findall(_TEXT.sub('"', line)):
+            if mark in "[{":
+                depth += 1
+            elif mark in "]}":
+                depth -= 1
+            elif depth <= 0:
+                raise UserError(
+                    f"{path}: row {number} has {mark[:40]!r} outside of an object; give one object "
+                    "a line"
+                )
             if depth > MAX_DEPTH:
                 raise UserError(
-                    f"{path}: object {number} has more than {MAX_DEPTH} lists and objects in each "
+                    f"{path}: row {number} has more than {MAX_DEPTH} lists and objects in each "
                     "other; make it flatter"
                 )
 

@@ -143,7 +143,7 @@ def test_states_of_saved_data_sets(state: Any, splits: Any, nested: bool) -> Non
         survives(place, lambda: read(source))
 
 
-@cases(0.1)
+@cases(0.3)
 @given(
     card=st.one_of(changed(CARD).map(dumped), damaged(dumped(CARD))),
     rows=json_files(RECORD, [RECORD]),
@@ -355,4 +355,21 @@ def test_lists_in_lists_do_not_kill_the_process(name: str) -> None:
         (source / name).write_bytes(row)
         survives(place, lambda: read(source))
         with pytest.raises(UserError, match=r"no list of JSON objects|make it flatter"):
+            read(source)
+
+
+@pytest.mark.parametrize(
+    "rows", [b"null", b" null\n", b"null,\n%s", b"%s\nnull\n", b"%s null", b"}null"]
+)
+def test_rows_that_are_null_do_not_kill_the_process(rows: bytes) -> None:
+    row = b'{"file_name": "a.png", "caption": "a null cat"}'
+    with folder() as place:
+        source = place / "source"
+        source.mkdir()
+        (source / "a.png").write_bytes(PICTURE)
+        (source / "metadata.jsonl").write_bytes(row)
+        assert read(source) == 1
+        (source / "metadata.jsonl").write_bytes(rows.replace(b"%s", row))
+        survives(place, lambda: read(source))
+        with pytest.raises(UserError, match="outside of an object"):
             read(source)
