@@ -68,15 +68,21 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""
+        # Whoever reads it there comes after it, so only the way to main memory has to wait.
+        on_gpu = torch.device(device).type != "cpu"
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=on_gpu)
+
         return replace(
             self,
-            input_ids_BT=self.input_ids_BT.to(device),
-            attend_B1TT=self.attend_B1TT.to(device),
-            position_ids_BT=self.position_ids_BT.to(device),
-            read_BR=self.read_BR.to(device),
-            source_L=self.source_L.to(device),
-            targets_L=self.targets_L.to(device),
-            branch_L=self.branch_L.to(device),
+            input_ids_BT=moved(self.input_ids_BT),
+            attend_B1TT=moved(self.attend_B1TT),
+            position_ids_BT=moved(self.position_ids_BT),
+            read_BR=moved(self.read_BR),
+            source_L=moved(self.source_L),
+            targets_L=moved(self.targets_L),
+            branch_L=moved(self.branch_L),
         )
 
 

@@ -36,6 +36,8 @@ Rows = tuple[Ints, float]
 """Rows of a batch, and their share of it."""
 Figures = tuple[float, Mapping[str, float]]
 """Share of a batch, and metrics of its rows."""
+Unread = tuple[float, Mapping[str, Tensor]]
+"""The same on the device."""
 # Each half has a gradient of its own, and products of wider models keep all cores busy.
 HALVED_WEIGHTS = 2**22
 logger = logging.getLogger(__name__)
@@ -210,10 +212,10 @@ class PairTrainer:
         """This process's part of a batch; adds its share of the batch's `gradients`."""
         of_lanes = [gradients, *(self._no_gradients() for _ in self._lanes[1:])]
 
-        def compute(number: int, rows: Rows) -> Figures:
+        def compute(number: int, rows: Rows) -> Unread:
             return self._add_gradients(rows, epoch, self._lanes[number], of_lanes[number])
 
-        figures = [
+        unread = [
             figure
             for chunk in self._chunks(batch_B)
             for figure in at_once(lambda given: compute(*given), list(enumerate(chunk)))
@@ -222,7 +224,7 @@ class PairTrainer:
             for owner, given in gradients.items():
                 given[:] = map(_added, given, other[owner])
         has_gradient = {m: [g is not None for g in given] for m, given in gradients.items()}
-        return _Part(figures, has_gradient)
+        return _Part(_read(unread), has_gradient)
 
     def _chunks(self, batch_B: Ints) -> list[list[Rows]]:
         """Rows that are computed at once here, those of each lane."""
@@ -241,21 +243,21 @@ class PairTrainer:
 
     def _add_gradients(
         self, rows: Rows, epoch: int, lane: _Lane, gradients: dict[Modality, Gradients]
-    ) -> Figures:
+    ) -> Unread:
         """Add the share of some rows times the gradient of their mean."""
         rows_B, share = rows
         batch = self._rows.batch(rows_B, epoch, (self._seed, self._training.masks_per_pair))
-        metrics: dict[str, float] = {"loss": 0.0}
+        metrics: dict[str, Tensor] = {}
         for modalities in self._terms:
             logps: dict[Modality, BranchLogps] = {}
             reference: dict[Modality, ReferenceBranch] = {}
             for modality in modalities:
                 logps[modality] = lane.module(self._model.pack_pairs(batch, modality))
                 stored_B2 = torch.from_numpy(self._reference.take(modality, epoch, rows_B))
-                stored_B2 = stored_B2.to(logps[modality].chosen_logps_B)
+                stored_B2 = stored_B2.to(logps[modality].chosen_logps_B, non_blocking=True)
                 reference[modality] = ReferenceBranch(stored_B2[:, 0], stored_B2[:, 1])
             result = pair_loss(logps, reference, self._training)
-            loss = metrics["loss"] + result.metrics["loss"]
+            loss = result.metrics["loss"] + metrics.get("loss", 0.0)
             metrics = {**result.metrics, **metrics, "loss": loss}
             for modality in modalities:
                 chosen_B, rejected_B = result.gradients[modality]
@@ -325,6 +327,14 @@ def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return (first + second).coalesce() if first.is_sparse else first.add_(second)
+
+
+def _read(figures: Sequence[Unread]) -> list[Figures]:
+    """Numbers in one go, since each reading waits for a GPU."""
+    return [
+        (share, dict(zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True)))
+        for share, metrics in figures
+    ]
 
 
 def _mean_metrics(figures: Sequence[Figures]) -> dict[str, float]:

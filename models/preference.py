@@ -41,11 +41,14 @@ class ReferenceBranch:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """Mean loss, its gradient by modality for chosen and rejected log-probabilities, metrics."""
+    """Mean loss, its gradient by modality for chosen and rejected log-probabilities, metrics.
+
+    Metrics are numbers in float64 on the device: to read one is to wait for a GPU.
+    """
 
     loss: Tensor
     gradients: Mapping[Modality, tuple[Tensor, Tensor]]
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ def pair_loss(
     flat = [leaf for b in leaves.values() for leaf in (b.chosen_logps_B, b.rejected_logps_B)]
     gradients = iter(torch.autograd.grad(loss, flat, materialize_grads=True))
     loss = loss.detach()
-    metrics = {"loss": float(loss)}
+    metrics = {"loss": loss.double()}
     for modality, branch in logps.items():
         settings = branch_settings(training, modality)
         for name, value in _branch_metrics(branch, reference[modality], settings).items():
-            metrics[f"{modality}/{name}"] = float(value)
+            metrics[f"{modality}/{name}"] = value.double()
     return PairLoss(
         loss=loss,
         gradients={modality: (next(gradients), next(gradients)) for modality in logps},

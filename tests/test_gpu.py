@@ -1,17 +1,38 @@
-"""What only a GPU can show: `pytest -m gpu`. Skipped where there is none."""
+"""What needs a GPU: `pytest -m gpu`. Skipped where there is none.
 
+test_pretended_gpu.py runs all of it on a device that is none.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 
+from bench.gpu import main
+from bench.graphs import GraphedNetwork
+from bench.measure import PARTS
+from bench.synthetic import SMALL, Data, make_model
+from bench.training import PairStep
 from core.store import Store
+from models.base import ImageSampling, TextSampling
+from models.showo.decoding import generate_images
+from models.showo.model import ShowoModel
+from models.showo.network import Showo
+from models.showo.noise import RecordNoise
+from models.showo.prompting import t2i_prompt
 from tests.loops import play, quick
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
+# What a device or a compiler may refuse is not among them.
+SURE = [part for part in PARTS if not part.endswith(("-compiled", "-attention"))]
 
 
 def evaluations(store: Path, **changes: object) -> list[dict[str, float]]:
@@ -31,3 +52,90 @@ def test_the_loop_scores_as_on_a_cpu(tmp_path: Path, precision: str) -> None:
     for cpu, gpu, noise in zip(on_cpu, on_gpu, (0.03, 0.15), strict=True):
         for name in ("understanding", "generation"):
             assert gpu[name] == pytest.approx(cpu[name], abs=noise), name
+
+
+def test_the_bench_measures_all_that_every_gpu_can(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    main(["--size", "small", "--device", "cuda", "--json", str(file), "--parts", *SURE])
+    rows = json.loads(file.read_text())["rows"]
+    assert not {row["variant"]: row["error"] for row in rows if row["error"]}
+
+
+def draw(network: Showo, model: ShowoModel, steps: int) -> torch.Tensor:
+    config, special = model.config, model.tokenizer.special
+    prompts = [
+        t2i_prompt(model.tokenizer.encode(text), special, config.max_text_len)
+        for text in Data(config).texts(2, 5)
+    ]
+    noise = RecordNoise([1, 2], 3, 2 * steps, config.num_vq_tokens, model.device)
+    sampling = ImageSampling(steps, 5.0)
+    return generate_images(network, prompts, 3, sampling, noise, special)
+
+
+def test_a_replayed_graph_draws_the_same_images() -> None:
+    model = make_model(SMALL, "cuda", torch.float32)
+    plain = draw(model.network, model, 6).tolist()
+    graphed = draw(cast("Showo", GraphedNetwork(model.network)), model, 6).tolist()
+    # Libraries may multiply in another order while a graph is captured.
+    assert np.mean(np.array(plain) == np.array(graphed)) > 0.95
+
+
+def waits(work: Callable[[], object]) -> int:
+    """How often the CPU waits for the device."""
+    work()  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+def test_no_step_of_an_image_waits() -> None:
+    model = make_model(SMALL, "cuda", torch.float32)
+    few, many = (waits(lambda steps=steps: draw(model.network, model, steps)) for steps in (4, 12))
+    assert few == many
+
+
+def test_texts_wait_every_fourth_token() -> None:
+    model = make_model(SMALL, "cuda", torch.float32)
+    codes_BN = Data(model.config).codes(2)
+
+    def caption(tokens: int) -> int:
+        return waits(lambda: model.caption(codes_BN, [TextSampling(1.0, 1, tokens)], [0, 1]))
+
+    assert caption(17) - caption(9) <= 2
+
+
+def test_a_training_step_waits_for_figures_alone() -> None:
+    step = PairStep(make_model(SMALL, "cuda", torch.float32), SMALL, "cuda", at_once=1)
+    assert waits(step) <= 3
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda on_gpu: on_gpu + torch.ones(3),
+        lambda on_gpu: torch.cat((on_gpu, torch.ones(3))),
+        lambda on_gpu: torch.ones(3)[on_gpu.long()],
+        lambda on_gpu: on_gpu.numpy(),
+        lambda on_gpu: on_gpu.long() @ on_gpu.long()[:, None],
+        lambda on_gpu: torch.rand_like(on_gpu, generator=torch.Generator()),
+        lambda on_gpu: on_gpu.uniform_(generator=torch.Generator()),
+    ],
+)
+def test_what_goes_on_a_cpu_alone_is_refused(mistake: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises((RuntimeError, TypeError)):
+        mistake(torch.ones(3, device="cuda"))
+
+
+def test_a_graph_computes_when_it_is_replayed() -> None:
+    on_gpu, graph = torch.ones(3, device="cuda"), torch.cuda.CUDAGraph()
+    (on_gpu * 2).sum()
+    with torch.cuda.graph(graph):
+        twice = on_gpu * 2
+    on_gpu.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    graph.replay()
+    assert twice.tolist() == [2, 4, 6]

@@ -281,7 +281,7 @@ class ImageBlocks:
         special: SpecialIds,
     ) -> None:
         """Run the prompts. Guidance of 0 is none."""
-        self._network, self._special, self._guidance = network, special, guidance
+        self._network, self._guidance = network, guidance
         config = network.config
         self._prompts, self._samples = len(prompts), num_samples
         budget, self._width = config.max_text_len, config.num_vq_tokens + 2
@@ -294,6 +294,8 @@ class ImageBlocks:
         self._rows: KVCache | None = None
         position_1T = torch.arange(self._width, device=network.device)[None]
         self._position_1T = position_1T + budget + 1
+        # Made once, since the way of numbers to a GPU is waited for.
+        self._border_12 = torch.tensor([[special.soi, special.eoi]], device=network.device)
 
     def first_logits(self) -> Tensor:
         """As `logits` where nothing is known yet, for which each prompt is run once."""
@@ -320,10 +322,9 @@ class ImageBlocks:
 
     def _ids(self, codes_RN: Tensor, unknown_RN: Tensor) -> Tensor:
         """Tokens [R,T] of the blocks."""
-        config, special = self._network.config, self._special
+        config = self._network.config
         ids_RN = torch.where(unknown_RN, config.mask_token_id, codes_RN + config.image_offset)
-        border_R2 = torch.tensor([[special.soi, special.eoi]], device=ids_RN.device)
-        border_R2 = border_R2.expand(len(ids_RN), -1)
+        border_R2 = self._border_12.expand(len(ids_RN), -1)
         return torch.cat((border_R2[:, :1], ids_RN, border_R2[:, 1:]), dim=1)
 
     def _image_logits(self, ids_RT: Tensor, prompts_R: Tensor, cache: KVCache) -> Tensor:
