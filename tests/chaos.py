@@ -38,6 +38,7 @@ from tests.loops import QUICK
 from tests.test_ui_browser import free_port
 
 ITERATIONS = 2
+THREADS = 2  # of the loop, in which it computes the halves of its batches
 ENDED = re.compile(r"^(base|iteration \d+)\s+(\S+)\s+(cached|[\d.]+ s|version \d+, .*)$")
 CONTINUED = re.compile(r"continuing after step (\d+)")
 CHAOS = "HERMESFLOW_CHAOS"  # marks all that the loop starts
@@ -216,11 +217,11 @@ def prepared(folder: Path, plain: bool) -> Iterator[Loop]:
         (folder / name).mkdir(parents=True)
     (folder / "models").symlink_to(ROOT / "models")
     if plain:
-        yield Loop(folder, command(folder / "store", ITERATIONS))
+        yield Loop(folder, command(folder / "store", ITERATIONS, threads=THREADS))
         return
     config = yaml.safe_load(QUICK.read_text(encoding="utf-8"))
     config |= {"store": "store", "iterations": ITERATIONS}
-    config["runtime"]["threads"] = 1
+    config["runtime"]["threads"] = THREADS
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     state = folder / ".hermesflow"
     urls = ensure_servers(state, free_port(), free_port())

@@ -1,11 +1,12 @@
 """The loop as a process of its own, for tests that disturb it.
 
-`python -m tests.driver STORE ITERATIONS [SEED]` says which stages have ended, as the real one does;
-with a seed it is tracked by MLflow.
+`python -m tests.driver STORE ITERATIONS [--seed N] [--threads N]` says which stages have ended, as
+the real one does; with a seed it is tracked by MLflow.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -27,10 +28,12 @@ ROOT = Path(__file__).parent.parent
 NO_DIGEST = ("register",)  # its reason holds words about MLflow
 
 
-def command(store: Path | str, iterations: int = 1, seed: int | None = None) -> list[str]:
+def command(
+    store: Path | str, iterations: int = 1, *, seed: int | None = None, threads: int = 1
+) -> list[str]:
     """What starts the loop without Prefect."""
-    seeds = [] if seed is None else [str(seed)]
-    return [sys.executable, "-m", "tests.driver", str(store), str(iterations), *seeds]
+    options = ["--threads", str(threads), *([] if seed is None else ["--seed", str(seed)])]
+    return [sys.executable, "-m", "tests.driver", str(store), str(iterations), *options]
 
 
 def start(
@@ -38,7 +41,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """The loop in a process group of its own; what it says comes by its stdout."""
     return subprocess.Popen(
-        command(store, iterations, seed),
+        command(store, iterations, seed=seed),
         cwd=ROOT,
         env={**os.environ, "MLFLOW_TRACKING_URI": mlflow, "MLFLOW_DISABLE_TELEMETRY": "true"},
         stdout=subprocess.PIPE,
@@ -72,9 +75,15 @@ class Announcing(Runner):
 def main() -> int:
     """Some iterations with nobody watching."""
     setup_logging()
-    store, iterations, *seeds = sys.argv[1:]
-    changes = {"tracking.enabled": True, "seed": int(seeds[0])} if seeds else {}
-    config = quick(store, iterations=int(iterations), **changes)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store")
+    parser.add_argument("iterations", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--threads", type=int)
+    given = parser.parse_args()
+    changes = {} if given.seed is None else {"tracking.enabled": True, "seed": given.seed}
+    changes |= {"runtime.threads": given.threads, "iterations": given.iterations}
+    config = quick(given.store, **changes)
 
     def play() -> None:
         Store(config.store).check()
