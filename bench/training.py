@@ -64,7 +64,7 @@ class PairStep:
         self._model, self._device, self._precision = model, device, precision
         self._training = cast("Training", PublishedTraining())
         self._module = model.pair_module
-        self._weights = [p for p in self._module.parameters() if p.requires_grad]
+        self.weights = [p for p in self._module.parameters() if p.requires_grad]
         lean_gradients(self._module, alone=True)
         self._optimizer = BranchOptimizer(self._module, MODALITIES[0], self._training)
         data = Data(model.config)
@@ -76,9 +76,16 @@ class PairStep:
 
     def __call__(self) -> None:
         """A whole step."""
+        self.add_gradients()
+        self.move(take_gradients(self.weights))
+
+    def add_gradients(self) -> None:
+        """All of a step but the optimizer."""
         for modality in reversed(MODALITIES):
             self._add_gradient(modality)
-        gradients = take_gradients(self._weights)
+
+    def move(self, gradients: list[torch.Tensor | None]) -> None:
+        """Move the weights."""
         self._optimizer.clip(gradients)
         self._optimizer.step(gradients, 1.0)
 

@@ -1,8 +1,8 @@
 """Two halves of a batch at once, each in a thread with half of torch's, where that is a CPU.
 
-A forward pass of a small model leaves a core idle for much of its time: what is between the large
-products runs in one thread. Two passes fill each other's gaps. The memory is that of the whole,
-but for what each pass has once (a part of the vocabulary's logits).
+A pass of a model leaves a core idle for much of its time: what is between the large products runs
+in one thread. Two passes fill each other's gaps. The memory is that of the whole, but for what each
+pass has once (a part of the vocabulary's logits, gradients).
 """
 
 from __future__ import annotations

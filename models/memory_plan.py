@@ -26,6 +26,10 @@ Parts = Mapping[str, float]
 # At once, as in models/head.py and models/showo/model.py.
 HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**12)
 PIXELS = 2**18
+RUN_TOKENS = 2**12  # of answers on a CPU in each of two threads, as in models/showo/logps.py
+HALVED_WEIGHTS = 2**27
+"""Of the largest model that a CPU trains on two halves of its rows at once, each of which has a
+gradient of its own; of this one another half gigabyte."""
 INSTRUCTION_TOKENS = 16  # of a caption's instruction, or a question
 # Assumed of a pool's questions, which no config says.
 QUESTIONS, CHOICES, CHOICE_TOKENS = 8, 4, 4
@@ -112,20 +116,28 @@ class Need:
     fixed: Parts
     each: Parts = field(default_factory=dict)
     records: int = 1
+    most: int | None = None
+    """Records that memory is taken for at the same time, whatever more there are."""
 
     @property
     def total(self) -> float:
-        return sum(self.fixed.values()) + self.records * sum(self.each.values())
+        return sum(self.parts.values())
 
     @property
     def parts(self) -> Parts:
         """Both together, by what they hold."""
-        return {**self.fixed, **{name: self.records * size for name, size in self.each.items()}}
+        return {**self.fixed, **{name: self.taken * size for name, size in self.each.items()}}
+
+    @property
+    def taken(self) -> int:
+        """Records that memory is taken for."""
+        return self.records if self.most is None else min(self.records, self.most)
 
     def fitting(self, available: float) -> int:
         """How many records fit, at most those wanted; 0 if not even one does."""
         left = available - sum(self.fixed.values())
-        return max(0, min(self.records, int(left / max(1.0, sum(self.each.values())))))
+        fitting = max(0, int(left / max(1.0, sum(self.each.values()))))
+        return self.records if fitting >= self.taken else fitting
 
 
 # Training.
@@ -151,6 +163,8 @@ class Step:
     batch: int = 0
     """Pairs whose gradients add up before weights move, where `pairs` of them at once are fewer."""
     gpu: bool = False
+    lanes: int = 1
+    """Parts of the pairs that are computed in threads of their own."""
 
     @property
     def in_parts(self) -> bool:
@@ -168,6 +182,7 @@ def training(shape: Shape, step: Step) -> Need:
         rows = min(shape.vocabulary, max(step.pairs, step.batch) * sum(tokens_of))
         with_gradient -= shape.table - rows * shape.width
     gradients = FLOAT * with_gradient * step.optimizers / step.shards
+    gradients *= min(step.lanes, step.pairs)
     *captions, images = [_kept(shape, step, tokens) for tokens in tokens_of]
     if step.joint:
         activations = sum(captions) + images
@@ -307,13 +322,16 @@ def images(
     return _need(shape, precision, "caches and logits", each, pixels, records)
 
 
-def answers(shape: Shape, precision: str, records: int) -> Need:
+def answers(shape: Shape, precision: str, records: int, on_cpu: bool) -> Need:
     """The choices of all questions of an image by their likelihood."""
     labels = QUESTIONS * CHOICES * CHOICE_TOKENS
     tokens = shape.image_tokens + 3 + QUESTIONS * INSTRUCTION_TOKENS + labels
     each = _passing(shape, precision, tokens) + 2 * FLOAT * tokens**2
-    logits = _logits_of_halves(shape, records * labels)
-    return _need(shape, precision, "activations", each, logits, records)
+    most = -(-2 * RUN_TOKENS // tokens) if on_cpu else records
+    at_once = min(records, most)
+    logits = _logits_of_halves(shape, at_once * labels)
+    need = _need(shape, precision, "activations", each, logits, at_once)
+    return replace(need, records=records, most=most)
 
 
 def reference(shape: Shape, masks: int, records: int) -> Need:
@@ -357,7 +375,9 @@ def for_images(config: Config, shape: Shape) -> Need:
 
 def for_answers(config: Config, shape: Shape) -> Need:
     """Of stage score-images."""
-    return answers(shape, config.model.precision, config.runtime.batch_records)
+    runtime = config.runtime
+    on_cpu = runtime.device == "cpu"
+    return answers(shape, config.model.precision, runtime.batch_records, on_cpu)
 
 
 def for_reference(config: Config, shape: Shape) -> Need:
@@ -370,16 +390,16 @@ def for_evaluation(config: Config, shape: Shape) -> Need:
     chosen, size = config.sampling.images, config.runtime.batch_records
     precision, samples = config.model.precision, config.evaluation.images_per_prompt
     told = config.sampling.captions.max_new_tokens
-    asked = answers(shape, precision, size)
     needs = (
         images(shape, precision, samples, chosen.steps, chosen.guidance > 0, size),
         captions(shape, precision, 1, told, size),
-        replace(asked, each={name: samples * part for name, part in asked.each.items()}),
+        answers(shape, precision, samples * size, config.runtime.device == "cpu"),
     )
     fixed = dict(max(needs, key=lambda need: need.fixed[OTHER]).fixed)
     if config.evaluation.judge == "base":
         fixed["judge"] = sum(_network(shape, precision).values())
-    return Need(fixed, {"records": max(sum(need.each.values()) for need in needs)}, size)
+    each = max(need.taken * sum(need.each.values()) for need in needs) / size
+    return Need(fixed, {"records": each}, size)
 
 
 def for_training(config: Config, shape: Shape, processes: int) -> Step:
@@ -389,6 +409,7 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
     pairs_here = -(-training.batch_size // processes)
     active = sum(branch.weight > 0 or branch.nll_weight > 0 for branch in branches)
     shared = training.optimizers == "shared"
+    halved = runtime.device == "cpu" and runtime.threads != 1 and not runtime.shard_weights
     return Step(
         pairs=min(runtime.batch_pairs, pairs_here),
         masks=training.masks_per_pair,
@@ -405,4 +426,5 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
         accumulates=shared and active > 1,
         batch=pairs_here,
         gpu=config.runtime.device != "cpu",
+        lanes=2 if halved and shape.weights <= HALVED_WEIGHTS else 1,
     )

@@ -2,8 +2,8 @@
 
 Several processes share the rows of each batch, and each takes its rows some at a time. Some rows
 give the gradient of their mean times their share of the batch, so the sum is the gradient of the
-batch's mean: pairs meet in nothing but that mean. All processes then take the same step. A small
-model on a CPU computes the two halves of its rows at once (models/lanes.py).
+batch's mean: pairs meet in nothing but that mean. All processes then take the same step. A model on
+a CPU computes the two halves of its rows at once (models/lanes.py), unless it is large.
 
 Shapes: B pairs of a batch.
 """
@@ -24,6 +24,7 @@ from core.errors import UserError
 from core.peers import EndOfAllError, Peers
 from models.base import BranchLogps, Modality, UnifiedModel
 from models.lanes import at_once, parts
+from models.memory_plan import HALVED_WEIGHTS
 from models.optimizer import BranchOptimizer, lean_gradients, rate_factor, take_gradients
 from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
@@ -38,8 +39,6 @@ Figures = tuple[float, Mapping[str, float]]
 """Share of a batch, and metrics of its rows."""
 Unread = tuple[float, Mapping[str, Tensor]]
 """The same on the device."""
-# Each half has a gradient of its own, and products of wider models keep all cores busy.
-HALVED_WEIGHTS = 2**22
 logger = logging.getLogger(__name__)
 
 
@@ -222,7 +221,7 @@ class PairTrainer:
         ]
         for other in of_lanes[1:]:
             for owner, given in gradients.items():
-                given[:] = map(_added, given, other[owner])
+                given[:] = map(added, given, other[owner])
         has_gradient = {m: [g is not None for g in given] for m, given in gradients.items()}
         return _Part(_read(unread), has_gradient)
 
@@ -310,7 +309,7 @@ class PairTrainer:
 
 
 def _modules(model: UnifiedModel, pairs_at_once: int, sharded: bool) -> list[nn.Module]:
-    """That of the model; of a small one on a CPU also a second that has the same weights."""
+    """That of the model; on a CPU mostly a second that has the same weights."""
     module = model.pair_module
     size = sum(weight.numel() for weight in module.parameters())
     device = next(module.parameters()).device
@@ -323,7 +322,8 @@ def _modules(model: UnifiedModel, pairs_at_once: int, sharded: bool) -> list[nn.
     return [module, other]
 
 
-def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, in the memory of the first, of those that are there."""
     if first is None or second is None:
         return second if first is None else first
     return (first + second).coalesce() if first.is_sparse else first.add_(second)

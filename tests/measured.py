@@ -4,11 +4,13 @@ What stays when all of it is gone was taken by libraries: kernels made for the s
 that was never run before. A plan does not count it.
 """
 
+import copy
 import gc
 import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +22,11 @@ from bench.training import Lora, PairStep
 from models import memory_plan as plans
 from models.adapters import Adapters
 from models.base import MODALITIES, ImageSampling, TextSampling
+from models.lanes import at_once
 from models.magvitv2 import MAGVITv2Config, StackConfig
 from models.memory_plan import Need, Shape, Step
+from models.optimizer import take_gradients
+from models.pair_trainer import added
 from models.sharding import recompute
 from models.showo.model import ShowoModel
 
@@ -54,7 +59,8 @@ def train(model: ShowoModel, shape: Shape, precision: str, options: set[str]) ->
         Adapters(model, Lora(8), 0)  # type: ignore[arg-type]
     if "recompute" in options:
         recompute(model.blocks)
-    step = PairStep(model, SIZE, "cpu", SIZE.pairs, precision)
+    lanes = 2 if "halves" in options else 1
+    step = _halves(model, precision) if lanes == 2 else _whole(model, precision)
     step()
     step()
     return plans.training(
@@ -70,8 +76,31 @@ def train(model: ShowoModel, shape: Shape, precision: str, options: set[str]) ->
             alone=True,
             optimizers=1,
             accumulates=True,
+            lanes=lanes,
         ),
     )
+
+
+def _whole(model: ShowoModel, precision: str) -> Callable[[], None]:
+    return PairStep(model, SIZE, "cpu", SIZE.pairs, precision)
+
+
+def _halves(model: ShowoModel, precision: str) -> Callable[[], None]:
+    """As PairTrainer does it: the same weights twice, each with its gradients."""
+    torch.set_num_threads(2)
+    half, other = replace(SIZE, pairs=SIZE.pairs // 2), copy.deepcopy(model)
+    for weight, shared in zip(
+        other.pair_module.parameters(), model.pair_module.parameters(), strict=True
+    ):
+        weight.data = shared.data
+    lanes = [PairStep(one, half, "cpu", half.pairs, precision) for one in (model, other)]
+
+    def step() -> None:
+        at_once(PairStep.add_gradients, lanes)
+        first, second = (take_gradients(lane.weights) for lane in lanes)
+        lanes[0].move([added(*both) for both in zip(first, second, strict=True)])
+
+    return step
 
 
 def sample_or_score(kind: str, model: ShowoModel, shape: Shape, precision: str) -> Need:
@@ -88,8 +117,9 @@ def sample_or_score(kind: str, model: ShowoModel, shape: Shape, precision: str) 
         model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
         return plans.images(shape, precision, SAMPLES, STEPS, True, 2)
     if kind == "answers":
-        model.answer(data.codes(16), data.questions(16, SIZE))
-        return plans.answers(shape, precision, 16)
+        torch.set_num_threads(2)
+        model.answer(data.codes(48), data.questions(48, SIZE))
+        return plans.answers(shape, precision, 48, on_cpu=True)
     batch = data.pairs(16)
     model.encode_images(model.decode_images(data.codes(1)) * 16)
     with torch.inference_mode():

@@ -19,7 +19,16 @@ from flows import preflight
 from flows.preflight import check, memory_table
 from models import batches, memory
 from models.memory import available_bytes, check_training, fitting_records, show
-from models.memory_plan import Need, Shape, Step, captions, images, training
+from models.memory_plan import (
+    Need,
+    Shape,
+    Step,
+    answers,
+    captions,
+    for_training,
+    images,
+    training,
+)
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN
 from tests.loops import quick
@@ -53,6 +62,7 @@ H100 = 79.0 * GIB
         "train float32",
         "train bfloat16",
         "train float32 recompute",
+        "train float32 halves",
         "train float32 lora",
         "train bfloat16 lora recompute",
         "captions float32",
@@ -119,6 +129,19 @@ def test_gradients_of_a_batch_in_parts_are_those_of_all_its_tokens() -> None:
     assert training(FULL, in_parts).total < training(FULL, at_once).total
 
 
+def test_halves_of_a_batch_have_a_gradient_each(tmp_path: Path) -> None:
+    shape = Shape.from_folder(Path("models/assets/shapes/base"))
+    whole = for_training(quick(tmp_path), shape, 1)
+    halved = for_training(quick(tmp_path, runtime__threads=0), shape, 1)
+    gradients = [training(shape, step).fixed["gradients"] for step in (whole, halved)]
+    assert gradients[1] == 2 * gradients[0]
+    single = [replace(step, pairs=1, batch=1) for step in (whole, halved)]
+    assert training(shape, single[0]) == training(shape, single[1])
+    assert for_training(quick(tmp_path, runtime__threads=0), FULL, 1).lanes == 1
+    on_gpu = quick(tmp_path, runtime__threads=0, runtime__device="cuda")
+    assert for_training(on_gpu, shape, 1).lanes == 1
+
+
 def test_recomputation_keeps_a_small_part_of_the_activations() -> None:
     kept = training(FULL, FOUR_PAIRS).fixed["activations"]
     assert training(FULL, replace(FOUR_PAIRS, recompute=True)).fixed["activations"] < kept / 8
@@ -164,6 +187,13 @@ def test_fewer_records_are_begun_with_where_memory_is_tight(
     assert f"going on with {fitting}" in caplog.text
     with pytest.raises(UserError, match=r"one record at once needs .* model.precision: bfloat16"):
         fitting_records(need, one / 2, logger)
+
+
+def test_answers_on_a_cpu_take_memory_for_some_records_at_a_time() -> None:
+    few, many = (answers(FULL, "float32", records, on_cpu=True) for records in (20, 400))
+    assert few.total == many.total < answers(FULL, "float32", 400, on_cpu=False).total
+    assert many.fitting(many.total) == 400
+    assert 0 < many.fitting(0.9 * many.total) < 20
 
 
 def test_a_table_is_shown_only_where_memory_is_tight(caplog: pytest.LogCaptureFixture) -> None:
