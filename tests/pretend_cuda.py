@@ -72,16 +72,14 @@ class OnCuda(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, requires_grad: bool = False) -> OnCuda:
-        if held.layout != torch.strided:
-            made = torch.Tensor._make_wrapper_subclass(
-                cls, held.shape, dtype=held.dtype, device=CUDA, layout=held.layout,
-                requires_grad=requires_grad,
-            )  # fmt: skip
-        else:
-            made = torch.Tensor._make_wrapper_subclass(
-                cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
-                dtype=held.dtype, device=CUDA, requires_grad=requires_grad,
-            )  # fmt: skip
+        dense = held.layout == torch.strided
+        places = (
+            {"strides": held.stride(), "storage_offset": held.storage_offset()} if dense else {}
+        )
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, dtype=held.dtype, layout=held.layout, device=CUDA,
+            requires_grad=requires_grad, **places,
+        )  # fmt: skip
         made.held = held
         return made
 
@@ -145,7 +143,7 @@ class Device(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
         wanted = kwargs.get("device")
         ours = wanted is not None and torch.device(wanted).type == "cuda"
         if ours or any(isinstance(leaf, OnCuda) for leaf in tree_leaves((args, kwargs))):
@@ -172,7 +170,7 @@ def run(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             _wait(operator)
     else:
         _check(operator, args, kwargs, inside, outside)
-        if operator in ASKING or _by_truth(operator, args):
+        if operator in ASKING or _brings_places(operator, args):
             _wait(operator)
     plain_args, plain = tree_map(_held, tuple(args)), tree_map(_held, dict(kwargs))
     if wanted is not None:
@@ -215,10 +213,10 @@ def _check(
         raise RuntimeError(f"{operator}: expected a generator of the device")
 
 
-def _by_truth(operator: Any, args: Sequence[Any]) -> bool:
-    """Whether places are told by truth values, so that they have to be counted first."""
+def _brings_places(operator: Any, args: Sequence[Any]) -> bool:
+    """Whether places come from the CPU, or as truth values that have to be counted first."""
     places = _tensors(args[1]) if operator in INDEXING else []
-    return any(place.dtype == torch.bool for place in places)
+    return any(place.dtype == torch.bool or not isinstance(place, OnCuda) for place in places)
 
 
 def _wait(operator: Any) -> None:
