@@ -105,8 +105,10 @@ class BranchOptimizer:
         """Scale the gradients in place to the largest norm allowed; the norm before."""
         given = [_held(gradient) for gradient in gradients if gradient is not None]
         norm = whole(torch.nn.utils.get_total_norm(given))
-        for gradient in given:
-            local(gradient).mul_(torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
+        factor = torch.clamp(self._max_norm / (norm + 1e-6), max=1.0)
+        # All in one, since a GPU takes a gradient in less time than the CPU needs to ask for it.
+        if given:
+            torch._foreach_mul_([local(gradient) for gradient in given], factor)
         return norm
 
     @torch.no_grad()
