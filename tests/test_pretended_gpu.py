@@ -6,11 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from limits import HANGS_SECONDS
 
 from tests.driver import ROOT
 
-pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler"),
+    pytest.mark.skipif(bool(torch.version.cuda), reason="this build of torch has CUDA itself"),
+]
 
 
 # One precision of the loop, since each takes most of a minute; bfloat16 casts by kind of device.
