@@ -26,7 +26,8 @@ Parts = Mapping[str, float]
 # At once, as in models/head.py and models/showo/model.py.
 HEAD_LOGITS, HEAD_COLUMNS = 2**24, (2**6, 2**12)
 PIXELS = 2**18
-RUN_TOKENS = 2**12  # of answers on a CPU in each of two threads, as in models/showo/logps.py
+RUN_TOKENS = 2**12
+"""Of questions that run at once in a thread, where that is a CPU."""
 HALVED_WEIGHTS = 2**27
 """Of the largest model that a CPU trains on two halves of its rows at once, each of which has a
 gradient of its own; of this one another half gigabyte."""
@@ -327,6 +328,7 @@ def answers(shape: Shape, precision: str, records: int, on_cpu: bool) -> Need:
     labels = QUESTIONS * CHOICES * CHOICE_TOKENS
     tokens = shape.image_tokens + 3 + QUESTIONS * INSTRUCTION_TOKENS + labels
     each = _passing(shape, precision, tokens) + 2 * FLOAT * tokens**2
+    # Of two halves at once, as below.
     most = -(-2 * RUN_TOKENS // tokens) if on_cpu else records
     at_once = min(records, most)
     logits = _logits_of_halves(shape, at_once * labels)

@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("store")
     parser.add_argument("iterations", type=int)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     changes = {} if given.seed is None else {"tracking.enabled": True, "seed": given.seed}
     changes |= {"runtime.threads": given.threads, "iterations": given.iterations}

@@ -109,7 +109,7 @@ def test_texts_wait_every_fourth_token() -> None:
     assert caption(17) - caption(9) <= 2
 
 
-def test_a_training_step_waits_for_figures_alone() -> None:
+def test_a_training_step_waits_for_the_rows_of_an_embedding_alone() -> None:
     step = PairStep(make_model(SMALL, "cuda", torch.float32), SMALL, "cuda", at_once=1)
     assert waits(step) <= 3
 

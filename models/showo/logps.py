@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.lanes import at_once, parts
+from models.memory_plan import RUN_TOKENS
 from models.packing import (
     IGNORE,
     PackedBatch,
@@ -35,9 +36,6 @@ from models.showo.prompting import (
     mmu_prefix,
     vqa_question,
 )
-
-RUN_TOKENS = 2**12
-"""Of questions that run at once in a thread, where that is a CPU."""
 
 
 class TokenLogps(nn.Module):
