@@ -15,8 +15,9 @@ import random
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -34,6 +35,16 @@ from core.errors import UserError
 from core.runtime import derive_seed
 from core.secrets import masked
 from data.tables import encode_image
+from models.replies import (
+    TRUNCATED,
+    UNUSABLE,
+    NoAnswer,
+    choice_named,
+    is_reasoning,
+    json_in,
+    letter_masses,
+    read_choice,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,19 +56,26 @@ FIRST_WAIT = 0.5  # seconds before the first retry, then doubled
 LONGEST_WAIT = 60.0
 LONGEST_ASKED_WAIT = 600.0  # that a server may ask for by Retry-After
 ASKED = 3  # times that a question is asked until its answer is usable
+IN_VAIN = 100  # questions in a row without an answer, after which the work ends
 # Repeating a greedy answer gives the same; from the second time on it is drawn.
 ASKED_AGAIN_TEMPERATURE = 0.7
-TOP = 20  # most probable tokens that are read; vLLM gives no more
+MORE_TOKENS = 4  # times as many for an answer that was cut off
+THINKING_TOKENS = 4096  # for models that reason before they answer
+TOPS = (20, 5)  # most probable tokens that are read: what vLLM gives, and what some limit it to
 WINDOW = 4  # items waiting for their turn, for each request under way
 SHOWN = 300  # characters of what a server said
 TRANSIENT = (408, 425, 429)
-REFUSED = (400, 422)  # how servers refuse a field that they do not know
+UNSUPPORTED = (400, 422, 501)  # how servers refuse a field that they do not know
+NOT_ALLOWED = (401, 403)
 COUNTS = f"{SCRATCH}endpoint-"
 LETTERS = ascii_uppercase
 Mode = Literal["constrained", "free", "named"]
 MODES: tuple[Mode, ...] = ("constrained", "free", "named")
 """How choices are weighed: probabilities of letters that no other token can take the place of, of
 letters among all tokens, or one letter named in JSON, which then has all the probability."""
+Form = Literal["schema", "object", "prompt"]
+FORMS: tuple[Form, ...] = ("schema", "object", "prompt")
+"""How JSON is asked for: by a schema that the server enforces, as some JSON object, or in words."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +83,56 @@ logger = logging.getLogger(__name__)
 class _RefusedError(UserError):
     """A request that the server does not accept; `status` is its answer's."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.said = status, said.lower()
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """What a server has been found to understand; begins with all, and only loses."""
+
+    mode: Mode = MODES[0]
+    form: Form = FORMS[0]
+    top: int = TOPS[0]
+    limit: str = "max_tokens"  # the field's name
+    without: frozenset[str] = frozenset()
+
+    def simpler(self, body: Json, said: str) -> _Dialect | None:
+        """The next to try after a refusal of `body`: without what it names, else what is rarest."""
+        ways = [(names, way) for field, names, way in self._ways() if field in body]
+        named = [way for names, way in ways if any(name in said for name in names)]
+        # Seed and temperature are given up only where a server says that they are in the way.
+        rest = [way for names, way in ways if names[0] not in ("seed", "temperature")]
+        return next(iter(named or rest), None)
+
+    def _ways(self) -> Iterator[tuple[str, tuple[str, ...], _Dialect]]:
+        if self.mode == "constrained":
+            names = ("structured_outputs", "structured output", "guided", "grammar")
+            yield "structured_outputs", names, replace(self, mode="free")
+        if self.top != TOPS[-1]:
+            yield "top_logprobs", ("top_logprobs",), replace(self, top=TOPS[-1])
+        yield (
+            "logprobs",
+            ("logprobs", "log_probs", "log probabilities"),
+            replace(self, mode="named"),
+        )
+        if self.form != FORMS[-1]:
+            names = ("response_format", "json_schema", "json_object", "schema", "json")
+            form = FORMS[FORMS.index(self.form) + 1]
+            yield "response_format", names, replace(self, form=form)
+        if self.limit == "max_tokens":
+            names = ("max_completion_tokens", "max_tokens")
+            yield "max_tokens", names, replace(self, limit="max_completion_tokens")
+        for field in ("seed", "temperature"):
+            yield field, (field,), replace(self, without=self.without | {field})
+
+    def describe(self) -> str:
+        left_out = f", without {', '.join(sorted(self.without))}" if self.without else ""
+        return (
+            f"choices are weighed in mode {self.mode!r}, JSON asked for by {self.form!r}, lengths "
+            f"by {self.limit}{left_out}"
+        )
 
 
 def data_url(image: Image.Image) -> str:
@@ -98,7 +163,9 @@ class Client:
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._mode: Mode = MODES[0]
+        self._dialect = _Dialect()
+        self._thinks = False  # the model has been seen to reason before it answers
+        self._in_vain = 0
         self._replied_as: str | None = None
         key = os.environ.get(KEY_VARIABLE)
         self._http = httpx.Client(
@@ -153,32 +220,20 @@ class Client:
 
     def answer(
         self, message: Json, kind: type[AnswerT], *, max_tokens: int, seed: int
-    ) -> AnswerT | None:
-        """The answer to a message as an object of `kind`; None if none of several fits its schema.
+    ) -> AnswerT | NoAnswer:
+        """The answer to a message as an object of `kind`, or why none of several fits its schema.
 
-        Truncated and invalid answers are counted, and asked for again with another seed.
+        Cut and unusable answers are counted, and asked for again with another seed.
         """
-        form = _form(kind)
-        for attempt in range(ASKED):
-            choice = self._complete(message, form, max_tokens, seed, attempt)
-            if choice is None:
-                continue
-            if choice.get("finish_reason") != "stop":
-                self._count("truncated")
-                continue
-            try:
-                return kind.model_validate_json(_content(choice))
-            except ValidationError:
-                self._count("invalid")
-        self._count("given_up")
-        return None
+        return self._counted(self._answer(message, kind, None, max_tokens, seed))
 
     def weigh(
         self, text: str, choices: Sequence[str], *, seed: int, picture: str | None = None
-    ) -> list[float] | None:
-        """The probability of each choice as the answer to a question, 1 in all.
+    ) -> list[float] | NoAnswer:
+        """The probability of each choice as the answer to a question, 1 in all, or why none.
 
-        None if nothing of what the model said was one of them.
+        Probabilities of tokens count if at least half of them all is on choices. Otherwise the
+        model answers in some other way, and is asked to name its choice.
         """
         letters = LETTERS[: len(choices)]
         if len(letters) < len(choices):
@@ -191,93 +246,158 @@ class Client:
             f"{text}\n{offered}\nAnswer with the letter of the right choice and nothing else.",
             picture,
         )
-        while True:
-            mode = self._mode
-            try:
-                if mode == "named":
-                    return self._name(message, letters, seed)
-                return self._weigh_letters(message, letters, mode, seed)
-            except _RefusedError as error:
-                if error.status not in REFUSED or mode == MODES[-1]:
-                    raise
-                self._go_without(mode, error)
+        weights: list[float] | NoAnswer = NoAnswer(UNUSABLE)
+        if self._dialect.mode != "named" and not self._thinks:
+            weights = self._weigh_letters(message, letters, choices, seed)
+        if isinstance(weights, NoAnswer):
+            weights = self._name(message, letters, choices, seed)
+        return self._counted(weights)
 
     def _weigh_letters(
-        self, message: Json, letters: str, mode: Mode, seed: int
-    ) -> list[float] | None:
-        extra: Json = {"logprobs": True, "top_logprobs": TOP}
-        if mode == "constrained":
-            extra["structured_outputs"] = {"choice": list(letters)}
-        choice = self._complete(message, extra, max_tokens=4, seed=seed, attempt=0)
-        weights = _letter_weights(choice, letters)
-        if weights is None:
-            # Servers that ignore what they do not know let the model say anything.
-            self._count("invalid")
-            return self._name(message, letters, seed)
+        self, message: Json, letters: str, choices: Sequence[str], seed: int
+    ) -> list[float] | NoAnswer:
+        choice = self._complete(message, _Ask(max_tokens=4, seed=seed, letters=letters))
+        if choice is None:
+            return NoAnswer(UNUSABLE)
+        if self._dialect.mode == "named":  # found out by this very request
+            return NoAnswer(UNUSABLE)
+        weights = letter_masses(choice, letters, choices)
+        if isinstance(weights, NoAnswer):
+            if is_reasoning(choice):
+                self._thinks = True
+            self._count("little_mass")
+            return weights
         self._count("weighed")
-        return weights
+        total = sum(weights)
+        return [weight / total for weight in weights]
 
-    def _name(self, message: Json, letters: str, seed: int) -> list[float] | None:
-        named = self.answer(message, _named(letters), max_tokens=32, seed=seed)
-        if named is None:
-            return None
+    def _name(
+        self, message: Json, letters: str, choices: Sequence[str], seed: int
+    ) -> list[float] | NoAnswer:
+        kind = _named(letters)
+
+        def in_words(text: str) -> Any:
+            index = choice_named(text, letters, choices)
+            return None if index is None else kind(answer=letters[index])
+
+        named = self._answer(message, kind, in_words, 32, seed)
+        if isinstance(named, NoAnswer):
+            return named
         self._count("named")
         return [float(letter == named.answer) for letter in letters]  # type: ignore[attr-defined]
 
-    def _go_without(self, mode: Mode, error: _RefusedError) -> None:
-        """Weigh choices in the next simpler way from now on, once for all threads."""
+    def _answer(
+        self,
+        message: Json,
+        kind: type[AnswerT],
+        in_words: Callable[[str], AnswerT | None] | None,
+        max_tokens: int,
+        seed: int,
+    ) -> AnswerT | NoAnswer:
+        """An object of `kind`, from JSON or else by `in_words`, which reads what is none."""
+        problem = NoAnswer(UNUSABLE)
+        for attempt in range(ASKED):
+            tokens = max_tokens
+            if problem.reason == TRUNCATED:
+                tokens *= MORE_TOKENS**attempt
+            if self._thinks:
+                tokens = max(tokens, THINKING_TOKENS)
+            ask = _Ask(tokens, seed, attempt, kind)
+            try:
+                choice = self._complete(message, ask)
+            except _RefusedError:
+                if ask.max_tokens == max_tokens:
+                    raise
+                # More tokens than the model has room for: what was cut off stays so.
+                continue
+            said = read_choice(choice or {})
+            self._thinks = self._thinks or said.thought
+            if said.fault:
+                problem = NoAnswer(said.fault, said.text)
+                self._count(said.fault)
+                continue
+            found = _parsed(said.text, kind, in_words)
+            if found is not None:
+                return found
+            problem = NoAnswer(UNUSABLE, said.text)
+            self._count(UNUSABLE)
+        self._count("given_up")
+        return problem
+
+    def _counted(self, answer: T | NoAnswer) -> T | NoAnswer:
+        """The answer; UserError once a hundred questions in a row have had none."""
         with self._lock:
-            if self._mode != mode:
+            self._in_vain = self._in_vain + 1 if isinstance(answer, NoAnswer) else 0
+            in_vain = self._in_vain
+        if isinstance(answer, NoAnswer) and in_vain >= IN_VAIN:
+            raise UserError(
+                f"{self._field}: {in_vain} questions in a row had no usable answer from "
+                f"{self._endpoint.model} at {self._url} (the last was {answer.reason}; it said "
+                f"{_short(answer.said)!r}); try a model that answers multiple-choice questions, "
+                "or see the log of the server; what is done is kept"
+            )
+        return answer
+
+    def _adopt(self, dialect: _Dialect, error: _RefusedError) -> None:
+        """Speak like this from now on, once for all threads."""
+        with self._lock:
+            if self._dialect == dialect:
                 return
-            self._mode = MODES[MODES.index(mode) + 1]
+            self._dialect = dialect
         logger.warning(
-            "%s: choices are weighed in mode %r from now on, as %r was refused: %s",
-            self._field, self._mode, mode, error,
+            "%s: %s from now on, since a request was refused: %s",
+            self._field, dialect.describe(), error,
         )  # fmt: skip
 
-    def _complete(
-        self, message: Json, extra: Json, max_tokens: int, seed: int, attempt: int
-    ) -> Json | None:
-        """The first choice of a completion; None, counted as invalid, if there is none."""
-        body = {
-            "model": self._endpoint.model,
-            "messages": [message],
-            "max_tokens": max_tokens,
-            "temperature": ASKED_AGAIN_TEMPERATURE if attempt else 0.0,
-            "seed": derive_seed(seed, attempt) % 2**31,
-            **extra,
-        }
-        reply = self._request("POST", "/chat/completions", body)
+    def _complete(self, message: Json, ask: _Ask) -> Json | None:
+        """The first choice of a completion; None, counted as unusable, if there is none.
+
+        What the server refuses is left out from now on, if it takes the request without it.
+        """
+        dialect, refusal = self._dialect, None
+        while True:
+            body = _body(self._endpoint.model, message, ask, dialect)
+            try:
+                reply = self._request("POST", "/chat/completions", body)
+            except _RefusedError as error:
+                simpler = dialect.simpler(body, error.said)
+                if error.status not in UNSUPPORTED or simpler is None:
+                    raise
+                dialect, refusal = simpler, error
+                continue
+            if refusal is not None:
+                self._adopt(dialect, refusal)
+            break
         self._check_replied_as(reply.get("model"))
         usage = reply.get("usage") or {}
         for name in ("prompt_tokens", "completion_tokens"):
             self._count(name, usage.get(name) or 0)
         choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            self._count("invalid")
+            self._count(UNUSABLE)
             return None
         return choices[0]
 
     def _check_model(self) -> None:
-        """UserError unless the server lists the model; some servers have no list."""
+        """UserError unless the server lists the model; some servers have no list, or another."""
         try:
-            listed = self._request("GET", "/models").get("data") or []
+            listed = self._request("GET", "/models")
         except _RefusedError as error:
-            if error.status != 404:
+            if error.status in NOT_ALLOWED:
                 raise
             return
-        names = [str(entry.get("id")) for entry in listed]
-        if self._endpoint.model not in names:
+        names = _listed(listed)
+        if names and not any(_same_model(name, self._endpoint.model) for name in names):
             raise UserError(
                 f"{self._field}.model = {self._endpoint.model!r}, but {self._url} serves "
-                f"{', '.join(names) or 'nothing'}; set it to that, or serve that model"
+                f"{', '.join(names)}; set it to that, or serve that model"
             )
 
     def _check_replied_as(self, name: object) -> None:
         with self._lock:
             if self._replied_as is None and name:
                 self._replied_as = str(name)
-            changed = bool(name) and name != self._replied_as
+            changed = bool(name) and not _same_model(str(name), str(self._replied_as))
         if changed:
             raise UserError(
                 f"{self._field}: {self._url} answered as {name!r} after {self._replied_as!r}, so "
@@ -285,7 +405,7 @@ class Client:
                 "it again"
             )
 
-    def _request(self, method: str, path: str, body: Json | None = None) -> Json:
+    def _request(self, method: str, path: str, body: Json | None = None) -> Any:
         """The JSON that the server answers, after as many tries as needed and allowed."""
         attempt = 0
         while True:
@@ -296,12 +416,15 @@ class Client:
                 response = self._http.request(method, self._url + path, json=body)
                 status = response.status_code
                 if status < 300:
-                    return _json_object(response)
-                problem = f"status {status}: {_said(response)}"
-                if status < 500 and status not in TRANSIENT:
+                    return _json(response, anything=body is None)
+                said = _said(response)
+                problem = f"status {status}: {said}"
+                if (status < 500 and status not in TRANSIENT) or status in UNSUPPORTED:
                     way_out = _way_out(status)
                     raise _RefusedError(
-                        f"{self._field}: {self._url}{path} refused ({problem}); {way_out}", status
+                        f"{self._field}: {self._url}{path} refused ({problem}); {way_out}",
+                        status,
+                        said,
                     )
                 wait = _asked_wait(response)
             except httpx.InvalidURL as error:
@@ -341,11 +464,56 @@ def kept_counts(draft: Draft) -> dict[str, float]:
     return {f"endpoint/{counter}": round(amount, 3) for counter, amount in sorted(sums.items())}
 
 
+@dataclass(frozen=True)
+class _Ask:
+    """What is wanted of a completion: JSON of a kind, or probabilities of letters."""
+
+    max_tokens: int
+    seed: int
+    attempt: int = 0
+    kind: type[BaseModel] | None = None
+    letters: str = ""
+
+
+def _body(model: str, message: Json, ask: _Ask, dialect: _Dialect) -> Json:
+    """The request of a completion, as the server is known to understand it."""
+    body: Json = {
+        "model": model,
+        "messages": [message],
+        dialect.limit: ask.max_tokens,
+        "temperature": ASKED_AGAIN_TEMPERATURE if ask.attempt else 0.0,
+        "seed": derive_seed(ask.seed, ask.attempt) % 2**31,
+    }
+    if ask.letters and dialect.mode != "named":
+        body |= {"logprobs": True, "top_logprobs": dialect.top}
+        if dialect.mode == "constrained":
+            body["structured_outputs"] = {"choice": list(ask.letters)}
+    if ask.kind is not None:
+        if dialect.form == "schema":
+            body["response_format"] = _form(ask.kind)
+        elif dialect.form == "object":
+            body["response_format"] = {"type": "json_object"}
+        # Some servers ignore what they do not know; the second time it is said in words as well.
+        if dialect.form != "schema" or ask.attempt:
+            body["messages"] = [_with_schema(message, ask.kind)]
+    return {name: value for name, value in body.items() if name not in dialect.without}
+
+
 @cache  # making a schema takes longer than sending it
 def _form(kind: type[BaseModel]) -> Json:
-    """The field of a request that has the answer fit the schema of `kind`."""
+    """The response format that has the answer fit the schema of `kind`."""
     schema = {"name": kind.__name__, "schema": kind.model_json_schema()}
-    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _with_schema(message: Json, kind: type[BaseModel]) -> Json:
+    """A message that asks in words for an answer by the schema of `kind`."""
+    schema = json.dumps(kind.model_json_schema(), separators=(",", ":"))
+    wish = f"\n\nReply with one JSON object and nothing else. Its JSON schema: {schema}"
+    content = message["content"]
+    if isinstance(content, str):
+        return message | {"content": content + wish}
+    return message | {"content": [*content, {"type": "text", "text": wish.strip()}]}
 
 
 @cache
@@ -355,30 +523,44 @@ def _named(letters: str) -> type[BaseModel]:
     return create_model("Named", answer=(one_of, ...))
 
 
-def _letter_weights(choice: Json | None, letters: str) -> list[float] | None:
-    """Probabilities of letters from the first token, adding up to 1; None if it has none of them.
-
-    A letter that is not among the most probable tokens counts as 0.
-    """
+def _parsed(
+    text: str, kind: type[AnswerT], in_words: Callable[[str], AnswerT | None] | None
+) -> AnswerT | None:
     try:
-        top = (choice or {})["logprobs"]["content"][0]["top_logprobs"]
-        found = [(str(t["token"]).strip().strip(")."), float(t["logprob"])) for t in top]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
-    weights = [sum(math.exp(p) for token, p in found if token == letter) for letter in letters]
-    total = sum(weights)
-    return [weight / total for weight in weights] if total > 0 else None
+        return kind.model_validate_json(json_in(text))
+    except ValidationError:
+        return None if in_words is None else in_words(text)
 
 
-def _content(choice: Json) -> str:
-    message = choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else ""
+def _listed(document: object) -> list[str]:
+    """The names in a list of models, in any layout; empty if it has none that we know."""
+    found = document
+    if isinstance(document, dict):
+        found = document.get("data") or document.get("models")
+    if not isinstance(found, list):
+        return []
+    named = [
+        next((one[key] for key in ("id", "name", "model") if one.get(key)), None)
+        if isinstance(one, dict)
+        else one
+        for one in found
+    ]
+    return [str(name) for name in named if name]
 
 
-def _json_object(response: httpx.Response) -> Json:
+def _same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same: routers and registries put a provider or a kind before."""
+    return one == other or one.rpartition("/")[2] == other.rpartition("/")[2]
+
+
+def _short(text: str) -> str:
+    text = masked(" ".join(text.split()))
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _json(response: httpx.Response, *, anything: bool) -> Any:
     value = response.json()
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) and not anything:
         raise ValueError(f"the answer is no JSON object: {_said(response)}")
     return value
 
@@ -390,13 +572,11 @@ def _said(response: httpx.Response) -> str:
         text = error["message"] if isinstance(error, dict) else str(error)
     except (ValueError, KeyError, TypeError):
         text = response.text
-    # Some servers repeat the key that they refuse.
-    text = masked(" ".join(str(text).split()))
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return _short(str(text))  # some servers repeat the key that they refuse
 
 
 def _way_out(status: int) -> str:
-    if status in (401, 403):
+    if status in NOT_ALLOWED:
         return f"give the server's key in {KEY_VARIABLE}"
     return "check url (it ends in /v1), model, and what the model can take"
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from core.runtime import derive_seed
 from data.questions import TYPES, normalised, plain, surplus_yes_no, token_f1, usable_choices
 from models.endpoint import Client, user_message
+from models.replies import NoAnswer
 
 PROMPT_VERSION = "1"
 """Raise it with any change of the prompts, or of the forms and rules below."""
@@ -135,7 +136,7 @@ class QuestionWriter:
         message = user_message(WRITE.format(caption=caption, number=self._per_record))
         tokens = QUESTION_TOKENS * self._per_record
         written = self._client.answer(message, self._form, max_tokens=tokens, seed=seed)
-        found: list[_Question] = [] if written is None else written.questions  # type: ignore[attr-defined]
+        found: list[_Question] = [] if isinstance(written, NoAnswer) else written.questions  # type: ignore[attr-defined]
         return [
             Candidate(
                 type=question.type,
@@ -152,7 +153,7 @@ class QuestionWriter:
         asked = {"caption": caption, "question": candidate.question}
         message = user_message(ANSWER.format(**asked))
         reply = self._client.answer(message, _Reply, max_tokens=REPLY_TOKENS, seed=seed)
-        if reply is None:
+        if isinstance(reply, NoAnswer):
             candidate.reason = NO_REPLY
             return
         candidate.reply = plain(reply.answer)
@@ -161,7 +162,7 @@ class QuestionWriter:
             candidate.reason = OTHER_REPLY
             return
         weights = self._client.weigh(CHOOSE.format(**asked), candidate.choices, seed=seed)
-        if weights is None:
+        if isinstance(weights, NoAnswer):
             candidate.reason = NO_REPLY
         elif candidate.choices[weights.index(max(weights))] != candidate.answer:
             candidate.reason = OTHER_CHOICE

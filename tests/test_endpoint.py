@@ -14,6 +14,7 @@ import models.endpoint
 from core.config import Endpoint
 from core.errors import UserError
 from models.endpoint import Client, data_url, user_message
+from models.replies import NoAnswer
 from tests.llm_server import MODEL, Server, endpoint, llm_server
 
 MESSAGE = user_message("Here is the caption of a picture:\n\na red ball\n\nIs there a ball?")
@@ -34,7 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def ask(client: Client, seed: int = 1) -> str | None:
     said = client.answer(MESSAGE, Said, max_tokens=20, seed=seed)
-    return said and said.answer
+    return None if isinstance(said, NoAnswer) else said.answer
 
 
 def test_answers_fit_their_schema_and_everything_is_counted(server: Server) -> None:
@@ -133,7 +134,7 @@ def test_unusable_answers_are_asked_for_again_with_other_seeds(server: Server, f
     with Client(endpoint(server), "judge") as client:
         assert ask(client) == "yes"
         counts = client.take_counts()
-    assert counts["truncated" if fault == "truncated" else "invalid"] == 2
+    assert counts["truncated" if fault == "truncated" else "unusable"] == 2
     assert "given_up" not in counts
     assert len({body["seed"] for body in server.bodies}) == 3
     assert [body["temperature"] > 0 for body in server.bodies] == [False, True, True]
@@ -186,7 +187,7 @@ def test_without_constraints_choices_are_weighed_all_the_same(
         weights = [client.weigh(COLOR, COLORS, seed=seed) for seed in (1, 2)]
     assert weights[0] == weights[1] == pytest.approx([0.2 / 0.9, 0.7 / 0.9, 0.0])
     assert len(server.bodies) == 3  # what was refused is not tried twice
-    assert caplog.text.count("'free' from now on") == 1
+    assert caplog.text.count("weighed in mode 'free'") == 1
 
 
 def test_without_probabilities_the_named_choice_has_all(
@@ -218,7 +219,7 @@ def test_pictures_go_along(server: Server) -> None:
     empty = data_url(Image.new("RGB", (32, 32), "black"))
     with Client(endpoint(server), "judge") as client:
         weights = client.weigh("is there a circle?", ["yes", "no"], seed=1, picture=empty)
-    assert weights is not None
+    assert not isinstance(weights, NoAnswer)
     assert weights[1] > weights[0]
 
 
