@@ -7,6 +7,7 @@ redo work.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -39,8 +40,11 @@ def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
 
 
 Environment = Annotated[dict[VariableName, str], AfterValidator(_without_secrets)]
+SHAPES_MODEL = "hermesflow-shapes"
 # Stages that read the store and nothing else, and so may run anywhere.
 DeployedStage = Literal[
+    "fit",
+    "judge",
     "sample-captions",
     "sample-images",
     "score-captions",
@@ -93,8 +97,9 @@ class ParquetData(Section):
 
     @property
     def title(self) -> str:
-        """What the pool is called where runs are listed."""
-        return Path(self.pool).stem
+        """What the pool is called where runs are listed; `pool` alone says nothing."""
+        path = Path(self.pool)
+        return path.parent.name if path.stem == "pool" and path.parent.name else path.stem
 
 
 class Serve(Section):
@@ -214,6 +219,14 @@ class Scoring(Section):
     judge: Literal["self", "oracle"] = Field(
         description="self: the current checkpoint; oracle: an upper bound, shapes world only"
     )
+    max_unanswered: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.05, description="largest share of questions about samples that may have no answer"
+    )
+    require_fit: bool = Field(
+        True,
+        description="end before any work if the base can read neither pool nor questions: texts "
+        "unknown to its tokenizer, or answers no better than chance; false: only warn",
+    )
 
 
 class PairRule(Section):
@@ -297,17 +310,61 @@ class Training(Section):
     )
 
 
+JudgeKind = Literal["oracle", "reader", "endpoint", "checkpoint", "encoder", "base"]
+MaxUnanswered = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Reader(Section):
+    """Small networks that learn the pool's questions from its real pictures (judge: reader)."""
+
+    networks: int = Field(3, ge=1, le=16, description="networks whose mean answers")
+    pictures: int = Field(
+        30_000,
+        ge=64,
+        description="pictures that each learns from, one after the other and again; at most so "
+        "many records of the pool are read",
+    )
+
+
 class Evaluation(Section):
     """Judging a checkpoint on held-out records."""
 
-    judge: Literal["oracle", "base", "endpoint"] = Field(
-        description="who answers about generated images: pixel oracle, frozen base checkpoint, or "
-        "the vision-language model of evaluation.endpoint"
+    judge: JudgeKind = Field(
+        description="who answers about generated images. Independent of the model: oracle (pixels; "
+        "shapes world), reader (learns from the pool's real pictures), endpoint (the "
+        "vision-language model of evaluation.endpoint), checkpoint (another model), encoder (a "
+        "CLIP model). Not independent: base (the frozen base checkpoint)"
     )
+    folder: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="of the judge: a model for checkpoint, a CLIP model for encoder and, in place "
+        "of pixels, for reader; null for others",
+    )
+    family: Literal["showo"] | None = Field(
+        None, description="family of the judge in folder; null: that of the model"
+    )
+    reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=30_000))
     endpoint: Endpoint | None = Field(description="the outside judge; null: none")
+    max_unanswered: MaxUnanswered = Field(
+        0.05, description="largest share of questions to the judge or the model without an answer"
+    )
     images_per_prompt: Count = Field(description="generated images for each held-out prompt")
     bootstrap_samples: int = Field(ge=100, description="resamples of records for the intervals")
     confidence: float = Field(ge=0.5, lt=1.0, description="coverage of the intervals")
+
+    @model_validator(mode="after")
+    def _folder_fits(self) -> Evaluation:
+        if self.judge in ("checkpoint", "encoder") and self.folder is None:
+            raise ValueError(
+                f"judge = {self.judge!r}, but folder is null; give the folder of that model, or "
+                "another judge"
+            )
+        if self.folder is not None and self.judge not in ("checkpoint", "encoder", "reader"):
+            raise ValueError(
+                f"folder = {self.folder!r}, but judge = {self.judge!r} reads none; set folder: "
+                "null, or judge to checkpoint, encoder or reader"
+            )
+        return self
 
 
 class Gate(Section):
@@ -318,6 +375,11 @@ class Gate(Section):
     beyond_interval: bool = Field(
         description="judge the gain by the lower end of its paired interval, the loss by the upper"
     )
+    own_taste: bool = Field(
+        False,
+        description="promote although no independent judge has looked (evaluation.judge: base): "
+        "that the model likes its own drawings more is then enough",
+    )
 
 
 class Tracking(Section):
@@ -325,7 +387,9 @@ class Tracking(Section):
 
     enabled: bool = Field(description="false: run without MLflow")
     experiment: str = Field(min_length=1, description="MLflow experiment")
-    registered_model: str = Field(min_length=1, description="name in the model registry")
+    registered_model: Annotated[str, Field(min_length=1)] | None = Field(
+        description="name in the model registry; null: hermesflow- and the name of the pool"
+    )
 
 
 class Runtime(Section):
@@ -474,7 +538,7 @@ class Config(Section):
         oracles = (self.scoring.judge, "scoring.judge"), (self.evaluation.judge, "evaluation.judge")
         for judge, field in oracles:
             if judge == "oracle" and self.data.source != "shapes":
-                way_out = "self" if field.startswith("scoring") else "base"
+                way_out = "self" if field.startswith("scoring") else "reader"
                 raise ValueError(
                     f"{field} = 'oracle' reads shapes only, but data.source = "
                     f"{self.data.source!r}; set {field}: {way_out}"
@@ -482,9 +546,14 @@ class Config(Section):
         if self.evaluation.judge == "endpoint" and self.evaluation.endpoint is None:
             raise ValueError(
                 "evaluation.judge = 'endpoint', but evaluation.endpoint is null; say there which "
-                "model answers, or set evaluation.judge: base"
+                "model answers, or set evaluation.judge: reader"
             )
         self._check_benchmarks()
+        if self.data.source != "shapes" and self.tracking.registered_model == SHAPES_MODEL:
+            raise ValueError(
+                f"tracking.registered_model = {SHAPES_MODEL!r} is that of the shapes world, but "
+                f"data.source = {self.data.source!r}; set it to null, or to a name of your own"
+            )
         branches = self.training.caption, self.training.image
         rates = [branch.learning_rate for branch in branches]
         if self.training.optimizers == "shared" and rates[0] != rates[1]:
@@ -499,6 +568,12 @@ class Config(Section):
                 "nothing would be trained; set one of them above 0"
             )
         return self
+
+    @property
+    def registered_model(self) -> str:
+        """The name in the model registry."""
+        given = self.tracking.registered_model
+        return given or f"hermesflow-{re.sub(r'[^A-Za-z0-9._-]+', '-', self.data.title)}"
 
     def _check_benchmarks(self) -> None:
         names = [chosen.name for chosen in self.benchmarks]

@@ -35,6 +35,7 @@ ANSWERS = pa.list_(
             ("answer", pa.string()),
             ("prediction", pa.string()),
             ("probability", pa.float32()),
+            ("status", pa.string()),
         ]
     )
 )
@@ -198,6 +199,8 @@ _TABLES = (
             _text("answer", filled=True),
             _text("prediction"),
             _score("right"),
+            _score("chance"),
+            _text("status", filled=True),
         ),
     ),
     Table(
@@ -209,6 +212,7 @@ _TABLES = (
             _text("composition"),
             _score("understanding"),
             _score("generation"),
+            _score("chance"),
             _score("self_score"),
             _score("agreement"),
             _score("all_right"),

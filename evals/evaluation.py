@@ -1,24 +1,22 @@
 """What a checkpoint does with held-out records: it reads and draws them, a judge answers.
 
 Noise depends on the record alone, so that checkpoints, of any seed, are compared on the same draws.
-Records without questions are left out, and counted: no question is no score, not one of 0.
+Records without questions are left out, and so are those that nobody could answer anything about;
+both are counted: no answer is no score, not one of 0.
 Shapes: B records, M images a prompt, N image tokens.
 """
 
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from core.artifact import part_name
@@ -26,7 +24,6 @@ from core.draft import Draft
 from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import ProgressFactory, Share
-from data.shapes.oracle import answer_images, read
 from data.tables import (
     TableWriter,
     decode_image,
@@ -36,11 +33,13 @@ from data.tables import (
     write_table,
 )
 from evals.gap import record_scores, summarize
-from evals.vqa import QuestionRow, ask
+from evals.judges.base import Judge
+from evals.statistics import BOOTSTRAP_SEED
+from evals.vqa import ANSWERED, Answered, ask, check_answered
 from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer
-from models.endpoint import Client, data_url, keep_counts, kept_counts
+from models.endpoint import kept_counts
 from models.families import load_model, use_threads
 
 if TYPE_CHECKING:
@@ -48,82 +47,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 logger = logging.getLogger(__name__)
-
-
-class Judge(ABC):
-    """Reads generated images."""
-
-    @abstractmethod
-    def answers(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
-    ) -> list[list[str]]:
-        """The answer to each question of each image; empty where there is none."""
-
-    def malformed(self, images: Sequence[Image.Image]) -> list[float]:
-        """1 for each image with something that is no known shape, if the judge can tell."""
-        return [0.0] * len(images)
-
-    def keep_counts(self, draft: Draft, part: int) -> None:  # noqa: B027, since most count nothing
-        """Keep what the answers about the images of a part have cost, if that is counted."""
-
-
-class Oracle(Judge):
-    """Reads the pixels of the shapes world."""
-
-    def answers(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
-    ) -> list[list[str]]:
-        read_answers = answer_images(_stack(images), questions)
-        return [[answer or "" for answer in image] for image in read_answers]
-
-    def malformed(self, images: Sequence[Image.Image]) -> list[float]:
-        return [float(scene.malformed > 0) for scene in read(_stack(images))]
-
-
-class ModelJudge(Judge):
-    """A frozen checkpoint."""
-
-    def __init__(self, model: UnifiedModel) -> None:
-        self._model = model
-
-    def answers(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
-    ) -> list[list[str]]:
-        # It sees pixels, as any judge from outside would, not the tokens of the artist.
-        answered = ask(self._model, self._model.encode_images(images), questions)
-        return [[a.prediction for a in image] for image in answered]
-
-
-class EndpointJudge(Judge):
-    """A vision-language model of a server, which takes the most probable choice."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def answers(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
-    ) -> list[list[str]]:
-        pairs = (
-            (url, question)
-            for url, asked in zip(map(data_url, images), questions, strict=True)
-            for question in asked
-        )
-        answers = self._client.map(self._answer, pairs)
-        return [list(islice(answers, len(asked))) for asked in questions]
-
-    def keep_counts(self, draft: Draft, part: int) -> None:
-        keep_counts(draft, part, self._client)
-
-    def _answer(self, asked: tuple[str, QuestionRow]) -> str:
-        url, question = asked
-        choices = question["choices"]
-        seed = derive_seed("judge", question["question"])
-        weights = self._client.weigh(question["question"], choices, seed=seed, picture=url)
-        return "" if weights is None else choices[weights.index(max(weights))]
-
-
-def _stack(images: Sequence[Image.Image]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.stack([np.asarray(image) for image in images])
 
 
 class Evaluator:
@@ -141,21 +64,22 @@ class Evaluator:
         self.sampling = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
         self.greedy = TextSampling(1.0, 1, config.sampling.captions.max_new_tokens)
         self.num_images = config.evaluation.images_per_prompt
+        self.max_unanswered = config.evaluation.max_unanswered
 
     def rows(self, records: list[Row], seeds: list[int]) -> dict[str, list[Row]]:
         """Rows of `answers`, `records` and `images`."""
-        questions = [record["questions"] for record in records]
+        questions = self.judge.questions(records)
         codes_BN = self.model.encode_images([decode_image(r["image"]) for r in records])
         codes_BMN = self.model.generate(
             [record["prompt"] for record in records], self.num_images, self.sampling, seeds
         )
         images = self.model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
         repeated = [asked for asked in questions for _ in range(self.num_images)]
-        about_real = self._own_answers(codes_BN, questions)
+        about_real = ask(self.model, codes_BN, questions)
         about_drawn = {
             "generated": self.judge.answers(images, repeated),
             # As self-VQA does: from the tokens, which is what was generated.
-            "self": self._own_answers(codes_BMN.reshape(-1, codes_BMN.shape[-1]), repeated),
+            "self": ask(self.model, codes_BMN.reshape(-1, codes_BMN.shape[-1]), repeated),
         }
         answers: list[Row] = []
         for index, record in enumerate(records):
@@ -169,12 +93,6 @@ class Evaluator:
             "record_metrics": self._records(records, codes_BN, codes_BMN, images, answers),
             "images": self._images(records, seeds, codes_BMN, images),
         }
-
-    def _own_answers(
-        self, codes_BN: Codes, questions: Sequence[Sequence[QuestionRow]]
-    ) -> list[list[str]]:
-        answered = ask(self.model, codes_BN, questions)
-        return [[a.prediction for a in image] for image in answered]
 
     def _records(
         self,
@@ -191,6 +109,7 @@ class Evaluator:
         references = [record["references"] or [record["caption"]] for record in records]
         similarity = self.scorer.score(captions, references)
         malformed = np.array(self.judge.malformed(images)).reshape(len(records), -1).mean(1)
+        scored = set(scores.dropna().index)
         return [
             {
                 "record_id": record["record_id"],
@@ -202,6 +121,8 @@ class Evaluator:
                 "caption_similarity": min(similarity[i], 1.0),
             }
             for i, record in enumerate(records)
+            # Of the others nothing is known about U, G or both.
+            if record["record_id"] in scored
         ]
 
     def _images(
@@ -228,20 +149,6 @@ class Evaluator:
         ]
 
 
-@contextmanager
-def judging(config: Config, base: Path | None) -> Iterator[Judge]:
-    """Who answers about generated images, by the config; `base` is the folder of a model judge."""
-    endpoint = config.evaluation.endpoint
-    if config.evaluation.judge == "endpoint" and endpoint is not None:
-        with Client(endpoint, "evaluation.endpoint") as client:
-            yield EndpointJudge(client)
-    elif config.evaluation.judge == "base":
-        assert base is not None
-        yield ModelJudge(_load(config, base))
-    else:
-        yield Oracle()
-
-
 def _load(config: Config, folder: Path) -> UnifiedModel:
     return load_model(config.model.family, folder, config.runtime.device, config.model.precision)
 
@@ -255,19 +162,21 @@ def token_diversity(codes_MN: Codes) -> float:
     return float(differ_MM.sum() / (num_images * (num_images - 1)))
 
 
-def _answer_rows(record: Row, subject: str, sample: int, predictions: Sequence[str]) -> list[Row]:
+def _answer_rows(record: Row, subject: str, sample: int, answers: Sequence[Answered]) -> list[Row]:
     return [
         {
             "record_id": record["record_id"],
             "subject": subject,
             "sample": sample,
-            "type": question["type"],
-            "question": question["question"],
-            "answer": question["answer"],
-            "prediction": prediction,
-            "right": float(prediction == question["answer"]),
+            "type": one.question["type"],
+            "question": one.question["question"],
+            "answer": one.question["answer"],
+            "prediction": one.prediction,
+            "right": float(one.right),
+            "chance": 1 / len(one.question["choices"]),
+            "status": one.status,
         }
-        for question, prediction in zip(record["questions"], predictions, strict=True)
+        for one in answers
     ]
 
 
@@ -319,10 +228,12 @@ def _write_shard(
         return evaluator.rows(records, seeds)
 
     rows: dict[str, list[Row]] = {table: [] for table in names}
-    asked = shard.filter(pc.greater(pc.list_value_length(shard["questions"]), 0))
+    asked = shard.filter(pa.array([bool(q) for q in evaluator.judge.questions(shard.to_pylist())]))
     for batch in batches.map_table(asked, rows_of):
         for table, new in batch.items():
             rows[table] += new
+    # Before they are kept, since what has no answers now may have some once that is mended.
+    _check_statuses(pd.DataFrame(rows["eval_answers"]), evaluator.max_unanswered)
     for table, name in names.items():
         # What has just been encoded need not be decoded again.
         with draft.write(name) as path, TableWriter(path, table, deep=False) as writer:
@@ -340,26 +251,63 @@ def join_parts(
     def whole(table: str) -> pa.Table:
         return read_table([draft.path(n) for n in draft.names(FOLDERS[table] + "/")], table)
 
-    records, answers = whole("record_metrics"), whole("eval_answers")
-    without = num_records - records.num_rows
-    if not records.num_rows:
+    records, answers = whole("record_metrics"), whole("eval_answers").to_pandas()
+    # As many records as were asked about anything, whether or not it was answered.
+    asked = answers["record_id"].nunique()
+    without, unscored = num_records - asked, asked - records.num_rows
+    if not asked:
         raise UserError(
-            f"none of the {num_records} held-out records has questions, by which images are "
-            "judged; give a test set with questions, or have them written (config section "
-            "questions)"
+            f"none of the {num_records} held-out records has a question that the judge can be "
+            "asked, by which images are judged; give a test set with questions, or have them "
+            "written (config section questions)"
         )
-    if without:
-        logger.warning("%d of %d records without questions are not judged", without, num_records)
+    _check_statuses(answers, evaluation.max_unanswered)
+    if without + unscored:
+        logger.warning(
+            "%d of %d records are not judged: %d have no question for the judge, %d no answer",
+            without + unscored, num_records, without, unscored,
+        )  # fmt: skip
     metrics = summarize(
         records.to_pandas(),
-        answers.to_pandas(),
+        answers[answers["status"] == ANSWERED],
         samples=evaluation.bootstrap_samples,
         confidence=evaluation.confidence,
-        seed=0,
+        seed=BOOTSTRAP_SEED,
     )
+    counts = _counts(answers)
+    metrics.append(_unanswered_row(counts))
     with draft.write("metrics.parquet") as path:
         write_table(path, "metrics", metrics)
     with draft.write("records.parquet") as path:
         write_table(path, "record_metrics", records)
-    counts = {"records": records.num_rows, "without_questions": without}
-    return metrics, counts | kept_counts(draft)
+    found = {"records": records.num_rows, "without_questions": without, "unscored": unscored}
+    return metrics, found | counts | kept_counts(draft)
+
+
+ABOUT = {"real": "about real pictures", "generated": "the judge", "self": "about its drawings"}
+
+
+def _check_statuses(answers: pd.DataFrame, limit: float) -> None:
+    """UserError if too many questions had no answer, by who was asked."""
+    for subject, who in ABOUT.items() if len(answers) else ():
+        counts = Counter(map(str, answers.loc[answers["subject"] == subject, "status"]))
+        named = who if subject == "generated" else f"the model {who}"
+        check_answered(counts, limit, "evaluation.max_unanswered", named)
+
+
+def _counts(answers: pd.DataFrame) -> dict[str, int]:
+    """Questions by whom they were about and what they came to: `questions/real/answered`."""
+    pairs = zip(answers["subject"], answers["status"], strict=True)
+    counts = Counter(f"questions/{subject}/{status}" for subject, status in pairs)
+    return dict(sorted(counts.items()))
+
+
+def _unanswered_row(counts: Mapping[str, int]) -> dict[str, object]:
+    """The share of all questions without an answer, as a row of table `metrics`."""
+    total = sum(counts.values())
+    missing = sum(n for name, n in counts.items() if not name.endswith(f"/{ANSWERED}"))
+    share = missing / max(total, 1)
+    return {
+        "name": "unanswered", "group": "all", "value": share, "low": share, "high": share,
+        "count": total,
+    }  # fmt: skip

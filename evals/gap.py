@@ -17,11 +17,13 @@ import pandas as pd
 from evals.statistics import Estimate, bootstrap_means
 
 ALL = "all"
+ANSWERED = "answered"
 ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
 NAMES = (
     "understanding",
     "generation",
     "gap",
+    "chance",
     "self_score",
     "agreement",
     "all_right",
@@ -32,22 +34,26 @@ NAMES = (
 
 
 def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per record: understanding, generation, self_score, agreement, all_right.
+    """Per record: understanding, generation, chance, self_score, agreement, all_right.
 
-    self_score is generation as the model itself answers, agreement the share of answers about its
-    images that both it and the judge get right or both get wrong, all_right the share of images
-    without a wrong answer. Takes the rows of table `eval_answers`.
+    Only what was answered counts; a record has no value of what nobody has answered. chance is what
+    guesses among the choices would get, self_score is generation as the model itself answers,
+    agreement the share of answers about its images that both it and the judge get right or both get
+    wrong, all_right the share of images without a wrong answer. Takes rows of `eval_answers`.
     """
+    answers = answers[answers["status"] == ANSWERED]
     real, judged, own = (
         answers[answers["subject"] == subject].set_index(ANSWER)["right"]
         for subject in ("real", "generated", "self")
     )
+    both = own.index.intersection(judged.index)
     by_image = judged.groupby(["record_id", "sample"])
     scores = {
         "understanding": _by_record(real),
         "generation": _by_record(judged),
+        "chance": _by_record(answers.set_index("record_id")["chance"]),
         "self_score": _by_record(own),
-        "agreement": _by_record((own == judged.reindex(own.index)).astype(np.float64)),
+        "agreement": _by_record((own[both] == judged[both]).astype(np.float64)),
         "all_right": _by_record(by_image.min()),
     }
     return pd.DataFrame(scores)

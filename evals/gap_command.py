@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.artifact import Artifact
 from core.command import run_command
+from core.errors import UserError
 from core.files import sha256_of
 from core.progress import progress
 from core.runtime import setup_logging
@@ -21,9 +24,11 @@ from evals.outcome import is_finished, outcome
 if TYPE_CHECKING:
     from core.config import Config
     from core.draft import Draft
+    from evals.judges.base import Provenance
 
 ORACLE = "oracle"
 METRICS = "metrics.parquet"
+NOT_SETTINGS = ("judge", "folder", "endpoint", "max_unanswered")  # named by a digest, or no matter
 logger = logging.getLogger(__name__)
 
 
@@ -40,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--judge",
-        help="who answers about generated images: oracle (shapes world), or a checkpoint that does "
-        "not learn from the answers; default: what the config says",
+        help="who answers about generated images: oracle (shapes world), a checkpoint, or the URI "
+        "of an artifact of stage judge, as a run makes it; default: what the config says",
     )
     parser.add_argument(
         "--config",
@@ -58,13 +63,12 @@ def _measure(options: argparse.Namespace) -> None:
     from core.config import load_config
 
     config = load_config(options.config, {})
-    checkpoint, judge = open_checkpoint(options.checkpoint), _judge(options.judge, config)
+    checkpoint = open_checkpoint(options.checkpoint)
+    judge = _judge(options.judge, config, checkpoint)
+    config = judge.config
     files = parquet_files(options.pool)
     for batch in iter_batches(files, "pool", ["record_id", "questions"]):
         check_asked(batch, str(options.pool))
-    # What memory is needed depends on who judges.
-    chosen = {"judge": "base" if judge else ORACLE}
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=chosen)})
     settings = _settings(config, checkpoint, judge, files)
     with outcome(options.to, "gap", settings) as draft:
         if not is_finished(options.to):
@@ -73,22 +77,61 @@ def _measure(options: argparse.Namespace) -> None:
     print(_table(options.to, checkpoint, judge))
 
 
-def _judge(given: str | None, config: Config) -> Checkpoint | None:
-    """Whom to ask about generated images; None: the oracle."""
-    if (given or config.evaluation.judge) == ORACLE:
-        return None
-    return open_checkpoint(given or config.model.checkpoint)
+@dataclass(frozen=True)
+class _Judge:
+    """Whom to ask about generated images: the config that says so, and what it has learnt."""
+
+    config: Config
+    provenance: Provenance
+    digest: str
+    prepared: Path = Path()
+    types: tuple[str, ...] | None = None
+    base: Path = Path()
+
+
+def _judge(given: str | None, config: Config, checkpoint: Checkpoint) -> _Judge:
+    from evals.judges.catalog import JUDGE, provenance_of, read_record
+
+    kind = config.evaluation.judge
+    if given and given != ORACLE and "://" in given:
+        artifact = Artifact(given)
+        if artifact.manifest["stage"] != JUDGE.partition(".")[0]:
+            raise UserError(f"--judge {given} is of stage {artifact.manifest['stage']}, not judge")
+        record = read_record(artifact.path())
+        config = _with(config, judge=record.provenance.kind)
+        digest = artifact.ref.digest
+        return _Judge(config, record.provenance, digest, artifact.path(), record.types)
+    if given == ORACLE or (given is None and kind == ORACLE):
+        config = _with(config, judge=ORACLE, folder=None)
+        return _Judge(config, provenance_of(config, checkpoint.folder), ORACLE)
+    if given is None and kind in ("reader", "encoder"):
+        raise UserError(
+            f"evaluation.judge = {kind!r} learns from a pool first; give --judge the URI of the "
+            "artifact of stage judge that a run has made (`python -m core.store lineage` shows it)"
+        )
+    if given is None and kind == "endpoint":
+        return _Judge(config, provenance_of(config, checkpoint.folder), kind)
+    named = given or config.evaluation.folder or config.model.checkpoint
+    folder = open_checkpoint(named)
+    # As a judge from elsewhere, whose weights are held against those of the judged one.
+    config = _with(config, judge="checkpoint", folder=str(folder.folder))
+    return _Judge(config, provenance_of(config, checkpoint.folder), folder.digest)
+
+
+def _with(config: Config, **changes: object) -> Config:
+    evaluation = config.evaluation.model_copy(update=changes)
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def _settings(
-    config: Config, checkpoint: Checkpoint, judge: Checkpoint | None, files: Sequence[Path]
+    config: Config, checkpoint: Checkpoint, judge: _Judge, files: Sequence[Path]
 ) -> dict[str, Any]:
     """All that decides about the outcome; it may be continued as long as this stays the same."""
     document = config.model_dump(mode="json")
     scoring, sampling = document["scoring"], document["sampling"]
     return {
         "checkpoint": checkpoint.digest,
-        "judge": judge.digest if judge else ORACLE,
+        "judge": judge.digest,
         "pool": [sha256_of(file) for file in files],
         "family": config.model.family,
         "precision": config.model.precision,
@@ -96,18 +139,20 @@ def _settings(
         "max_new_tokens": sampling["captions"]["max_new_tokens"],
         "shard_records": sampling["shard_records"],
         "caption_scorer": {k: v for k, v in scoring.items() if k.startswith("caption_")},
-        "evaluation": {k: v for k, v in document["evaluation"].items() if k != "judge"},
+        "evaluation": {k: v for k, v in document["evaluation"].items() if k not in NOT_SETTINGS},
     }
 
 
 def _evaluate(
     config: Config,
     checkpoint: Checkpoint,
-    judge: Checkpoint | None,
+    judge: _Judge,
     files: Sequence[Path],
     draft: Draft,
 ) -> None:
-    from evals.evaluation import Evaluator, evaluate_pool, join_parts, judging
+    from evals.evaluation import Evaluator, evaluate_pool, join_parts
+    from evals.judges.catalog import open_judge
+    from evals.judges.endpoint import judge_server
     from models.batches import Batches
     from models.memory_plan import Shape, for_evaluation
 
@@ -117,17 +162,23 @@ def _evaluate(
         config.runtime,
         logger,
     )
-    with judging(config, judge.folder if judge else None) as asked:
+    with (
+        judge_server(config, config.evaluation.judge == "endpoint") as served,
+        open_judge(served, judge.prepared, judge.types, judge.base) as asked,
+    ):
         evaluator = Evaluator(config, checkpoint.folder, asked)
         shard = config.sampling.shard_records
         evaluate_pool(draft, files, evaluator, batches, shard, WHOLE, progress)
     join_parts(draft, config.evaluation, count_rows(files))
 
 
-def _table(folder: Path, checkpoint: Checkpoint, judge: Checkpoint | None) -> str:
+def _table(folder: Path, checkpoint: Checkpoint, judge: _Judge) -> str:
     """Over all records and by type of question, with intervals."""
     rows = read_table(folder / METRICS, "metrics").to_pylist()
-    lines = [f"{checkpoint.name}, judged by {judge.name if judge else 'the pixel oracle'}"]
+    who = judge.provenance
+    lines = [f"{checkpoint.name}, judged by {who.name}"]
+    if not who.independent:
+        lines.append(f"Not independent: {who.why}; G is what a relative of the model likes.")
     for row in rows:
         if row["group"] == "all" or row["group"].startswith("type/"):
             lines.append(

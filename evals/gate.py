@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 from core.config import Evaluation, Gate
 from core.errors import UserError
 from evals.benchmarks.changes import BenchmarkChange
-from evals.statistics import Estimate, Values, bootstrap_difference
+from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_difference
+
+PAIRED = ("understanding", "generation", "self_score", "agreement")
 
 
 @dataclass(frozen=True)
@@ -29,32 +31,45 @@ class GateDecision:
     benchmarks: Sequence[BenchmarkChange] = ()
 
 
+@dataclass(frozen=True)
+class JudgedBy:
+    """Who has looked at drawings, as an evaluation has it in its results."""
+
+    name: str
+    independent: bool
+    why: str
+
+
 def judge(
     candidate: pa.Table,
     champion: pa.Table,
     gate: Gate,
     evaluation: Evaluation,
-    seed: int,
+    judged: JudgedBy,
     benchmarks: Sequence[BenchmarkChange] = (),
 ) -> GateDecision:
-    """Decide from two `record_metrics` tables; UserError unless they hold the same records.
+    """Decide from two `record_metrics` tables, on the records that both were scored on.
 
     With `gate.beyond_interval` the gain must be established by the lower end of its interval, and
     only a loss established by the upper end of its own counts; without it the values decide. A
-    loss at any of the benchmarks blocks.
+    loss at any of the benchmarks blocks. Without an independent judge nothing is shown about
+    drawing, and nothing is promoted unless `gate.own_taste` says so.
     """
-    changes = paired_changes(candidate, champion, evaluation, seed)
+    changes = paired_changes(candidate, champion, evaluation)
     gain, change = changes["generation"], changes["understanding"]
     gained = gain.low if gate.beyond_interval else gain.value
     kept = change.high if gate.beyond_interval else change.value
     rises = gained > gate.min_generation_gain
     lost = kept < -gate.max_understanding_loss
     worse = [_is_loss(one.change, gate) for one in benchmarks]
-    promote = rises and not lost and not any(worse)
+    seen = judged.independent or gate.own_taste
+    promote = rises and not lost and not any(worse) and seen
+    name = "G" if judged.independent else "G by its own taste"
     sentence = (
         f"{'promoted' if promote else 'not promoted'}: "
-        f"G changed by {_show(gain)}, which {'exceeds' if rises else 'does not exceed'} the "
-        f"required {gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
+        f"{'' if judged.independent else _own_taste(judged, gate)}{name} changed by {_show(gain)}, "
+        f"which {'exceeds' if rises else 'does not exceed'} the required "
+        f"{gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
         f"{'a' if lost else 'no'} loss beyond the allowed {gate.max_understanding_loss:.3f} "
         f"(judged by the {'intervals' if gate.beyond_interval else 'values'})"
     )
@@ -67,12 +82,20 @@ def _is_loss(change: Estimate, gate: Gate) -> bool:
     return (change.high if gate.beyond_interval else change.value) < 0
 
 
-def paired_changes(
-    after: pa.Table, before: pa.Table, evaluation: Evaluation, seed: int
-) -> Mapping[str, Estimate]:
-    """Changes of understanding, generation and gap from one `record_metrics` table to another.
+def _own_taste(judged: JudgedBy, gate: Gate) -> str:
+    shown = f"that drawing improved is not shown, as only {judged.name} has looked"
+    if gate.own_taste:
+        return f"{shown}, which gate.own_taste allows; "
+    return f"{shown} ({judged.why}); choose an independent evaluation.judge; "
 
-    Rows are joined by record_id; UserError unless both hold the same records.
+
+def paired_changes(
+    after: pa.Table, before: pa.Table, evaluation: Evaluation
+) -> Mapping[str, Estimate]:
+    """Changes of each score of `PAIRED` and the gap between two `record_metrics` tables.
+
+    Rows are joined by record_id, and records that only one table has are left out: nobody has
+    answered anything about them there. UserError if none is in both.
     """
     old_R, new_R = (_scores(table) for table in _joined(before, after))
     return {
@@ -81,39 +104,31 @@ def paired_changes(
             old_R[name],
             samples=evaluation.bootstrap_samples,
             confidence=evaluation.confidence,
-            seed=seed,
+            seed=BOOTSTRAP_SEED,
         )
         for name in new_R
     }
 
 
-def same_records(a: pa.Table, b: pa.Table) -> bool:
-    """Whether two tables hold the same record ids, in whatever order."""
-    return set(a["record_id"].to_pylist()) == set(b["record_id"].to_pylist())
-
-
 def _joined(before: pa.Table, after: pa.Table) -> tuple[pa.Table, pa.Table]:
-    if not same_records(before, after):
-        ids = [set(table["record_id"].to_pylist()) for table in (before, after)]
-        example = min(ids[0] ^ ids[1])
+    both = set(before["record_id"].to_pylist()) & set(after["record_id"].to_pylist())
+    if not both:
         raise UserError(
-            f"the two checkpoints were judged on different records ({len(ids[0] - ids[1])} only "
-            f"before, {len(ids[1] - ids[0])} only after, {example!r} is one); evaluate both on the "
-            "same held-out data"
+            f"the two checkpoints were judged on different records ({before.num_rows} before, "
+            f"{after.num_rows} after, none in both); evaluate both on the same held-out data"
         )
-    return before.sort_by("record_id"), after.sort_by("record_id")
+    ids = pa.array(sorted(both))
+    old, new = (
+        table.filter(pc.is_in(table["record_id"], value_set=ids)).sort_by("record_id")
+        for table in (before, after)
+    )
+    return old, new
 
 
 def _scores(table: pa.Table) -> dict[str, Values]:
     # Averaged in double precision: a gate must not turn on the rounding of the stored floats.
-    understanding_R, generation_R = (
-        np.asarray(pc.cast(table[name], pa.float64())) for name in ("understanding", "generation")
-    )
-    return {
-        "understanding": understanding_R,
-        "generation": generation_R,
-        "gap": understanding_R - generation_R,
-    }
+    found = {name: np.asarray(pc.cast(table[name], pa.float64())) for name in PAIRED}
+    return found | {"gap": found["understanding"] - found["generation"]}
 
 
 def _show(estimate: Estimate) -> str:

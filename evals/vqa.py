@@ -1,16 +1,33 @@
-"""Multiple-choice questions put to a model. Shapes: B images, N image tokens."""
+"""Multiple-choice questions put to a model. Shapes: B images, N image tokens.
+
+One rule for every judge, the model itself included: an answer is scored only if it is one. What was
+not answered has a status that says why, is counted, and enters no score.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import UserError
+from data.questions import normalised
 from models.base import Codes, UnifiedModel
 from models.caption_scorer import CaptionScorer
+from models.replies import EMPTY, UNUSABLE
 
 LEAST_PROBABILITY = 0.01
+ANSWERED = "answered"
+ALIKE = "choices alike"
+"""The model cannot tell choices apart, since they differ behind its text budget or not at all."""
+FEW = 50  # answers from which a share is looked at
+Tally = Counter[str]
+"""How many questions came to which status."""
 
 
 class QuestionRow(TypedDict):
@@ -24,15 +41,38 @@ class QuestionRow(TypedDict):
 
 @dataclass(frozen=True)
 class Answered:
-    """A model's answer: its choice, and the probability it gives to the right one."""
+    """What a question came to: a choice, with the probability of the right one, or no answer.
+
+    A prediction that is none of the choices is an answer where a judge can say that none fits.
+    """
 
     question: QuestionRow
     prediction: str
     probability: float
+    status: str = ANSWERED
+
+    @property
+    def answered(self) -> bool:
+        return self.status == ANSWERED
 
     @property
     def right(self) -> bool:
-        return self.prediction == self.question["answer"]
+        return self.answered and self.prediction == self.question["answer"]
+
+
+def unanswered(question: QuestionRow, reason: str) -> Answered:
+    """That a question has no answer, and why."""
+    return Answered(question, "", 0.0, reason)
+
+
+def chosen(question: QuestionRow, weights: Sequence[float] | npt.NDArray[np.float64]) -> Answered:
+    """The most probable choice; no answer if the weights are no probabilities."""
+    weights_C = np.asarray(weights, np.float64)
+    if not np.isfinite(weights_C).all() or weights_C.sum() <= 0:
+        return unanswered(question, UNUSABLE)
+    choices = question["choices"]
+    right = float(weights_C[choices.index(question["answer"])])
+    return Answered(question, choices[int(weights_C.argmax())], right)
 
 
 def ask(
@@ -42,15 +82,24 @@ def ask(
 ) -> list[list[Answered]]:
     """Answers to the questions of each image, by likelihood over the choices."""
     asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
+    alike = _alike(model, questions)
     answers = []
     for rows, probabilities in zip(questions, model.answer(codes_BN, asked), strict=True):
-        image = []
-        for row, probability_C in zip(rows, probabilities, strict=True):
-            prediction = row["choices"][int(probability_C.argmax())]
-            right = float(probability_C[row["choices"].index(row["answer"])])
-            image.append(Answered(row, prediction, right))
-        answers.append(image)
+        answers.append(
+            [
+                unanswered(row, ALIKE) if tuple(row["choices"]) in alike else chosen(row, weights_C)
+                for row, weights_C in zip(rows, probabilities, strict=True)
+            ]
+        )
     return answers
+
+
+def _alike(model: UnifiedModel, questions: Sequence[Sequence[QuestionRow]]) -> set[tuple[str, ...]]:
+    """Sets of choices of which the model sees two as the same tokens."""
+    sets = {tuple(question["choices"]) for image in questions for question in image}
+    texts = list(dict.fromkeys(choice for choices in sets for choice in choices))
+    seen = dict(zip(texts, (use.ids for use in model.text_uses(texts, "answer")), strict=True))
+    return {choices for choices in sets if len({seen[c] for c in choices}) < len(choices)}
 
 
 def ask_by_decoding(
@@ -61,29 +110,37 @@ def ask_by_decoding(
 ) -> list[list[Answered]]:
     """Decoded answers mapped to the choice that they repeat, else to the nearest by embedding.
 
-    The published way. There is no probability, so a right answer counts 1 and a wrong one 0.
+    The published way. There is no probability, so a right answer counts 1 and a wrong one 0. A
+    reply without a word is no answer, nor is one that is equally near to several choices.
     """
     asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
-    answers = []
-    for rows, replies in zip(questions, model.reply(codes_BN, asked), strict=True):
-        image = []
-        for row, reply in zip(rows, replies, strict=True):
-            prediction = nearest_choice(reply, row["choices"], scorer)
-            image.append(Answered(row, prediction, float(prediction == row["answer"])))
-        answers.append(image)
-    return answers
+    replies = model.reply(codes_BN, asked)
+    return [
+        [_by_reply(row, reply, scorer) for row, reply in zip(rows, said, strict=True)]
+        for rows, said in zip(questions, replies, strict=True)
+    ]
 
 
-def nearest_choice(reply: str, choices: Sequence[str], scorer: CaptionScorer) -> str:
-    """The choice that a reply means; the first of equally near ones."""
+def _by_reply(row: QuestionRow, reply: str, scorer: CaptionScorer) -> Answered:
+    if not normalised(reply) and reply not in row["choices"]:
+        return unanswered(row, EMPTY)
+    prediction = nearest_choice(reply, row["choices"], scorer)
+    if prediction is None:
+        return unanswered(row, UNUSABLE)
+    return Answered(row, prediction, float(prediction == row["answer"]))
+
+
+def nearest_choice(reply: str, choices: Sequence[str], scorer: CaptionScorer) -> str | None:
+    """The choice that a reply means; None if several are equally near."""
     if reply in choices:
         return reply
     similarity = scorer.score([reply] * len(choices), [[choice] for choice in choices])
-    return choices[similarity.index(max(similarity))]
+    near = [c for c, s in zip(choices, similarity, strict=True) if s > max(similarity) - 1e-6]
+    return near[0] if len(near) == 1 else None
 
 
 def hard_score(answers: Sequence[Answered]) -> float:
-    """Share of right answers, at least one of them: nothing asked is no score, not one of 0."""
+    """Share of right answers, at least one of them: nothing answered is no score, not one of 0."""
     return sum(a.right for a in answers) / len(answers)
 
 
@@ -99,3 +156,40 @@ def geometric_score(answers: Sequence[Answered]) -> float:
     """
     logs = (math.log(max(a.probability, LEAST_PROBABILITY)) for a in answers)
     return math.exp(sum(logs) / len(answers))
+
+
+def only_answered(answers: Iterable[Answered]) -> list[Answered]:
+    """Those that are answers."""
+    return [one for one in answers if one.answered]
+
+
+def tally(answers: Iterable[Iterable[Answered]]) -> Tally:
+    """What questions came to."""
+    return Counter(one.status for image in answers for one in image)
+
+
+def check_answered(
+    counts: Mapping[str, int], limit: float, field: str, who: str, *, least: int = FEW
+) -> None:
+    """UserError if more than `limit` of at least `least` questions have no answer."""
+    total = sum(counts.values())
+    missing = total - counts.get(ANSWERED, 0)
+    if total < least or missing <= limit * total:
+        return
+    way_out = {
+        ALIKE: "shorten the choices, or leave out those that say the same",
+    }
+    reasons = {name: n for name, n in counts.items() if name != ANSWERED and n}
+    most = max(reasons, key=reasons.__getitem__)
+    help_ = way_out.get(most, "see what it says, or ask a model that answers such questions")
+    raise UserError(
+        f"{missing} of {total} questions ({missing / total:.0%}) had no answer from {who} "
+        f"({show_reasons(counts)}), more than {field} = {limit:g} allows; {help_}, or raise "
+        f"{field} to go on without them"
+    )
+
+
+def show_reasons(counts: Mapping[str, int]) -> str:
+    """`truncated 12, empty 3`, the most frequent first."""
+    reasons = [(n, name) for name, n in counts.items() if name != ANSWERED and n]
+    return ", ".join(f"{name} {n}" for n, name in sorted(reasons, reverse=True))

@@ -14,6 +14,8 @@ from flows.stages import stage_flow
 
 STAGES: tuple[DeployedStage, ...] = get_args(DeployedStage)
 PLACES = {
+    "fit": "tasks.fit:STAGE",
+    "judge": "tasks.judge:STAGE",
     "sample-captions": "tasks.sample:CAPTIONS",
     "sample-images": "tasks.sample:IMAGES",
     "score-captions": "tasks.score:SCORE_CAPTIONS",

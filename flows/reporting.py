@@ -79,5 +79,5 @@ def _changes(config: Config, store: Store, story: Story) -> dict[str, Interval]:
         read_table(store.open(v.evaluation).path("records.parquet"), "record_metrics")
         for v in (story.versions[0], story.versions[-1])
     )
-    changes = paired_changes(last, first, config.evaluation, seed=0)
+    changes = paired_changes(last, first, config.evaluation)
     return {n: Interval(c.value, c.low, c.high) for n, c in changes.items()}

@@ -37,6 +37,8 @@ from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
 from tasks.champion import Champion, find_champion
 from tasks.evaluate import EVALUATE
+from tasks.fit import STAGE as FIT
+from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
 from tasks.questions import QUESTIONS, check_without
@@ -163,8 +165,15 @@ class SelfPlay:
             self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
         )
         self._pool, self._test = (self._asked(ref, before) for ref in (self._pool, self._test))
+        self._stage(FIT, {"pool": self._pool, "base": self._base}, before)
+        inputs = {"pool": self._pool, "test": self._test, "base": self._base}
+        self._judged_by = self._stage(JUDGE, inputs, before)
         self._story = Story(
-            self._config.model_dump(mode="json"), self._pool, self._test, self._base
+            self._config.model_dump(mode="json"),
+            self._pool,
+            self._test,
+            self._base,
+            self._judged_by,
         )
         start = self._champion.checkpoint if self._champion else self._base
         with self._tracker.iteration(0) as run:
@@ -260,7 +269,12 @@ class SelfPlay:
     ) -> None:
         """Evaluate and register a checkpoint, and show what the stages `made`."""
         step = self._step(iteration, checkpoint, run)
-        inputs = {"test": self._test, "checkpoint": checkpoint, "base": self._base}
+        inputs = {
+            "test": self._test,
+            "checkpoint": checkpoint,
+            "base": self._base,
+            "judge": self._judged_by,
+        }
         evaluation = self._stage(EVALUATE, inputs, step)
         metrics = self._store.open(evaluation).path("metrics.parquet")
         run.log_refs({"judged": checkpoint, "evaluation": evaluation})

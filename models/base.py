@@ -59,6 +59,28 @@ class PairBatch:
         return replace(self, **{name: getattr(self, name)[part] for name in names})
 
 
+TextRole = Literal["prompt", "caption", "answer", "question"]
+"""What a text is to a model: what it draws, says or is asked."""
+
+
+@dataclass(frozen=True)
+class TextUse:
+    """What becomes of a text that a model is given.
+
+    `ids` are the tokens that it sees, `num_tokens` how many the text has; `unknown` is the share of
+    its characters (without blanks) for which the tokenizer has the unknown token or bytes only.
+    """
+
+    ids: tuple[int, ...]
+    num_tokens: int
+    unknown: float
+
+    @property
+    def cut(self) -> bool:
+        """Whether the text is longer than what the model sees of it."""
+        return len(self.ids) < self.num_tokens
+
+
 class BranchLogps(NamedTuple):
     """One modality of a batch of pairs: sums of log-probabilities in nats and how many tokens.
 
@@ -135,6 +157,10 @@ class UnifiedModel(Protocol):
         seeds: Sequence[int],
     ) -> Codes:
         """Codes [B,M,N] of `num_samples` images for each prompt."""
+        ...
+
+    def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
+        """What becomes of each text in this role; no text is changed without being counted here."""
         ...
 
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> object:

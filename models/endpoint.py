@@ -106,26 +106,26 @@ class _Dialect:
         rest = [way for names, way in ways if names[0] not in ("seed", "temperature")]
         return next(iter(named or rest), None)
 
-    def _ways(self) -> Iterator[tuple[str, tuple[str, ...], _Dialect]]:
+    def _ways(self) -> Iterator[tuple[str, Sequence[str], _Dialect]]:
         if self.mode == "constrained":
-            names = ("structured_outputs", "structured output", "guided", "grammar")
-            yield "structured_outputs", names, replace(self, mode="free")
+            words = ["structured_outputs", "structured", "guided", "grammar"]
+            yield "structured_outputs", words, replace(self, mode="free")
         if self.top != TOPS[-1]:
-            yield "top_logprobs", ("top_logprobs",), replace(self, top=TOPS[-1])
+            yield "top_logprobs", ["top_logprobs"], replace(self, top=TOPS[-1])
         yield (
             "logprobs",
             ("logprobs", "log_probs", "log probabilities"),
             replace(self, mode="named"),
         )
         if self.form != FORMS[-1]:
-            names = ("response_format", "json_schema", "json_object", "schema", "json")
+            words = ["response_format", "json_schema", "json_object", "schema", "json"]
             form = FORMS[FORMS.index(self.form) + 1]
-            yield "response_format", names, replace(self, form=form)
+            yield "response_format", words, replace(self, form=form)
         if self.limit == "max_tokens":
-            names = ("max_completion_tokens", "max_tokens")
-            yield "max_tokens", names, replace(self, limit="max_completion_tokens")
+            words = ["max_completion_tokens", "max_tokens"]
+            yield "max_tokens", words, replace(self, limit="max_completion_tokens")
         for field in ("seed", "temperature"):
-            yield field, (field,), replace(self, without=self.without | {field})
+            yield field, [field], replace(self, without=self.without | {field})
 
     def describe(self) -> str:
         left_out = f", without {', '.join(sorted(self.without))}" if self.without else ""

@@ -398,7 +398,7 @@ def for_evaluation(config: Config, shape: Shape) -> Need:
         answers(shape, precision, samples * size, config.runtime.device == "cpu"),
     )
     fixed = dict(max(needs, key=lambda need: need.fixed[OTHER]).fixed)
-    if config.evaluation.judge == "base":
+    if config.evaluation.judge in ("base", "checkpoint"):
         fixed["judge"] = sum(_network(shape, precision).values())
     each = max(need.taken * sum(need.each.values()) for need in needs) / size
     return Need(fixed, {"records": each}, size)

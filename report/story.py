@@ -39,12 +39,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Story:
-    """A run: its resolved config, what it started from, and its checkpoints in order."""
+    """A run: its resolved config, what it started from, who judges, its checkpoints in order."""
 
     config: Mapping[str, Any]
     pool: ArtifactRef
     test: ArtifactRef
     base: ArtifactRef
+    judge: ArtifactRef
     versions: tuple[Version, ...] = ()
 
     def with_version(self, version: Version) -> Story:
@@ -67,7 +68,9 @@ def to_document(story: Story) -> dict[str, Any]:
 
 def from_document(document: Mapping[str, Any]) -> Story:
     """The story of its JSON form."""
-    pool, test, base = (ArtifactRef(**document[name]) for name in ("pool", "test", "base"))
+    pool, test, base, judge = (
+        ArtifactRef(**document[name]) for name in ("pool", "test", "base", "judge")
+    )
     versions = tuple(
         Version(
             iteration=version["iteration"],
@@ -81,4 +84,4 @@ def from_document(document: Mapping[str, Any]) -> Story:
         )
         for version in document["versions"]
     )
-    return Story(document["config"], pool, test, base, versions)
+    return Story(document["config"], pool, test, base, judge, versions)

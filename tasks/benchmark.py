@@ -22,8 +22,8 @@ from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
 from core.store import Store
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.figures import ALL
-from evals.benchmarks.run import ask_all, digest_of, items_of, sum_up
-from evals.judge_server import judge_server
+from evals.benchmarks.run import ask_all, check_judged, digest_of, items_of, sum_up
+from evals.judges.endpoint import judge_server
 from models.batches import Batches
 from models.families import load_model, use_threads
 
@@ -75,6 +75,7 @@ def _score(
     ):
         return None
     rows = sum_up(context.draft, benchmark, config.evaluation)
+    check_judged(rows, config.evaluation.max_unanswered, chosen.name)
     terms = repr((digest_of(items), sorted(benchmark.settings.items())))
     return {
         "name": chosen.name,
@@ -135,7 +136,7 @@ BENCHMARK = Stage(
     body=_body,
     files=_files,
     splits=True,
-    unkeyed=("evaluation.endpoint",),
+    unkeyed=("evaluation.endpoint", "evaluation.max_unanswered"),
     around=_with_server,
 )
 

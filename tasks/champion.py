@@ -29,13 +29,13 @@ class Champion:
 
 def find_champion(config: Config) -> Champion:
     """The champion of the config's registered model; UserError if there is none to start from."""
-    name = config.tracking.registered_model
+    name = config.registered_model
     if not config.tracking.enabled:
         raise UserError(
             "continue_from_champion needs the registry, but tracking.enabled = false; enable it, "
             f"or {WAY_OUT}"
         )
-    registry = open_registry(config.tracking)
+    registry = open_registry(config)
     version = registry.champion()
     if not registry.open:
         raise UserError(

@@ -11,8 +11,9 @@ from core.command import stage_command
 from core.config import Config
 from core.stage import Stage, StageContext
 from data.tables import count_rows
-from evals.evaluation import Evaluator, evaluate_pool, join_parts, judging
-from evals.judge_server import judge_server
+from evals.evaluation import Evaluator, evaluate_pool, join_parts
+from evals.judges.catalog import open_judge, read_record
+from evals.judges.endpoint import judge_server
 from models.batches import Batches
 from models.caption_scorer import encoder_files
 from models.memory_plan import Shape, for_evaluation
@@ -21,13 +22,15 @@ from models.memory_plan import Shape, for_evaluation
 def _body(context: StageContext) -> Mapping[str, object] | None:
     config, test = context.config, context.input("test").parts()
     checkpoint, base = (context.input(name).path("model") for name in ("checkpoint", "base"))
+    prepared = context.input("judge")
+    record = read_record(prepared.path())
     batches = Batches.planned(
         for_evaluation(config, Shape.from_folder(checkpoint)),
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
         config.runtime,
         context.logger,
     )
-    with judging(config, base) as judge:
+    with open_judge(config, prepared.path(), record.types, base) as judge:
         complete = evaluate_pool(
             context.draft,
             test,
@@ -40,7 +43,9 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
     if not complete:
         return None
     metrics, counts = join_parts(context.draft, config.evaluation, count_rows(test))
-    return {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"} | counts
+    values = {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"}
+    who = record.provenance
+    return values | counts | {"judge": who.name, "independent": who.independent, "why": who.why}
 
 
 def _with_server(config: Config) -> AbstractContextManager[Config]:
@@ -48,16 +53,19 @@ def _with_server(config: Config) -> AbstractContextManager[Config]:
 
 
 def _encoder_files(config: Config) -> Sequence[Path]:
-    return encoder_files(config.scoring.caption_encoder)
+    judge = encoder_files(config.evaluation.folder) if config.evaluation.folder else []
+    return [*encoder_files(config.scoring.caption_encoder), *judge]
 
 
 EVALUATE = Stage(
     "evaluate",
-    3,
+    4,
     reads=(
         "model.family",
         "model.precision",
         "evaluation.judge",
+        "evaluation.family",
+        "evaluation.reader",
         "evaluation.endpoint.model?",
         "evaluation.images_per_prompt",
         "evaluation.bootstrap_samples",
@@ -71,11 +79,12 @@ EVALUATE = Stage(
         "sampling.captions.max_new_tokens",
         "sampling.shard_records",
     ),
-    inputs=("test", "checkpoint", "base"),
+    inputs=("test", "checkpoint", "base", "judge"),
     body=_body,
     files=_encoder_files,
     splits=True,
-    unkeyed=("evaluation.endpoint",),
+    # What its folder holds is named by the digests of files.
+    unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
     around=_with_server,
 )
 

@@ -36,13 +36,16 @@ from core.stage import (
 from core.store import Store
 from data.tables import read_table
 from evals.benchmarks.changes import BenchmarkChange, benchmark_change
-from evals.gate import judge, same_records
+from evals.gate import JudgedBy, judge
 from tasks._tracking.registry import Registry, Version, open_registry
 from tasks._tracking.runs import flatten
 
 RESULT = "registration.json"
 WEIGHTS = "model/model.safetensors"
 FIRST = "first version"
+UNREADABLE = (
+    "not promoted: first version, but its answers about real pictures are no better than chance"
+)
 ITEMS = "items.parquet"  # of a benchmark
 SCORES = ("understanding", "generation", "gap")
 # What may differ between two evaluations whose record metrics still mean the same.
@@ -51,7 +54,11 @@ UNIMPORTANT = {
     "evaluation.bootstrap_samples",
     "evaluation.confidence",
     "sampling.shard_records",
+    # Read for a judge that has a model of its own; others do not depend on them.
+    "evaluation.reader.networks",
+    "evaluation.reader.pictures",
 }
+LEARNING = ("reader", "encoder")
 logger = logging.getLogger(__name__)
 
 
@@ -76,6 +83,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
         "sha256": checkpoint.manifest["files"][WEIGHTS]["sha256"],
         "evaluation": asdict(evaluation.ref),
         "benchmark_results": [asdict(one.ref) for one in context.inputs["benchmarks"]],
+        "judge": _judged(evaluation).name,
         "baseline": None,
         "baseline_results": [one.ref.uri for one in context.inputs["baseline_benchmarks"]],
     }
@@ -84,9 +92,11 @@ def _body(context: StageContext) -> Mapping[str, object]:
         config = context.config
         compared, skipped = _benchmark_changes(context)
         tables = _records(evaluation), _records(baseline)
-        decision = judge(*tables, config.gate, config.evaluation, context.seed, compared)
+        decision = judge(*tables, config.gate, config.evaluation, _judged(evaluation), compared)
         document |= asdict(decision) | {"baseline": asdict(baseline.ref)}
         document["reason"] += skipped
+    elif not _reads(evaluation):
+        document |= {"promote": False, "reason": UNREADABLE}
     with context.draft.write(RESULT) as path:
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return {"promote": document["promote"], "reason": document["reason"]}
@@ -121,10 +131,21 @@ def _name(benchmark: Artifact) -> BenchmarkName:
     return name
 
 
+def _judged(evaluation: Artifact) -> JudgedBy:
+    results = evaluation.manifest["results"]
+    return JudgedBy(results["judge"], results["independent"], results["why"])
+
+
+def _reads(evaluation: Artifact) -> bool:
+    """Whether U is above what guesses would get, beyond its interval."""
+    found = _figures(evaluation)
+    return float(found["understanding"]["low"]) > float(found["chance"]["value"])
+
+
 REGISTER = Stage(
     "register",
-    2,
-    reads=("seed", "gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
+    3,
+    reads=("gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
     inputs=("checkpoint", "evaluation", "baseline", "benchmarks", "baseline_benchmarks"),
     body=_body,
 )
@@ -154,13 +175,13 @@ def register(
     same records with the same settings; None for the base checkpoint itself. `run_id` is that of
     the MLflow run that made the checkpoint; a registry that is open already spares a connection.
     """
-    registry = registry or open_registry(config.tracking)
+    registry = registry or open_registry(config)
     version = registry.find(_registration_key(config, checkpoint, scores))
     if version is None:
-        opponent, note = _choose_opponent(registry, store, scores, baseline)
+        opponent, note = _choose_opponent(registry, store, checkpoint, scores, baseline)
     else:
         # Judged before, maybe the champion itself by now: the decision on record stands.
-        opponent, note = _opponent_on_record(store, version, baseline), ""
+        opponent, note = _opponent_on_record(store, version, baseline), NO_NOTE
     inputs: Inputs = {
         "checkpoint": checkpoint,
         "evaluation": scores.evaluation,
@@ -171,7 +192,7 @@ def register(
     result = run_stage(REGISTER, config, store, inputs)
     document = json.loads(store.open(result.ref).path(RESULT).read_text(encoding="utf-8"))
     if version is None:
-        document["reason"] += note
+        document |= _noted(document, note)
         # A checkpoint whose weights were deleted has nothing to be served.
         whole = registry.open and not store.open(checkpoint).freed
         version = _make_version(registry, config, result.ref, document, run_id) if whole else None
@@ -221,7 +242,7 @@ def register_stage(
         for one, several in (("evaluation", "benchmarks"), ("baseline", "baseline_benchmarks"))
     )
     assert scores is not None
-    registry = open_registry(config.tracking, warn=warn)
+    registry = open_registry(config, warn=warn)
     checkpoint = given["checkpoint"][0]
     done = register(config, store, checkpoint, scores, baseline, run_id=run_id, registry=registry)
     return StageResult(done.ref, done.cached, time.monotonic() - started)
@@ -239,32 +260,57 @@ def _registration_key(config: Config, checkpoint: ArtifactRef, scores: Scores) -
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What has to be said of a comparison; `promote` is set where there is none to decide it."""
+
+    text: str = ""
+    promote: bool | None = None
+
+
+NO_NOTE = _Note()
+
+
+def _noted(document: Mapping[str, Any], note: _Note) -> dict[str, Any]:
+    if note.promote is None:
+        return {"reason": document["reason"] + note.text}
+    # An own figure that bars a first version bars this one, too.
+    promote = note.promote and document["promote"]
+    return {"promote": promote, "reason": note.text if document["promote"] else document["reason"]}
+
+
 def _choose_opponent(
-    registry: Registry, store: Store, scores: Scores, baseline: Scores | None
-) -> tuple[Scores | None, str]:
-    """The scores to beat (None: first version), and a remark if they are not the champion's."""
+    registry: Registry,
+    store: Store,
+    checkpoint: ArtifactRef,
+    scores: Scores,
+    baseline: Scores | None,
+) -> tuple[Scores | None, _Note]:
+    """The scores to beat (None: there are none), and a remark if they are not the champion's."""
     champion = registry.champion()
     if champion is None:
         # In this order: a registry that was lost on asking is not known to be empty.
         first = registry.empty() and registry.open
-        return (None if first else baseline), ""
+        return (None if first else baseline), NO_NOTE
+    if champion.tags.get("digest") == checkpoint.digest:
+        # A version says nothing about itself.
+        text = f"the champion already, version {champion.number}, judged anew"
+        return None, _Note(text, promote=True)
     problem = ""
     try:
         own, other = store.open(scores.evaluation), Artifact(champion.tags["evaluation_uri"])
         if other.ref.digest != champion.tags["evaluation_digest"]:
             problem = "was made anew meanwhile"
-        elif not _comparable(own, other):
-            problem = "was made on other records or with other settings"
         else:
-            return Scores(other.ref, _benchmarks_on_record(champion)), ""
+            problem = _difference(own, other)
+        if not problem:
+            return Scores(other.ref, _benchmarks_on_record(champion)), NO_NOTE
     except (UserError, OSError, KeyError):
         problem = "is gone"
-    remark = (
-        f" (compared with the base evaluation of this run, since the evaluation of the champion, "
-        f"version {champion.number}, {problem})"
-    )
-    # A base without a baseline is its own.
-    return baseline or scores, remark
+    since = f"since the evaluation of the champion, version {champion.number}, {problem}"
+    if baseline is None:
+        return None, _Note(f"not promoted: not compared with anything, {since}", promote=False)
+    return baseline, _Note(f" (compared with the base evaluation of this run, {since})")
 
 
 def _opponent_on_record(store: Store, version: Version, baseline: Scores | None) -> Scores | None:
@@ -291,38 +337,48 @@ def _benchmarks_on_record(version: Version) -> list[ArtifactRef]:
     return found
 
 
-def _comparable(own: Artifact, other: Artifact) -> bool:
-    """Whether two evaluations asked the same about the same records."""
-    return _terms(own) == _terms(other) and same_records(
-        _records(own, ["record_id"]), _records(other, ["record_id"])
-    )
+def _difference(own: Artifact, other: Artifact) -> str:
+    """What keeps two evaluations from being compared; empty if they asked the same.
+
+    They differ in what an evaluation depends on, apart from the checkpoint that was judged.
+    """
+    mine, theirs = own.manifest, other.manifest
+    if mine["stage_version"] != theirs["stage_version"]:
+        return "was made by another version of the program"
+    now, then = (flatten(manifest["config"]) for manifest in (mine, theirs))
+    changed = [
+        f"{name} {then.get(name)!r} instead of {now.get(name)!r}"
+        for name in sorted({*now, *then} - UNIMPORTANT)
+        if now.get(name) != then.get(name)
+    ]
+    kind = str(now.get("evaluation.judge"))
+    # The base has a say only where it is the judge, and what was learnt where something was.
+    silent = {"checkpoint"} | ({"base"} - ({"base"} if kind == "base" else set()))
+    silent |= set() if kind in LEARNING else {"judge"}
+    changed += [
+        f"another {name}"
+        for name in sorted({*mine["inputs"], *theirs["inputs"]} - silent)
+        if _digests(mine, name) != _digests(theirs, name)
+    ]
+    return f"differs from this one: {', '.join(changed)}" if changed else ""
 
 
-def _terms(evaluation: Artifact) -> list[object]:
-    """All that an evaluation depends on, apart from the checkpoint that was judged."""
-    manifest = evaluation.manifest
-    settings = flatten(manifest["config"])
-    # The base checkpoint has a say only where it is the judge.
-    silent = (
-        {"checkpoint"} if settings.get("evaluation.judge") == "base" else {"checkpoint", "base"}
-    )
-    digests = {
-        name: [ref["digest"] for ref in refs]
-        for name, refs in manifest["inputs"].items()
-        if name not in silent
-    }
-    weighty = {name: value for name, value in settings.items() if name not in UNIMPORTANT}
-    return [manifest["stage_version"], weighty, digests]
+def _digests(manifest: Mapping[str, Any], name: str) -> list[str]:
+    return [ref["digest"] for ref in manifest["inputs"].get(name, [])]
 
 
-def _records(evaluation: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
-    return read_table(evaluation.path("records.parquet"), "record_metrics", columns)
+def _records(evaluation: Artifact) -> pa.Table:
+    return read_table(evaluation.path("records.parquet"), "record_metrics")
+
+
+def _figures(evaluation: Artifact) -> dict[str, dict[str, Any]]:
+    table = read_table(evaluation.path("metrics.parquet"), "metrics")
+    return {row["name"]: row for row in table.to_pylist() if row["group"] == "all"}
 
 
 def _scores(evaluation: Artifact) -> dict[str, float]:
-    table = read_table(evaluation.path("metrics.parquet"), "metrics")
-    values = {row["name"]: row["value"] for row in table.to_pylist() if row["group"] == "all"}
-    return {name: values[name] for name in SCORES}
+    figures = _figures(evaluation)
+    return {name: figures[name]["value"] for name in SCORES}
 
 
 def _make_version(
@@ -344,6 +400,7 @@ def _make_version(
         "evaluation_uri": evaluation.uri,
         "evaluation_digest": evaluation.digest,
         "benchmarks": json.dumps({one.uri: one.digest for one in results}),
+        "judge": document["judge"],
         "compared_with": baseline["uri"] if baseline else "",
         "compared_benchmarks": json.dumps(document["baseline_results"]),
         "registration_uri": ref.uri,
@@ -351,7 +408,8 @@ def _make_version(
     description = (
         f"{document['reason']}\n\n"
         f"U {shown['understanding']}, G {shown['generation']}, gap {shown['gap']} on held-out "
-        f"records. Weights stay at {checkpoint.uri}; self-play seed {config.seed}."
+        f"records, drawings judged by {document['judge']}. Weights stay at {checkpoint.uri}; "
+        f"self-play seed {config.seed}."
     )
     key = _registration_key(config, checkpoint, Scores(evaluation, results))
     return registry.register(key, tags, description, _served(config, checkpoint), run_id)

@@ -6,7 +6,9 @@ its prompt: the current checkpoint answers (self-VQA), or the oracle where an up
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,24 +19,30 @@ import pyarrow as pa
 from core.artifact import PART
 from core.command import stage_command
 from core.config import Config
+from core.draft import SCRATCH, Draft
 from core.stage import Stage, StageContext
 from data.rows import PoolRecords
-from data.shapes.oracle import answer_images
 from data.tables import TableWriter, count_rows, decode_image, iter_batches
+from evals.judges.oracle import Oracle
 from evals.vqa import (
     Answered,
     QuestionRow,
+    Tally,
     ask,
     ask_by_decoding,
+    check_answered,
     geometric_score,
     hard_score,
+    only_answered,
     soft_score,
+    tally,
 )
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
 from models.memory_plan import Shape, for_answers
 
+COUNTS = f"{SCRATCH}questions/"
 TEXTS = 4096  # captions scored at once
 
 Ints = npt.NDArray[np.int64]
@@ -76,6 +84,7 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
     by_oracle = config.scoring.judge == "oracle"
     batches = _batches(context)
     judge = _oracle if by_oracle else _self_vqa(context)
+    seen: Tally = Counter()
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
         records = pool.take(batch["record_id"].to_pylist(), ["questions"])
@@ -87,29 +96,58 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
             return []
         ids = batch["record_id"].to_pylist()
         answers = judge(batch, [questions[record_id] for record_id in ids])
+        seen.update(tally(answers))
         keys = zip(ids, batch["sample"].to_pylist(), strict=True)
         return [
             {
                 "record_id": record_id,
                 "sample": sample,
-                "hard": hard_score(image),
-                "soft": soft_score(image),
-                "geometric": geometric_score(image),
+                "hard": hard_score(given),
+                "soft": soft_score(given),
+                "geometric": geometric_score(given),
                 "answers": [
                     {
                         "question": a.question["question"],
                         "answer": a.question["answer"],
                         "prediction": a.prediction,
                         "probability": a.probability,
+                        "status": a.status,
                     }
                     for a in image
                 ],
             }
             for (record_id, sample), image in zip(keys, answers, strict=True)
+            # Nothing answered is no score, which is not the same as one of 0.
+            if (given := only_answered(image))
         ]
 
+    def keep(part: str) -> None:
+        """What the questions of a part came to, before the part itself, which says it is done."""
+        if not by_oracle:
+            _check(seen, config.scoring.max_unanswered)
+        with context.draft.write(COUNTS + part) as path:
+            path.write_text(json.dumps(seen), encoding="utf-8")
+        seen.clear()
+
     columns = ["record_id", "sample", "image" if by_oracle else "tokens"]
-    return _score_parts(context, "images", columns, "image_scores", batches, score)
+    results = _score_parts(context, "images", columns, "image_scores", batches, score, keep)
+    if results is None:
+        return None
+    counts = _kept(context.draft)
+    if not by_oracle:
+        _check(counts, config.scoring.max_unanswered)
+    return {**results, **{f"questions/{status}": n for status, n in counts.items()}}
+
+
+def _check(counts: Tally, limit: float) -> None:
+    check_answered(counts, limit, "scoring.max_unanswered", "the model about its own pictures")
+
+
+def _kept(draft: Draft) -> Tally:
+    counts: Tally = Counter()
+    for name in draft.names(COUNTS):
+        counts.update(json.loads(draft.path(name).read_text(encoding="utf-8")))
+    return counts
 
 
 def _batches(context: StageContext) -> Batches:
@@ -162,11 +200,8 @@ def different_pictures(record_ids: Sequence[str], codes_BN: Ints) -> tuple[Ints,
 
 
 def _oracle(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
-    images = np.stack([np.asarray(decode_image(value)) for value in batch["image"].to_pylist()])
-    return [
-        [Answered(q, a or "", float(a == q["answer"])) for q, a in zip(asked, read, strict=True)]
-        for asked, read in zip(questions, answer_images(images, questions), strict=True)
-    ]
+    images = [decode_image(value) for value in batch["image"].to_pylist()]
+    return Oracle().answers(images, questions)
 
 
 def _score_parts(
@@ -176,8 +211,9 @@ def _score_parts(
     table: str,
     batches: Batches,
     score: Callable[[pa.Table], list[dict[str, object]]],
+    before_end: Callable[[str], None] = lambda part: None,
 ) -> Mapping[str, object] | None:
-    """One part of scores for each part of samples."""
+    """One part of scores for each part of samples; `before_end` is told of each before it is."""
     artifact, draft = context.input(source), context.draft
     names, num_rows = artifact.names(PART), artifact.manifest["results"]["rows"]
     taken = [name for index, name in enumerate(names) if context.share.takes(index)]
@@ -192,6 +228,7 @@ def _score_parts(
                     for rows in batches.map_table(batch, score):
                         writer.write(rows)
                     bar.update(batch.num_rows)
+                before_end(name)
     if not draft.has_all(names):
         return None
     scored = count_rows(draft.path(name) for name in names)
@@ -213,7 +250,7 @@ SCORE_CAPTIONS = Stage(
 )
 SCORE_IMAGES = Stage(
     "score-images",
-    2,
+    3,
     reads=(
         "model.family",
         "model.precision",
@@ -226,6 +263,7 @@ SCORE_IMAGES = Stage(
     body=_score_images,
     files=_encoder_files,
     splits=True,
+    unkeyed=("scoring.max_unanswered",),
 )
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from core.stage import run_stage
 from core.store import Store
 from data.tables import read_table
 from models.endpoint import Client, data_url, user_message
-from models.replies import NoAnswer
 from models.question_writer import QuestionWriter
+from models.replies import NoAnswer
 from models.vllm_server import served
 from tasks.questions import QUESTIONS
 from tests.llm_server import endpoint

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     # Here, so that --help does not wait for the schema and for torch.
     from core.config import load_config
-    from evals.judge_server import judge_server
+    from evals.judges.endpoint import judge_server
 
     chosen = choice(options)
     with (
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> None:
 def _score(
     options: argparse.Namespace, config: Config, benchmark: Benchmark, limit: int | None
 ) -> None:
-    from evals.benchmarks.run import describe, digest_of, items_of, sum_up
+    from evals.benchmarks.run import check_judged, describe, digest_of, items_of, sum_up
 
     items = items_of(benchmark, limit)
     settings = {
@@ -72,7 +72,9 @@ def _score(
     with outcome(options.to, "benchmark", settings) as draft:
         if not is_finished(options.to):
             _fill(options, config, benchmark, items, draft)
-            sum_up(draft, benchmark, config.evaluation)
+            rows = sum_up(draft, benchmark, config.evaluation)
+            if not options.answers:
+                check_judged(rows, config.evaluation.max_unanswered, benchmark.name)
             draft.publish({"settings": settings})
     print(describe(options.to))
     print(f"tables: {options.to}")

@@ -20,6 +20,7 @@ EMPTY = "empty answer"  # scored as the official rule has it
 UNCLEAR = "unclear answer"  # likewise
 NO_IMAGE = "no image"
 NO_ANSWER = "no answer"
+PARTLY = "partly answered"  # scored by the answers that there are
 UNSCORED = (NO_IMAGE, NO_ANSWER)
 """Counted and shown, but in no figure."""
 

@@ -20,12 +20,13 @@ from PIL import Image
 
 from core.errors import UserError
 from core.runtime import derive_seed
-from evals.benchmarks.base import ANSWERED, UNCLEAR, Item, Row, Verdict
+from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.drawing import draw_items, sampling_settings
 from evals.benchmarks.figures import ALL, Figure, mean_of, strata
 from evals.benchmarks.files import find_file, wanted
 from models.base import ImageSampling, UnifiedModel
 from models.endpoint import Client, data_url
+from models.replies import NoAnswer
 
 FIELDS = (
     "item_id", "text", "proposition_id", "dependency", "category_broad",
@@ -67,7 +68,7 @@ class EndpointJudge:
     def answers(
         self, pictures: Sequence[Image.Image], questions: Sequence[str]
     ) -> Sequence[Sequence[str]]:
-        """The more probable word; empty, which is unclear, where the server gave no answer."""
+        """The more probable word; empty where the server gave no answer, which is not scored."""
         asked = [(url, question) for url in map(data_url, pictures) for question in questions]
         said = iter(list(self._client.map(self._answer, asked)))
         return [[next(said) for _ in questions] for _ in pictures]
@@ -76,7 +77,7 @@ class EndpointJudge:
         url, question = asked
         seed = derive_seed("dpg", question)
         weights = self._client.weigh(question, YES_NO, seed=seed, picture=url)
-        return "" if weights is None else YES_NO[weights.index(max(weights))]
+        return "" if isinstance(weights, NoAnswer) else YES_NO[weights.index(max(weights))]
 
 
 class DpgBench:
@@ -158,10 +159,16 @@ def _check(questions: Sequence[Mapping[str, Any]], where: str) -> None:
 def _verdict(questions: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> Verdict:
     said = [reply.strip().rstrip(".").lower() for reply in replies]
     answers = {q["id"]: answer == "yes" for q, answer in zip(questions, said, strict=True)}
-    unclear = any(answer not in YES_NO for answer in said)
-    return Verdict(
-        json.dumps(said), dependent_score(questions, answers), UNCLEAR if unclear else ANSWERED
-    )
+    silent = {q["id"] for q, answer in zip(questions, said, strict=True) if not answer}
+    # Nothing is known about what depends on a question without an answer, however far.
+    while more := {q["id"] for q in questions if silent & set(q["parents"])} - silent:
+        silent |= more
+    scored = [q for q in questions if q["id"] not in silent]
+    if not scored:
+        return Verdict(json.dumps(said), 0.0, NO_ANSWER)
+    unclear = any(answer and answer not in YES_NO for answer in said)
+    status = PARTLY if silent else UNCLEAR if unclear else ANSWERED
+    return Verdict(json.dumps(said), dependent_score(scored, answers), status)
 
 
 def dependent_score(questions: Sequence[Mapping[str, Any]], yes: Mapping[int, bool]) -> float:
@@ -169,7 +176,7 @@ def dependent_score(questions: Sequence[Mapping[str, Any]], yes: Mapping[int, bo
 
     So the no of a grandparent comes through if its child was asked earlier, as published.
     """
-    counted = dict(yes)
+    counted = {question["id"]: yes[question["id"]] for question in questions}
     for question in questions:
         if not all(counted[parent] for parent in question["parents"]):
             counted[question["id"]] = False
@@ -184,5 +191,6 @@ def _answers(rows: pd.DataFrame) -> pd.DataFrame:
         for question, said in zip(
             json.loads(str(row.answer)), json.loads(str(row.prediction)), strict=True
         )
+        if said
     ]
     return pd.DataFrame(answers)

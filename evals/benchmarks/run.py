@@ -26,6 +26,7 @@ from evals.benchmarks.base import (
     FEATURES,
     ITEMS,
     NO_ANSWER,
+    PARTLY,
     UNSCORED,
     Answerable,
     Benchmark,
@@ -222,6 +223,24 @@ def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> list[R
         write_table(path, "metrics", rows)
     _show_unscored(frame)
     return rows
+
+
+def check_judged(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> None:
+    """UserError if the judge left questions about too many items unanswered."""
+    counts = {
+        row["name"].removeprefix("items/"): int(row["value"])
+        for row in rows
+        if row["name"].startswith("items/")
+    }
+    missing = {status: counts.get(status, 0) for status in (NO_ANSWER, PARTLY)}
+    total = sum(counts.values())
+    if sum(missing.values()) > limit * total:
+        shown = ", ".join(f"{status} {n}" for status, n in missing.items() if n)
+        raise UserError(
+            f"benchmark {name}: the judge answered nothing, or not all, about "
+            f"{sum(missing.values())} of {total} items ({shown}), more than "
+            f"evaluation.max_unanswered = {limit:g} allows; see what it says, or raise that"
+        )
 
 
 def _with_features(draft: Draft, frame: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,9 @@ from models.base import (
     ImageSampling,
     Modality,
     PairBatch,
+    TextRole,
     TextSampling,
+    TextUse,
 )
 from models.lanes import at_once, parts
 from models.magvitv2 import MAGVITv2
@@ -41,6 +43,7 @@ from models.showo.prompting import (
     ShowoTokenizer,
     mmu_instruction,
     t2i_prompt,
+    text_use,
 )
 from models.sizes import building
 from models.weights import Weights, dtype_named, fill, without_values
@@ -224,6 +227,11 @@ class ShowoModel:
 
         codes_RN = torch.cat(at_once(some, parts(len(ids), self.device)))
         return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
+
+    def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
+        """What becomes of each text in this role."""
+        budget = self.config.max_text_len
+        return [text_use(self.tokenizer, text, role, budget) for text in texts]
 
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""

@@ -8,6 +8,7 @@ has one for each.
 M is the text budget, n the number of image tokens, ids are vocabulary ids.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from core.errors import UserError
+from models.base import TextRole, TextUse
 from models.packing import IGNORE
 from models.showo.network import ShowoConfig
 
@@ -40,6 +42,7 @@ PUBLISHED_TRAINING_QUESTION = "Give a detailed caption for this image."
 ANSWER_CUE = " ASSISTANT:"
 # Texts of which a tokenizer remembers the ids, and the longest of them in characters.
 REMEMBERED, REMEMBERED_LENGTH = 16_384, 512
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how sentencepiece names tokens of single bytes
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,28 @@ class ShowoTokenizer:
                 ids += found["input_ids"]
         return ids
 
+    def unknown_share(self, text: str) -> float:
+        """Share of a text's characters, blanks aside, that no token of their own stands for.
+
+        That is what the unknown token or tokens of single bytes stand for, and what is left out.
+        """
+        characters = {i for i, character in enumerate(text) if not character.isspace()}
+        if not characters:
+            return 0.0
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        known: set[int] = set()
+        for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            if token not in self._control and not self._is_part(token):
+                known.update(range(start, end))
+        return len(characters - known) / len(characters)
+
+    def _is_part(self, token: int) -> bool:
+        """Whether a token is the unknown one, or bytes that are no whole character."""
+        if token == self.tokenizer.unk_token_id:
+            return True
+        name = str(self.tokenizer.convert_ids_to_tokens(token))
+        return bool(BYTE.fullmatch(name)) or "\ufffd" in str(self.tokenizer.decode([token]))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids without special tokens and surrounding blanks."""
         text = self.tokenizer.decode(
@@ -191,6 +216,22 @@ def mmu_answer(tokenizer: ShowoTokenizer, answer: str, max_tokens: int) -> Ids:
     """
     tokens = [*tokenizer.encode(f" {answer.strip()}"), tokenizer.special.eos]
     return np.array(tokens[:max_tokens], dtype=np.int64)
+
+
+def text_use(tokenizer: ShowoTokenizer, text: str, role: TextRole, max_text_len: int) -> TextUse:
+    """What becomes of a text, by the layouts of this module; questions are never cut."""
+    encoded = tokenizer.encode(text)
+    if role == "prompt":
+        head = 1 if encoded[:1] == [tokenizer.special.bos] else 2
+        ids = t2i_prompt(encoded, tokenizer.special, max_text_len)
+        num_tokens = len(encoded) + head + 1
+    elif role == "question":
+        ids = mmu_instruction(tokenizer, text)
+        num_tokens = len(ids)
+    else:
+        ids = mmu_answer(tokenizer, text, max_text_len)
+        num_tokens = len(tokenizer.encode(f" {text.strip()}")) + 1
+    return TextUse(tuple(ids.tolist()), num_tokens, tokenizer.unknown_share(text))
 
 
 def image_block(image_ids: Ids, special: SpecialIds) -> Ids:

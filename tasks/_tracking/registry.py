@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cache import scratch
-from core.config import Tracking
+from core.config import Config
 from tasks._tracking.connection import Connection, connect
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ class Registry:
         return str(logged.model_id)
 
 
-def open_registry(tracking: Tracking, *, warn: bool = True) -> Registry:
+def open_registry(config: Config, *, warn: bool = True) -> Registry:
     """The registry at MLFLOW_TRACKING_URI; a closed one if it cannot be had."""
-    return Registry(connect(tracking, warn=warn), tracking.registered_model)
+    return Registry(connect(config.tracking, warn=warn), config.registered_model)
 
 
 def _version(found: Any) -> Version:

@@ -101,7 +101,7 @@ class Run:
     @property
     def registry(self) -> Registry:
         """The model registry behind the same connection."""
-        return Registry(self._connection, self._config.tracking.registered_model)
+        return Registry(self._connection, self._config.registered_model)
 
     def log_values(self, values: Mapping[str, float]) -> None:
         """Log metrics that have one value a run; an unchanged value is not logged again."""

@@ -1,0 +1,166 @@
+"""Whether a model can read a pool, from a sample of records: words, budgets, answers, captions.
+
+Shapes: R records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.progress import Progress
+from data.tables import decode_image
+from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_mean
+from evals.vqa import ANSWERED, ask, tally
+from models.base import TextRole, TextSampling, UnifiedModel
+from models.caption_scorer import CaptionScorer
+
+if TYPE_CHECKING:
+    from core.config import Evaluation
+
+SAMPLE = 256  # records
+BATCH = 32
+UNKNOWN_SHARE = 0.3
+"""Of the characters of texts: above it, prompts and questions have lost what they ask for."""
+NO_COUNT = 0.0
+
+Row = Mapping[str, Any]
+Figures = dict[str, float]
+
+
+def measure_fit(
+    model: UnifiedModel,
+    scorer: CaptionScorer,
+    records: Sequence[Row],
+    max_new_tokens: int,
+    evaluation: Evaluation,
+    bar: Progress,
+) -> Figures:
+    """Figures by name; those of means have `/low` and `/high`, and are absent without a record."""
+    figures = dict(_texts(model, records))
+    scores: dict[str, list[float]] = {"understanding": [], "chance": [], "lead": []}
+    captions: list[str] = []
+    statuses: dict[str, int] = {}
+    greedy = TextSampling(1.0, 1, max_new_tokens)
+    for first in range(0, len(records), BATCH):
+        part = records[first : first + BATCH]
+        codes_BN = model.encode_images([decode_image(row["image"]) for row in part])
+        answers = ask(model, codes_BN, [row["questions"] for row in part])
+        for status, n in tally(answers).items():
+            statuses[status] = statuses.get(status, 0) + n
+        for image in answers:
+            given = [one for one in image if one.answered]
+            if given:
+                right = float(np.mean([one.right for one in given]))
+                chance = float(np.mean([1 / len(one.question["choices"]) for one in given]))
+                scores["understanding"].append(right)
+                scores["chance"].append(chance)
+                scores["lead"].append(right - chance)
+        told = model.caption(codes_BN, [greedy], [0] * len(part))
+        captions += [text for (text,) in told]
+        bar.update(len(part))
+    total = sum(statuses.values())
+    figures["questions/unanswered"] = 1 - statuses.get(ANSWERED, 0) / total if total else NO_COUNT
+    for name, values in scores.items():
+        figures |= _estimated(name, values, evaluation)
+    figures |= _captions(scorer, captions, records, evaluation)
+    return figures | {"records": float(len(records))}
+
+
+def _texts(model: UnifiedModel, records: Sequence[Row]) -> Iterator[tuple[str, float]]:
+    """Shares of characters that are unknown, and of texts that are cut, by role."""
+    questions = [q for row in records for q in row["questions"]]
+    texts: dict[str, tuple[TextRole, list[str]]] = {
+        "prompts": ("prompt", [row["prompt"] for row in records]),
+        "captions": ("caption", [row["caption"] for row in records]),
+        "questions": ("question", [q["question"] for q in questions]),
+        "choices": ("answer", [choice for q in questions for choice in q["choices"]]),
+    }
+    for name, (role, given) in texts.items():
+        uses = model.text_uses(given, role)
+        weights = np.array([len(text) for text in given], np.float64)
+        if weights.sum():
+            unknown = np.array([use.unknown for use in uses])
+            yield f"{name}/unknown", float((unknown * weights).sum() / weights.sum())
+            yield f"{name}/cut", float(np.mean([use.cut for use in uses]))
+
+
+def _captions(
+    scorer: CaptionScorer, captions: list[str], records: Sequence[Row], evaluation: Evaluation
+) -> Figures:
+    """Similarity of captions to the true ones, and by how much it is above those of others."""
+    if len(records) < 2:
+        return {}
+    references = [row["references"] or [row["caption"]] for row in records]
+    # Of a record half the sample away, so that neighbours that are alike do not meet.
+    half = len(references) // 2
+    others = references[half:] + references[:half]
+    own, other = (
+        np.array(scorer.score(captions, given), np.float64) for given in (references, others)
+    )
+    return {
+        **_estimated("caption_similarity", list(own), evaluation),
+        **_estimated("caption_similarity/lead", list(own - other), evaluation),
+    }
+
+
+def _estimated(name: str, values: Sequence[float], evaluation: Evaluation) -> Figures:
+    if not values:
+        return {}
+    column: Values = np.array(values, np.float64)
+    found: Estimate = bootstrap_mean(
+        column,
+        samples=evaluation.bootstrap_samples,
+        confidence=evaluation.confidence,
+        seed=BOOTSTRAP_SEED,
+    )
+    return {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+
+
+def find_misfits(figures: Mapping[str, float]) -> list[str]:
+    """What says that the model cannot read the pool, in a sentence part each; empty if nothing."""
+    misfits = [
+        f"{share:.0%} of the text of {name} is unknown to its tokenizer"
+        for name in ("prompts", "captions", "questions")
+        if (share := figures.get(f"{name}/unknown", 0.0)) > UNKNOWN_SHARE
+    ]
+    if figures.get("lead/low", 1.0) <= 0:
+        misfits.append(
+            f"its answers about real pictures are no better than chance "
+            f"({_span(figures, 'understanding')}, chance {figures['chance']:.3f})"
+        )
+    if figures.get("caption_similarity/lead/low", 1.0) <= 0:
+        misfits.append(
+            "its captions are no nearer to the true ones than to those of other pictures "
+            f"(by {_span(figures, 'caption_similarity/lead')})"
+        )
+    return misfits
+
+
+def show_fit(figures: Mapping[str, float]) -> str:
+    """All figures in a line."""
+    parts = [f"on {figures['records']:.0f} records"]
+    if "understanding" in figures:
+        parts.append(f"U {_span(figures, 'understanding')} against chance {figures['chance']:.3f}")
+    if "caption_similarity" in figures:
+        other = figures["caption_similarity"] - figures["caption_similarity/lead"]
+        parts.append(
+            f"caption similarity {figures['caption_similarity']:.3f}, to captions of other "
+            f"pictures {other:.3f}"
+        )
+    for what in ("unknown", "cut"):
+        shares = [
+            f"{name} {figures[f'{name}/{what}']:.0%}"
+            for name in ("prompts", "captions", "questions", "choices")
+            if f"{name}/{what}" in figures
+        ]
+        parts.append(f"{what}: {', '.join(shares)}")
+    if figures["questions/unanswered"]:
+        parts.append(f"questions without an answer {figures['questions/unanswered']:.0%}")
+    return "; ".join(parts)
+
+
+def _span(figures: Mapping[str, float], name: str) -> str:
+    return f"{figures[name]:.3f} [{figures[f'{name}/low']:.3f}, {figures[f'{name}/high']:.3f}]"

@@ -1,0 +1,1 @@
+"""Who answers about generated images, and how far that can be trusted."""

@@ -1,0 +1,64 @@
+"""A vision-language model of a server as a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from core.draft import Draft
+from core.runtime import derive_seed
+from evals.judges.base import Judge
+from evals.vqa import Answered, QuestionRow, chosen, unanswered
+from models.endpoint import Client, data_url, keep_counts
+from models.replies import NoAnswer
+from models.vllm_server import served
+
+if TYPE_CHECKING:
+    from core.config import Config
+
+
+class EndpointJudge(Judge):
+    """Takes the most probable choice."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def answers(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[Answered]]:
+        pairs = (
+            (url, question)
+            for url, asked in zip(map(data_url, images), questions, strict=True)
+            for question in asked
+        )
+        answers = self._client.map(self._answer, pairs)
+        return [list(islice(answers, len(asked))) for asked in questions]
+
+    def keep_counts(self, draft: Draft, part: int) -> None:
+        keep_counts(draft, part, self._client)
+
+    def _answer(self, asked: tuple[str, QuestionRow]) -> Answered:
+        url, question = asked
+        seed = derive_seed("judge", question["question"])
+        weights = self._client.weigh(
+            question["question"], question["choices"], seed=seed, picture=url
+        )
+        if isinstance(weights, NoAnswer):
+            return unanswered(question, weights.reason)
+        return chosen(question, weights)
+
+
+@contextmanager
+def judge_server(config: Config, wanted: bool) -> Iterator[Config]:
+    """The config with the address of the judge of `evaluation.endpoint`, started if need be."""
+    evaluation = config.evaluation
+    if not wanted or evaluation.endpoint is None:
+        yield config
+        return
+    with served(evaluation.endpoint, "evaluation.endpoint") as endpoint:
+        changed = evaluation.model_copy(update={"endpoint": endpoint})
+        yield config.model_copy(update={"evaluation": changed})

@@ -1,0 +1,78 @@
+"""Stage `fit`: whether the base can read this pool at all, on a sample of it, before any work.
+
+Self-play on a pool that the model cannot read trains on noise. So the base answers questions about
+some real pictures and describes them, and its tokenizer is asked what becomes of the texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from core.command import stage_command
+from core.errors import UserError
+from core.stage import Stage, StageContext
+from evals.fit import SAMPLE, find_misfits, measure_fit, show_fit
+from evals.sampling import spread_records
+from models.caption_scorer import CaptionScorer, encoder_files
+from models.families import load_model, use_threads
+
+COLUMNS = ["record_id", "image", "prompt", "caption", "references", "questions"]
+
+
+def _body(context: StageContext) -> Mapping[str, object]:
+    config = context.config
+    use_threads(config.runtime.threads)
+    model = load_model(
+        config.model.family,
+        context.input("base").path("model"),
+        config.runtime.device,
+        config.model.precision,
+    )
+    scoring = config.scoring
+    scorer = CaptionScorer(
+        scoring.caption_encoder,
+        config.runtime.device,
+        scoring.caption_pooling,
+        scoring.caption_score,
+    )
+    records = spread_records(context.input("pool").parts(), COLUMNS, SAMPLE)
+    with context.progress(context.stage.name, len(records)) as bar:
+        figures = measure_fit(
+            model, scorer, records, config.sampling.captions.max_new_tokens, config.evaluation, bar
+        )
+    context.logger.info("the base and this pool: %s", show_fit(figures))
+    misfits = find_misfits(figures)
+    if misfits and config.scoring.require_fit:
+        raise UserError(
+            f"this model cannot read this pool: {'; '.join(misfits)} ({show_fit(figures)}). "
+            "Training would be on noise: give a model that knows these words and pictures, or "
+            "other captions and questions; scoring.require_fit: false goes on all the same"
+        )
+    for misfit in misfits:
+        context.logger.warning("this model may not read this pool: %s", misfit)
+    return {**figures, "misfits": misfits}
+
+
+STAGE = Stage(
+    "fit",
+    1,
+    reads=(
+        "model.family",
+        "model.precision",
+        "scoring.caption_encoder",
+        "scoring.caption_pooling",
+        "scoring.caption_score",
+        "sampling.captions.max_new_tokens",
+        "evaluation.bootstrap_samples",
+        "evaluation.confidence",
+    ),
+    inputs=("pool", "base"),
+    body=_body,
+    files=lambda config: [Path(p) for p in encoder_files(config.scoring.caption_encoder)],
+    unkeyed=("scoring.require_fit",),
+)
+
+if __name__ == "__main__":
+    sys.exit(stage_command({"fit": STAGE}))

@@ -1,0 +1,275 @@
+"""Stage `judge`: who will answer about generated images, and how well it can.
+
+Trains the readers where they judge, holds another checkpoint's weights against the base's, and asks
+every judge about held-out real pictures and about what the image tokenizer makes of them. A judge
+that cannot read those ends the run; of the readers, types that they cannot read are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from core.command import stage_command
+from core.config import Config
+from core.errors import UserError
+from core.stage import Stage, StageContext
+from data.tables import decode_image, write_table
+from evals.judges.base import Judge, Provenance
+from evals.judges.catalog import (
+    CAPTIONS,
+    JUDGE,
+    NETWORK,
+    JudgeRecord,
+    open_clip,
+    open_judge,
+    provenance_of,
+    write_record,
+)
+from evals.judges.encoder import write_captions
+from evals.judges.endpoint import judge_server
+from evals.sampling import spread_records
+from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_mean
+from evals.vqa import check_answered
+from models.caption_scorer import encoder_files
+from models.families import load_model, use_threads
+
+if TYPE_CHECKING:
+    from models.base import UnifiedModel
+
+ACCURACY = "accuracy.parquet"
+REAL, REBUILT, SHUFFLED = "real", "reconstructed", "shuffled"
+MEASURED = 512  # held-out records
+ASKED_OUTSIDE = 128  # held-out records that are sent to a server
+BATCH = 64
+DISTRACTORS = 2000  # captions of the pool that an encoder tells from each other
+ALL = "all"
+
+Row = dict[str, Any]
+
+
+def _body(context: StageContext) -> Mapping[str, object]:
+    config = context.config
+    use_threads(config.runtime.threads)
+    base = context.input("base").path("model")
+    provenance = provenance_of(config, base)
+    prepared = _prepare(context)
+    answers = _answers(context, prepared, base)
+    rows = accuracy_rows(answers, config)
+    readable = sorted({row["group"] for row in rows} - {ALL} - unreadable(rows))
+    _check(provenance, rows, readable)
+    types = tuple(readable) if provenance.kind == "reader" else None
+    with context.draft.write(ACCURACY) as path:
+        write_table(path, "metrics", rows)
+    with context.draft.write(JUDGE) as path:
+        write_record(path, JudgeRecord(provenance, types))
+    left_out = sorted({row["group"] for row in rows} - {ALL} - set(readable)) if types else []
+    return {
+        "kind": provenance.kind,
+        "judge": provenance.name,
+        "independent": provenance.independent,
+        "why": provenance.why,
+        "types_left_out": left_out,
+        **{f"accuracy/{row['name']}": row["value"] for row in rows if row["group"] == ALL},
+    }
+
+
+def _prepare(context: StageContext) -> Path:
+    """The folder of the draft, with what the judge learns before it is asked anything."""
+    config, draft = context.config, context.draft
+    if config.evaluation.judge == "encoder" and not draft.has(CAPTIONS):
+        with draft.write(CAPTIONS) as path:
+            write_captions(path, _prompts(context.input("pool").parts()))
+    if config.evaluation.judge == "reader":
+        _train_readers(context)
+        return draft.path(NETWORK.format(0)).parent.parent
+    return draft.path(CAPTIONS).parent if draft.has(CAPTIONS) else Path()
+
+
+def _prompts(pool: Sequence[Path]) -> list[str]:
+    return [row["prompt"] for row in spread_records(pool, ["record_id", "prompt"], DISTRACTORS)]
+
+
+def _train_readers(context: StageContext) -> None:
+    """Each network that the draft lacks; they learn from the same pictures in other orders."""
+    from evals.judges.reader import as_inputs, save_network, train_network
+
+    config, draft = context.config, context.draft
+    settings, device = config.evaluation.reader, config.runtime.device
+    names = [NETWORK.format(number) for number in range(settings.networks)]
+    if draft.has_all(names):
+        return
+    folder = config.evaluation.folder
+    clip = open_clip(folder, device) if folder else None
+    inputs, questions = [], []
+    columns = ["record_id", "image", "questions"]
+    chosen = spread_records(context.input("pool").parts(), columns, settings.pictures)
+    asked = [row for row in chosen if row["questions"]]
+    if not asked:
+        raise UserError(
+            "evaluation.judge = 'reader' learns from the questions of the pool, which has none; "
+            "have them written (config section questions)"
+        )
+    for first in range(0, len(asked), BATCH):
+        part = asked[first : first + BATCH]
+        inputs.append(as_inputs([decode_image(row["image"]) for row in part], clip))
+        questions += [row["questions"] for row in part]
+    whole = np.concatenate(inputs)
+    with context.progress("train readers", settings.networks * settings.pictures) as bar:
+        for number, name in enumerate(names):
+            if draft.has(name):
+                bar.update(settings.pictures)
+                continue
+            network = train_network(whole, questions, number, settings.pictures, device, bar)
+            with draft.write(name) as path:
+                save_network(network, path)
+
+
+def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
+    """What the judge says of real pictures, of reconstructed ones, and of those of others."""
+    config = context.config
+    outside = config.evaluation.judge == "endpoint"
+    most = ASKED_OUTSIDE if outside else MEASURED
+    columns = ["record_id", "image", "prompt", "questions"]
+    records = spread_records(context.input("test").parts(), columns, most)
+    model = load_model(config.model.family, base, config.runtime.device, config.model.precision)
+    rows: list[Row] = []
+    with (
+        open_judge(config, prepared, None, base) as judge,
+        context.progress("ask the judge", len(records)) as bar,
+    ):
+        for first in range(0, len(records), BATCH):
+            part = records[first : first + BATCH]
+            rows += _ask(judge, model, part, outside)
+            bar.update(len(part))
+    frame = pd.DataFrame(
+        rows, columns=["record_id", "subject", "type", "chance", "status", "right"]
+    )
+    for subject, asked in frame.groupby("subject"):
+        counts = Counter(map(str, asked["status"]))
+        limit = config.evaluation.max_unanswered
+        what = f"the judge, about {subject} pictures"
+        check_answered(counts, limit, "evaluation.max_unanswered", what)
+    return frame[frame["status"] == "answered"]
+
+
+def _ask(judge: Judge, model: UnifiedModel, part: list[Row], outside: bool) -> Iterator[Row]:
+    asked = judge.questions(part)
+    pictures = [decode_image(row["image"]) for row in part]
+    subjects = {REAL: pictures, REBUILT: model.decode_images(model.encode_images(pictures))}
+    if not outside:
+        # Right answers without the right picture are guesses from the words of a question.
+        half = len(pictures) // 2
+        subjects[SHUFFLED] = pictures[half:] + pictures[:half]
+    for subject, seen in subjects.items():
+        for row, answered in zip(part, judge.answers(seen, asked), strict=True):
+            for one in answered:
+                yield {
+                    "record_id": row["record_id"],
+                    "subject": subject,
+                    "type": one.question["type"],
+                    "chance": 1 / len(one.question["choices"]),
+                    "status": one.status,
+                    "right": float(one.right),
+                }
+
+
+def accuracy_rows(answers: pd.DataFrame, config: Config) -> list[Row]:
+    """Rows of table `metrics`: accuracy by subject, chance and lead over chance, by type."""
+    rows: list[Row] = []
+    groups = [(ALL, answers), *((str(k), part) for k, part in answers.groupby("type"))]
+    for group, part in groups:
+        by_subject = {s: p.groupby("record_id")["right"].mean() for s, p in part.groupby("subject")}
+        chance = part.groupby("record_id")["chance"].mean()
+        figures = {str(subject): values for subject, values in by_subject.items()}
+        for subject in (REAL, REBUILT):
+            if subject in by_subject:
+                figures[f"{subject} - chance"] = by_subject[subject] - chance
+                if SHUFFLED in by_subject:
+                    lead = by_subject[subject] - by_subject[SHUFFLED]
+                    figures[f"{subject} - shuffled"] = lead
+        figures["chance"] = chance
+        for name, values in figures.items():
+            rows.append({"name": name, "group": group, **_estimate(values.dropna(), config)})
+    return rows
+
+
+def _estimate(values: pd.Series, config: Config) -> dict[str, float]:
+    if not len(values):
+        return {"value": 0.0, "low": -1.0, "high": 1.0, "count": 0}
+    settings = config.evaluation
+    found: Estimate = bootstrap_mean(
+        np.asarray(values, np.float64),
+        samples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+        seed=BOOTSTRAP_SEED,
+    )
+    return {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+
+
+def unreadable(rows: Sequence[Row]) -> set[str]:
+    """Types whose right answers are not clearly more than chance, or than without the picture."""
+    return {row["group"] for row in rows if row["name"].partition(" - ")[2] and row["low"] <= 0}
+
+
+def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str]) -> None:
+    """UserError if the judge cannot read real pictures at all."""
+    found = {row["name"]: row for row in rows if row["group"] == ALL}
+    if not found:
+        raise UserError(
+            "none of the held-out records has a question for the judge; give a test set with "
+            "questions, or have them written (config section questions)"
+        )
+    lead = found.get(f"{REAL} - chance")
+    blind = lead is None or lead["low"] <= 0
+    if provenance.kind == "oracle" or provenance.kind == "base":
+        return
+    if blind or (provenance.kind == "reader" and not readable):
+        raise UserError(
+            f"{provenance.name} cannot judge this pool: right about {found[REAL]['value']:.3f} of "
+            f"the questions on held-out real pictures "
+            f"[{found[REAL]['low']:.3f}, {found[REAL]['high']:.3f}], where chance is "
+            f"{found['chance']['value']:.3f}"
+            + ("" if blind else ", but of no type clearly more than without the picture")
+            + "; choose another evaluation.judge, or give more pictures or other questions"
+        )
+
+
+def _with_server(config: Config) -> AbstractContextManager[Config]:
+    return judge_server(config, config.evaluation.judge == "endpoint")
+
+
+def _judge_files(config: Config) -> Sequence[Path]:
+    folder = config.evaluation.folder
+    return encoder_files(folder) if folder else []
+
+
+STAGE = Stage(
+    "judge",
+    1,
+    reads=(
+        "model.family",
+        "model.precision",
+        "evaluation.judge",
+        "evaluation.family",
+        "evaluation.reader",
+        "evaluation.endpoint.model?",
+        "evaluation.bootstrap_samples",
+        "evaluation.confidence",
+    ),
+    inputs=("pool", "test", "base"),
+    body=_body,
+    files=_judge_files,
+    unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
+    around=_with_server,
+)
+
+if __name__ == "__main__":
+    sys.exit(stage_command({"judge": STAGE}))
