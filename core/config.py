@@ -319,7 +319,7 @@ class Reader(Section):
 
     networks: int = Field(3, ge=1, le=16, description="networks whose mean answers")
     pictures: int = Field(
-        30_000,
+        12_000,
         ge=64,
         description="pictures that each learns from, one after the other and again; at most so "
         "many records of the pool are read",
@@ -343,7 +343,7 @@ class Evaluation(Section):
     family: Literal["showo"] | None = Field(
         None, description="family of the judge in folder; null: that of the model"
     )
-    reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=30_000))
+    reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=12_000))
     endpoint: Endpoint | None = Field(description="the outside judge; null: none")
     max_unanswered: MaxUnanswered = Field(
         0.05, description="largest share of questions to the judge or the model without an answer"

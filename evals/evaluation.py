@@ -33,7 +33,7 @@ from data.tables import (
     write_table,
 )
 from evals.gap import record_scores, summarize
-from evals.judges.base import Judge
+from evals.judges.base import Judge, Provenance
 from evals.statistics import BOOTSTRAP_SEED
 from evals.vqa import ANSWERED, Answered, ask, check_answered
 from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
@@ -241,7 +241,7 @@ def _write_shard(
 
 
 def join_parts(
-    draft: Draft, evaluation: Evaluation, num_records: int
+    draft: Draft, evaluation: Evaluation, num_records: int, judged: Provenance
 ) -> tuple[list[dict[str, object]], dict[str, int]]:
     """Join the parts and summarise them; the rows of table `metrics`, and what was counted.
 
@@ -273,6 +273,7 @@ def join_parts(
         samples=evaluation.bootstrap_samples,
         confidence=evaluation.confidence,
         seed=BOOTSTRAP_SEED,
+        unsaid=_unsaid(judged),
     )
     counts = _counts(answers)
     metrics.append(_unanswered_row(counts))
@@ -282,6 +283,13 @@ def join_parts(
         write_table(path, "record_metrics", records)
     found = {"records": records.num_rows, "without_questions": without, "unscored": unscored}
     return metrics, found | counts | kept_counts(draft)
+
+
+def _unsaid(judged: Provenance) -> set[str]:
+    """Metrics that this judge cannot give: only the oracle knows malformed shapes, and that a
+    relative of the model agrees with it says nothing."""
+    found = set() if judged.kind == "oracle" else {"malformed"}
+    return found if judged.independent else found | {"agreement"}
 
 
 ABOUT = {"real": "about real pictures", "generated": "the judge", "self": "about its drawings"}

@@ -9,7 +9,7 @@ samples that it learns from, can be trusted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pandas as pd
@@ -70,12 +70,16 @@ def summarize(
     samples: int,
     confidence: float,
     seed: int,
+    unsaid: Collection[str] = (),
 ) -> list[dict[str, object]]:
-    """Rows of table `metrics`: every name over all records and over each group of them."""
+    """Rows of table `metrics`: every name over all records and over each group of them.
+
+    `unsaid` are names that mean nothing here, such as the agreement with a judge that is the model.
+    """
     rows: list[dict[str, object]] = []
     for group, part in _groups(records, answers):
         part = part.assign(gap=part["understanding"] - part["generation"])
-        names = [name for name in NAMES if name in part]
+        names = [name for name in NAMES if name in part and name not in unsaid]
         values_RC = part[names].to_numpy(np.float64)
         estimates = bootstrap_means(values_RC, samples=samples, confidence=confidence, seed=seed)
         rows += [_row(name, group, found) for name, found in zip(names, estimates, strict=True)]

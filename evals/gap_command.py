@@ -169,7 +169,7 @@ def _evaluate(
         evaluator = Evaluator(config, checkpoint.folder, asked)
         shard = config.sampling.shard_records
         evaluate_pool(draft, files, evaluator, batches, shard, WHOLE, progress)
-    join_parts(draft, config.evaluation, count_rows(files))
+    join_parts(draft, config.evaluation, count_rows(files), judge.provenance)
 
 
 def _table(folder: Path, checkpoint: Checkpoint, judge: _Judge) -> str:

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
+
+from core.artifact import Artifact
 from core.config import Config
 from core.errors import UserError
 from core.store import Store
 from data.tables import read_table
 from evals.gate import paired_changes
-from report.benchmarks import Interval
+from evals.trust import COLUMNS, type_changes
+from report.benchmarks import ALL, Interval
 from report.card import render_card
 from report.figures import Figures, read_figures
 from report.page import render_page
-from report.story import Story, from_document, to_document
+from report.story import Story, Version, from_document, to_document
 from tasks._tracking.runs import BASE, Origin, self_play_key
 
 STORY = "story.json"
+ANSWERS = "answers/"  # of an evaluation
 PAGE = "report.html"
 CARD = "README.md"
 
@@ -42,7 +47,33 @@ def keep_story(config: Config, store: Store, story: Story) -> None:
 
 def figures_of(config: Config, store: Store, story: Story) -> Figures:
     """All figures of a story with at least its base."""
-    return read_figures(store, story, _changes(config, store, story))
+    first = story.versions[0]
+    compared = [compare(config, store, first, version) for version in story.versions]
+    whole = {name: change for (name, group), change in compared[-1].items() if group == ALL}
+    changes = whole if len(story.versions) > 1 else {}
+    return read_figures(store, story, changes, compared)
+
+
+def compare(
+    config: Config, store: Store, first: Version, version: Version
+) -> dict[tuple[str, str], Interval]:
+    """Paired changes of a version against the first, by metric and group; none of the first."""
+    if version.checkpoint == first.checkpoint and version.evaluation == first.evaluation:
+        return {}
+    new, old = (store.open(one.evaluation) for one in (version, first))
+    after, before = (
+        read_table(one.path("records.parquet"), "record_metrics") for one in (new, old)
+    )
+    changes = paired_changes(after, before, config.evaluation)
+    found = {(name, ALL): change for name, change in changes.items()}
+    found |= type_changes(_answers(new), _answers(old), config.evaluation)
+    return {key: Interval(c.value, c.low, c.high) for key, c in found.items()}
+
+
+def _answers(evaluation: Artifact) -> pd.DataFrame:
+    files = [evaluation.path(name) for name in evaluation.names(ANSWERS)]
+    frame: pd.DataFrame = read_table(files, "eval_answers", COLUMNS).to_pandas()
+    return frame
 
 
 def write_report(config: Config, store: Store, figures: Figures) -> str:
@@ -69,15 +100,3 @@ def report_on(config: Config, path: str, iterations: int | None) -> str:
     if iterations is not None:
         story = story.up_to(iterations)
     return write_report(config, store, figures_of(config, store, story))
-
-
-def _changes(config: Config, store: Store, story: Story) -> dict[str, Interval]:
-    """Paired changes from the base to the last checkpoint; empty if there is only one."""
-    if len(story.versions) < 2:
-        return {}
-    first, last = (
-        read_table(store.open(v.evaluation).path("records.parquet"), "record_metrics")
-        for v in (story.versions[0], story.versions[-1])
-    )
-    changes = paired_changes(last, first, config.evaluation)
-    return {n: Interval(c.value, c.low, c.high) for n, c in changes.items()}

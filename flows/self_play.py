@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 from prefect import State, flow
@@ -48,6 +48,10 @@ from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
 
+NOT_SHOWN = (
+    "G and gap are by the model's own taste: nobody but a relative of it has looked at its "
+    "drawings, so that they improved is not shown."
+)
 logger = logging.getLogger(__name__)
 ConfigPath = Annotated[str, Field(min_length=1, pattern=r"\.ya?ml$")]
 Iterations = Annotated[int, Field(ge=0, le=100)]
@@ -138,12 +142,13 @@ class SelfPlay:
     ) -> None:
         self._config, self._tracker, self._runner = config, tracker, runner
         self._store, self._champion, self._pages = Store(config.store), champion, pages
-        self._showcase = Showcase(self._store, tracker, pages)
+        self._showcase = Showcase(config, self._store, tracker, pages)
+        self._story: Story | None = None
         self._started, self._at_work = time.monotonic(), 0.0
 
     def run(self) -> str:
         """All iterations; returns the final table with the alarms."""
-        with ExitStack() as trackers:
+        with ExitStack() as trackers, self._told_where_it_stops():
             self._play(lambda done: self._catch_up(done, trackers))
         if self._config.tracking.enabled and not self._tracker.enabled:
             logger.warning(
@@ -151,12 +156,32 @@ class SelfPlay:
                 "tells MLflow as soon as it answers",
                 self._store.uri,
             )
-        figures = figures_of(self._config, self._store, self._story)
-        table = f"{self._table(figures)}\n\n{show_alarms(figures.alarms)}"
+        figures = figures_of(self._config, self._store, self._story_so_far)
+        table = f"{self._table(figures)}\n\n{show_alarms(figures.review)}"
         print(f"\n{table}\n", flush=True)
         print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
         print(self._time(), flush=True)
         return table
+
+    @contextmanager
+    def _told_where_it_stops(self) -> Iterator[None]:
+        """If an error ends the run, keep where and why, and write the report of what there is."""
+        try:
+            yield
+        except UserError as error:
+            story = self._story
+            if story is not None and story.versions:
+                story = story.with_end(str(error))
+                keep_story(self._config, self._store, story)
+                figures = figures_of(self._config, self._store, story)
+                place = write_report(self._config, self._store, figures)
+                print(f"Report of the stopped run: {place}", flush=True)
+            raise
+
+    @property
+    def _story_so_far(self) -> Story:
+        assert self._story is not None  # it begins before the first checkpoint is judged
+        return self._story
 
     def _play(self, between: Callable[[int], None]) -> None:
         """All iterations, and `between` them what it does after so many."""
@@ -180,7 +205,7 @@ class SelfPlay:
             self._judge(start, 0, {}, run)
         for iteration in range(1, self._config.iterations + 1):
             between(iteration - 1)
-            last = self._story.versions[-1]
+            last = self._story_so_far.versions[-1]
             with self._tracker.iteration(iteration) as run:
                 made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
                 self._judge(made["trained"], iteration, made, run)
@@ -201,7 +226,8 @@ class SelfPlay:
             return
         logger.info("MLflow answers again, and knows now what it had missed")
         # With what the registry's gate says, which may have another opponent now.
-        self._tracker, self._story = tracker, again._story.with_config(self._story.config)
+        self._tracker = tracker
+        self._story = again._story_so_far.with_config(self._story_so_far.config)
         self._showcase = again._showcase.shown_on(self._pages)
 
     def _time(self) -> str:
@@ -287,7 +313,7 @@ class SelfPlay:
         judged = Version(
             iteration, checkpoint, evaluation, dict(made), promoted, decision, name, benchmarks
         )
-        self._story = self._story.with_version(judged)
+        self._story = self._story_so_far.with_version(judged)
         keep_story(self._config, self._store, self._story)
         self._showcase.show(self._story, run)
 
@@ -311,7 +337,8 @@ class SelfPlay:
         """Whether the checkpoint is the champion, and why."""
         if iteration == 0 and self._champion:
             return True, f"version {self._champion.version}, the champion that this run starts from"
-        first = self._story.versions[0] if self._story.versions else None
+        versions = self._story_so_far.versions
+        first = versions[0] if versions else None
         baseline = Scores(first.evaluation, list(first.benchmarks.values())) if first else None
         if not is_registered(self._config, run.registry, checkpoint, scores):
             inputs: Inputs = {
@@ -347,7 +374,12 @@ class SelfPlay:
             )
             for version in figures.versions
         ]
-        return final_table(columns, figures.changes, confidence=self._config.evaluation.confidence)
+        who = figures.judged_by
+        judge = f"Drawings are judged by {who.name}, {who.reads}."
+        if not who.independent:
+            judge += f" {NOT_SHOWN}"
+        confidence = self._config.evaluation.confidence
+        return final_table(columns, figures.changes, confidence=confidence, judge=judge)
 
 
 def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:

@@ -6,10 +6,12 @@ Everything is read from the store, so a repeated run shows the same without maki
 from __future__ import annotations
 
 from core.artifact import ArtifactRef
+from core.config import Config
 from core.store import Store
 from data.tables import count_rows
 from flows.pages import RunPages
-from report.alarms import Alarm, find_alarms
+from flows.reporting import compare
+from report.alarms import Changes, Review, review
 from report.figures import VersionFigures, for_alarms, read_version
 from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
 from report.plot_files import gap_plot, training_plot
@@ -26,9 +28,12 @@ SOURCE_DIGITS = 12  # of a digest
 class Showcase:
     """What people look at while a self-play runs; shows nothing where nobody can look."""
 
-    def __init__(self, store: Store, tracker: Tracker, pages: RunPages | None) -> None:
-        self._store, self._tracker, self._pages = store, tracker, pages
+    def __init__(
+        self, config: Config, store: Store, tracker: Tracker, pages: RunPages | None
+    ) -> None:
+        self._config, self._store, self._tracker, self._pages = config, store, tracker, pages
         self._figures: list[VersionFigures] = []
+        self._changes: list[Changes] = []
 
     def shown_on(self, pages: RunPages | None) -> Showcase:
         """The same, which from now on shows on these pages too."""
@@ -40,13 +45,16 @@ class Showcase:
         if not self._tracker.enabled and self._pages is None:
             return
         self._figures.append(read_version(self._store, story.versions[-1], story))
-        alarms = find_alarms([for_alarms(figures) for figures in self._figures])
+        first, last = story.versions[0], story.versions[-1]
+        self._changes.append(compare(self._config, self._store, first, last))
+        pairs = zip(self._figures, self._changes, strict=True)
+        alarms = review([for_alarms(figures, changes) for figures, changes in pairs])
         if self._tracker.enabled:
             self._track(story, run, alarms)
         if self._pages is not None:
             self._publish(self._pages, run, alarms)
 
-    def _track(self, story: Story, run: IterationRun, alarms: list[Alarm]) -> None:
+    def _track(self, story: Story, run: IterationRun, alarms: Review) -> None:
         version = story.versions[-1]
         run.describe(run_text(self._figures, alarms))
         run.log_inputs(self._inputs(story))
@@ -61,7 +69,7 @@ class Showcase:
         source = "".join(v.evaluation.digest[:SOURCE_DIGITS] for v in story.versions)
         self._tracker.log_picture("plots/gap.png", source, lambda: gap_plot(self._figures))
 
-    def _publish(self, pages: RunPages, run: IterationRun, alarms: list[Alarm]) -> None:
+    def _publish(self, pages: RunPages, run: IterationRun, alarms: Review) -> None:
         figures = self._figures[-1]
         pages.table(checkpoint_rows(self._figures))
         pages.say(run_line(figures, run.url))

@@ -6,11 +6,26 @@ Pure functions on the figures of a run, so that terminal, report and Prefect say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import fill
+from typing import Protocol
 
 Metrics = Mapping[tuple[str, str], float]
 Results = Mapping[str, object]
+
+
+class Change(Protocol):
+    """A paired change with the ends of its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+Changes = Mapping[tuple[str, str], Change]
 
 ALL = "all"
 MODALITIES = ("caption", "image")
@@ -59,13 +74,18 @@ class IterationFigures:
     """The figures of one checkpoint; 0 is the base, which has neither pairs nor training.
 
     `metrics` holds the evaluation's values by (name, group), `pairs` and `trained` the results of
-    the stages that made the checkpoint.
+    the stages that made the checkpoint, `changes` paired changes against the base by (name, group),
+    `counts` how many texts were cut and questions not answered, and `independent` whether somebody
+    other than a relative of the model has looked at its drawings.
     """
 
     iteration: int
     metrics: Metrics
     pairs: Results
     trained: Results
+    changes: Changes = field(default_factory=dict)
+    counts: Results = field(default_factory=dict)
+    independent: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,35 +97,77 @@ class Alarm:
     sentence: str
 
 
-def find_alarms(iterations: Sequence[IterationFigures]) -> list[Alarm]:
+@dataclass(frozen=True)
+class Review:
+    """All alarms of a run, what was looked at, and what could not be, with the reason."""
+
+    alarms: Sequence[Alarm] = ()
+    quiet: Sequence[str] = ()
+    unjudged: Sequence[tuple[str, str]] = ()
+
+
+Check = Callable[[IterationFigures, IterationFigures], Iterator[tuple[str, str]]]
+
+
+def review(iterations: Sequence[IterationFigures]) -> Review:
     """All alarms of a run, by iteration; changes are against the first of `iterations`.
 
-    A figure that is not there raises no alarm.
+    Nothing is called fine that could not be judged.
     """
-    checks: tuple[
-        Callable[[IterationFigures, IterationFigures], Iterator[tuple[str, str]]], ...
-    ] = (
-        _falling_winners,
-        _drifting_self_vqa,
-        _shrinking_diversity,
-        _narrow_filters,
-        _malformed_images,
-        _forgotten_captions,
-    )
-    return [
+    alarms = [
         Alarm(now.iteration, name, sentence)
         for now in iterations
-        for check in checks
+        for check, _, _ in CHECKS
         for name, sentence in check(now, iterations[0])
     ]
+    raised = {check.__name__: False for check, _, _ in CHECKS}
+    for now in iterations:
+        for check, _, _ in CHECKS:
+            raised[check.__name__] |= any(True for _ in check(now, iterations[0]))
+    quiet, unjudged = [], []
+    for check, what, needs in CHECKS:
+        reason = _why_not(needs, iterations)
+        if reason:
+            unjudged.append((what, reason))
+        elif not raised[check.__name__]:
+            quiet.append(what)
+    return Review(alarms, quiet, unjudged)
 
 
-def show_alarms(alarms: Sequence[Alarm], width: int = 120) -> str:
+def _why_not(needs: str, iterations: Sequence[IterationFigures]) -> str:
+    """Why a kind of alarm cannot be judged; empty if it can."""
+    if not iterations:
+        return "nothing has been judged yet"
+    if needs != EVERY and not any(one.iteration > 0 for one in iterations):
+        return "no iteration has ended"
+    if needs == JUDGE and not all(one.independent for one in iterations):
+        return "nobody but a relative of the model has looked at its drawings"
+    if needs == ORACLE and not any(("malformed", ALL) in one.metrics for one in iterations):
+        return "only the oracle of the shapes world can tell"
+    return ""
+
+
+def show_alarms(found: Review, width: int = 120) -> str:
     """Alarms as plain text below a table, in lines of at most `width`."""
-    if not alarms:
-        return "No alarms."
-    lines = [f"Alarm in iteration {a.iteration}, {a.name}: {a.sentence}" for a in alarms]
+    lines = [f"Alarm in {_where(a)}, {a.name}: {a.sentence}" for a in found.alarms]
+    if not lines and not found.unjudged:
+        lines = ["No alarms."]
+    elif not lines and found.quiet:
+        lines = [f"No alarms in what could be judged: {', '.join(found.quiet)}."]
+    lines += [f"Not judged: {text}." for text in unjudged_texts(found)]
     return "\n".join(fill(line, width, subsequent_indent="  ") for line in lines)
+
+
+def unjudged_texts(found: Review) -> list[str]:
+    """What could not be judged, by reason: `winners, filters (no iteration has ended)`."""
+    reasons: dict[str, list[str]] = {}
+    for what, reason in found.unjudged:
+        reasons.setdefault(reason, []).append(what)
+    return [f"{', '.join(whats)} ({reason})" for reason, whats in reasons.items()]
+
+
+def _where(alarm: Alarm) -> str:
+    return f"iteration {alarm.iteration}" if alarm.iteration else "the base"
 
 
 def _falling_winners(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
@@ -120,7 +182,91 @@ def _falling_winners(now: IterationFigures, base: IterationFigures) -> Iterator[
             )
 
 
+def _reward_hacking(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
+    """The reward rises beyond its interval, and what an independent judge sees does not."""
+    if not now.independent:
+        return
+    whole = _unconfirmed(now, ALL)
+    if whole:
+        own, seen = whole
+        yield (
+            "reward hacking",
+            f"The model's score of its own drawings rose by {_signed(own)}, what the judge sees "
+            f"by {_signed(seen)}: it learns to please itself, which is not to draw better. Run "
+            "fewer iterations, raise pairing.image.min_margin, or lower "
+            "training.image.learning_rate.",
+        )
+    groups = sorted({group for name, group in now.changes if group.startswith("type/")})
+    kinds = [group for group in groups if _unconfirmed(now, group)]
+    if kinds and not whole:
+        listed = ", ".join(
+            f"{group.removeprefix('type/')} ({_signed(own)} against {_signed(seen)})"
+            for group in kinds
+            if (pair := _unconfirmed(now, group))
+            for own, seen in [pair]
+        )
+        yield (
+            "reward hacking by type",
+            f"In questions of some types the model's own score of its drawings rose and the "
+            f"judge's did not: {listed}. Look at the drawings of these, and at how the judge "
+            "reads them.",
+        )
+
+
+def _unconfirmed(now: IterationFigures, group: str) -> tuple[Change, Change] | None:
+    """Own rise and judge's change, if the first is beyond its interval and the second is not."""
+    own, seen = (now.changes.get((name, group)) for name in ("self_score", "generation"))
+    if own is None or seen is None or own.low <= 0 or seen.low > 0:
+        return None
+    # A rise that the judge sees half of, within its interval, is no contradiction.
+    return None if seen.value > own.value / 2 else (own, seen)
+
+
+def _signed(change: Change) -> str:
+    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+
+
+def _missing_answers(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
+    lost = {
+        name.removeprefix("questions/"): int(n)
+        for name, value in now.counts.items()
+        if name.startswith("questions/")
+        and not name.endswith("/answered")
+        and (n := _number(now.counts, name))
+        and value
+    }
+    if lost:
+        total = sum(
+            int(_number(now.counts, name) or 0)
+            for name in now.counts
+            if name.startswith("questions/")
+        )
+        listed = ", ".join(f"{name} {n}" for name, n in lost.items())
+        yield (
+            "answers are missing",
+            f"{sum(lost.values())} of {total} questions have no answer and are in no score "
+            f"({listed}). See what was said, or ask a judge that answers such questions.",
+        )
+
+
+def _cut_texts(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
+    cut = {
+        name.removeprefix("cut/"): int(n)
+        for name in now.counts
+        if name.startswith("cut/") and (n := _number(now.counts, name))
+    }
+    if cut:
+        listed = ", ".join(f"{n} {name}" for name, n in cut.items())
+        yield (
+            "texts are cut",
+            f"Longer than the model's text budget, and seen by it only in part: {listed}. Shorten "
+            "them in the pool; what differs behind the cut is the same to the model.",
+        )
+
+
 def _drifting_self_vqa(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
+    if not now.independent:
+        return
     agreement = _pair(now, base, "agreement")
     if agreement and agreement[1] - agreement[0] > AGREEMENT_LOSS:
         yield (
@@ -197,6 +343,21 @@ def _forgotten_captions(now: IterationFigures, base: IterationFigures) -> Iterat
             "training.caption.learning_rate, or raise training.caption.beta or "
             "training.caption.nll_weight.",
         )
+
+
+EVERY, MADE, JUDGE, ORACLE = "every", "made", "judge", "oracle"
+CHECKS: tuple[tuple[Check, str, str], ...] = (
+    (_falling_winners, "winners stay likely", MADE),
+    (_reward_hacking, "the judge confirms the reward", JUDGE),
+    (_drifting_self_vqa, "self-VQA stays with the judge", JUDGE),
+    (_shrinking_diversity, "pictures stay varied", MADE),
+    (_narrow_filters, "filters let enough through", MADE),
+    (_malformed_images, "pictures stay whole", ORACLE),
+    (_forgotten_captions, "captions stay good", MADE),
+    (_missing_answers, "questions are answered", EVERY),
+    (_cut_texts, "texts are whole", EVERY),
+)
+"""Each kind of alarm, what is fine if it is silent, and what it needs to be judged."""
 
 
 def _pair(now: IterationFigures, base: IterationFigures, name: str) -> tuple[float, float] | None:

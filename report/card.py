@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
+from report.alarms import unjudged_texts
 from report.benchmarks import ALL
 from report.figures import Figures
-from report.page import SCORES, number
+from report.metrics import shown, title_of
+from report.page import number
 from report.verdict import give_verdict
 
 PAPER = "arxiv:2502.12148"
@@ -62,14 +64,15 @@ def _benchmark_results(figures: Figures) -> Iterator[dict[str, Any]]:
 
 
 def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
-    for name, title in SCORES:
-        if name != "malformed" or figures.judged_by_oracle:
-            yield name, title
+    for metric in shown(figures.last.metrics, ALL):
+        yield metric.name, title_of(metric.name)
 
 
 def _text(figures: Figures) -> Iterator[str]:
     verdict, config = give_verdict(figures), figures.story.config
     yield from (f"# {_name(figures)}", "", verdict.headline, verdict.detail, "")
+    if not figures.finished or figures.story.stopped:
+        yield from (f"The run that made it is not complete. {figures.state}", "")
     yield (
         f"A unified model ({config['model']['family']}) after {figures.last.version.iteration} "
         "iterations of HermesFlow self-play: it samples captions and images for a pool of "
@@ -88,12 +91,17 @@ def _text(figures: Figures) -> Iterator[str]:
 
 def _results(figures: Figures) -> Iterator[str]:
     config = figures.story.config
-    by_itself = config["scoring"]["judge"] == "self"
-    independent = ", which training does not optimise" if by_itself else ""
+    who = figures.judged_by
+    trust = (
+        f", independent of the model ({who.why}): {who.reads}"
+        if who.independent
+        else f", which is not independent: {who.why}. Nobody else has looked at its drawings, so "
+        "that they improved is not shown"
+    )
     confidence = f"{config['evaluation']['confidence']:.0%}"
     yield (
         f"On {figures.test_records} held-out records{figures.unjudged}; the answers about "
-        f"generated images are read by {figures.judge}{independent}. In brackets {confidence} "
+        f"generated images are read by {figures.judge}{trust}. In brackets {confidence} "
         "bootstrap intervals over records."
     )
     yield ""
@@ -131,8 +139,9 @@ def _weaknesses(figures: Figures) -> Iterator[str]:
     iteration = figures.last.version.iteration
     mine = [alarm for alarm in figures.alarms if alarm.iteration == iteration]
     yield from (f"- {alarm.sentence}" for alarm in mine)
-    if not mine:
-        yield "- No alarm was raised for this checkpoint."
+    yield from (f"- Could not be judged: {text}." for text in unjudged_texts(figures.review))
+    if not mine and figures.review.quiet:
+        yield f"- No alarm was raised about: {', '.join(figures.review.quiet)}."
     yield (
         "- It was judged on records like those of its pool only; nothing is known about others, "
         "and nothing was done about harmful content or bias."

@@ -6,6 +6,7 @@ Nothing is computed here that a stage has stored.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 from core.artifact import Artifact, ArtifactRef
 from core.store import Store
 from data.tables import count_rows, read_table
-from report.alarms import Alarm, IterationFigures, find_alarms
+from report.alarms import Alarm, Changes, IterationFigures, Review, review
 from report.benchmarks import ALL, BenchmarkFigures, Interval, Metrics, read_benchmark
 from report.samples import Drawing, Sampled, read_drawings, read_sampled
 from report.story import Story, Version
 
 CURVES = "metrics.jsonl"
+COUNTED = ("questions/", "cut/")  # begin the names of what stages count
 
 
 Results = Mapping[str, Any]
@@ -44,6 +46,8 @@ class VersionFigures:
     curve: Sequence[Mapping[str, float]]
     stages: Sequence[StageTime]
     benchmarks: Mapping[str, BenchmarkFigures]
+    counts: Results
+    independent: bool
 
     @property
     def label(self) -> str:
@@ -60,16 +64,47 @@ class VersionFigures:
 
 
 @dataclass(frozen=True)
+class JudgeFigures:
+    """Who answers about drawings, and how well it reads held-out pictures.
+
+    `accuracy` has real and reconstructed pictures, and chance; `left_out` are types of question
+    that it cannot read, which are in no score.
+    """
+
+    kind: str
+    name: str
+    independent: bool
+    why: str
+    accuracy: Mapping[str, Interval]
+    left_out: Sequence[str]
+
+    @property
+    def reads(self) -> str:
+        """`right about .93 of ...`: its own accuracy, in the middle of a sentence."""
+        real, rebuilt, chance = (
+            self.accuracy[name] for name in ("real", "reconstructed", "chance")
+        )
+        left_out = f"; not asked, since it cannot read them: {', '.join(self.left_out)}"
+        return (
+            f"right about {real.value:.3f} [{real.low:.3f}, {real.high:.3f}] of the questions on "
+            f"held-out real pictures, and {rebuilt.value:.3f} [{rebuilt.low:.3f}, "
+            f"{rebuilt.high:.3f}] on what the image tokenizer makes of them (chance "
+            f"{chance.value:.3f}){left_out if self.left_out else ''}"
+        )
+
+
+@dataclass(frozen=True)
 class Figures:
     """Everything that a report shows. `changes` are paired, from the first to the last version."""
 
     story: Story
     versions: Sequence[VersionFigures]
     changes: Mapping[str, Interval]
-    alarms: Sequence[Alarm]
+    review: Review
+    judged_by: JudgeFigures
     sampled: Sequence[Sampled]
     drawings: Sequence[Drawing]
-    before: Sequence[StageTime]  # pool, test, base
+    before: Sequence[StageTime]  # pool, test, base, judge
     pool_records: int
     test_records: int  # those that were judged
     unjudged_records: int  # those without questions
@@ -84,17 +119,19 @@ class Figures:
         return self.versions[-1]
 
     @property
-    def judged_by_oracle(self) -> bool:
-        """Whether generated images are read by the pixel oracle, not by a model."""
-        return bool(self.story.config["evaluation"]["judge"] == "oracle")
+    def alarms(self) -> Sequence[Alarm]:
+        """What should make people look."""
+        return self.review.alarms
 
     @property
     def judge(self) -> str:
         """Who reads generated images."""
-        evaluation = self.story.config["evaluation"]
-        if evaluation["judge"] == "endpoint":
-            return f"the outside model {evaluation['endpoint']['model']}"
-        return "the pixel oracle" if self.judged_by_oracle else "the frozen base checkpoint"
+        return self.judged_by.name
+
+    @property
+    def independent(self) -> bool:
+        """Whether somebody other than a relative of the model has looked at its drawings."""
+        return self.judged_by.independent
 
     @property
     def unjudged(self) -> str:
@@ -108,19 +145,43 @@ class Figures:
         wanted: int = self.story.config["iterations"]
         return self.last.version.iteration >= wanted
 
+    @property
+    def state(self) -> str:
+        """What has become of the run, in a sentence."""
+        done, wanted = self.last.version.iteration, self.story.config["iterations"]
+        if self.story.stopped:
+            return f"Stopped after {done} of {wanted} iterations. {self.story.stopped}"
+        if self.finished:
+            return f"Finished: {done} of {wanted} iterations."
+        return (
+            f"Not finished: {done} of {wanted} iterations have ended. The run is under way, or was "
+            "ended from outside; the same command continues it."
+        )
 
-def read_figures(store: Store, story: Story, changes: Mapping[str, Interval]) -> Figures:
-    """Read what a report needs of a story with at least its base."""
+
+def read_figures(
+    store: Store, story: Story, changes: Mapping[str, Interval], compared: Sequence[Changes] = ()
+) -> Figures:
+    """Read what a report needs of a story with at least its base.
+
+    `compared` are the changes of each version against the first, by metric and group.
+    """
     versions = [read_version(store, version, story) for version in story.versions]
     base = store.open(story.base)
-    refs = {"pool": story.pool, "test": story.test, "base": story.base}
+    refs = {"pool": story.pool, "test": story.test, "base": story.base, "judge": story.judge}
     pool, test = (count_rows(store.open(ref).parts()) for ref in (story.pool, story.test))
     judged = count_rows([store.open(story.versions[0].evaluation).path("records.parquet")])
     return Figures(
         story=story,
         versions=versions,
         changes=changes,
-        alarms=find_alarms([for_alarms(version) for version in versions]),
+        review=review(
+            [
+                for_alarms(version, compared[index] if index < len(compared) else {})
+                for index, version in enumerate(versions)
+            ]
+        ),
+        judged_by=read_judge(store, story),
         sampled=read_sampled(store, story),
         drawings=read_drawings(store, story),
         before=[_time(name, store.open(ref)) for name, ref in refs.items()],
@@ -155,6 +216,33 @@ def read_version(store: Store, version: Version, story: Story) -> VersionFigures
         benchmarks={
             name: read_benchmark(name, artifact, story.config) for name, artifact in results.items()
         },
+        counts=_counts([evaluation, *opened.values()]),
+        independent=bool(evaluation.manifest["results"]["independent"]),
+    )
+
+
+def _counts(artifacts: Sequence[Artifact]) -> dict[str, float]:
+    """What stages counted of answers and of texts that were cut, over all of them."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for artifact in artifacts:
+        for name, value in artifact.manifest["results"].items():
+            if name.startswith(COUNTED) and isinstance(value, int | float):
+                sums[name] += value
+    return dict(sums)
+
+
+def read_judge(store: Store, story: Story) -> JudgeFigures:
+    """Who judges, by what its stage has found out."""
+    artifact = store.open(story.judge)
+    results = artifact.manifest["results"]
+    table = read_table(artifact.path("accuracy.parquet"), "metrics").to_pylist()
+    return JudgeFigures(
+        results["kind"],
+        results["judge"],
+        results["independent"],
+        results["why"],
+        {r["name"]: Interval(r["value"], r["low"], r["high"]) for r in table if r["group"] == ALL},
+        results["types_left_out"],
     )
 
 
@@ -167,7 +255,14 @@ def _time(name: str, artifact: Artifact) -> StageTime:
     return StageTime(name, artifact.ref, float(artifact.manifest["seconds"]))
 
 
-def for_alarms(version: VersionFigures) -> IterationFigures:
-    """What alarms look at."""
-    values = {key: interval.value for key, interval in version.metrics.items()}
-    return IterationFigures(version.version.iteration, values, version.pairs, version.trained)
+def for_alarms(version: VersionFigures, changes: Changes) -> IterationFigures:
+    """What alarms look at; `changes` are against the base."""
+    return IterationFigures(
+        version.version.iteration,
+        {key: interval.value for key, interval in version.metrics.items()},
+        version.pairs,
+        version.trained,
+        changes,
+        version.counts,
+        version.independent,
+    )

@@ -10,26 +10,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from report.alarms import FILTERS
+from report.alarms import FILTERS, unjudged_texts
 from report.benchmarks import ALL, COUNTS, BenchmarkFigures, Interval
 from report.figures import Figures, VersionFigures
+from report.metrics import shown, title_of
 from report.plots import group_plots, health_plots, main_plots, training_plots, trust_plots
 from report.published import published_tables
 from report.verdict import give_verdict, signed
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Metric, title; the rows of the table of all checkpoints.
-SCORES = (
-    ("understanding", "Understanding U"),
-    ("generation", "Generation G"),
-    ("gap", "Gap U − G"),
-    ("all_right", "Pictures with nothing wrong"),
-    ("self_score", "G by its own answers"),
-    ("agreement", "Own answers agree with judge"),
-    ("malformed", "Malformed pictures"),
-    ("diversity", "Diversity of pictures"),
-    ("caption_similarity", "Similarity of captions"),
-)
+GAP_SCORES = ("understanding", "generation", "gap")
 GROUPS = {"type/": "question type", "category/": "category", "composition/": "composition"}
 STAGES = {
     "captions": "sample captions",
@@ -91,12 +81,14 @@ def render_page(figures: Figures) -> str:
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         verdict=give_verdict(figures),
         judge=figures.judge,
+        unjudged=unjudged_texts(figures.review),
         confidence=f"{figures.story.config['evaluation']['confidence']:.0%}",
         scores=score_rows(figures),
         main_plots=main_plots(figures),
         group_plots=group_plots(figures),
         group_scores=list(group_rows(figures)),
         trust_plots=trust_plots(figures),
+        trust_rows=list(trust_rows(figures)),
         health_plots=health_plots(figures),
         training_plots=training_plots(figures),
         filters=list(filter_rows(figures)),
@@ -109,11 +101,13 @@ def render_page(figures: Figures) -> str:
 
 
 def score_rows(figures: Figures) -> list[ScoreRow]:
-    """All metrics of all checkpoints; malformed only where the judge can tell."""
+    """All metrics of all checkpoints, as far as the judge can tell them."""
     return [
-        ScoreRow(title, [version.metrics.get((name, ALL)) for version in figures.versions])
-        for name, title in SCORES
-        if name != "malformed" or figures.judged_by_oracle
+        ScoreRow(
+            title_of(metric.name),
+            [version.metrics.get((metric.name, ALL)) for version in figures.versions],
+        )
+        for metric in shown(figures.base.metrics, ALL)
     ]
 
 
@@ -157,14 +151,23 @@ def group_rows(figures: Figures) -> Iterator[tuple[str, list[ScoreRow]]]:
     for prefix, kind in GROUPS.items():
         rows = [
             ScoreRow(
-                f"{group.replace('_', ' ')}: {title}",
+                f"{group.replace('_', ' ')}: {title_of(name)}",
                 [version.metrics.get((name, prefix + group)) for version in figures.versions],
             )
             for group in figures.base.groups(prefix)
-            for name, title in SCORES[:3]
+            for name in (*GAP_SCORES, "chance")
         ]
         if rows:
             yield kind, rows
+
+
+def trust_rows(figures: Figures) -> Iterator[ScoreRow]:
+    """By type of question: the judge's verdict, the model's own, and how often they agree."""
+    for group in figures.base.groups("type/"):
+        for name in ("generation", "self_score", "agreement"):
+            key = (name, f"type/{group}")
+            values = [version.metrics.get(key) for version in figures.versions]
+            yield ScoreRow(f"{group.replace('_', ' ')}: {title_of(name)}", values)
 
 
 def filter_rows(figures: Figures) -> Iterator[FilterRow]:

@@ -88,7 +88,9 @@ def group_plots(figures: Figures) -> list[PlotGroup]:
 
 
 def trust_plots(figures: Figures) -> list[Plot]:
-    """The model's verdict on its own pictures beside the judge's."""
+    """The model's verdict on its own pictures beside the judge's, if that is somebody else's."""
+    if ("agreement", ALL) not in figures.base.metrics:
+        return []
     scores = [
         _metric(figures, "self_score", "own", "own"),
         _metric(figures, "generation", "judge", "generation"),
@@ -125,7 +127,7 @@ def health_plots(figures: Figures) -> list[Plot]:
             note="Most likely captions against the true ones.",
         ),
     ]
-    if figures.judged_by_oracle:
+    if ("malformed", ALL) in figures.base.metrics:
         malformed = [_metric(figures, "malformed", "", "bad")]
         note = "Share of pictures that hold something which is no known shape."
         plots.insert(0, _plot(figures, "Malformed pictures", malformed, note=note))

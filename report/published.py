@@ -143,6 +143,8 @@ def _how(benchmarks: Sequence[str], version: VersionFigures, figures: Figures) -
     if any(name.startswith(GAP) for name in benchmarks):
         title = figures.story.config["data"]["source"]
         yield f"{figures.test_records} held-out records ({title}), judged by {figures.judge}"
+        if not figures.independent:
+            yield "by its own taste: G and gap say nothing about drawing"
     for benchmark, sources in _by_benchmark(benchmarks).items():
         if found := version.benchmarks.get(benchmark):
             notes = "; ".join(source.note for source in sources if source.note)

@@ -39,7 +39,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Story:
-    """A run: its resolved config, what it started from, who judges, its checkpoints in order."""
+    """A run: its resolved config, what it started from, who judges, its checkpoints in order.
+
+    `stopped` says where and why a run has ended before its last iteration; empty if it has not.
+    """
 
     config: Mapping[str, Any]
     pool: ArtifactRef
@@ -47,6 +50,7 @@ class Story:
     base: ArtifactRef
     judge: ArtifactRef
     versions: tuple[Version, ...] = ()
+    stopped: str = ""
 
     def with_version(self, version: Version) -> Story:
         """The story with one more checkpoint."""
@@ -55,6 +59,10 @@ class Story:
     def with_config(self, config: Mapping[str, Any]) -> Story:
         """The same story of a run with another number of iterations."""
         return replace(self, config=config)
+
+    def with_end(self, reason: str) -> Story:
+        """The story of a run that was stopped."""
+        return replace(self, stopped=reason)
 
     def up_to(self, iteration: int) -> Story:
         """The story without what came after an iteration."""
@@ -84,4 +92,4 @@ def from_document(document: Mapping[str, Any]) -> Story:
         )
         for version in document["versions"]
     )
-    return Story(document["config"], pool, test, base, judge, versions)
+    return Story(document["config"], pool, test, base, judge, versions, document.get("stopped", ""))

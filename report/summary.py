@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from PIL.Image import Image
 
-from report.alarms import MODALITIES, Alarm
+from report.alarms import MODALITIES, Alarm, Review, unjudged_texts
 from report.benchmarks import ALL
 from report.figures import VersionFigures
 from report.gallery import PairExample, data_uri
@@ -21,7 +21,7 @@ from report.table import show
 PICTURE = 96  # pixels
 CHARACTERS = 34  # of a line in a cell, which do not wrap by themselves
 PAGE_BYTES = 300_000  # a page stays below it: pictures are left out from the end
-SCORES = {"U": "understanding", "G": "generation", "gap": "gap"}
+SCORES = {"U": "understanding", "G": "generation", "gap": "gap", "chance": "chance"}
 DROPPED = {
     "no_questions": "without questions",
     "no_scores": "without a score",
@@ -52,7 +52,7 @@ def checkpoint_rows(versions: Sequence[VersionFigures]) -> list[dict[str, str]]:
 
 def iteration_page(
     versions: Sequence[VersionFigures],
-    alarms: Sequence[Alarm],
+    alarms: Review,
     examples: Sequence[PairExample],
     links: Mapping[str, str],
 ) -> str:
@@ -63,7 +63,8 @@ def iteration_page(
         _change_table(versions),
         f"**Gate:** {plain(now.version.decision)}" if now.version.decision else "",
         " · ".join(f"[{title}]({url})" for title, url in links.items() if url),
-        _alarm_section(_own(now, alarms)),
+        _taste(now),
+        _alarm_section(_own(now, alarms.alarms), unjudged_texts(alarms)),
         _filter_section(now),
     ]
     text = "\n\n".join(part for part in parts if part)
@@ -72,14 +73,14 @@ def iteration_page(
     return text.rstrip() + "\n"
 
 
-def run_text(versions: Sequence[VersionFigures], alarms: Sequence[Alarm]) -> str:
+def run_text(versions: Sequence[VersionFigures], alarms: Review) -> str:
     """The description of the last checkpoint's MLflow run: what it is worth, and what is wrong."""
     now = versions[-1]
     scores = ", ".join(f"{title} {value}" for title, value in _scores(now).items())
     pairs = f" Trained on pairs of {_pairs(now)} records." if now.pairs else ""
     parts = [f"**{now.label}**: {plain(scores)}.{pairs} {plain(now.version.decision)}"]
-    own = _own(now, alarms)
-    return "\n\n".join([*parts, *([_alarm_section(own)] if own else [])])
+    own = _own(now, alarms.alarms)
+    return "\n\n".join([*parts, _taste(now), *([_alarm_section(own, ())] if own else [])])
 
 
 def run_line(version: VersionFigures, url: str) -> str:
@@ -124,11 +125,21 @@ def _change_table(versions: Sequence[VersionFigures]) -> str:
     return "\n".join([*header, *lines])
 
 
-def _alarm_section(alarms: Sequence[Alarm]) -> str:
-    if not alarms:
-        return "## Alarms\n\nNone."
+def _taste(version: VersionFigures) -> str:
+    """What to say of figures that only a relative of the model has given."""
+    if version.independent:
+        return ""
+    return (
+        "**G and gap are by the model's own taste**: nobody but a relative of it has looked at its "
+        "drawings, so that they improved is not shown."
+    )
+
+
+def _alarm_section(alarms: Sequence[Alarm], unjudged: Sequence[str]) -> str:
     lines = [f"- **{plain(alarm.name)}**: {plain(alarm.sentence)}" for alarm in alarms]
-    return "\n".join([f"## ⚠ Alarms: {len(alarms)}", "", *lines])
+    lines += [f"- Could not be judged: {plain(text)}." for text in unjudged]
+    title = f"## ⚠ Alarms: {len(alarms)}" if alarms else "## Alarms"
+    return "\n".join([title, "", *(lines or ["None."])])
 
 
 def _filter_section(version: VersionFigures) -> str:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
+
+from report.metrics import METRICS
 
 WIDTH = 120
 GAP = 2
 ALL = "all"
 BENCHMARK = "benchmark"
+UNANSWERED = "unanswered"
 CHANGE = "change from base"
 
 
@@ -41,28 +45,16 @@ class Checkpoint:
 Scores: TypeAlias = Mapping[tuple[str, str], str]
 Row: TypeAlias = tuple[str, tuple[str, str]]  # title, (name, group)
 
-# Title, metric, and the groups that are shown below it with their own suffix.
-SHOWN: tuple[tuple[str, str, str, str], ...] = (
-    ("understanding U", "understanding", "composition/", " scenes"),
-    ("generation G", "generation", "composition/", " scenes"),
-    ("gap U - G", "gap", "", ""),
-    ("self-VQA score", "self_score", "", ""),
-    ("  judge agrees", "agreement", "", ""),
-    ("GenEval-like", "all_right", "category/", ""),
-    ("malformed", "malformed", "", ""),
-    ("diversity", "diversity", "", ""),
-    ("caption similarity", "caption_similarity", "", ""),
-)
-
 
 def final_table(
     checkpoints: Sequence[Checkpoint],
     changes: Mapping[str, Interval],
     *,
     confidence: float,
+    judge: str = "",
     width: int = WIDTH,
 ) -> str:
-    """All checkpoints side by side, the base first.
+    """All checkpoints side by side, the base first; `judge` is a line about who judges.
 
     `changes` are the paired changes from the base to the last checkpoint, by metric name; they
     make the last column.
@@ -80,24 +72,25 @@ def final_table(
         f"Held-out records; in brackets {confidence:.0%} bootstrap intervals"
         f"{'; changes are paired by record' if changes and len(checkpoints) > 1 else ''}."
     )
-    return "\n\n".join([*blocks, note])
+    lines = [note, *([fill(judge, width)] if judge else [])]
+    return "\n\n".join([*blocks, "\n".join(lines)])
 
 
 def _rows(tables: Sequence[pa.Table]) -> list[Row]:
     """What there is to show, in its order: every metric and group of any checkpoint."""
-    known = dict.fromkeys(
-        (row["name"], row["group"])
-        for table in tables
-        for row in table.select(["name", "group"]).to_pylist()
-    )
+    found = [row for table in tables for row in table.to_pylist()]
+    known = dict.fromkeys((row["name"], row["group"]) for row in found)
+    # That all questions were answered is what everybody expects.
+    missing = any(row["name"] == UNANSWERED and row["value"] > 0 for row in found)
+    silent = set() if missing else {(UNANSWERED, ALL)}
     rows: list[Row] = []
-    for title, name, prefix, suffix in SHOWN:
-        if (name, ALL) in known:
-            rows.append((title, (name, ALL)))
-        for metric, group in known:
-            part = group.removeprefix(prefix)
-            if prefix and metric == name and part and part != group:
-                rows.append((f"  {part.replace('_', ' ')}{suffix}", (metric, group)))
+    for metric in METRICS:
+        if (metric.name, ALL) in known and (metric.name, ALL) not in silent:
+            rows.append((metric.title, (metric.name, ALL)))
+        for name, group in known:
+            part = group.removeprefix(metric.groups)
+            if metric.groups and name == metric.name and part and part != group:
+                rows.append((f"  {part.replace('_', ' ')}{metric.suffix}", (name, group)))
     return rows
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from report.benchmarks import Interval
 from report.figures import Figures
 
-GOOD, BAD, OPEN = "good", "bad", "open"
+GOOD, BAD, OPEN, TASTE = "good", "bad", "open", "taste"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone` is good, bad or open, for the colour; `headline` stands alone, `detail` explains."""
+    """`tone` is good, bad, open, or taste for what only the model itself has judged; `headline`
+    stands alone, `detail` explains."""
 
     tone: str
     headline: str
@@ -21,7 +22,10 @@ class Verdict:
 
 
 def give_verdict(figures: Figures) -> Verdict:
-    """Whether self-play has closed the gap; only a change beyond its interval counts as one."""
+    """Whether self-play has closed the gap; only a change beyond its interval counts as one.
+
+    Without an independent judge nothing is said to have improved.
+    """
     base, last = figures.base, figures.last
     if not figures.changes:
         return Verdict(
@@ -30,8 +34,10 @@ def give_verdict(figures: Figures) -> Verdict:
             f"{_plain(base.value('gap'))}.",
             f"It answers {base.value('understanding'):.1%} of the questions about real pictures "
             f"rightly, and {base.value('generation'):.1%} of those about its own drawings come out "
-            "as wanted.",
+            f"as wanted (guesses would get {base.value('chance'):.1%}).{_only_taste(figures)}",
         )
+    if not figures.independent:
+        return _by_own_taste(figures)
     change = figures.changes["gap"]
     before, after = base.value("gap"), last.value("gap")
     span = f"from {_plain(before)} to {_plain(after)}"
@@ -46,9 +52,35 @@ def give_verdict(figures: Figures) -> Verdict:
     else:
         tone = OPEN
         headline = (
-            f"{rounds} of self-play did not clearly change {gap}: {span}, which may be chance."
+            f"Not shown: {_rounds(last.version.iteration, lower=True)} of self-play did not "
+            f"clearly change {gap}: {span}, which may be chance."
         )
     return Verdict(tone, headline, _detail(figures.changes))
+
+
+def _by_own_taste(figures: Figures) -> Verdict:
+    base, last, drawing = figures.base, figures.last, figures.changes["generation"]
+    span = f"{base.value('generation'):.3f} to {last.value('generation'):.3f}"
+    likes = {
+        1: "The model likes its own drawings more",
+        -1: "The model likes its own drawings less",
+        0: "The model likes its own drawings as much as before",
+    }[_direction(drawing)]
+    understanding = figures.changes["understanding"]
+    return Verdict(
+        TASTE,
+        f"{likes} ({span}); nobody else has looked. That drawing improved is not shown.",
+        f"Its drawings were judged by {figures.judge}, which is not independent: "
+        f"{figures.judged_by.why}. By that taste G changed by {signed(drawing)}; understanding "
+        f"{_verb(understanding)} (U {signed(understanding)}). Set evaluation.judge to reader, "
+        "endpoint, checkpoint or encoder to have somebody else look.",
+    )
+
+
+def _only_taste(figures: Figures) -> str:
+    if figures.independent:
+        return ""
+    return f" The latter is said by {figures.judge}: {figures.judged_by.why}; nobody else looked."
 
 
 def _detail(changes: Mapping[str, Interval]) -> str:
@@ -88,5 +120,7 @@ def _verb(change: Interval) -> str:
     return {1: "improved", -1: "got worse", 0: "did not clearly change"}[_direction(change)]
 
 
-def _rounds(number: int) -> str:
-    return "One iteration" if number == 1 else f"{number} iterations"
+def _rounds(number: int, *, lower: bool = False) -> str:
+    if number == 1:
+        return "one iteration" if lower else "One iteration"
+    return f"{number} iterations"

@@ -42,7 +42,9 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
         )
     if not complete:
         return None
-    metrics, counts = join_parts(context.draft, config.evaluation, count_rows(test))
+    metrics, counts = join_parts(
+        context.draft, config.evaluation, count_rows(test), record.provenance
+    )
     values = {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"}
     who = record.provenance
     return values | counts | {"judge": who.name, "independent": who.independent, "why": who.why}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -195,6 +196,7 @@ def _hashed(texts: Sequence[Sequence[str]], device: str) -> Asked:
     return Asked(torch.tensor(words, device=device), lengths.cumsum(0).to(device))
 
 
+@lru_cache(maxsize=1 << 17)  # the same words come in every turn
 def _bucket(word: str) -> int:
     return int.from_bytes(blake2b(word.encode(), digest_size=4).digest(), "little") % BUCKETS
 
@@ -241,7 +243,7 @@ def train_network(
         network = ReaderNetwork(features).to(device).train()
         rng = np.random.default_rng(seed)
         steps = max(1, pictures // BATCH)
-        optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
+        optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY, foreach=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _, rows in zip(range(steps), _turns(len(inputs), rng), strict=False):
             batch = make_batch([(i, q) for i, r in enumerate(rows) for q in questions[r]], device)

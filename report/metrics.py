@@ -1,0 +1,46 @@
+"""The metrics of an evaluation under the one name that people see everywhere.
+
+Terminal, report, card and Prefect's pages take titles from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its title, and which groups the table at the end of a run shows below it."""
+
+    name: str
+    title: str
+    groups: str = ""
+    suffix: str = ""
+
+
+METRICS = (
+    Metric("understanding", "understanding U", "composition/", " scenes"),
+    Metric("generation", "generation G", "composition/", " scenes"),
+    Metric("gap", "gap U - G"),
+    Metric("chance", "chance of U and G"),
+    Metric("all_right", "pictures with nothing wrong", "category/"),
+    Metric("self_score", "G by its own answers"),
+    Metric("agreement", "own answers agree with judge"),
+    Metric("malformed", "malformed pictures"),
+    Metric("diversity", "diversity of pictures"),
+    Metric("caption_similarity", "similarity of captions"),
+    Metric("unanswered", "questions without an answer"),
+)
+TITLES: Mapping[str, str] = {metric.name: metric.title for metric in METRICS}
+
+
+def title_of(name: str) -> str:
+    """As it begins a line of a page: `Gap U − G`."""
+    title = TITLES[name].replace(" - ", " − ")
+    return title[:1].upper() + title[1:]
+
+
+def shown(known: Mapping[tuple[str, str], object], group: str) -> Iterator[Metric]:
+    """The metrics that there are in a group, in their order."""
+    return (metric for metric in METRICS if (metric.name, group) in known)
