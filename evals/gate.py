@@ -71,7 +71,8 @@ def judge(
         f"which {'exceeds' if rises else 'does not exceed'} the required "
         f"{gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
         f"{'a' if lost else 'no'} loss beyond the allowed {gate.max_understanding_loss:.3f} "
-        f"(judged by the {'intervals' if gate.beyond_interval else 'values'})"
+        f"(judged by the {'intervals' if gate.beyond_interval else 'values'}"
+        f"{_left_out(changes, candidate, champion)})"
     )
     beyond = " beyond its interval" if gate.beyond_interval else ""
     parts = [one.sentence(loss) + beyond for one, loss in zip(benchmarks, worse, strict=True)]
@@ -80,6 +81,12 @@ def judge(
 
 def _is_loss(change: Estimate, gate: Gate) -> bool:
     return (change.high if gate.beyond_interval else change.value) < 0
+
+
+def _left_out(changes: Mapping[str, Estimate], *tables: pa.Table) -> str:
+    """What to say of records that only one of the tables has."""
+    lost = max(table.num_rows for table in tables) - changes["generation"].count
+    return f"; {lost} records that only one of them was scored on are left out" if lost else ""
 
 
 def _own_taste(judged: JudgedBy, gate: Gate) -> str:
@@ -108,6 +115,12 @@ def paired_changes(
         )
         for name in new_R
     }
+
+
+def comparable(a: pa.Table, b: pa.Table) -> bool:
+    """Whether most records of each table are in the other; a few may lack answers in one."""
+    both = len(set(a["record_id"].to_pylist()) & set(b["record_id"].to_pylist()))
+    return 2 * both > max(a.num_rows, b.num_rows)
 
 
 def _joined(before: pa.Table, after: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its title, and which groups the table at the end of a run shows below it."""
+    """A metric: its title, and which groups the table at the end of a run shows below it.
+
+    Titles have at most 18 letters, or three iterations would not fit into a terminal.
+    """
 
     name: str
     title: str
@@ -24,13 +27,13 @@ METRICS = (
     Metric("generation", "generation G", "composition/", " scenes"),
     Metric("gap", "gap U - G"),
     Metric("chance", "chance of U and G"),
-    Metric("all_right", "pictures with nothing wrong", "category/"),
-    Metric("self_score", "G by its own answers"),
-    Metric("agreement", "own answers agree with judge"),
+    Metric("all_right", "flawless pictures", "category/"),
+    Metric("self_score", "G by own answers"),
+    Metric("agreement", "judge agrees"),
     Metric("malformed", "malformed pictures"),
-    Metric("diversity", "diversity of pictures"),
-    Metric("caption_similarity", "similarity of captions"),
-    Metric("unanswered", "questions without an answer"),
+    Metric("diversity", "image diversity"),
+    Metric("caption_similarity", "caption similarity"),
+    Metric("unanswered", "unanswered"),
 )
 TITLES: Mapping[str, str] = {metric.name: metric.title for metric in METRICS}
 

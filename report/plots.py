@@ -10,6 +10,7 @@ from markupsafe import Markup
 from report.benchmarks import ALL
 from report.charts import LARGE, MOST_POINTS, SMALL, Axis, Line, line_chart, thinned, value_span
 from report.figures import Figures, VersionFigures
+from report.metrics import title_of
 
 MODALITIES = ("caption", "image")
 # Captions are what the model understands, images what it draws: one colour for each side.
@@ -45,7 +46,7 @@ def main_plots(figures: Figures) -> list[Plot]:
         _plot(figures, "Gap U − G", [_metric(figures, "gap", "", "gap")], zero=True),
         _plot(
             figures,
-            "Pictures with nothing wrong",
+            title_of("all_right"),
             [_metric(figures, "all_right", "", "generation")],
         ),
     ]

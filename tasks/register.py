@@ -36,7 +36,7 @@ from core.stage import (
 from core.store import Store
 from data.tables import read_table
 from evals.benchmarks.changes import BenchmarkChange, benchmark_change
-from evals.gate import JudgedBy, judge
+from evals.gate import JudgedBy, comparable, judge
 from tasks._tracking.registry import Registry, Version, open_registry
 from tasks._tracking.runs import flatten
 
@@ -360,7 +360,9 @@ def _difference(own: Artifact, other: Artifact) -> str:
         for name in sorted({*mine["inputs"], *theirs["inputs"]} - silent)
         if _digests(mine, name) != _digests(theirs, name)
     ]
-    return f"differs from this one: {', '.join(changed)}" if changed else ""
+    if changed:
+        return f"differs from this one: {', '.join(changed)}"
+    return "" if comparable(_records(own), _records(other)) else "was made on other records"
 
 
 def _digests(manifest: Mapping[str, Any], name: str) -> list[str]:

@@ -13,6 +13,7 @@ from core.store import Store
 from data.schemas import arrow_schema
 from data.tables import write_table
 
+ORACLE = {"judge": "the pixel oracle", "independent": True, "why": "it reads pixels by rules"}
 CATEGORIES = ("single_object", "counting")
 
 
@@ -27,6 +28,7 @@ def records(
             "composition": "seen",
             "understanding": u,
             "generation": g,
+            "chance": 0.25,
             "self_score": g,
             "agreement": 1.0,
             "all_right": float(g == 1.0),
@@ -45,6 +47,7 @@ def metrics(understanding: float, generation: float) -> pa.Table:
         ("understanding", "all"): understanding,
         ("generation", "all"): generation,
         ("gap", "all"): understanding - generation,
+        ("chance", "all"): 0.25,
         ("self_score", "all"): generation + 0.05,
         ("agreement", "all"): 0.9,
         ("all_right", "all"): generation / 2,
@@ -78,10 +81,12 @@ def publish_evaluation(
     table: pa.Table,
     checkpoint: ArtifactRef,
     settings: Mapping[str, object] | None = None,
+    judged: Mapping[str, object] | None = None,
 ) -> ArtifactRef:
     """An artifact of stage `evaluate` that holds this `record_metrics` table."""
     means = [sum(table[n].to_pylist()) / len(table) for n in ("understanding", "generation")]
-    key = sha256(repr((table.to_pylist(), checkpoint, settings)).encode()).hexdigest()
+    made_of = (table.to_pylist(), checkpoint, settings, judged)
+    key = sha256(repr(made_of).encode()).hexdigest()
     with store.draft("evaluate", key) as draft:
         with draft.write("records.parquet") as path:
             write_table(path, "record_metrics", table)
@@ -92,6 +97,7 @@ def publish_evaluation(
                 "stage_version": 1,
                 "config": {"evaluation": {"judge": "oracle"}, **(settings or {})},
                 "inputs": {"test": [], "checkpoint": [asdict(checkpoint)], "base": []},
+                "results": judged or ORACLE,
             }
         )
 

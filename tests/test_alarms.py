@@ -1,10 +1,12 @@
 """Alarms: each is raised by its own figure, beyond its threshold, with the field to turn."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from core.config import Config
+from evals.statistics import Estimate
 from report.alarms import (
     AGREEMENT_LOSS,
     CAPTION_LOSS,
@@ -14,7 +16,8 @@ from report.alarms import (
     OVERSCORING_GROWTH,
     WINNER_NATS,
     IterationFigures,
-    find_alarms,
+    Review,
+    review,
     show_alarms,
 )
 
@@ -50,7 +53,7 @@ def figures(iteration: int, changes: Changes) -> IterationFigures:
 def alarms(**changes: object) -> dict[str, str]:
     """Alarms of an iteration with these figures, after a base with the plain ones."""
     renamed = {key.replace("__", "/"): value for key, value in changes.items()}
-    found = find_alarms([figures(0, {}), figures(1, renamed)])
+    found = review([figures(0, {}), figures(1, renamed)]).alarms
     assert {alarm.iteration for alarm in found} <= {1}
     return {alarm.name: alarm.sentence for alarm in found}
 
@@ -82,15 +85,15 @@ def test_a_sound_iteration_raises_none() -> None:
 
 
 def test_figures_that_are_missing_raise_none() -> None:
-    assert find_alarms([]) == []
+    assert list(review([]).alarms) == []
     empty = IterationFigures(1, {}, {}, {})
-    assert find_alarms([figures(0, {}), empty]) == []
+    assert review([figures(0, {}), empty]).alarms == []
     assert alarms(agreement=None, self_score=None, malformed=None) == {}
 
 
 def test_changes_are_against_the_base_and_not_the_iteration_before() -> None:
     run = [figures(k, {"diversity": 0.5 - 0.04 * k}) for k in range(4)]
-    assert [(alarm.iteration, alarm.name) for alarm in find_alarms(run)] == [
+    assert [(alarm.iteration, alarm.name) for alarm in review(run).alarms] == [
         (3, "diversity shrinks")
     ]
 
@@ -135,12 +138,58 @@ def test_sentences_say_what_was_seen_and_name_fields_that_exist() -> None:
 
 
 def test_alarms_are_plain_lines_below_a_table() -> None:
-    found = find_alarms([figures(0, {}), figures(1, {"malformed": 0.4, "diversity": 0.1})])
+    found = review([figures(0, {}), figures(1, {"malformed": 0.4, "diversity": 0.1})])
     lines = show_alarms(found, width=80).splitlines()
     assert lines[0].startswith("Alarm in iteration 1, diversity shrinks: Pictures of")
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("Alarm") for line in lines) == 2
-    assert show_alarms([]) == "No alarms."
+    assert show_alarms(Review()) == "No alarms."
+
+
+def test_what_could_not_be_judged_is_not_called_fine() -> None:
+    only_base = review([figures(0, {})])
+    text = show_alarms(only_base, width=1000)
+    assert "winners stay likely" in text
+    assert "filters let enough through" in text
+    assert "(no iteration has ended)" in text
+    assert "No alarms." not in text
+    alone = [replace(figures(k, {}), independent=False) for k in range(2)]
+    text = show_alarms(review(alone), width=1000)
+    assert "self-VQA stays with the judge (nobody but a relative of the model" in text
+    no_oracle = [figures(k, {"malformed": None}) for k in range(2)]
+    assert "pictures stay whole (only the oracle" in show_alarms(review(no_oracle), width=1000)
+
+
+def hacked(own: Estimate, seen: Estimate, group: str = "all", **changes: object) -> list[str]:
+    now = replace(
+        figures(1, {}),
+        changes={("self_score", group): own, ("generation", group): seen},
+        **changes,
+    )
+    return [alarm.name for alarm in review([figures(0, {}), now]).alarms]
+
+
+ROSE, STOOD = Estimate(0.05, 0.02, 0.08, 9), Estimate(0.0, -0.03, 0.03, 9)
+
+
+def test_a_reward_that_the_judge_does_not_confirm_is_called_so() -> None:
+    assert hacked(ROSE, STOOD) == ["reward hacking"]
+    assert hacked(ROSE, STOOD, "type/color") == ["reward hacking by type"]
+    assert hacked(ROSE, Estimate(0.04, 0.01, 0.07, 9)) == []
+    assert hacked(STOOD, STOOD) == []
+    assert hacked(ROSE, STOOD, independent=False) == []
+    # Half of the rise is seen, if not beyond its interval: no contradiction.
+    assert hacked(ROSE, Estimate(0.04, -0.01, 0.09, 9)) == []
+
+
+def test_missing_answers_and_cut_texts_are_alarms_of_the_base_too() -> None:
+    counts = {"questions/self/answered": 97, "questions/self/empty": 3, "cut/prompts": 5}
+    base = replace(figures(0, {}), counts=counts)
+    found = {alarm.name: alarm for alarm in review([base]).alarms}
+    assert found["answers are missing"].iteration == 0
+    assert "3 of 100 questions have no answer" in found["answers are missing"].sentence
+    assert "self/empty 3" in found["answers are missing"].sentence
+    assert "5 prompts" in found["texts are cut"].sentence
 
 
 def fields(model: Any, path: str = "") -> set[str]:

@@ -22,9 +22,9 @@ def answers() -> pd.DataFrame:
         ("b", "self", 0, "size", (1.0, 1.0)),
         ("b", "self", 1, "size", (0.0, 1.0)),
     ]
-    columns = ["record_id", "subject", "sample", "type", "question", "right"]
+    columns = ["record_id", "subject", "sample", "type", "question", "right", "chance", "status"]
     rows = [
-        (*image, question, right)
+        (*image, question, right, 0.25, "answered")
         for *image, rights in given
         for question, right in zip(("first?", "second?"), rights, strict=True)
     ]
@@ -36,6 +36,7 @@ def test_scores_of_a_record() -> None:
     assert scores.loc["a"].to_dict() == {
         "understanding": 0.5,
         "generation": 0.75,
+        "chance": 0.25,
         "self_score": 0.5,
         "agreement": 0.25,  # both verdicts are alike for the first question about image 0 only
         "all_right": 0.5,  # one of its two images has no wrong answer
@@ -43,6 +44,7 @@ def test_scores_of_a_record() -> None:
     assert scores.loc["b"].to_dict() == {
         "understanding": 1.0,
         "generation": 0.25,
+        "chance": 0.25,
         "self_score": 0.75,
         "agreement": 0.5,
         "all_right": 0.0,

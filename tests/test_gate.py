@@ -5,7 +5,7 @@ import pytest
 
 from core.config import Config
 from core.errors import UserError
-from evals.gate import judge, paired_changes
+from evals.gate import JudgedBy, judge, paired_changes
 from tests.evaluations import records
 from tests.stage_inputs import make_config
 
@@ -13,9 +13,15 @@ RIGHT, WRONG = [1.0] * 40, [0.0] * 40
 HALF = [0.0, 1.0] * 20
 
 
-def decide(config: Config, candidate: tuple[list[float], list[float]]) -> tuple[bool, str]:
+SOMEBODY = JudgedBy("the pixel oracle", True, "it reads pixels by rules")
+ITSELF = JudgedBy("the frozen base checkpoint", False, "self-play began with it")
+
+
+def decide(
+    config: Config, candidate: tuple[list[float], list[float]], judged: JudgedBy = SOMEBODY
+) -> tuple[bool, str]:
     champion = records(HALF, HALF)
-    decision = judge(records(*candidate), champion, config.gate, config.evaluation, seed=0)
+    decision = judge(records(*candidate), champion, config.gate, config.evaluation, judged)
     return decision.promote, decision.reason
 
 
@@ -63,7 +69,7 @@ def test_rows_are_joined_by_record_id() -> None:
     evaluation = make_config().evaluation
     champion = records(HALF, HALF)
     shuffled = champion.take(np.random.default_rng(0).permutation(40))
-    changes = paired_changes(shuffled, champion, evaluation, seed=0)
+    changes = paired_changes(shuffled, champion, evaluation)
     for name in ("understanding", "generation", "gap"):
         change = changes[name]
         assert (change.value, change.low, change.high, change.count) == (0, 0, 0, 40)
@@ -72,5 +78,26 @@ def test_rows_are_joined_by_record_id() -> None:
 def test_different_records_are_refused() -> None:
     config = make_config()
     others = records(HALF, HALF, prefix="s")
-    with pytest.raises(UserError, match=r"40 only before, 40 only after, 'r0' is one"):
-        judge(others, records(HALF, HALF), config.gate, config.evaluation, seed=0)
+    with pytest.raises(UserError, match=r"40 before, 40 after, none in both"):
+        judge(others, records(HALF, HALF), config.gate, config.evaluation, SOMEBODY)
+
+
+def test_records_that_only_one_was_scored_on_are_left_out_and_said() -> None:
+    config = make_config()
+    fewer = records(HALF, RIGHT).slice(3)
+    decision = judge(fewer, records(HALF, HALF), config.gate, config.evaluation, SOMEBODY)
+    assert decision.generation_gain.count == 37
+    assert "3 records that only one of them was scored on are left out" in decision.reason
+    assert "left out" not in decide(config, (HALF, RIGHT))[1]
+
+
+def test_own_taste_is_not_promoted_unless_the_config_says_so() -> None:
+    better = (HALF, RIGHT)
+    promote, reason = decide(make_config(), better, ITSELF)
+    assert not promote
+    assert reason.startswith("not promoted: that drawing improved is not shown, as only the frozen")
+    assert "G by its own taste changed by +0.500" in reason
+    promote, reason = decide(make_config(gate__own_taste=True), better, ITSELF)
+    assert promote
+    assert "which gate.own_taste allows" in reason
+    assert not decide(make_config(gate__own_taste=True), (HALF, HALF), ITSELF)[0]

@@ -129,8 +129,9 @@ def test_same_checkpoint_is_registered_once_for_each_gate(mlflow_uri: str, store
     assert aliases(mlflow_uri) == {"candidate": "2", "champion": "2"}
     assert len(versions(mlflow_uri)) == 2
     other = register(tracked(gate__min_generation_gain=0.1), store, *better, base[1])
-    assert (other.version, other.promoted) == ("3", False)
-    assert "G changed by +0.000" in other.reason
+    # A version says nothing about itself, so it is not compared with its own evaluation.
+    assert (other.version, other.promoted) == ("3", True)
+    assert other.reason == "the champion already, version 2, judged anew"
 
 
 def test_version_of_a_killed_registration_gets_its_aliases(
@@ -186,9 +187,14 @@ def test_champion_that_cannot_be_compared_gives_way_to_the_base_of_the_run(
     assert not first.promoted
     second = register(tracked(), store, *better, base[1])
     assert second.promoted
-    expected = "is gone" if how == "gone" else "was made on other records or with other settings"
+    expected = {
+        "gone": "is gone",
+        "other records": "was made on other records",
+        "other settings": "differs from this one: evaluation.judge 'base' instead of 'oracle'",
+    }[how]
+    assert first.reason.startswith("not promoted: not compared with anything, since the evaluation")
+    assert "compared with the base evaluation of this run" in second.reason
     for done in (first, second):
-        assert "compared with the base evaluation of this run" in done.reason
         assert f"the champion, version 1, {expected}" in done.reason
     # From here on the champion is comparable again.
     assert (

@@ -18,7 +18,7 @@ from core.store import Store
 from data.tables import read_table
 from flows import local
 from flows.reporting import report_folder, report_on
-from report.alarms import Alarm
+from report.alarms import Alarm, Review
 from report.benchmarks import BenchmarkFigures, Interval
 from report.card import render_card
 from report.charts import LABEL_GAP, Axis, Line, line_chart, nice_ticks, thinned
@@ -117,7 +117,7 @@ def evil(figures: Figures) -> Figures:
         figures,
         sampled=[replace(record, caption=EVIL, prompt=EVIL, captions=captions)],
         drawings=[replace(drawing, prompt=EVIL, composition=EVIL)],
-        alarms=[Alarm(1, EVIL, EVIL)],
+        review=Review([Alarm(1, EVIL, EVIL)]),
         story=replace(figures.story, config={**figures.story.config, "store": EVIL}),
     )
 
@@ -138,32 +138,36 @@ def test_group_names_are_escaped_in_charts() -> None:
 
 def test_alarms_are_shown_with_their_sentence(figures: Figures) -> None:
     alarm = Alarm(2, "diversity shrinks", "Pictures differ 40% less.")
-    text = text_of(render_page(replace(figures, alarms=[alarm])))
+    text = text_of(render_page(replace(figures, review=Review([alarm]))))
     assert "Iteration 2: diversity shrinks Pictures differ 40% less." in text
-    assert "None: winners stayed likely" in text_of(render_page(replace(figures, alarms=[])))
+    quiet = Review(quiet=["winners stay likely"], unjudged=[("filters", "no iteration has ended")])
+    text = text_of(render_page(replace(figures, review=quiet)))
+    assert "None about: winners stay likely." in text
+    assert "Could not be judged: filters (no iteration has ended)." in text
 
 
-@pytest.mark.parametrize(
-    ("judged", "name"),
-    [
-        ({"judge": "base"}, "the frozen base checkpoint"),
-        ({"judge": "endpoint", "endpoint": {"model": "qwen-vl"}}, "the outside model qwen-vl"),
-    ],
-)
-def test_models_as_judges_are_called_so_and_cannot_tell_malformed_pictures(
-    figures: Figures, judged: dict[str, object], name: str
+def test_judges_are_named_and_only_the_oracle_can_tell_malformed_pictures(
+    figures: Figures,
 ) -> None:
-    judged = {**figures.story.config["evaluation"], **judged}
-    settings = {**figures.story.config, "evaluation": judged}
-    versions = [replace(version, benchmarks={}) for version in figures.versions]
-    story = replace(figures.story, config=settings)
-    other = replace(figures, story=story, versions=versions, alarms=[])
+    who = replace(
+        figures.judged_by, kind="endpoint", name="the outside model qwen-vl", left_out=("spatial",)
+    )
+    versions = [
+        replace(
+            version,
+            benchmarks={},
+            metrics={k: v for k, v in version.metrics.items() if k[0] != "malformed"},
+        )
+        for version in figures.versions
+    ]
+    other = replace(figures, judged_by=who, versions=versions, review=Review())
     page, card = text_of(render_page(other)), render_card(other)
-    assert f"{name} gives the wanted answer" in page
-    assert f"are read by {name}" in card
-    assert "oracle" not in page
-    assert "Malformed" not in page
-    assert "malformed" not in card
+    assert "the outside model qwen-vl gives the wanted answer" in page
+    assert "are read by the outside model qwen-vl, independent of the model" in card
+    for text in (page, card):
+        assert "right about 1.000 [1.000, 1.000] of the questions on held-out real pictures" in text
+        assert "not asked, since it cannot read them: spatial" in text
+        assert "alformed" not in text
     assert "Malformed" in text_of(render_page(figures))
 
 

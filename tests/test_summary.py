@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.store import Store
 from flows.reporting import report_folder
-from report.alarms import Alarm
+from report.alarms import Alarm, Review
 from report.figures import VersionFigures, read_version
 from report.gallery import (
     PairExample,
@@ -75,7 +75,7 @@ def test_page_embeds_winners_and_losers_with_captions_and_scores(
     versions: list[VersionFigures], examples: list[PairExample]
 ) -> None:
     links = {"MLflow run": "http://x/#/runs/1", "compared": ""}
-    page = iteration_page(versions, [], examples, links)
+    page = iteration_page(versions, Review(), examples, links)
     assert page.startswith("# Iteration 2\n")
     assert page.count("](data:image/png;base64,") == 3 * len(examples)
     for example in examples:
@@ -93,16 +93,16 @@ def test_page_embeds_winners_and_losers_with_captions_and_scores(
 
 def test_page_shows_the_alarms_of_its_own_iteration(versions: list[VersionFigures]) -> None:
     alarms = [Alarm(2, "diversity shrinks", "It repeats itself."), Alarm(1, "old", "Gone.")]
-    page = iteration_page(versions, alarms, [], {})
+    page = iteration_page(versions, Review(alarms), [], {})
     assert "Alarms: 1\n\n- **diversity shrinks**: It repeats itself." in page
     assert "Gone" not in page
-    assert "It repeats itself" in run_text(versions, alarms)
+    assert "It repeats itself" in run_text(versions, Review(alarms))
 
 
 def test_what_a_model_says_cannot_break_the_page(
     versions: list[VersionFigures], examples: list[PairExample]
 ) -> None:
-    page = iteration_page(versions, [], [replace(examples[0], caption_win=EVIL)], {})
+    page = iteration_page(versions, Review(), [replace(examples[0], caption_win=EVIL)], {})
     row = page.splitlines()[-1]
     assert "<script>" not in row
     assert "![x](y)" not in row
@@ -114,7 +114,7 @@ def test_large_pictures_do_not_make_a_large_page(
 ) -> None:
     noise = Image.effect_noise((512, 512), 90.0).convert("RGB")
     large = replace(examples[0], image=noise, image_win=noise, image_lose=noise)
-    page = iteration_page(versions, [], [large] * 8, {})
+    page = iteration_page(versions, Review(), [large] * 8, {})
     assert 1 <= page.count("<br>prompt: ") < 8
     assert len(page.encode()) < PAGE_BYTES + 100
 
