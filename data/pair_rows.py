@@ -5,7 +5,7 @@ Shapes: R records, B records of a batch.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +60,7 @@ class Tally:
 
     pairs: int = 0
     identical: Counter[str] = field(default_factory=Counter)
+    alike: Counter[str] = field(default_factory=Counter)
     old_losers: Counter[str] = field(default_factory=Counter)
     score_sums: dict[str, float] = field(default_factory=dict)
 
@@ -84,8 +85,11 @@ class PairAssembler:
         branches: Sequence[PickedBranch],
         old: RowReader | None,
         iteration: int,
+        seen: Callable[[Sequence[str]], Sequence[Hashable]] | None = None,
     ) -> None:
+        """`seen` is what the model sees of captions, which may differ where it sees nothing."""
         self.tally = Tally()
+        self._seen = seen
         self._pool, self._branches = pool, branches
         self._old, self._iteration = old, iteration
 
@@ -107,10 +111,20 @@ class PairAssembler:
             identical_B = _identical(columns, branch.modality)
             self.tally.identical[branch.modality] += int((identical_B & ~same_B).sum())
             same_B |= identical_B
+            if branch.modality == "caption" and self._seen is not None:
+                alike_B = self._alike(columns) & ~same_B
+                self.tally.alike[branch.modality] += int(alike_B.sum())
+                same_B |= alike_B
         columns["iteration"] = pa.array(np.full(len(chosen_B), self._iteration, dtype=np.int32))
         schema = arrow_schema("pairs")
         table = pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
         return table.filter(pa.array(~same_B))
+
+    def _alike(self, columns: Columns) -> Flags:
+        """Rows whose captions are the same to the model."""
+        assert self._seen is not None
+        win, lose = (self._seen(columns[f"caption_{s}"].to_pylist()) for s in ("win", "lose"))
+        return np.array([a == b for a, b in zip(win, lose, strict=True)], np.bool_)
 
     def _sides(self, branch: PickedBranch, chosen_B: Ints) -> Columns:
         modality, picks = branch.modality, branch.picks

@@ -234,6 +234,7 @@ _TABLES = (
             _text("reply"),
             _text("prediction"),
             _text("status", filled=True),
+            Column("cut", pa.bool_()),
             Column("score", pa.float64(), low=0, high=1e30),
         ),
     ),

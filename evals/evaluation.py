@@ -20,6 +20,7 @@ import pyarrow as pa
 from PIL import Image
 
 from core.artifact import part_name
+from core.counts import keep_counts, kept_counts
 from core.draft import Draft
 from core.errors import UserError
 from core.runtime import derive_seed
@@ -36,10 +37,10 @@ from evals.gap import record_scores, summarize
 from evals.judges.base import Judge, Provenance
 from evals.statistics import BOOTSTRAP_SEED
 from evals.vqa import ANSWERED, Answered, ask, check_answered
-from models.base import Codes, ImageSampling, TextSampling, UnifiedModel
+from models.base import Codes, ImageSampling, TextSampling, UnifiedModel, count_cut
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer
-from models.endpoint import kept_counts
+from models.endpoint import COUNTED
 from models.families import load_model, use_threads
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ class Evaluator:
             "record_metrics": self._records(records, codes_BN, codes_BMN, images, answers),
             "images": self._images(records, seeds, codes_BMN, images),
         }
+
+    def cut_texts(self, records: pa.Table) -> dict[str, int]:
+        """How many prompts and choices the model sees only in part."""
+        rows = records.select(["record_id", "prompt", "questions"]).to_pylist()
+        asked = self.judge.questions(rows)
+        choices = [choice for image in asked for q in image for choice in q["choices"]]
+        return count_cut(
+            self.model.text_uses, {"prompt": [r["prompt"] for r in rows], "answer": choices}
+        )
 
     def _records(
         self,
@@ -209,6 +219,7 @@ def evaluate_pool(
             if not share.takes(index):
                 continue
             if not draft.has_all(parts[index].values()):
+                keep_counts(draft, "cut", f"{index:05d}", evaluator.cut_texts(shard))
                 _write_shard(draft, batches, evaluator, shard, parts[index])
                 evaluator.judge.keep_counts(draft, index)
             bar.update(shard.num_rows)
@@ -242,7 +253,7 @@ def _write_shard(
 
 def join_parts(
     draft: Draft, evaluation: Evaluation, num_records: int, judged: Provenance
-) -> tuple[list[dict[str, object]], dict[str, int]]:
+) -> tuple[list[dict[str, object]], dict[str, float]]:
     """Join the parts and summarise them; the rows of table `metrics`, and what was counted.
 
     Raises UserError if none of the `num_records` records has questions.
@@ -282,7 +293,8 @@ def join_parts(
     with draft.write("records.parquet") as path:
         write_table(path, "record_metrics", records)
     found = {"records": records.num_rows, "without_questions": without, "unscored": unscored}
-    return metrics, found | counts | kept_counts(draft)
+    cut = kept_counts(draft, "cut")
+    return metrics, found | counts | cut | kept_counts(draft, COUNTED)
 
 
 def _unsaid(judged: Provenance) -> set[str]:

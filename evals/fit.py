@@ -5,11 +5,13 @@ Shapes: R records.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.errors import UserError
 from core.progress import Progress
 from data.tables import decode_image
 from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_mean
@@ -137,6 +139,19 @@ def find_misfits(figures: Mapping[str, float]) -> list[str]:
             f"(by {_span(figures, 'caption_similarity/lead')})"
         )
     return misfits
+
+
+def refuse_misfits(figures: Figures, require: bool, logger: logging.Logger) -> None:
+    """UserError if the model cannot read the pool and that is required, else a warning."""
+    misfits = find_misfits(figures)
+    if misfits and require:
+        raise UserError(
+            f"this model cannot read this pool: {'; '.join(misfits)} ({show_fit(figures)}). "
+            "Training would be on noise: give a model that knows these words and pictures, or "
+            "other captions and questions; scoring.require_fit: false goes on all the same"
+        )
+    for misfit in misfits:
+        logger.warning("this model may not be able to read this pool: %s", misfit)
 
 
 def show_fit(figures: Mapping[str, float]) -> str:

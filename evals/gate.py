@@ -120,7 +120,7 @@ def paired_changes(
 def comparable(a: pa.Table, b: pa.Table) -> bool:
     """Whether most records of each table are in the other; a few may lack answers in one."""
     both = len(set(a["record_id"].to_pylist()) & set(b["record_id"].to_pylist()))
-    return 2 * both > max(a.num_rows, b.num_rows)
+    return 2 * both > max(int(a.num_rows), int(b.num_rows))
 
 
 def _joined(before: pa.Table, after: pa.Table) -> tuple[pa.Table, pa.Table]:

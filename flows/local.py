@@ -184,6 +184,10 @@ def check_config(
     print(f"{path} is valid")
     if memory:
         print(memory_table(config))
+        if device:
+            from flows.fitting import fit_text
+
+            print(fit_text(config))
 
 
 def _show(urls: Urls) -> None:

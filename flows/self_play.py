@@ -271,7 +271,7 @@ class SelfPlay:
         stage("images", IMAGES, ("pool", "checkpoint"))
         stage("caption_scores", SCORE_CAPTIONS, ("pool", "captions"))
         stage("image_scores", SCORE_IMAGES, ("pool", "checkpoint", "images"))
-        sampled = ("pool", "captions", "images", "caption_scores", "image_scores")
+        sampled = ("pool", "checkpoint", "captions", "images", "caption_scores", "image_scores")
         inputs: dict[str, ArtifactRef | list[ArtifactRef]] = {name: made[name] for name in sampled}
         inputs["previous"] = [previous] if previous else []
         made["pairs"] = self._stage(PAIR, inputs, step)

@@ -3,7 +3,7 @@
 Shapes: B records or images, N image tokens, M images a prompt, K captions an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -79,6 +79,24 @@ class TextUse:
     def cut(self) -> bool:
         """Whether the text is longer than what the model sees of it."""
         return len(self.ids) < self.num_tokens
+
+
+TextReader = Callable[[Sequence[str], TextRole], list[TextUse]]
+"""What becomes of texts in a role, by a family's tokenizer alone."""
+CUT_NAMES: Mapping[TextRole, str] = {
+    "prompt": "prompts",
+    "caption": "captions",
+    "answer": "choices",
+    "question": "questions",
+}
+
+
+def count_cut(read: TextReader, texts: Mapping[TextRole, Sequence[str]]) -> dict[str, int]:
+    """How many texts of each role are longer than what the model sees of them, if any are."""
+    counts = {
+        CUT_NAMES[role]: sum(use.cut for use in read(given, role)) for role, given in texts.items()
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 class BranchLogps(NamedTuple):

@@ -48,6 +48,18 @@ class CaptionScorer:
             for text, row in zip(texts, references, strict=True)
         ]
 
+    def num_cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than what the encoder sees of them."""
+        limit = self._model.max_seq_length
+        if limit is None:
+            return 0
+        # A token has at least a character, so that most texts need not be looked at.
+        long = [text for text in texts if len(text) > limit // 2]
+        if not long:
+            return 0
+        tokens = self._model.tokenizer(long, truncation=False, verbose=False)["input_ids"]
+        return sum(len(ids) > limit for ids in tokens)
+
     def _compare(self, text: str, reference: str) -> float:
         if self._measure == "cosine":
             return float(self._known[text] @ self._known[reference])

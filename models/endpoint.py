@@ -30,7 +30,6 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError, create_model
 
 from core.config import Endpoint
-from core.draft import SCRATCH, Draft
 from core.errors import UserError
 from core.runtime import derive_seed
 from core.secrets import masked
@@ -67,7 +66,8 @@ SHOWN = 300  # characters of what a server said
 TRANSIENT = (408, 425, 429)
 UNSUPPORTED = (400, 422, 501)  # how servers refuse a field that they do not know
 NOT_ALLOWED = (401, 403)
-COUNTS = f"{SCRATCH}endpoint-"
+COUNTED = "endpoint"
+"""The kind under which stages keep what a client has counted."""
 LETTERS = ascii_uppercase
 Mode = Literal["constrained", "free", "named"]
 MODES: tuple[Mode, ...] = ("constrained", "free", "named")
@@ -447,21 +447,6 @@ class Client:
     def _count(self, name: str, amount: float = 1) -> None:
         with self._lock:
             self._counts[name] += amount
-
-
-def keep_counts(draft: Draft, part: int, client: Client) -> None:
-    """Keep what a client has counted for a part in the draft, for the run that will end it."""
-    with draft.write(f"{COUNTS}{part:05d}.json") as path:
-        path.write_text(json.dumps(client.take_counts()), encoding="utf-8")
-
-
-def kept_counts(draft: Draft) -> dict[str, float]:
-    """The sums of what was kept for all parts, whichever runs made them, for the manifest."""
-    sums: defaultdict[str, float] = defaultdict(float)
-    for name in draft.names(COUNTS):
-        for counter, amount in json.loads(draft.path(name).read_text(encoding="utf-8")).items():
-            sums[counter] += amount
-    return {f"endpoint/{counter}": round(amount, 3) for counter, amount in sorted(sums.items())}
 
 
 @dataclass(frozen=True)

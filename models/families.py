@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from models.base import UnifiedModel
-from models.showo.model import ShowoModel
+from models.base import TextReader, UnifiedModel
+from models.showo.model import ShowoModel, read_texts
 
 _LOADERS: dict[str, Callable[[Path | str, str, str], UnifiedModel]] = {
     "showo": ShowoModel.from_pretrained,
 }
+
+_TEXTS: dict[str, Callable[[Path], TextReader]] = {"showo": read_texts}
 
 
 def load_model(
@@ -23,6 +25,11 @@ def load_model(
     `precision` is that of the network's weights.
     """
     return _LOADERS[family](folder, device, precision)
+
+
+def load_texts(family: str, folder: Path | str) -> TextReader:
+    """How a model of this family reads texts, without its weights."""
+    return _TEXTS[family](Path(folder))
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[None]:

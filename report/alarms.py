@@ -66,6 +66,10 @@ FILTERS = {
         "have winner and loser alike",
         "raise temperature or num_samples in sampling.{modality}s",
     ),
+    "same_after_cut": (
+        "have winner and loser that differ only behind the text budget",
+        "shorten the captions of the pool, or lower sampling.captions.max_new_tokens",
+    ),
 }
 
 

@@ -37,6 +37,7 @@ class BenchmarkFigures:
     items: int
     unscored: int
     judge: str
+    cut: int = 0
 
     @property
     def title(self) -> str:
@@ -52,7 +53,8 @@ class BenchmarkFigures:
     def counted(self) -> str:
         """`474 items`, and how many of them are in no figure."""
         lost = f", {self.unscored} not scored" if self.unscored else ""
-        return f"{self.items:,} items{lost}"
+        cut = f", {self.cut} with a prompt that was cut" if self.cut else ""
+        return f"{self.items:,} items{lost}{cut}"
 
 
 def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> BenchmarkFigures:
@@ -68,4 +70,5 @@ def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> 
         int(artifact.manifest["results"]["items"]),
         int(sum(one.value for one in lost if one)),
         named or RULES.get(name, "its own rule"),
+        int(artifact.manifest["results"]["cut/benchmark prompts"]),
     )

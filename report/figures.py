@@ -216,7 +216,7 @@ def read_version(store: Store, version: Version, story: Story) -> VersionFigures
         benchmarks={
             name: read_benchmark(name, artifact, story.config) for name, artifact in results.items()
         },
-        counts=_counts([evaluation, *opened.values()]),
+        counts=_counts([evaluation, *opened.values(), *results.values()]),
         independent=bool(evaluation.manifest["results"]["independent"]),
     )
 

@@ -31,6 +31,7 @@ DROPPED = {
     "not_above_loser": "not above the old loser",
     "below_margin": "winner and loser closer than min_margin",
     "identical": "winner and loser alike",
+    "same_after_cut": "winner and loser the same behind the text budget",
 }
 
 

@@ -22,7 +22,7 @@ from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
 from core.store import Store
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.figures import ALL
-from evals.benchmarks.run import ask_all, check_judged, digest_of, items_of, sum_up
+from evals.benchmarks.run import CUT, ask_all, check_judged, digest_of, items_of, sum_up
 from evals.judges.endpoint import judge_server
 from models.batches import Batches
 from models.families import load_model, use_threads
@@ -82,6 +82,9 @@ def _score(
         # Two results may be compared where these are equal: same items, judges and sampling.
         "terms": sha256(terms.encode()).hexdigest(),
         "items": len(items),
+        "cut/benchmark prompts": next(
+            (int(row["value"]) for row in rows if row["name"] == f"items/{CUT}"), 0
+        ),
         **{row["name"]: row["value"] for row in rows if row["group"] == ALL},
     }
 
@@ -117,7 +120,7 @@ def _with_server(config: Config) -> AbstractContextManager[Config]:
 
 BENCHMARK = Stage(
     "benchmark",
-    1,
+    2,
     reads=(
         "benchmarks",
         "data.eval_split?",

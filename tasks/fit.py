@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.command import stage_command
-from core.errors import UserError
 from core.stage import Stage, StageContext
-from evals.fit import SAMPLE, find_misfits, measure_fit, show_fit
+from evals.fit import SAMPLE, find_misfits, measure_fit, refuse_misfits, show_fit
 from evals.sampling import spread_records
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
@@ -43,16 +42,8 @@ def _body(context: StageContext) -> Mapping[str, object]:
             model, scorer, records, config.sampling.captions.max_new_tokens, config.evaluation, bar
         )
     context.logger.info("the base and this pool: %s", show_fit(figures))
-    misfits = find_misfits(figures)
-    if misfits and config.scoring.require_fit:
-        raise UserError(
-            f"this model cannot read this pool: {'; '.join(misfits)} ({show_fit(figures)}). "
-            "Training would be on noise: give a model that knows these words and pictures, or "
-            "other captions and questions; scoring.require_fit: false goes on all the same"
-        )
-    for misfit in misfits:
-        context.logger.warning("this model may not read this pool: %s", misfit)
-    return {**figures, "misfits": misfits}
+    refuse_misfits(figures, config.scoring.require_fit, context.logger)
+    return {**figures, "misfits": find_misfits(figures)}
 
 
 STAGE = Stage(

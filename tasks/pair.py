@@ -5,7 +5,7 @@ record whose captions and images both give a pair, `part-*.parquet` of table `pa
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -56,7 +56,7 @@ WAYS_OUT = {
     Fate.BELOW_MARGIN: "winner and loser {modality} differ by less than pairing.{modality}."
     "min_margin = {rule.min_margin}, or not at all; lower it, or sample more varied {modality}s",
 }
-IDENTICAL = "identical"
+IDENTICAL, SAME_AFTER_CUT = "identical", "same_after_cut"
 
 
 def run(context: StageContext) -> Mapping[str, object]:
@@ -70,7 +70,7 @@ def run(context: StageContext) -> Mapping[str, object]:
     kept_R = np.logical_and.reduce([branch.fate_R == Fate.KEPT for branch in branches])
     old_rows = None if old is None else RowReader(_paths(context.inputs["previous"]))
     pool = RowReader(_paths(context.inputs["pool"]))
-    assembler = PairAssembler(pool, branches, old_rows, iteration)
+    assembler = PairAssembler(pool, branches, old_rows, iteration, _reader(context))
     with context.progress("pairs", int(kept_R.sum())) as progress:
         _write_parts(context.draft, assembler.batches(np.flatnonzero(kept_R), progress))
     tally = assembler.tally
@@ -89,11 +89,22 @@ def run(context: StageContext) -> Mapping[str, object]:
 
 PAIR = Stage(
     "pair",
-    2,
-    ("pairing", "scoring.image_score"),
-    ("pool", "captions", "images", "caption_scores", "image_scores", "previous"),
+    3,
+    ("pairing", "scoring.image_score", "model.family"),
+    ("pool", "checkpoint", "captions", "images", "caption_scores", "image_scores", "previous"),
     run,
 )
+
+
+def _reader(context: StageContext) -> Callable[[Sequence[str]], list[Hashable]] | None:
+    """What the model sees of captions, by its tokenizer; None without a checkpoint to ask."""
+    if not context.inputs["checkpoint"]:
+        return None
+    from models.families import load_texts
+
+    folder = context.input("checkpoint").path("model")
+    read = load_texts(context.config.model.family, folder)
+    return lambda texts: [use.ids for use in read(texts, "caption")]
 
 
 def _paths(artifacts: Sequence[Artifact]) -> list[Path]:
@@ -277,6 +288,7 @@ def _results(branches: Sequence[PickedBranch], tally: Tally) -> dict[str, object
             results[f"{modality}/passed/{fate.name.lower()}"] = 1 - dropped / left if left else 0.0
             left -= dropped
         results[f"{modality}/dropped/{IDENTICAL}"] = tally.identical[modality]
+        results[f"{modality}/dropped/{SAME_AFTER_CUT}"] = tally.alike[modality]
         results[f"{modality}/kept"] = left
         results[f"{modality}/kept_share"] = left / records
         results[f"{modality}/old_losers"] = tally.old_losers[modality]
@@ -298,6 +310,11 @@ def _drops(branches: Sequence[PickedBranch], tally: Tally) -> Iterator[tuple[int
         yield (
             tally.identical[modality],
             f"winner and loser {modality} are identical; sample more varied {modality}s",
+        )
+        yield (
+            tally.alike[modality],
+            f"winner and loser {modality} differ only behind the model's text budget; shorten "
+            "the captions of the pool, or lower sampling.captions.max_new_tokens",
         )
 
 

@@ -20,13 +20,14 @@ import pyarrow as pa
 from core.artifact import part_name
 from core.command import stage_command
 from core.config import Config, Questions
+from core.counts import keep_counts, kept_counts
 from core.draft import Draft
 from core.errors import UserError
 from core.progress import Progress
 from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
 from data.tables import TableWriter, iter_batches
-from models.endpoint import Client, keep_counts, kept_counts
+from models.endpoint import COUNTED, Client
 from models.question_writer import LLM, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
 from models.vllm_server import served
 
@@ -108,7 +109,7 @@ class _Shards:
             TableWriter(path, "question_provenance") as writer,
         ):
             writer.write(rows)
-        keep_counts(self._draft, index, self._client)
+        keep_counts(self._draft, COUNTED, f"{index:05d}", self._client.take_counts())
         # Last, since it says that the shard is done; its images have been decoded before.
         with (
             self._draft.write(part_name(index)) as path,
@@ -163,7 +164,7 @@ def _results(context: StageContext, num_parts: int) -> dict[str, object]:
         file.write_text(json.dumps(without, indent=0) + "\n", encoding="utf-8")
     zeros = dict.fromkeys((f"dropped/{reason}" for reason in REASONS), 0)
     shown: dict[str, object] = {"without": len(without), "without_first": without[:SHOWN]}
-    return zeros | dict(counts) | shown | kept_counts(draft)
+    return zeros | dict(counts) | shown | kept_counts(draft, COUNTED)
 
 
 def check_without(results: Mapping[str, Any], settings: Questions) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from core.artifact import part_name
 from core.command import stage_command
+from core.counts import keep_counts, kept_counts
 from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
 from data.tables import TableWriter, count_rows, iter_batches
-from models.base import BranchLogps, Modality, UnifiedModel
+from models.base import BranchLogps, Modality, UnifiedModel, count_cut
 from models.batches import Batches
 from models.families import autocast, load_model, use_threads
 from models.memory_plan import Shape, for_reference
@@ -43,6 +44,7 @@ class _Reference:
     def write(self, pairs: pa.Table, writer: TableWriter) -> None:
         """Add the log-probabilities of these pairs."""
         rows = encode_pairs(pairs, self._model, self._batches)
+        self.cut = self._count_cut(rows.text)
 
         def work(first: int, last: int) -> pa.Table:
             rows_B = np.arange(first, last)
@@ -51,6 +53,15 @@ class _Reference:
 
         for logps in self._batches.map(len(rows), work):
             writer.write(logps)
+
+    def _count_cut(self, text: pa.Table) -> dict[str, int]:
+        """Texts that are longer than the model sees, and pairs of captions that are one to it."""
+        win, lose = (text[f"caption_{side}"].to_pylist() for side in ("win", "lose"))
+        read = self._model.text_uses
+        cut = count_cut(read, {"prompt": text["prompt"].to_pylist(), "caption": [*win, *lose]})
+        pairs = zip(read(win, "caption"), read(lose, "caption"), strict=True)
+        alike = sum(a.cut and a.ids == b.ids for a, b in pairs)
+        return cut | ({"pairs of captions that are the same then": alike} if alike else {})
 
     def _logps(
         self, rows: PairRows, rows_B: np.ndarray, modality: Modality, epoch: int
@@ -90,16 +101,18 @@ def run(context: StageContext) -> Mapping[str, object] | None:
                 reference = reference or _Reference(context)
                 with draft.write(name) as path, TableWriter(path, "ref_logps") as writer:
                     reference.write(pairs, writer)
+                    keep_counts(draft, "cut", name, reference.cut)
             bar.update(pairs.num_rows)
     names = [part_name(index) for index in range(len(sizes))]
     if not draft.has_all(names):
         return None
-    return {"pairs": sum(sizes), "rows": count_rows(map(draft.path, names))}
+    rows = count_rows(map(draft.path, names))
+    return {"pairs": sum(sizes), "rows": rows, **kept_counts(draft, "cut")}
 
 
 REFERENCE = Stage(
     "reference",
-    1,
+    2,
     ("seed", "model.family", "model.precision", "training.masks_per_pair", "training.epochs"),
     ("checkpoint", "pairs"),
     run,

@@ -7,6 +7,7 @@ checkpoint alone, so a killed stage continues and ends with the same tables.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -14,10 +15,11 @@ import pyarrow as pa
 
 from core.artifact import part_name
 from core.command import stage_command
+from core.counts import keep_counts, kept_counts
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.tables import TableWriter, decode_image, encode_image, iter_batches
-from models.base import ImageSampling, TextSampling, UnifiedModel
+from models.base import ImageSampling, TextSampling, UnifiedModel, count_cut
 from models.batches import Batches
 from models.families import load_model, use_threads
 from models.memory_plan import Shape, for_captions, for_images
@@ -58,7 +60,15 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
         context.config.runtime,
         context.logger,
     )
-    return _sample_all(context, "captions", ["record_id", "image"], len(settings), batches, sample)
+
+    def cut(model: UnifiedModel, rows: Rows) -> Mapping[str, int]:
+        """Captions that were not at their end when they had as many tokens as they may."""
+        uses = model.text_uses([str(row["text"]) for row in rows], "caption")
+        count = sum(use.num_tokens > sampling.max_new_tokens for use in uses)
+        return {"sampled captions": count} if count else {}
+
+    columns = ["record_id", "image"]
+    return _sample_all(context, "captions", columns, len(settings), batches, sample, cut)
 
 
 def _images(context: StageContext) -> Mapping[str, object] | None:
@@ -67,6 +77,8 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
 
     def sample(model: UnifiedModel, records: pa.Table, seeds: list[int]) -> Rows:
         prompts = records["prompt"].to_pylist()
+        prompts_of.clear()
+        prompts_of.update(zip(records["record_id"].to_pylist(), prompts, strict=True))
         codes_BMN = model.generate(prompts, chosen.num_samples, settings, seeds)
         codes_RN = codes_BMN.reshape(-1, codes_BMN.shape[-1])
         # Samples of a prompt are often the same picture, the more so the longer self-play goes on.
@@ -90,6 +102,7 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
             for index, codes_N in enumerate(codes_MN)
         ]
 
+    prompts_of: dict[str, str] = {}  # of the rows that were sampled last
     shape = Shape.from_folder(context.input("checkpoint").path("model"))
     batches = Batches.planned(
         for_images(context.config, shape),
@@ -97,8 +110,14 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
         context.config.runtime,
         context.logger,
     )
+
+    def cut(model: UnifiedModel, rows: Rows) -> Mapping[str, int]:
+        """Prompts of which the model has seen a part only."""
+        prompts = [prompts_of[i] for i in dict.fromkeys(str(row["record_id"]) for row in rows)]
+        return count_cut(model.text_uses, {"prompt": prompts})
+
     columns = ["record_id", "prompt"]
-    return _sample_all(context, "images", columns, chosen.num_samples, batches, sample)
+    return _sample_all(context, "images", columns, chosen.num_samples, batches, sample, cut)
 
 
 def _sample_all(
@@ -108,8 +127,9 @@ def _sample_all(
     num_samples: int,
     batches: Batches,
     sample: Callable[[UnifiedModel, pa.Table, list[int]], Rows],
+    cut: Callable[[UnifiedModel, Rows], Mapping[str, int]],
 ) -> Mapping[str, object] | None:
-    """Write one part for each shard of the pool that has none yet."""
+    """Write one part for each shard of the pool that has none yet; `cut` counts texts in rows."""
     config, draft, share = context.config, context.draft, context.share
     pool, checkpoint = context.input("pool").parts(), context.input("checkpoint")
     size = config.sampling.shard_records
@@ -141,17 +161,20 @@ def _sample_all(
                 draft.write(part_name(index)) as path,
                 TableWriter(path, table, deep=False) as writer,
             ):
+                counts: Counter[str] = Counter()
                 for rows in batches.map_table(shard, rows_of):
                     writer.write(rows)
+                    counts.update(cut(model, rows))
                     bar.update(len(rows) // num_samples)
+                keep_counts(draft, "cut", part_name(index), counts)
     if not draft.has_all(map(part_name, range(len(sizes)))):
         return None
-    return {"rows": sum(sizes) * num_samples}
+    return {"rows": sum(sizes) * num_samples, **kept_counts(draft, "cut")}
 
 
 CAPTIONS = Stage(
     "sample-captions",
-    1,
+    2,
     reads=(
         "seed",
         "model.family",
@@ -165,7 +188,7 @@ CAPTIONS = Stage(
 )
 IMAGES = Stage(
     "sample-images",
-    1,
+    2,
     reads=(
         "seed",
         "model.family",

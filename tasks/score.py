@@ -6,7 +6,6 @@ its prompt: the current checkpoint answers (self-VQA), or the oracle where an up
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import pyarrow as pa
 from core.artifact import PART
 from core.command import stage_command
 from core.config import Config
-from core.draft import SCRATCH, Draft
+from core.counts import keep_counts, kept_counts
 from core.stage import Stage, StageContext
 from data.rows import PoolRecords
 from data.tables import TableWriter, count_rows, decode_image, iter_batches
@@ -37,12 +36,14 @@ from evals.vqa import (
     soft_score,
     tally,
 )
+from models.base import count_cut
 from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
-from models.families import load_model, use_threads
+from models.families import load_model, load_texts, use_threads
 from models.memory_plan import Shape, for_answers
 
-COUNTS = f"{SCRATCH}questions/"
+QUESTIONS = "questions"
+"""The kind of counts of what questions came to."""
 TEXTS = 4096  # captions scored at once
 
 Ints = npt.NDArray[np.int64]
@@ -60,12 +61,16 @@ def _score_captions(context: StageContext) -> Mapping[str, object] | None:
         scoring.caption_score,
     )
 
+    cut: Counter[str] = Counter()
+
     def score(batch: pa.Table) -> list[dict[str, object]]:
         ids = batch["record_id"].to_pylist()
         records = pool.take(ids, ["caption", "references"])
         true = {i: row["references"] or [row["caption"]] for i, row in records.items()}
         references = [true[record_id] for record_id in ids]
         scores = scorer.score(batch["text"].to_pylist(), references)
+        long = scorer.num_cut([*batch["text"].to_pylist(), *{t for row in references for t in row}])
+        cut.update({"captions to the encoder": long} if long else {})
         keys = zip(ids, batch["sample"].to_pylist(), strict=True)
         return [
             # Rounding may carry a cosine past its bounds.
@@ -73,9 +78,14 @@ def _score_captions(context: StageContext) -> Mapping[str, object] | None:
             for (i, k), s in zip(keys, scores, strict=True)
         ]
 
+    def keep(part: str) -> None:
+        keep_counts(context.draft, "cut", part, cut)
+        cut.clear()
+
     columns = ["record_id", "sample", "text"]
     batches = Batches(TEXTS, None, "take a smaller scoring.caption_encoder")
-    return _score_parts(context, "captions", columns, "caption_scores", batches, score)
+    results = _score_parts(context, "captions", columns, "caption_scores", batches, score, keep)
+    return None if results is None else {**results, **kept_counts(context.draft, "cut")}
 
 
 def _score_images(context: StageContext) -> Mapping[str, object] | None:
@@ -85,6 +95,9 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
     batches = _batches(context)
     judge = _oracle if by_oracle else _self_vqa(context)
     seen: Tally = Counter()
+    cut: Counter[str] = Counter()
+    folder = context.input("checkpoint").path("model")
+    read = None if by_oracle else load_texts(config.model.family, folder)
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
         records = pool.take(batch["record_id"].to_pylist(), ["questions"])
@@ -97,6 +110,10 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
         ids = batch["record_id"].to_pylist()
         answers = judge(batch, [questions[record_id] for record_id in ids])
         seen.update(tally(answers))
+        if read is not None:
+            asked_of = {i: questions[i] for i in dict.fromkeys(ids)}
+            choices = [c for asked in asked_of.values() for q in asked for c in q["choices"]]
+            cut.update(count_cut(read, {"answer": choices}))
         keys = zip(ids, batch["sample"].to_pylist(), strict=True)
         return [
             {
@@ -125,29 +142,26 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
         """What the questions of a part came to, before the part itself, which says it is done."""
         if not by_oracle:
             _check(seen, config.scoring.max_unanswered)
-        with context.draft.write(COUNTS + part) as path:
-            path.write_text(json.dumps(seen), encoding="utf-8")
+        keep_counts(context.draft, QUESTIONS, part, seen)
+        keep_counts(context.draft, "cut", part, cut)
+        cut.clear()
         seen.clear()
 
     columns = ["record_id", "sample", "image" if by_oracle else "tokens"]
     results = _score_parts(context, "images", columns, "image_scores", batches, score, keep)
     if results is None:
         return None
-    counts = _kept(context.draft)
+    counts = kept_counts(context.draft, QUESTIONS)
     if not by_oracle:
-        _check(counts, config.scoring.max_unanswered)
-    return {**results, **{f"questions/{status}": n for status, n in counts.items()}}
+        _check(
+            Counter({name.partition("/")[2]: int(n) for name, n in counts.items()}),
+            config.scoring.max_unanswered,
+        )
+    return {**results, **counts, **kept_counts(context.draft, "cut")}
 
 
 def _check(counts: Tally, limit: float) -> None:
     check_answered(counts, limit, "scoring.max_unanswered", "the model about its own pictures")
-
-
-def _kept(draft: Draft) -> Tally:
-    counts: Tally = Counter()
-    for name in draft.names(COUNTS):
-        counts.update(json.loads(draft.path(name).read_text(encoding="utf-8")))
-    return counts
 
 
 def _batches(context: StageContext) -> Batches:
@@ -241,7 +255,7 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 
 SCORE_CAPTIONS = Stage(
     "score-captions",
-    1,
+    2,
     reads=("scoring.caption_encoder", "scoring.caption_pooling", "scoring.caption_score"),
     inputs=("pool", "captions"),
     body=_score_captions,

@@ -134,6 +134,7 @@ def items_table(name: str, right: float, num: int = 40) -> pa.Table:
                     "reply": answer if good else wrong,
                     "prediction": answer if good else wrong,
                     "status": "answered",
+                    "cut": False,
                     "score": float(good),
                 }
             )

@@ -185,6 +185,7 @@ class Samples:
             "caption_scores": publish(self.store, "caption_scores", self._parts(caption_scores)),
             "image_scores": publish(self.store, "image_scores", self._parts(image_scores)),
             "previous": [],
+            "checkpoint": [],
         }
 
     def _parts(self, rows: list[dict[str, object]]) -> list[list[dict[str, object]]]:

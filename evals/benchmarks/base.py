@@ -98,8 +98,10 @@ class Answerable(Benchmark, Protocol):
         ...
 
 
-def item_row(item: Item, reply: str, verdict: Verdict, sample: int = 0) -> Row:
-    """A row of table `benchmark_items`."""
+def item_row(
+    item: Item, reply: str, verdict: Verdict, sample: int = 0, *, cut: bool = False
+) -> Row:
+    """A row of table `benchmark_items`; `cut`: the model has seen only the start of its text."""
     return {
         "item_id": item.item_id,
         "sample": sample,
@@ -110,5 +112,6 @@ def item_row(item: Item, reply: str, verdict: Verdict, sample: int = 0) -> Row:
         "reply": reply,
         "prediction": verdict.prediction,
         "status": verdict.status,
+        "cut": cut,
         "score": verdict.score,
     }

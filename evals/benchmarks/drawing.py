@@ -30,11 +30,12 @@ def draw_items(
     seeds = [derive_seed("benchmark", item.item_id) for item in items]
     codes_BMN = model.generate([item.text for item in items], num_pictures, sampling, seeds)
     pictures = model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
+    uses = model.text_uses([item.text for item in items], "prompt")
     rows: dict[str, list[Row]] = {ITEMS: [], IMAGES: []}
     for index, (item, seed) in enumerate(zip(items, seeds, strict=True)):
         own = pictures[index * num_pictures : (index + 1) * num_pictures]
         for sample, (picture, verdict) in enumerate(zip(own, grade(item, own), strict=True)):
-            rows[ITEMS].append(item_row(item, "", verdict, sample))
+            rows[ITEMS].append(item_row(item, "", verdict, sample, cut=uses[index].cut))
             rows[IMAGES].append(
                 {
                     "record_id": item.item_id,

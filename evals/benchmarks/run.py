@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.parquet"
 PARTS = "parts"
+CUT = "prompt cut"  # counted like a status, beside it
 SHOWN_ERROR = 200  # characters
 # What reading a file in another layout than its benchmark's may raise.
 MALFORMED = (TypeError, ValueError, LookupError, AttributeError, OSError, RecursionError, csv.Error)
@@ -233,7 +234,7 @@ def check_judged(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> 
         if row["name"].startswith("items/")
     }
     missing = {status: counts.get(status, 0) for status in (NO_ANSWER, PARTLY)}
-    total = sum(counts.values())
+    total = sum(n for status, n in counts.items() if status != CUT)
     if sum(missing.values()) > limit * total:
         shown = ", ".join(f"{status} {n}" for status, n in missing.items() if n)
         raise UserError(
@@ -251,9 +252,21 @@ def _with_features(draft: Draft, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.merge(features, on="item_id", validate="many_to_one")
 
 
+def num_cut(frame: pd.DataFrame) -> int:
+    """How many items have a text of which the model has seen only the beginning."""
+    return int(frame.loc[frame["cut"], "item_id"].nunique())
+
+
 def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """How many items have come to which status."""
-    counts = frame["status"].value_counts()
+    """How many items have come to which status, and how many were cut."""
+    counts = frame["status"].value_counts().to_dict()
+    if cut := num_cut(frame):
+        counts[CUT] = cut
+        logger.warning(
+            "%d of %d items are longer than the model's text budget, such as %s",
+            cut, frame["item_id"].nunique(),
+            ", ".join(map(repr, frame.loc[frame["cut"], "item_id"][:SHOWN])),
+        )  # fmt: skip
     return [
         {
             "name": f"items/{status}",
@@ -263,7 +276,7 @@ def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
             "high": float(n),
             "count": len(frame),
         }
-        for status, n in sorted(counts.items())
+        for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
     ]
 
 

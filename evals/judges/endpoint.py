@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from core.counts import keep_counts
 from core.draft import Draft
 from core.runtime import derive_seed
 from evals.judges.base import Judge
 from evals.vqa import Answered, QuestionRow, chosen, unanswered
-from models.endpoint import Client, data_url, keep_counts
+from models.endpoint import COUNTED, Client, data_url
 from models.replies import NoAnswer
 from models.vllm_server import served
 
@@ -39,7 +40,7 @@ class EndpointJudge(Judge):
         return [list(islice(answers, len(asked))) for asked in questions]
 
     def keep_counts(self, draft: Draft, part: int) -> None:
-        keep_counts(draft, part, self._client)
+        keep_counts(draft, COUNTED, f"{part:05d}", self._client.take_counts())
 
     def _answer(self, asked: tuple[str, QuestionRow]) -> Answered:
         url, question = asked

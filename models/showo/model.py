@@ -8,6 +8,7 @@ Shapes: B images or prompts, N image tokens, M images a prompt, H W pixels.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ from models.base import (
     ImageSampling,
     Modality,
     PairBatch,
+    TextReader,
     TextRole,
     TextSampling,
     TextUse,
@@ -230,8 +232,7 @@ class ShowoModel:
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
         """What becomes of each text in this role."""
-        budget = self.config.max_text_len
-        return [text_use(self.tokenizer, text, role, budget) for text in texts]
+        return _text_uses(self.tokenizer, self.config, texts, role)
 
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
@@ -246,6 +247,20 @@ class ShowoModel:
         packed = [self.pack_pairs(batch.take(run), modality) for run in runs]
         logps: list[BranchLogps] = at_once(self._pair_module, packed)
         return BranchLogps(*map(torch.cat, zip(*logps, strict=True)))
+
+
+def read_texts(folder: Path) -> TextReader:
+    """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
+    tokenizer, config = read_tokenizer(folder), ShowoConfig.from_json(folder / "config.json")
+    return partial(_text_uses, tokenizer, config)
+
+
+def _text_uses(
+    tokenizer: ShowoTokenizer, config: ShowoConfig, texts: Sequence[str], role: TextRole
+) -> list[TextUse]:
+    # The same texts come again and again: prompts in every iteration, choices in every question.
+    uses = {text: text_use(tokenizer, text, role, config.max_text_len) for text in set(texts)}
+    return [uses[text] for text in texts]
 
 
 def read_tokenizer(folder: Path) -> ShowoTokenizer:

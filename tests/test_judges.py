@@ -1,0 +1,216 @@
+"""Judges: who is independent, what readers can learn, and that no judge is blind."""
+
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from showo_tiny import tiny_model
+from tiny_judges import clip
+
+from core.artifact import ArtifactRef
+from core.config import Config
+from core.errors import UserError
+from core.stage import run_stage
+from core.store import Store
+from data.shapes.records import Record, make_records
+from data.shapes.scene import COLORS, Split
+from data.tables import read_table
+from evals.judges.catalog import provenance_of, read_record
+from evals.judges.encoder import CHOICES, caption_question
+from tasks.judge import STAGE
+from tests.loops import quick
+from tests.stage_inputs import make_config, publish
+
+Row = dict[str, Any]
+MOODS = ("happy", "sad", "bored")
+
+
+@cache
+def lone_objects(split: Split) -> list[Record]:
+    """Scenes of the shapes world with one object, which its image tokenizer can draw."""
+    return [record for record in make_records(900, split, 0) if len(record.scene.objects) == 1]
+
+
+def colors(split: Split, count: int) -> list[Row]:
+    """Pictures of one object, asked about its colour and about what no picture shows."""
+    rows = []
+    for number, record in enumerate(lone_objects(split)[:count]):
+        color = record.scene.objects[0].color
+        mood = MOODS[int(np.random.default_rng(number).integers(len(MOODS)))]
+        asked = {
+            "color": ("what color is it?", list(COLORS), color),
+            "mood": ("what is its mood?", list(MOODS), mood),
+        }
+        questions = [
+            {"type": kind, "question": question, "choices": choices, "answer": answer}
+            for kind, (question, choices, answer) in asked.items()
+        ]
+        rows.append(record.row() | {"questions": questions})
+    assert len(rows) == count
+    return rows
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def base_of(store: Store) -> ArtifactRef:
+    """The base of the shapes world as an artifact."""
+    folder = Path(quick("unused").model.checkpoint)
+    with store.draft("base", "1" * 64) as draft:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with draft.write(f"model/{file.relative_to(folder)}") as path:
+                shutil.copyfile(file, path)
+        return draft.publish({"results": {}})
+
+
+def judge(store: Store, config: Config, pool: Sequence[Row], test: Sequence[Row]) -> ArtifactRef:
+    inputs = {
+        "pool": publish(store, "pool", [list(pool)]),
+        "test": publish(store, "pool", [list(test)]),
+        "base": base_of(store),
+    }
+    return run_stage(STAGE, config, store, inputs).ref
+
+
+def reading(pictures: int, networks: int = 1, **changes: object) -> Config:
+    settings = {"networks": networks, "pictures": pictures}
+    return make_config(
+        evaluation__judge="reader", evaluation__reader=settings, runtime__threads=1, **changes
+    )
+
+
+def test_readers_learn_what_pictures_show_and_leave_out_what_they_do_not(store: Store) -> None:
+    made = store.open(judge(store, reading(1500), colors("pool", 160), colors("test", 100)))
+    results = made.manifest["results"]
+    assert results["independent"] is True
+    assert results["types_left_out"] == ["mood"]
+    assert read_record(made.path()).types == ("color",)
+    rows = read_table(made.path("accuracy.parquet"), "metrics").to_pylist()
+    found = {(row["name"], row["group"]): row for row in rows}
+    assert found["real", "color"]["value"] > 0.6
+    assert found["chance", "color"]["value"] == pytest.approx(1 / len(COLORS))
+    assert found["real - shuffled", "mood"]["low"] <= 0
+
+
+def test_readers_are_the_same_whoever_trains_them_and_go_on_after_a_kill(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import evals.judges.reader as reader
+
+    whole = judge(store, reading(960, 2), colors("pool", 80), colors("test", 80))
+    trained = reader.train_network
+
+    def killed(*arguments: Any) -> Any:
+        if arguments[2] == 1:
+            raise KeyboardInterrupt
+        return trained(*arguments)
+
+    other = Store(str(tmp_path / "other"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reader, "train_network", killed)
+        judge(other, reading(960, 2), colors("pool", 80), colors("test", 80))
+    numbers = []
+
+    def counted(*arguments: Any) -> Any:
+        numbers.append(arguments[2])
+        return trained(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "train_network", counted)
+        again = judge(other, reading(960, 2), colors("pool", 80), colors("test", 80))
+    assert numbers == [1]
+    assert again.digest == whole.digest
+
+
+def test_a_judge_that_reads_nothing_is_refused(store: Store) -> None:
+    blind = [
+        {**row, "questions": [q for q in row["questions"] if q["type"] == "mood"]}
+        for row in colors("pool", 120)
+    ]
+    with pytest.raises(UserError, match=r"readers .* cannot judge this pool: right about"):
+        judge(store, reading(256), blind[:60], blind[60:])
+
+
+def test_an_encoder_of_random_weights_is_refused(store: Store, tmp_path: Path) -> None:
+    config = make_config(
+        evaluation__judge="encoder", evaluation__folder=str(clip(tmp_path / "clip"))
+    )
+    with pytest.raises(UserError, match="the encoder clip cannot judge this pool"):
+        judge(store, config, colors("pool", 40), colors("test", 40))
+
+
+def test_a_folder_that_holds_no_encoder_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = make_config(evaluation__judge="encoder", evaluation__folder=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"evaluation.folder = .*empty' cannot be read as a CLIP"):
+        judge(store, config, colors("pool", 40), colors("test", 40))
+
+
+def test_captions_to_tell_from_each_other_say_different_things() -> None:
+    captions = ["a red ball", "The red ball!", "two cats", "a blue hat", "a dog in the rain"]
+    question = caption_question("r1", "a red ball", captions)
+    assert question is not None
+    assert len(set(question["choices"])) == CHOICES
+    assert "The red ball!" not in question["choices"]
+    assert question == caption_question("r1", "a red ball", captions)
+    assert caption_question("r1", "a red ball", captions[:3]) is None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def relative(folder: Path, name: str, change: Any) -> Path:
+    """A copy of a model folder with changed weights."""
+    copy = folder.parent / name
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    save_file(
+        {k: change(k, v).contiguous() for k, v in weights.items()}, copy / "model.safetensors"
+    )
+    return copy
+
+
+def noise(seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+
+    def other(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator) * tensor.std().nan_to_num(1.0)
+
+    return other
+
+
+CHANGES = {
+    "the same": (lambda name, tensor: tensor, False),
+    "half precision": (lambda name, tensor: tensor.bfloat16(), False),
+    "trained": (
+        lambda name, tensor: tensor + 0.05 * tensor.std().nan_to_num() * torch.randn_like(tensor),
+        False,
+    ),
+    "averaged": (lambda name, tensor: 0.7 * tensor + 0.3 * noise(1)(name, tensor), False),
+    "another training": (noise(2), True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_checkpoint_judges_only_if_it_is_no_relative(folder: Path, name: str) -> None:
+    change, independent = CHANGES[name]
+    other = relative(folder, "judge", change)
+    config = make_config(evaluation__judge="checkpoint", evaluation__folder=str(other))
+    found = provenance_of(config, folder)
+    assert found.independent is independent
+    assert "of its weights" in found.why
+
+
+def test_the_base_never_judges_as_somebody_else(folder: Path) -> None:
+    assert provenance_of(make_config(evaluation__judge="base"), folder).independent is False
