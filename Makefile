@@ -7,6 +7,9 @@ FROM_CHAMPION ?=
 POOL ?=
 COMPUTE ?= process
 IMAGE ?= hermesflow:cpu
+PICTURES ?=
+CHECKPOINT ?=
+TO ?=
 # For images: what they are made from, and the index of torch builds (its default has CUDA in it).
 BASE_IMAGE ?= python:3.11-slim-bookworm
 TORCH_INDEX ?=
@@ -20,7 +23,7 @@ LOCAL := $(BIN)/python -m flows.local
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
+.PHONY: help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -46,6 +49,10 @@ pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATION
 	@$(LOCAL) pipeline --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
 		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion) $(if $(POOL),--pool '$(POOL)')
+
+own: $(INSTALLED) ## run the loop on pictures with captions [PICTURES=my/pictures CHECKPOINT=my/show-o TO=my/run ITERATIONS=]
+	@$(BIN)/python -m flows.own --pictures '$(PICTURES)' --checkpoint '$(CHECKPOINT)' --to '$(TO)' \
+		$(if $(ITERATIONS),--iterations '$(ITERATIONS)')
 
 report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]
 	@$(LOCAL) report --config '$(CONFIG)' \

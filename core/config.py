@@ -146,11 +146,18 @@ class Endpoint(Section):
 
 
 class Questions(Section):
-    """Questions that a language model writes from captions, beside those of the pool itself."""
+    """Questions that are written from captions, beside those of the pool itself."""
 
-    endpoint: Endpoint
+    by: Literal["model", "captions"] = Field(
+        "model",
+        description="who writes: the language model of `endpoint`; or rules of English and the "
+        "words of the pool alone, which is weaker, and asks only what the base answers better than "
+        "chance about real pictures",
+    )
+    endpoint: Endpoint | None = Field(None, description="the language model; null: none")
     per_record: int = Field(ge=1, le=50, description="most questions written for a record")
     min_f1: float = Field(
+        0.6,
         ge=0.0,
         lt=1.0,
         description="the model's free answer from the caption must share more than this with the "
@@ -159,6 +166,16 @@ class Questions(Section):
     max_without: float = Field(
         ge=0.0, le=1.0, description="largest share of records that may end without a question"
     )
+
+    @model_validator(mode="after")
+    def _writer_is_there(self) -> Questions:
+        if (self.by == "model") == (self.endpoint is None):
+            problem = "null" if self.endpoint is None else "set"
+            raise ValueError(
+                f"by = {self.by!r}, but endpoint is {problem}; by: model needs one, by: captions "
+                "asks none"
+            )
+        return self
 
 
 class TextSettings(Section):

@@ -7,6 +7,17 @@ seeing the choices; these functions compare what it said.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypedDict
+
+
+class QuestionRow(TypedDict):
+    """A question as the pool table stores it."""
+
+    type: str
+    question: str
+    choices: list[str]
+    answer: str
+
 
 TYPES = (
     *("object", "human", "animal", "food", "activity", "attribute", "counting", "color"),

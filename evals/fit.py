@@ -125,7 +125,8 @@ def find_misfits(figures: Mapping[str, float]) -> list[str]:
     """What says that the model cannot read the pool, in a sentence part each; empty if nothing."""
     misfits = [
         f"{share:.0%} of the text of {name} is unknown to its tokenizer"
-        for name in ("prompts", "captions", "questions")
+        # What is lost of questions shows in the answers.
+        for name in ("prompts", "captions")
         if (share := figures.get(f"{name}/unknown", 0.0)) > UNKNOWN_SHARE
     ]
     if figures.get("lead/low", 1.0) <= 0:

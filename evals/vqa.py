@@ -10,13 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from data.questions import normalised
+from data.questions import QuestionRow, normalised
 from models.base import Codes, UnifiedModel
 from models.caption_scorer import CaptionScorer
 from models.replies import EMPTY, UNUSABLE
@@ -28,15 +27,6 @@ ALIKE = "choices alike"
 FEW = 50  # answers from which a share is looked at
 Tally = Counter[str]
 """How many questions came to which status."""
-
-
-class QuestionRow(TypedDict):
-    """A question as the pool table stores it."""
-
-    type: str
-    question: str
-    choices: list[str]
-    answer: str
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,9 @@ class SelfPlay:
         self._pool, self._test, self._base = (
             self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
         )
-        self._pool, self._test = (self._asked(ref, before) for ref in (self._pool, self._test))
+        self._pool, self._test = (
+            self._asked(ref, self._pool, before) for ref in (self._pool, self._test)
+        )
         self._stage(FIT, {"pool": self._pool, "base": self._base}, before)
         inputs = {"pool": self._pool, "test": self._test, "base": self._base}
         self._judged_by = self._stage(JUDGE, inputs, before)
@@ -236,11 +238,18 @@ class SelfPlay:
         outside = max(0.0, total - self._at_work)
         return f"Took {total:.0f} s; {outside:.0f} s ({outside / total:.0%}) were outside of stages"
 
-    def _asked(self, records: ArtifactRef, step: Step) -> ArtifactRef:
-        """The records with what a language model asks about them, if the config wants that."""
+    def _asked(self, records: ArtifactRef, about: ArtifactRef, step: Step) -> ArtifactRef:
+        """The records with questions that are written for them, if the config wants that."""
         if self._config.questions is None:
             return records
-        asked = self._stage(QUESTIONS, {"pool": records}, step)
+        by_rules = self._config.questions.by == "captions"
+        inputs: Inputs = {
+            "pool": records,
+            # The test set is asked in the words of the pool, of the types that are read there.
+            "about": about if by_rules else [],
+            "base": self._base if by_rules else [],
+        }
+        asked = self._stage(QUESTIONS, inputs, step)
         # Again, since an artifact that was there may have been made with a larger limit.
         check_without(self._store.open(asked).manifest["results"], self._config.questions)
         return asked

@@ -1,4 +1,7 @@
-"""Stage `questions`: a pool whose records have questions, written by a language model.
+"""Stage `questions`: a pool whose records have questions, written from their captions.
+
+By a language model, or by rules and the words of the pool (`questions.by`). Of the latter kind only
+types stay that the base answers better than chance about real pictures of the pool.
 
 Takes a pool (or a test set) and takes its place. What the pool brings stays first and as it is.
 Parts follow each other shard by shard, so a killed stage continues; `provenance/` says of every
@@ -13,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,19 +25,31 @@ from core.artifact import part_name
 from core.command import stage_command
 from core.config import Config, Questions
 from core.counts import keep_counts, kept_counts
-from core.draft import Draft
+from core.draft import SCRATCH, Draft
 from core.errors import UserError
 from core.progress import Progress
 from core.stage import Stage, StageContext
+from data.caption_questions import Words, words_of
 from data.schemas import arrow_schema
 from data.tables import TableWriter, iter_batches
+from evals.rule_questions import (
+    MEASURED,
+    SAME_CHOICES,
+    SURPLUS,
+    UNREAD_TYPE,
+    by_rules,
+    readable_types,
+)
+from evals.sampling import spread_records
 from models.endpoint import COUNTED, Client
-from models.question_writer import LLM, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
+from models.families import load_model, load_texts, use_threads
+from models.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
 from models.vllm_server import served
 
 PROVENANCE = "provenance/"
 WITHOUT = "without.json"
 """The ids of the records that have no question."""
+TYPES = f"{SCRATCH}types.json"
 SHOWN = 3
 
 Row = dict[str, Any]
@@ -41,18 +57,71 @@ Row = dict[str, Any]
 
 def _body(context: StageContext) -> Mapping[str, object]:
     settings = _settings(context.config)
+    if settings.by == "captions":
+        return _by_captions(context)
     pool, size = context.input("pool").parts(), context.config.sampling.shard_records
     sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
     missing = [index for index in range(len(sizes)) if not _has(context.draft, index)]
     with context.progress(context.stage.name, sum(sizes)) as bar:
         bar.update(sum(sizes) - sum(sizes[index] for index in missing))
         if missing:
+            assert settings.endpoint is not None
             with Client(settings.endpoint, "questions.endpoint") as client:
                 writer = QuestionWriter(client, settings.per_record, settings.min_f1)
                 _Shards(context, client, writer, missing).write(bar)
     results = _results(context, len(sizes))
     check_without(results, settings)
     return results
+
+
+def _by_captions(context: StageContext) -> Mapping[str, object]:
+    """Each shard by the rules of `data.caption_questions`; types that the base cannot read go."""
+    settings, size = _settings(context.config), context.config.sampling.shard_records
+    words = words_of(_captions(context.input("about").parts()))
+    types = _types(context, words)
+    read = load_texts(context.config.model.family, context.input("base").path("model"))
+    pool = context.input("pool").parts()
+    sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
+    with context.progress(context.stage.name, sum(sizes)) as bar:
+        for index, shard in enumerate(iter_batches(pool, "pool", batch_size=size)):
+            if not _has(context.draft, index):
+                asked = [
+                    by_rules(row, words, settings.per_record, types, read)
+                    for row in shard.select(["record_id", "caption", "questions"]).to_pylist()
+                ]
+                _write_shard(context.draft, index, shard, asked, "")
+            bar.update(shard.num_rows)
+    results = _results(context, len(sizes))
+    check_without(results, settings)
+    return {**results, **{f"U/{kind}": value for kind, value in types.items()}}
+
+
+def _captions(files: Sequence[Path]) -> Iterator[str]:
+    for batch in iter_batches(files, "pool", ["caption"]):
+        yield from batch["caption"].to_pylist()
+
+
+def _types(context: StageContext, words: Words) -> dict[str, float | None]:
+    """U of the base by type of question on real pictures of the pool, measured once."""
+    config, draft = context.config, context.draft
+    if draft.has(TYPES):
+        known: dict[str, float | None] = json.loads(draft.path(TYPES).read_text(encoding="utf-8"))
+        return known
+    use_threads(config.runtime.threads)
+    folder = context.input("base").path("model")
+    model = load_model(config.model.family, folder, config.runtime.device, config.model.precision)
+    columns = ["record_id", "image", "caption"]
+    records = spread_records(context.input("about").parts(), columns, MEASURED)
+    with context.progress("read by the base", len(records)) as bar:
+        types = readable_types(model, records, words, _settings(config).per_record, bar)
+    with draft.write(TYPES) as path:
+        path.write_text(json.dumps(types), encoding="utf-8")
+    read = {kind for kind, value in types.items() if value is not None}
+    context.logger.info(
+        "the base reads questions of the types %s; no better than chance: %s",
+        ", ".join(sorted(read)) or "none", ", ".join(sorted(set(types) - read)) or "none",
+    )  # fmt: skip
+    return types
 
 
 class _Shards:
@@ -65,7 +134,9 @@ class _Shards:
         self._missing = set(missing)
         self._pool = context.input("pool").parts()
         self._size = context.config.sampling.shard_records
-        self._model = _settings(context.config).endpoint.model
+        endpoint = _settings(context.config).endpoint
+        assert endpoint is not None
+        self._model = endpoint.model
 
     def write(self, bar: Progress) -> None:
         """One part of the pool and of the provenance for each shard."""
@@ -94,28 +165,31 @@ class _Shards:
             raise UserError(f"record {record_id!r}: {error}") from None
 
     def _write_shard(self, index: int, shard: pa.Table, asked: list[list[Candidate]]) -> None:
-        schema = arrow_schema("pool")
-        position = schema.get_field_index("questions")
-        kept = [[c.row() for c in candidates if c.kept] for candidates in asked]
-        column = pa.array(kept, type=schema.field(position).type)
-        ids = shard["record_id"].to_pylist()
-        rows = [
-            _provenance(record_id, number, candidate, self._model)
-            for record_id, candidates in zip(ids, asked, strict=True)
-            for number, candidate in enumerate(candidates)
-        ]
-        with (
-            self._draft.write(PROVENANCE + part_name(index)) as path,
-            TableWriter(path, "question_provenance") as writer,
-        ):
-            writer.write(rows)
         keep_counts(self._draft, COUNTED, f"{index:05d}", self._client.take_counts())
-        # Last, since it says that the shard is done; its images have been decoded before.
-        with (
-            self._draft.write(part_name(index)) as path,
-            TableWriter(path, "pool", deep=False) as writer,
-        ):
-            writer.write(shard.set_column(position, schema.field(position), column))
+        _write_shard(self._draft, index, shard, asked, self._model)
+
+
+def _write_shard(
+    draft: Draft, index: int, shard: pa.Table, asked: list[list[Candidate]], model: str
+) -> None:
+    """One part of the pool with its questions, and where all of them come from."""
+    schema = arrow_schema("pool")
+    position = schema.get_field_index("questions")
+    kept = [[c.row() for c in candidates if c.kept] for candidates in asked]
+    column = pa.array(kept, type=schema.field(position).type)
+    rows = [
+        _provenance(record_id, number, candidate, model)
+        for record_id, candidates in zip(shard["record_id"].to_pylist(), asked, strict=True)
+        for number, candidate in enumerate(candidates)
+    ]
+    with (
+        draft.write(PROVENANCE + part_name(index)) as path,
+        TableWriter(path, "question_provenance") as writer,
+    ):
+        writer.write(rows)
+    # Last, since it says that the shard is done; its images have been decoded before.
+    with draft.write(part_name(index)) as path, TableWriter(path, "pool", deep=False) as writer:
+        writer.write(shard.set_column(position, schema.field(position), column))
 
 
 def _has(draft: Draft, index: int) -> bool:
@@ -158,11 +232,12 @@ def _results(context: StageContext, num_parts: int) -> dict[str, object]:
         for batch in iter_batches(path, "question_provenance", ["source", "reason"]):
             for row in batch.to_pylist():
                 counts.update([f"from/{row['source']}"] if not row["reason"] else [])
-                counts.update(["written"] if row["source"] == LLM else [])
+                counts.update(["written"] if row["source"] != POOL else [])
                 counts.update([f"dropped/{row['reason']}"] if row["reason"] else [])
     with draft.write(WITHOUT) as file:
         file.write_text(json.dumps(without, indent=0) + "\n", encoding="utf-8")
-    zeros = dict.fromkeys((f"dropped/{reason}" for reason in REASONS), 0)
+    reasons = (*REASONS, UNREAD_TYPE, SAME_CHOICES, SURPLUS)
+    zeros = dict.fromkeys((f"dropped/{reason}" for reason in reasons), 0)
     shown: dict[str, object] = {"without": len(without), "without_first": without[:SHOWN]}
     return zeros | dict(counts) | shown | kept_counts(draft, COUNTED)
 
@@ -172,14 +247,16 @@ def check_without(results: Mapping[str, Any], settings: Questions) -> None:
     share = results["without"] / max(results["records"], 1)
     if share <= settings.max_without:
         return
-    dropped = {name: results[f"dropped/{name}"] for name in REASONS}
+    dropped = {
+        name: results.get(f"dropped/{name}", 0) for name in (*REASONS, UNREAD_TYPE, SAME_CHOICES)
+    }
     why = ", ".join(f"{name} {count}" for name, count in dropped.items() if count) or "none"
     some = ", ".join(map(repr, results["without_first"]))
     raise UserError(
         f"{results['without']} of {results['records']} records have no question, {some} for "
         f"example, which is more than questions.max_without = {settings.max_without:g} of them; "
         "raise it to leave them out, or get more questions by a better model, a higher "
-        "questions.per_record or a lower questions.min_f1 "
+        "questions.per_record, a lower questions.min_f1 or longer captions "
         f"(written: {results.get('written', 0)}; dropped: {why})"
     )
 
@@ -193,6 +270,9 @@ def _settings(config: Config) -> Questions:
 @contextmanager
 def _with_server(config: Config) -> Iterator[Config]:
     questions = _settings(config)
+    if questions.endpoint is None:
+        yield config
+        return
     with served(questions.endpoint, "questions.endpoint") as endpoint:
         changed = questions.model_copy(update={"endpoint": endpoint})
         yield config.model_copy(update={"questions": changed})
@@ -202,14 +282,21 @@ QUESTIONS = Stage(
     "questions",
     int(PROMPT_VERSION),
     reads=(
+        "questions.by?",
         "questions.endpoint.model?",
         "questions.per_record?",
         "questions.min_f1?",
         "sampling.shard_records",
     ),
-    inputs=("pool",),
+    # Where rules write: the records whose captions give wrong choices, and who reads real pictures.
+    inputs=("pool", "about", "base"),
     body=_body,
-    unkeyed=("questions.endpoint", "questions.max_without"),
+    unkeyed=(
+        "questions.endpoint",
+        "questions.max_without",
+        "model.family",
+        "model.precision",
+    ),
     around=_with_server,
 )
 

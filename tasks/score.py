@@ -20,12 +20,12 @@ from core.command import stage_command
 from core.config import Config
 from core.counts import keep_counts, kept_counts
 from core.stage import Stage, StageContext
+from data.questions import QuestionRow
 from data.rows import PoolRecords
 from data.tables import TableWriter, count_rows, decode_image, iter_batches
 from evals.judges.oracle import Oracle
 from evals.vqa import (
     Answered,
-    QuestionRow,
     Tally,
     ask,
     ask_by_decoding,

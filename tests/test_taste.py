@@ -14,7 +14,8 @@ import evals.judges.models
 import tasks.score
 from core.config import Config
 from core.store import Store
-from evals.vqa import Answered, QuestionRow
+from data.questions import QuestionRow
+from evals.vqa import Answered
 from flows.reporting import figures_of, report_folder
 from models.base import Codes, UnifiedModel
 from report.card import render_card

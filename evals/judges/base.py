@@ -14,7 +14,8 @@ from typing import Any
 from PIL import Image
 
 from core.draft import Draft
-from evals.vqa import Answered, QuestionRow
+from data.questions import QuestionRow
+from evals.vqa import Answered
 
 Row = Mapping[str, Any]
 

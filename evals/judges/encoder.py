@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from core.runtime import derive_seed
-from data.questions import normalised, token_f1
+from data.questions import QuestionRow, normalised, token_f1
 from evals.judges.base import Judge, Row
-from evals.vqa import Answered, QuestionRow, chosen
+from evals.vqa import Answered, chosen
 from models.clip_similarity import ClipSimilarity
 
 CAPTION = "caption"

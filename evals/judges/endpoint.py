@@ -12,8 +12,9 @@ from PIL import Image
 from core.counts import keep_counts
 from core.draft import Draft
 from core.runtime import derive_seed
+from data.questions import QuestionRow
 from evals.judges.base import Judge
-from evals.vqa import Answered, QuestionRow, chosen, unanswered
+from evals.vqa import Answered, chosen, unanswered
 from models.endpoint import COUNTED, Client, data_url
 from models.replies import NoAnswer
 from models.vllm_server import served

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.questions import QuestionRow
 from evals.judges.base import Judge
-from evals.vqa import Answered, QuestionRow, ask
+from evals.vqa import Answered, ask
 from models.base import UnifiedModel
 from models.weights import Weights
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.questions import QuestionRow
 from data.shapes.oracle import answer_images, read
 from evals.judges.base import Judge
-from evals.vqa import Answered, QuestionRow
+from evals.vqa import Answered
 
 
 class Oracle(Judge):

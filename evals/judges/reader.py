@@ -28,8 +28,9 @@ from torch.nn import functional as F
 
 from core.progress import Progress
 from core.runtime import derive_seed
+from data.questions import QuestionRow
 from evals.judges.base import Judge, Row
-from evals.vqa import Answered, QuestionRow, chosen
+from evals.vqa import Answered, chosen
 from models.clip_similarity import ClipSimilarity
 
 SIDE = 64

@@ -1,0 +1,96 @@
+"""`make own PICTURES=... CHECKPOINT=... TO=...`: from pictures with captions to a running loop.
+
+Makes a pool with a held-out test set, writes a config beside it and runs self-play with it, with
+questions by rules and readers as the judge, so that neither a language model nor another judge is
+needed. Killed, the same command goes on. The config is the user's to change afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from core.command import run_command
+from core.errors import UserError
+from core.runtime import setup_logging
+from flows import local
+
+CONFIG, DATA = "config.yaml", "data"
+TEST_SHARE = 0.1
+# Profiles by the number of image tokens; models of other sizes take the built-in world's.
+PROFILES = {1024: "configs/show_o_512.yaml", 256: "configs/show_o_256.yaml"}
+DEFAULT = "pipeline.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after an error that a user can act on."""
+    parser = argparse.ArgumentParser(prog="python -m flows.own", description=__doc__)
+    add = parser.add_argument
+    add("--pictures", required=True, help="folder, tar shards or data set with captions")
+    add("--checkpoint", required=True, type=Path, help="folder of the model")
+    add("--to", required=True, type=Path, help="folder of the pool and the config")
+    add("--iterations", type=int, help="replaces the number of the profile")
+    options = parser.parse_args(arguments)
+    setup_logging()
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    path = prepare(options.pictures, options.checkpoint, options.to)
+    local.pipeline(str(path), options.iterations, None, False)
+
+
+def prepare(pictures: str, checkpoint: Path, to: Path) -> Path:
+    """The pool and the config in `to`, made unless they are there; the path of the config."""
+    profile = profile_of(checkpoint)
+    if not (to / DATA / "test").is_dir():
+        from data.ingest.__main__ import main as ingest
+
+        share = str(TEST_SHARE)
+        if ingest([pictures, "--to", str(to / DATA), "--test-share", share]):
+            raise UserError(
+                f"no pool was made of {pictures}; see the message above, and `python -m "
+                "data.ingest --help` for fields of other names"
+            )
+    path = to / CONFIG
+    if not path.is_file():
+        path.write_text(yaml.safe_dump(settings(profile, checkpoint, to), sort_keys=False))
+        print(f"{path} is yours to change")
+    return path
+
+
+def profile_of(checkpoint: Path) -> Path:
+    """The profile that fits a model folder; UserError if it is none."""
+    try:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        tokens = int(config["num_vq_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"CHECKPOINT {checkpoint} is no model folder ({type(error).__name__}: {error}); give "
+            "one that `python -m models.checkpoints import` has made"
+        ) from None
+    return Path(PROFILES.get(tokens, DEFAULT)).resolve()
+
+
+def settings(profile: Path, checkpoint: Path, to: Path) -> dict[str, object]:
+    """What a config of one's own pictures says beside its profile."""
+    data = (to / DATA).resolve()
+    return {
+        "extends": str(profile),
+        "store": str((to / "store").resolve()),
+        "model": {"checkpoint": str(checkpoint.resolve())},
+        "data": {"source": "parquet", "pool": str(data / "pool"), "test": str(data / "test")},
+        "questions": {"by": "captions", "endpoint": None, "per_record": 6, "max_without": 0.1},
+        "evaluation": {"judge": "reader"},
+        "benchmarks": [],
+        "tracking": {"registered_model": f"hermesflow-{to.resolve().name}"},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
