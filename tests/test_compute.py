@@ -117,7 +117,7 @@ def test_stage_without_gpus_runs_on_the_cpu_with_the_cores_that_it_has() -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"compute__stages__trian": {}}, "should be one of sample-captions"),
+        ({"compute__stages__trian": {}}, "should be one of fit, judge, sample-captions"),
         ({"compute__stages__train": {"gpu": 1}}, "unknown key; did you mean gpus"),
         ({"compute__resources__memory_gb": 0}, "memory limit"),
         ({"compute__docker__volumes": ["data"]}, "HOST:CONTAINER"),

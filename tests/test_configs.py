@@ -11,6 +11,8 @@ from core.stage import ABSENT
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
 from tasks.evaluate import EVALUATE
+from tasks.fit import STAGE as FIT
+from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
 from tasks.questions import QUESTIONS
@@ -27,7 +29,7 @@ SHIPPED = [
     *sorted((PROJECT / "configs").glob("show_o_*.yaml")),
 ]
 STAGES = (
-    *(POOL, TEST, QUESTIONS, BASE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
+    *(POOL, TEST, QUESTIONS, BASE, FIT, JUDGE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
     *(PAIR, REFERENCE, TRAIN, EVALUATE, BENCHMARK, REGISTER),
 )
 READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime", "compute"}
@@ -71,12 +73,12 @@ def test_every_field_says_what_it_is() -> None:
 
 def test_oracle_is_refused_for_a_pool_it_cannot_read() -> None:
     data = {"source": "parquet", "pool": "pool.parquet", "test": "test.parquet"}
-    with pytest.raises(UserError, match=r"evaluation.judge = 'oracle' reads shapes only.*base"):
+    with pytest.raises(UserError, match=r"evaluation.judge = 'oracle' reads shapes only.*reader"):
         load_config(PROJECT / "pipeline.yaml", {"data": data})
 
 
 def test_an_outside_judge_needs_an_endpoint() -> None:
-    with pytest.raises(UserError, match=r"'endpoint', but evaluation.endpoint is null; .*base"):
+    with pytest.raises(UserError, match=r"'endpoint', but evaluation.endpoint is null; .*reader"):
         load_config(PROJECT / "pipeline.yaml", {"evaluation.judge": "endpoint"})
 
 

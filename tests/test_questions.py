@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import models.endpoint
+from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
 from core.stage import run_stage
@@ -22,6 +23,7 @@ from tests.llm_server import MODEL, Server, endpoint, llm_server
 from tests.stage_inputs import make_config, pool_row, publish
 
 CAPTIONS = ("a red ball", "a cat", "a green table", "fog", "a blue dog", "a yellow ball")
+BY_MODEL: dict[str, list[ArtifactRef]] = {"about": [], "base": []}
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_text_of_a_model_is_put_on_one_line() -> None:
 
 def test_records_get_questions_that_their_captions_answer(server: Server, store: Store) -> None:
     pool = publish(store, "pool", [rows()])
-    done = store.open(run_stage(QUESTIONS, config(server), store, {"pool": pool}).ref)
+    done = store.open(run_stage(QUESTIONS, config(server), store, {"pool": pool, **BY_MODEL}).ref)
     table = read_table(done.parts(), "pool")
     asked = dict(zip(table["record_id"].to_pylist(), table["questions"].to_pylist(), strict=True))
     assert [(q["question"], q["answer"]) for q in asked["r0"]] == [
@@ -123,7 +125,7 @@ def test_records_get_questions_that_their_captions_answer(server: Server, store:
 def test_everything_written_is_on_record(server: Server, store: Store) -> None:
     own = {"type": "color", "question": "Is there a ball?", "choices": ["a", "b"], "answer": "a"}
     pool = publish(store, "pool", [[pool_row("r0", caption="a red ball", questions=[own])]])
-    done = store.open(run_stage(QUESTIONS, config(server), store, {"pool": pool}).ref)
+    done = store.open(run_stage(QUESTIONS, config(server), store, {"pool": pool, **BY_MODEL}).ref)
     names = [name for name in done.names() if name.startswith("provenance/")]
     found = read_table([done.path(name) for name in names], "question_provenance").to_pylist()
     # The pool's own question stays, so the one that was written like it does not.
@@ -159,7 +161,7 @@ def test_troubles_on_the_way_change_nothing(server: Server, store: Store, tmp_pa
     def digest(root: str, faults: list[int | str]) -> str:
         server.faults.extend(faults)
         place = Store(str(tmp_path / root))
-        return run_stage(QUESTIONS, config(server), place, {"pool": pool}).ref.digest
+        return run_stage(QUESTIONS, config(server), place, {"pool": pool, **BY_MODEL}).ref.digest
 
     pool = publish(store, "pool", [rows()])
     faults: list[int | str] = [500, "truncated", "drop", 429, "wrong_schema", "page", 503]
@@ -168,14 +170,16 @@ def test_troubles_on_the_way_change_nothing(server: Server, store: Store, tmp_pa
 
 def test_a_killed_stage_asks_only_for_what_is_missing(server: Server, store: Store) -> None:
     pool = publish(store, "pool", [rows()])
-    reference = run_stage(QUESTIONS, config(server), Store(store.uri + "-whole"), {"pool": pool})
+    reference = run_stage(
+        QUESTIONS, config(server), Store(store.uri + "-whole"), {"pool": pool, **BY_MODEL}
+    )
     needed = len(server.bodies)
     server.bodies.clear()
     server.faults.extend([""] * (needed // 2) + [413])
     with pytest.raises(UserError, match=r"record 'r.': .*fault 413"):
-        run_stage(QUESTIONS, config(server), store, {"pool": pool})
+        run_stage(QUESTIONS, config(server), store, {"pool": pool, **BY_MODEL})
     before = len(server.bodies)
-    done = run_stage(QUESTIONS, config(server), store, {"pool": pool})
+    done = run_stage(QUESTIONS, config(server), store, {"pool": pool, **BY_MODEL})
     assert done.ref.digest == reference.ref.digest
     assert 0 < len(server.bodies) - before < needed
     results = store.open(done.ref).manifest["results"]
@@ -184,21 +188,28 @@ def test_a_killed_stage_asks_only_for_what_is_missing(server: Server, store: Sto
 
 def test_neither_address_nor_width_makes_it_anew(server: Server, store: Store) -> None:
     pool = publish(store, "pool", [rows()])
-    first = run_stage(QUESTIONS, config(server), store, {"pool": pool})
+    first = run_stage(QUESTIONS, config(server), store, {"pool": pool, **BY_MODEL})
     elsewhere = endpoint("http://localhost:1/v1", concurrency=9, retries=0).model_dump()
-    again = run_stage(QUESTIONS, config(server, endpoint=elsewhere), store, {"pool": pool})
+    again = run_stage(
+        QUESTIONS, config(server, endpoint=elsewhere), store, {"pool": pool, **BY_MODEL}
+    )
     assert again.cached
     assert again.ref == first.ref
     with pytest.raises(UserError, match="ConnectError"):  # which says that it is not cached
-        run_stage(QUESTIONS, config(server, endpoint=elsewhere, min_f1=0.7), store, {"pool": pool})
+        run_stage(
+            QUESTIONS,
+            config(server, endpoint=elsewhere, min_f1=0.7),
+            store,
+            {"pool": pool, **BY_MODEL},
+        )
 
 
 def test_too_many_records_without_questions_are_refused(server: Server, store: Store) -> None:
     pool = publish(store, "pool", [rows()])
     with pytest.raises(UserError, match=r"1 of 6 records have no question, 'r3' .*max_without"):
-        run_stage(QUESTIONS, config(server, max_without=0.1), store, {"pool": pool})
+        run_stage(QUESTIONS, config(server, max_without=0.1), store, {"pool": pool, **BY_MODEL})
     asked = len(server.bodies)
-    done = run_stage(QUESTIONS, config(server, max_without=0.2), store, {"pool": pool})
+    done = run_stage(QUESTIONS, config(server, max_without=0.2), store, {"pool": pool, **BY_MODEL})
     assert len(server.bodies) == asked  # the parts were there
     strict = config(server, max_without=0.1).questions
     assert strict is not None
@@ -209,7 +220,7 @@ def test_too_many_records_without_questions_are_refused(server: Server, store: S
 def test_without_the_section_there_is_nothing_to_run(store: Store) -> None:
     pool = publish(store, "pool", [rows()])
     with pytest.raises(UserError, match="questions is null"):
-        run_stage(QUESTIONS, make_config(), store, {"pool": pool})
+        run_stage(QUESTIONS, make_config(), store, {"pool": pool, **BY_MODEL})
 
 
 def test_a_pool_may_lack_questions_only_if_they_get_written(
