@@ -162,7 +162,7 @@ def _same(one_P: Looks, other_P: Looks) -> npt.NDArray[np.bool_]:
     rich &= (light <= MAX_LIGHT) & (most <= MAX_GAIN * least)
     rich &= (scaled[:, -1] <= MAX_GREY) & (scaled[:, -OUTLIERS] <= MOST_GREY)
     enough = least >= MIN_CONTRAST
-    return enough & np.where(_is_simple(grey) | _is_simple(there), simple, rich)
+    return np.asarray(enough & np.where(_is_simple(grey) | _is_simple(there), simple, rich))
 
 
 def _levelled(grey: Floats) -> Floats:
@@ -213,4 +213,4 @@ def _cosines() -> npt.NDArray[np.float64]:
     step = np.arange(SIDE)
     matrix = np.cos(np.pi * np.outer(step, step + 0.5) / SIDE) * np.sqrt(2 / SIDE)
     matrix[0] /= np.sqrt(2)
-    return matrix
+    return np.asarray(matrix)

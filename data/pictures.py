@@ -16,21 +16,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from core.errors import UserError
+from core.names import without_addresses
 
 # Formats whose decoders run in this process; PostScript, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-CONVERT = "convert it to PNG or JPEG first"
-# What people keep among pictures and is none of FORMATS: how such a file begins, what it is, why
-# it is not read and the way out.
+CONVERT = "convert it to PNG or JPEG"
+# What people keep among pictures and is none of FORMATS: how such a file begins, its name, and why
+# it is not read.
 OTHERS = (
-    ((b"<svg",), "SVG, a drawing and no pixels: another renderer would show another picture"),
-    ((b"%pdf",), "a PDF page"),
-    ((b"%!ps", b"\xc5\xd0\xd3\xc6"), "PostScript, which is a program"),
-    ((b"<!doctype html", b"<html"), "a web page, as servers send in place of a picture"),
+    ((b"<svg",), "SVG", "a drawing without pixels, which every program draws otherwise"),
+    ((b"%pdf",), "PDF", "pages and no picture"),
+    ((b"%!ps", b"\xc5\xd0\xd3\xc6"), "PostScript", "a program that draws"),
+    ((b"<!doctype html", b"<html"), "HTML", "as servers send in place of a picture"),
 )
+HEIF_NAME = ("HEIF", "as phones write it")
 HEIF = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 HEAD = 4096  # bytes that a format is told by
 
@@ -74,9 +76,14 @@ class BombError(PictureError):
 
 
 class FormatError(PictureError):
-    """A file of a kind that is not read as a picture."""
+    """A file of a known kind that is not read as a picture."""
 
-    reason = "image is of a format that is not read"
+    def __init__(self, where: str, name: str, why: str) -> None:
+        super().__init__(
+            f"{where}the image cannot be decoded ({name} is not read: {why}); give an undamaged "
+            f"one, such as PNG or JPEG, or {CONVERT}"
+        )
+        self.reason = f"image is {name}, which is not read"
 
 
 class DepthError(PictureError):
@@ -235,7 +242,7 @@ def _white(mode: str, low: float, high: float) -> float:
         return 1.0
     if low >= 0 and high <= 255:
         return 255.0
-    if mode == "I" and 0 <= low and high <= 65535:
+    if mode == "I" and low >= 0 and high <= 65535:
         return 65535.0
     allowed = "0 to 1 or 0 to 255" if mode == "F" else "0 to 255 or 0 to 65535"
     raise DepthError(
@@ -295,7 +302,7 @@ def _transform(profile: bytes, mode: str) -> tuple[bool, ImageCms.ImageCmsTransf
         samples = _samples(mode)
         moved = np.asarray(transform.apply(samples)).astype(int)
         change = np.abs(moved - np.asarray(samples.convert("RGB")).astype(int)).max()
-    except Exception:  # noqa: BLE001 - profiles of strangers; viewers leave out what is broken
+    except Exception:
         return False, None
     return True, transform if change > 2 else None
 
@@ -326,9 +333,10 @@ def _scale_transparency(image: Image.Image) -> None:
     The file has it in its own depth, of which decoding makes 8 bits (but for grey of 16).
     """
     transparent = image.info.get("transparency")
-    if image.format != "PNG" or transparent is None or not image.tile:
+    if image.format != "PNG" or transparent is None:
         return
-    raw = str(image.tile[0][3])
+    tile: Any = getattr(image, "tile", ())
+    raw = str(tile[0][3]) if tile else ""
     if image.mode == "L" and isinstance(transparent, int) and ";" in raw:
         bits = int(raw.partition(";")[2].rstrip("B"))
         top = min(transparent, 2**bits - 1)
@@ -348,20 +356,23 @@ def _refuse_other(source: bytes | Path) -> None:
         except OSError:
             return
     text = head.replace(b"\0", b"").removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for starts, what in OTHERS:
+    found = None
+    for starts, *named in OTHERS:
         if text.startswith(starts) or (text.startswith(b"<?xml") and starts[0] in text):
-            raise FormatError(f"{_named(source)}the file is {what}; {CONVERT}")
+            found = named
     if head[:3] == b"\x1f\x8b\x08" and str(source)[-5:].lower() == ".svgz":
-        raise FormatError(f"{_named(source)}the file is compressed SVG; {CONVERT}")
+        found = list(OTHERS[0][1:])
     if head[4:8] == b"ftyp" and head[8:12] in HEIF:
-        raise FormatError(f"{_named(source)}the file is HEIF, as phones write it; {CONVERT}")
+        found = list(HEIF_NAME)
+    if found is not None:
+        raise FormatError(_named(source), *found)
 
 
 def _said(error: Exception) -> str:
     """An error of a decoder, without the place in memory of what it was given."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "it is no picture in one of " + ", ".join(_formats())
-    return f"{type(error).__name__}: {error}"
+    return without_addresses(f"{type(error).__name__}: {error}")
 
 
 def _file(path: Path) -> Path:
