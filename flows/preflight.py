@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from core.benchmarks import ENDPOINT, NEEDS, SELF
 from core.config import Config
 from core.errors import UserError
+from core.names import visible
 from core.store import Store
 from data.checks import check_asked, check_table
 from data.held_out import check_apart
@@ -174,7 +175,7 @@ def _check_benchmarks(config: Config) -> None:
         if chosen.folder is not None:
             folder = _folder(f"{field}: folder", chosen.folder)
             patterns = NEEDS[chosen.name].files
-            if not any(True for pattern in patterns for _ in folder.rglob(pattern)):
+            if not any(True for pattern in patterns for _ in visible(folder, pattern)):
                 raise UserError(
                     f"{field}: folder = {chosen.folder!r} has no {' or '.join(patterns)}; give the "
                     "folder with its published files"

@@ -134,6 +134,13 @@ class FieldCheck:
             raise UserError(self._error)
 
 
+def _emptiness(value: object) -> str:
+    """What people call a value that is none."""
+    if value is None:
+        return "null"
+    return "NaN" if missing(value) else "blank"
+
+
 class Fields:
     """Where rows of a source keep the parts of a record."""
 
@@ -162,7 +169,8 @@ class Fields:
     def lack(self, row: Row, field: str) -> str:
         """Which field without a value a row has in place of one with it, and what it has."""
         there = [name for name in self._names[field] if name in row]
-        empty = f"{there[0]} is null" if there else f"no {' or '.join(self._names[field])}"
+        known = " or ".join(self._names[field])
+        empty = f"{there[0]} is {_emptiness(row[there[0]])}" if there else f"no field {known}"
         filled = [name for name, value in row.items() if not missing(value)]
         return f"{empty}; fields with a value: {', '.join(filled) or 'none'}"
 

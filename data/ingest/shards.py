@@ -5,7 +5,7 @@ of the .txt. Shards are read from front to back, and nothing is ever extracted.
 """
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -59,14 +59,26 @@ class Shards:
         # Without an option that says so, `id` and `key` may be numbers within a shard.
         own = self._fields.chosen(row, "id") or row.get("record_id")
         read = IMAGE_SUFFIXES | UNREAD_SUFFIXES  # the latter are refused by what they are
-        suffix = next((suffix for suffix in members if suffix in read), None)
+        suffix = _member(members, read)
         image = partial(_content, members, suffix)
         return self._fields.record(row, record_id if missing(own) else id_text(own), image)
 
 
+def _member(members: Members, suffixes: Collection[str]) -> str | None:
+    """The suffix of a member of a kind; a longer one (`.caption.txt`) if it is the only one."""
+    exact = [suffix for suffix in members if suffix in suffixes]
+    longer = [suffix for suffix in members if PurePosixPath(f"a{suffix}").suffix in suffixes]
+    if exact:
+        return exact[0]
+    return longer[0] if len(longer) == 1 else None
+
+
 def _content(members: Members, suffix: str | None) -> bytes:
     if suffix is None:
-        raise BadRecordError(NO_IMAGE, f"it has: {', '.join(members)}")
+        raise BadRecordError(
+            NO_IMAGE,
+            f"it has: {', '.join(members)}; members of one name must be neighbours in a shard",
+        )
     content = members[suffix]
     if isinstance(content, BadRecordError):
         raise content
@@ -76,10 +88,11 @@ def _content(members: Members, suffix: str | None) -> bytes:
 def _text_of(members: Members) -> Row:
     row: dict[str, object] = {}
     try:
-        if ".txt" in members:
-            row["caption"] = _decoded(_content(members, ".txt"))
-        if ".json" in members:
-            found = parse_line(_decoded(_content(members, ".json")))
+        text, fields = _member(members, (".txt",)), _member(members, (".json",))
+        if text is not None:
+            row["caption"] = _decoded(_content(members, text))
+        if fields is not None:
+            found = parse_line(_decoded(_content(members, fields)))
             # What is empty there does not take the place of the text.
             row |= {k: v for k, v in found.items() if not missing(v) and not _blank(v)}
     except UnicodeDecodeError:
@@ -125,7 +138,9 @@ def _members(shard: Path) -> Iterator[tuple[str, bytes | BadRecordError | None]]
                 path = PurePosixPath(member.name)
                 if member.isdir() or not path.name:
                     continue
-                yield member.name, None if is_hidden_path(path) else _read(tar, member)
+                # Without the "./" that some programs put before every name.
+                name = member.name.removeprefix("./")
+                yield name, None if is_hidden_path(path) else _read(tar, member)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
             f"{shard} is no whole tar file ({error}); replace it by an undamaged copy, or take it "
