@@ -129,6 +129,8 @@ def _check_preference(row: Row, *, published: bool) -> None:
 
 def _id(given: Mapping[str, Any]) -> str:
     value = given.get("id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what libraries of tables make of numbers in a column with gaps
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
         raise BadRecordError("no id")
     return _valid(str(value), "id")

@@ -166,6 +166,8 @@ def seen(image: Image.Image) -> Seen:
             changes.append(ON_WHITE)
             picture = Image.composite(picture, white, alpha)
     contrast = high - low > (0 if image.mode == "F" else CONTRAST)
+    if alpha is not None:
+        contrast |= np.ptp(alpha.getextrema()) > CONTRAST  # a white drawing on nothing
     if contrast and max(top - bottom for bottom, top in _extrema(picture)) <= FLAT:
         raise ContrastError(
             f"the image has values from {low:g} to {high:g} in its file, and a person sees one "

@@ -60,7 +60,13 @@ def _run(given: argparse.Namespace) -> None:
         max_caption=given.max_caption,
     )  # fmt: skip
     with open_questions(given.questions, Fields(fields)) as questions:
-        _report(ingest(source, questions, job), given.to)
+        counts = ingest(source, questions, job)
+    _report(counts, given.to)
+    if counts.test < given.test_records:
+        print(
+            f"fewer are held out than --test-records = {given.test_records}, since larger groups "
+            "of pictures that look alike stay in the pool"
+        )
 
 
 def _check(given: argparse.Namespace) -> None:

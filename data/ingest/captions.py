@@ -99,8 +99,12 @@ class CaptionFiles:
             if record_id == self._numbered_id(record_id, name):
                 return self._made(row, record_id, value, notes)
         if not isinstance(name, str):
-            raise BadRecordError("no id", "neither an id nor the path of an image")
-        return self._made(row, self._path_id(name, value), value, notes, by_path=True)
+            raise BadRecordError(
+                "no id", f"neither an id nor the path of an image; {self._fields.lack(row, 'id')}"
+            )
+        held = isinstance(value, dict) and not missing(value.get("bytes"))
+        record_id = name if held else self._path_id(name)
+        return self._made(row, record_id, value, notes, by_path=not held)
 
     def _made(
         self, row: Row, record_id: str, value: object, notes: list[str], *, by_path: bool = False
@@ -109,6 +113,8 @@ class CaptionFiles:
             record_id = record_id.partition(".")[0]
             notes.append(WHOLE_ID)
         image = partial(image_bytes, value, self._images, notes)
+        if missing(value):
+            image = partial(no_image, self._fields.lack(row, "image"))
         return self._fields.record(row, record_id, image, by_path=by_path, notes=notes)
 
     def _unnumbered(self, name: str) -> tuple[str, list[str]]:
@@ -124,10 +130,8 @@ class CaptionFiles:
         numbered = NUMBERED.fullmatch(record_id)
         return numbered[1] if numbered and isinstance(name, str) else record_id
 
-    def _path_id(self, name: str, value: object) -> str:
+    def _path_id(self, name: str) -> str:
         """The id of a picture without one: its path from the folder on, however it is spelled."""
-        if isinstance(value, dict) and value.get("bytes") is not None:
-            return name
         try:
             return self._images.find(name).name
         except BadRecordError:
@@ -146,8 +150,8 @@ class CaptionFiles:
 
     def _table_rows(self, path: Path) -> Iterator[Numbered]:
         layout = layout_of(path, self._fields.names, tuple(IMAGE_SUFFIXES), self._encoding)
-        for number, row in enumerate(table_rows(path, layout), 1):
-            yield f"{path.name} row {number}", partial(_given, row)
+        for number, (cells, notes, surplus) in enumerate(table_rows(path, layout), 1):
+            yield f"{path.name} row {number}", partial(_whole, cells, notes, surplus)
 
     @property
     def _is_table(self) -> bool:
@@ -174,8 +178,23 @@ def image_bytes(value: object, folder: Folder, notes: list[str] | None = None) -
     return folder.read(value, notes)
 
 
+def no_image(detail: str) -> bytes:
+    """BadRecordError that says what is in the place of a picture."""
+    raise BadRecordError(NO_IMAGE, detail)
+
+
 def _without_notes(load: Callable[[], Row]) -> tuple[Row, Sequence[str]]:
     return load(), ()
+
+
+def _whole(cells: Row, notes: Sequence[str], surplus: str) -> tuple[Row, Sequence[str]]:
+    """A row of a table; BadRecordError if it has cells without a column."""
+    if surplus:
+        raise BadRecordError(
+            "row has more cells than the table has columns",
+            f"{surplus!r:.80} is in none; put texts with delimiters in quotes",
+        )
+    return cells, notes
 
 
 def _given(row: tuple[Row, Sequence[str]]) -> tuple[Row, Sequence[str]]:

@@ -163,6 +163,8 @@ def _caption_files(path: Path) -> list[Path]:
     if suffixes == {".parquet"} or len(found) == 1:
         return found
     what = f"has {', '.join(file.name for file in found[:5])}" if found else "has none of these"
+    if len(texts) > 1 and not found:
+        what = f"has {', '.join(file.name for file in texts[:5])}, of which none is the only table"
     raise UserError(
         f"{path} {what}; give a folder with one file of captions ({', '.join(SUFFIXES)}), several "
         "of Parquet, or tar shards; or give the file itself, and --images FOLDER if its pictures "

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from core.errors import UserError
 from core.names import without_addresses
 from data.ingest.arrow_files import Load
-from data.ingest.captions import image_bytes, only_image
+from data.ingest.captions import image_bytes, no_image, only_image
 from data.ingest.local_copies import (
     Split,
     check_repository,
@@ -99,6 +99,8 @@ class HubRows:
         record_id = f"{self._name}-{number:09d}" if own is None else id_text(own)
         notes: list[str] = []
         image = partial(self._image, only_image(self._fields.get(row, "image")), notes)
+        if missing(self._fields.get(row, "image")):
+            image = partial(no_image, self._fields.lack(row, "image"))
         return self._fields.record(row, record_id, image, notes=notes)
 
     def _image(self, value: object, notes: list[str]) -> bytes:

@@ -37,7 +37,7 @@ def id_text(value: object) -> str:
 
     A column of numbers with gaps becomes one of floats in many libraries of tables.
     """
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
     return str(value)
 

@@ -20,7 +20,7 @@ MARKS = (
 )
 WINDOWS = "cp1252"  # of Excel and its kin in Western Europe and America
 BLOCK = 1 << 20
-DELIMITERS = ",;\t|"
+DELIMITERS = "\t|;,"  # the first ones are rarer within texts
 # What libraries of tables write for a missing value; CSV has no types that would tell it from text.
 MISSING_WORDS = frozenset(("nan", "NaN", "NAN", "-nan", "<NA>", "NaT", "null", "NULL", "None"))
 MISSING_WORD = "cell that says nan or null read as empty"
@@ -99,7 +99,7 @@ def _shown(encoding: str) -> str:
 
 
 def layout_of(
-    path: Path, known: Sequence[str], suffixes: Sequence[str], given: str | None
+    path: Path, known: Sequence[str], suffixes: tuple[str, ...], given: str | None
 ) -> Layout:
     """How a table is written, told by its first line.
 
@@ -109,16 +109,13 @@ def layout_of(
     encoding = table_encoding_of(path, given)
     with open_text(path, encoding) as file:
         line = file.readline()
-    best, best_names = ",", [line.strip()]
-    for delimiter in DELIMITERS:
-        names = _split(line, delimiter)
-        score = (sum(name in known for name in names), len(names))
-        if score > (sum(name in known for name in best_names), len(best_names)):
-            best, best_names = delimiter, names
-    picture = best_names[0].partition("#")[0].lower()
-    if len(best_names) == 2 and picture.endswith(tuple(suffixes)):
-        return Layout(encoding, best, ("image", "caption"), has_header=False)
-    return Layout(encoding, best, best_names, has_header=True)
+    splits = {delimiter: _split(line, delimiter) for delimiter in DELIMITERS}
+    scores = {one: (sum(n in known for n in names), len(names)) for one, names in splits.items()}
+    best = max(scores, key=lambda delimiter: scores[delimiter])
+    for delimiter, (first, *rest) in splits.items():
+        if rest and not scores[best][0] and first.partition("#")[0].lower().endswith(suffixes):
+            return Layout(encoding, delimiter, ("image", "caption"), has_header=False)
+    return Layout(encoding, best, splits[best], has_header=True)
 
 
 def _split(line: str, delimiter: str) -> list[str]:
@@ -129,13 +126,14 @@ def _split(line: str, delimiter: str) -> list[str]:
     return [name.strip() for name in row]
 
 
-def table_rows(path: Path, layout: Layout) -> Iterator[tuple[Cells, list[str]]]:
-    """Rows by the names of their columns, and notes; an empty cell is no value.
+def table_rows(path: Path, layout: Layout) -> Iterator[tuple[Cells, list[str], str]]:
+    """Rows by the names of their columns, notes, and what has no column; an empty cell is no value.
 
     UserError where the table is damaged.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    bare = layout.delimiter == "|"  # captions in such tables begin with quotes that never end
+    # Captions in such tables begin with quotes that never end.
+    bare = layout.delimiter == "|" or not layout.has_header
     try:
         with open_text(path, layout.encoding, newline="") as file:
             rows = csv.reader(
@@ -153,13 +151,15 @@ def table_rows(path: Path, layout: Layout) -> Iterator[tuple[Cells, list[str]]]:
         raise UserError(f"{path} is no valid CSV ({error}); repair it or cut it off") from None
 
 
-def _cells(layout: Layout, row: Sequence[str]) -> tuple[Cells, list[str]]:
-    """Surplus cells have no name, and are left out."""
+def _cells(layout: Layout, row: list[str]) -> tuple[Cells, list[str], str]:
     cells: Cells = {name: None for name in layout.names if name}
     notes = [f"table read as {layout.encoding}"] if layout.encoding == WINDOWS else []
+    if not layout.has_header:  # all that follows the picture is its caption
+        row = [row[0], layout.delimiter.join(row[1:])]
     for name, cell in zip(layout.names, row, strict=False):
         if cell.strip() in MISSING_WORDS:
             notes.append(MISSING_WORD)
         elif name and cell.strip():
             cells[name] = cell.strip() if layout.delimiter == "|" else cell
-    return cells, notes
+    surplus = layout.delimiter.join(row[len(layout.names) :])
+    return cells, notes, surplus.strip(layout.delimiter + " ")
