@@ -357,7 +357,7 @@ def _refuse_other(source: bytes | Path) -> None:
                 head = file.read(HEAD)
         except OSError:
             return
-    text = head.replace(b"\0", b"").removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    text = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower()  # and its mark
     found = None
     for starts, *named in OTHERS:
         if text.startswith(starts) or (text.startswith(b"<?xml") and starts[0] in text):
