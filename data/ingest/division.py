@@ -36,33 +36,31 @@ class Division:
 
     def run(self) -> None:
         """Divide what is not divided yet."""
-        joined = [row for chunk in self._state.chunks() for row in chunk.joined]
+        joined = (row for chunk in self._state.chunks() for row in chunk.joined)
         first = 0
         with TemporaryDirectory() as folder, closing(_database(Path(folder), joined)) as database:
             for number, size in enumerate(self._plan.sizes):
                 rows = slice(first, first + size)
                 first += size
                 if self._state.staged(number).is_file():
-                    self._part(number, self._plan.held_out[rows], database)
-                    self._keep_looks(number, self._looks[rows][~self._plan.held_out[rows]])
-                    # Last, since a part without its staged one counts as divided.
-                    self._state.staged(number).unlink(missing_ok=True)
+                    self._part(number, self._plan.held_out[rows], self._looks[rows], database)
         with PartWriter(self._scratch, self._state.folder / "test" / "part-") as test:
             for number in range(len(self._plan.sizes)):
                 path = part_path(self._held, number)
                 for row in _rows(path) if path.is_file() else ():
                     test.add(row)
 
-    def _part(self, number: int, held_out: Side, database: sqlite3.Connection) -> None:
-        staged = self._state.staged(number)
+    def _part(
+        self, number: int, held_out: Side, looks: Looks, database: sqlite3.Connection
+    ) -> None:
+        """Divide a part. A part whose staged file is gone is divided, so that goes last."""
+        staged, target = self._state.staged(number), part_path(self._pool, number)
         ids = pq.read_table(staged, columns=["record_id"])["record_id"].to_pylist()
         more = {record_id: found for record_id in ids if (found := _found(database, record_id))}
         if not held_out.any() and not more:
-            target = part_path(self._pool, number)
+            self._keep_looks(staged, looks)
             with writing_to(target):
-                copy = self._scratch.new_path(target.name)
-                copy.hardlink_to(staged)
-                put_in_place(copy, target)
+                put_in_place(staged, target)
             return
         with (
             PartWriter(self._scratch, self._pool, number) as pool,
@@ -70,11 +68,13 @@ class Division:
         ):
             for row, is_held_out in zip(_rows(staged), held_out, strict=True):
                 (test if is_held_out else pool).add(_extended(row, more.get(row["record_id"], ())))
+        self._keep_looks(target, looks[~held_out])
+        staged.unlink()
 
-    def _keep_looks(self, number: int, looks: Looks) -> None:
-        path = part_path(self._pool, number)
+    def _keep_looks(self, path: Path, looks: Looks) -> None:
+        """Keep the looks of a file of the pool, wherever it lies yet."""
         if len(looks) >= KEPT_ROWS:
-            keep_looks(path.parent / KEPT, path, looks)
+            keep_looks(self._pool.parent / KEPT, path, looks)
 
 
 def _extended(row: dict[str, Any], more: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

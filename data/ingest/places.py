@@ -54,7 +54,7 @@ class Folder:
         # Snapshots of the hub's cache consist of links to its blobs.
         blobs = [one.parent / "blobs" for one in parents if one.name == "snapshots"]
         places = (self.root, *self.links, *blobs)
-        return any(target.is_relative_to(place.resolve()) for place in places)
+        return any(target.is_relative_to(_resolved(place)) for place in places)
 
     def find(self, name: str) -> Found:
         """A file by its name; BadRecordError if it is absent, or the name or a link leads out."""
@@ -132,6 +132,12 @@ class Folder:
             return None
         joined = _composed("/".join(parts))
         return Found(joined, path, (OTHER_FORM if joined == _composed(inner) else OTHER_CASE,))
+
+
+@lru_cache(maxsize=64)
+def _resolved(folder: Path) -> Path:
+    """A folder without links, which would be looked for in every row."""
+    return folder.resolve()
 
 
 def _spellings(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
