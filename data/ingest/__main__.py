@@ -121,13 +121,13 @@ def _report(counts: Counts, to: Path) -> None:
     if counts.without_questions:
         print(
             f"{counts.without_questions} records have no questions, which images are scored by; "
-            "give some with --questions, into another folder, or have a language model write them "
+            "give some with --questions, into another folder, or have them written "
             "(section `questions` of the config), before you run on this pool"
         )
     test = to / "test" if counts.test else "FOLDER OF HELD-OUT RECORDS"
     print("put into your config:")
     print(f"  data: {{source: parquet, pool: {to / 'pool'}, test: {test}}}")
-    print("and set `judge: base` under `evaluation`, then `make check-config`")
+    print("and set `judge: reader` under `evaluation`, then `make check-config`")
 
 
 def _parser() -> argparse.ArgumentParser:
