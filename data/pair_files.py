@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.progress import Progress
-from data.ingest.hermesflow import published_image, published_path
+from data.ingest.hermesflow import published_file, published_image
 from data.ingest.images import checked_image
 from data.ingest.json_files import iter_objects
+from data.ingest.places import Folder
 from data.ingest.raw import BadRecordError
 from data.pictures import opened
 from data.schemas import IMAGE, with_features
@@ -55,7 +56,7 @@ def image_files(file: Path, root: Path) -> Iterator[Path]:
     for given in iter_objects(file):
         for name in IMAGES.values():
             try:
-                yield published_path(given.get(name), root)
+                yield published_file(given.get(name), Folder(root)).path
             except BadRecordError:
                 continue
 
@@ -108,7 +109,7 @@ def _row(given: Mapping[str, Any], root: Path, keys: set[tuple[str, int]]) -> Ro
     if key in keys:
         raise BadRecordError("duplicate id", f"iteration {key[1]}")
     for name, theirs in IMAGES.items():
-        content = checked_image(published_image(given.get(theirs), root))
+        content = checked_image(published_image(given.get(theirs), Folder(root)))
         row[name] = {"bytes": content, "path": None}
     keys.add(key)
     # Only the model that learns from them can make tokens of pictures.
@@ -128,6 +129,8 @@ def _check_preference(row: Row, *, published: bool) -> None:
 
 def _id(given: Mapping[str, Any]) -> str:
     value = given.get("id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what libraries of tables make of numbers in a column with gaps
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
         raise BadRecordError("no id")
     return _valid(str(value), "id")

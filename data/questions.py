@@ -5,6 +5,7 @@ seeing the choices; these functions compare what it said.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import TypedDict
@@ -35,6 +36,15 @@ YES_NO = ("yes", "no")
 def plain(text: str) -> str:
     """Text on one line, without blanks at its ends or twice in a row, and control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def told_apart_by(text: str) -> str:
+    """What tells a choice from another to a reader: no capitals, blanks, or forms of a letter."""
+    composed = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    shown = "".join(
+        c for c in composed if unicodedata.category(c) not in ("Cc", "Cf") or c.isspace()
+    )
+    return " ".join(shown.split())
 
 
 def normalised(text: str) -> str:

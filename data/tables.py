@@ -13,6 +13,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import writing_to
+from core.names import is_hidden
 from data.checks import check_schema, check_unique, check_values
 from data.pictures import rgb
 from data.schemas import arrow_schema, table_named
@@ -127,7 +128,8 @@ def count_rows(paths: Iterable[str | Path]) -> int:
 def parquet_files(path: str | Path) -> list[Path]:
     """The Parquet file, or those of a folder; UserError if there is none."""
     place = Path(path)
-    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    found = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    files = [file for file in found if not (place.is_dir() and is_hidden(file.name))]
     if not files or not files[0].is_file():
         raise UserError(f"{path} has no Parquet file; give a .parquet file or a folder of them")
     return files

@@ -1,11 +1,13 @@
-"""What can go wrong with a config's inputs, said within seconds and before any work.
+"""What can go wrong with a config's inputs, said before any work.
 
-Without torch unless the device is a GPU. Stages check their inputs again, in full.
+It takes seconds, except for a large pool, whose pictures are all decoded once. Runs without torch
+unless the device is a GPU. Stages check their inputs again, in full.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from core.benchmarks import ENDPOINT, NEEDS, SELF
 from core.config import Config
 from core.errors import UserError
+from core.names import visible
 from core.store import Store
 from data.checks import check_asked, check_table
+from data.held_out import check_apart
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches, parquet_files
 from models.caption_scorer import MODULES, transformer_folder
@@ -48,6 +52,8 @@ MODEL_FILES = {
 DEEP_RECORDS = 1000
 SPREAD_GROUPS = 8
 SPREAD_IMAGES = 32
+LOOKS = Path(".hermesflow/looks")  # of large pools, so that they are decoded once
+logger = logging.getLogger(__name__)
 
 
 def check(config: Config, *, device: bool = True) -> None:
@@ -169,7 +175,7 @@ def _check_benchmarks(config: Config) -> None:
         if chosen.folder is not None:
             folder = _folder(f"{field}: folder", chosen.folder)
             patterns = NEEDS[chosen.name].files
-            if not any(True for pattern in patterns for _ in folder.rglob(pattern)):
+            if not any(True for pattern in patterns for _ in visible(folder, pattern)):
                 raise UserError(
                     f"{field}: folder = {chosen.folder!r} has no {' or '.join(patterns)}; give the "
                     "folder with its published files"
@@ -226,6 +232,13 @@ def _check_data(config: Config) -> None:
             f"{min(shared)!r} for one; held-out records must not be trained on, remove them from "
             "the pool"
         )
+    pool_files, test_files = parquet_files(config.data.pool), parquet_files(config.data.test)
+    try:
+        twins = check_apart(pool_files, test_files, LOOKS)
+    except UserError as error:
+        raise UserError(f"data.test: {error}") from None
+    if twins is not None:
+        logger.warning("data.test: %s", twins)
 
 
 def _check_records(field: str, path: str, asked: bool) -> set[str]:

@@ -18,6 +18,7 @@ from core.benchmarks import ENDPOINT, NEEDS, SELF, BenchmarkChoice
 from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
+from core.names import visible
 from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
 from core.store import Store
 from evals.benchmarks.catalog import opened
@@ -104,7 +105,7 @@ def _files(config: Config) -> Sequence[Path]:
     found = {
         path
         for pattern in NEEDS[chosen.name].files
-        for path in (folder.rglob(pattern) if folder else ())
+        for path in (visible(folder, pattern) if folder else ())
     }
     for judge in chosen.judges.values():
         # An artifact of a store is named by its content.

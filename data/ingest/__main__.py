@@ -12,11 +12,11 @@ from pathlib import Path
 
 from core.command import run_command
 from core.errors import UserError
-from data.ingest.formats import FORMATS, Place, open_source, recognise
+from data.ingest.formats import FORMATS, Place, hidden_files, open_source, recognise
 from data.ingest.places import fingerprint
 from data.ingest.questions import open_questions
 from data.ingest.raw import NAMES, Fields
-from data.ingest.run import BAD, Job, ingest
+from data.ingest.run import BAD, TWINS, Job, ingest
 from data.ingest.state import Counts
 
 
@@ -29,9 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> None:
     _check(given)
     fields = {name: value for name in NAMES if (value := getattr(given, f"{name}_field"))}
-    place = Place(given.source, given.format, given.images, fields, given.split, given.subset)
+    place = Place(
+        given.source, given.format, given.images, fields, given.split, given.subset,
+        tuple(given.links), given.encoding,
+    )  # fmt: skip
     kind, source = recognise(place), open_source(place)
     print(f"{given.source}: format {kind}", file=sys.stderr)
+    for path in hidden_files(Path(given.source)):
+        print(f"  {path.name} left out, since its name hides it", file=sys.stderr)
     job = Job(
         to=given.to,
         arguments={
@@ -41,6 +46,8 @@ def _run(given: argparse.Namespace) -> None:
             "images": str(given.images.resolve()) if given.images else None,
             "questions": _questions_of(given.questions),
             "fields": fields,
+            "links": [str(link.resolve()) for link in given.links],
+            "encoding": given.encoding,
             "split": given.split,
             "subset": given.subset,
             "test_records": given.test_records,
@@ -53,7 +60,13 @@ def _run(given: argparse.Namespace) -> None:
         max_caption=given.max_caption,
     )  # fmt: skip
     with open_questions(given.questions, Fields(fields)) as questions:
-        _report(ingest(source, questions, job), given.to)
+        counts = ingest(source, questions, job)
+    _report(counts, given.to)
+    if counts.test < given.test_records:
+        print(
+            f"fewer are held out than --test-records = {given.test_records}, since larger groups "
+            "of pictures that look alike stay in the pool"
+        )
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -80,20 +93,41 @@ def _questions_of(path: Path | None) -> str | None:
 
 def _report(counts: Counts, to: Path) -> None:
     print(f"{counts.pool} records for the pool, {counts.test} held out, of {counts.seen}")
-    for title, reasons in (("set aside", counts.bad), ("questions dropped", counts.bad_questions)):
+    for title, reasons in (
+        ("set aside", counts.bad),
+        ("questions dropped", counts.bad_questions),
+        ("read otherwise than it stands", counts.changes),
+    ):
         for reason, number in reasons.most_common():
             print(f"  {title}: {number}, {reason}")
+    if counts.joined:
+        print(f"  {counts.joined} rows are further captions of a picture, and joined its record")
+    if counts.equal:
+        print(f"  {counts.equal} records show a picture that another has, pixel for pixel")
+    if counts.twins:
+        examples = ", ".join(f"{one!r} like {other!r}" for one, other in counts.twin_examples)
+        print(
+            f"  {counts.twins} pairs are near twins, and on one side: {examples}; {to / TWINS} "
+            "lists them"
+        )
     if counts.bad or counts.bad_questions:
-        print(f"  {to / BAD} lists them")
+        print(f"  {to / BAD} lists what was set aside and dropped")
+    if counts.unmet_questions:
+        print(
+            f"  {counts.unmet_questions} of {counts.questions} questions of the file met no "
+            f"record, such as those for {', '.join(map(repr, counts.unmet_examples))}; ids of both "
+            "must be equal (--id-field)"
+        )
     if counts.without_questions:
         print(
             f"{counts.without_questions} records have no questions, which images are scored by; "
-            "give some with --questions, into another folder, before you run on this pool"
+            "give some with --questions, into another folder, or have them written "
+            "(section `questions` of the config), before you run on this pool"
         )
     test = to / "test" if counts.test else "FOLDER OF HELD-OUT RECORDS"
     print("put into your config:")
     print(f"  data: {{source: parquet, pool: {to / 'pool'}, test: {test}}}")
-    print("and set `judge: base` under `evaluation`, then `make check-config`")
+    print("and set `judge: reader` under `evaluation`, then `make check-config`")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,6 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, metavar="FOLDER", help="that image paths start from; default: the "
         "source's")  # fmt: skip
     add("--questions", type=Path, metavar="FILE", help="JSON of questions by record id")
+    add("--links", action="append", default=[], type=Path, metavar="FOLDER", help="that links of "
+        "the source may lead to; may be given again")  # fmt: skip
+    add("--encoding", metavar="NAME", help="of a table; default: UTF-8, UTF-16 by its mark, or "
+        "Windows-1252")  # fmt: skip
     add("--test-records", type=int, default=0, metavar="N", help="hold out about so many")
     add("--test-share", type=float, default=0.0, metavar="X", help="hold out this share")
     add("--split", metavar="NAME", help="of a dataset; default: train")

@@ -1,48 +1,57 @@
 """Format `captions`: rows in JSON, JSON Lines, CSV or Parquet, with pictures in a folder.
 
 A row names its picture by a path below the folder, or holds it as an `Image` struct (Parquet).
-The format of the pool itself is among these.
+Several rows of one picture become one record. The format of the pool itself is among these.
 """
 
-import csv
 import json
-import sys
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from core.errors import UserError
-from data.ingest.arrow_files import Load, open_parquet, parquet_rows
+from data.ingest.arrow_files import open_parquet, parquet_rows
 from data.ingest.json_files import count_lines, iter_lines, iter_objects
-from data.ingest.places import NO_IMAGE, fingerprint, read_inside
+from data.ingest.places import IMAGE_SUFFIXES, NO_IMAGE, Folder, fingerprint
 from data.ingest.raw import (
     NAMES,
     TRIES,
+    WHOLE,
     BadRecordError,
     FieldCheck,
     Fields,
     Item,
     RawRecord,
     Row,
+    id_text,
+    missing,
 )
+from data.ingest.text_files import layout_of, table_rows
 from data.tables import count_rows
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+TEXT = ".txt"  # a table, where it is named or stands alone
+NUMBERED = re.compile(r"(.+\.\w+)#\d+")  # a picture and which of its captions this is
+NUMBER_CUT = "number of the caption cut off the name of its picture"
+WHOLE_ID = "id written as 1.0 read as 1"
 
-Numbered = tuple[str, Load]
-"""Place of a row, and what gives it or raises BadRecordError."""
+Numbered = tuple[str, Callable[[], tuple[Row, Sequence[str]]]]
+"""Place of a row, and what gives it with notes, or raises BadRecordError."""
 
 
 class CaptionFiles:
     """Rows of files that share a suffix, in order."""
 
-    def __init__(self, files: Sequence[Path], images: Path, fields: Fields) -> None:
+    def __init__(
+        self, files: Sequence[Path], images: Folder, fields: Fields, encoding: str | None = None
+    ) -> None:
         self._files, self._images, self._fields = list(files), images, fields
+        self._encoding = encoding
 
     @property
     def total(self) -> int | None:
@@ -56,12 +65,12 @@ class CaptionFiles:
         for number, (where, load) in enumerate(self._rows(start), start):
             if number < TRIES:
                 with suppress(BadRecordError):
-                    check.see(load(), where)
+                    check.see(load()[0], where)
             yield Item(where, partial(self._record, load))
         check.end()
 
     def fingerprint(self) -> str:
-        return fingerprint(self._files, None if self._holds_images() else self._images)
+        return fingerprint(self._files, None if self._holds_images() else self._images.root)
 
     def _holds_images(self) -> bool:
         if self._suffix != ".parquet":
@@ -75,46 +84,135 @@ class CaptionFiles:
     def _suffix(self) -> str:
         return self._files[0].suffix.lower()
 
-    def _record(self, load: Callable[[], Row]) -> RawRecord:
-        row = load()
-        value = self._fields.get(row, "image")
+    def _record(self, load: Callable[[], tuple[Row, Sequence[str]]]) -> RawRecord:
+        row, given = load()
+        notes = list(given)
+        value = only_image(self._fields.get(row, "image"))
         own = self._fields.get(row, "id")
         name = value.get("path") if isinstance(value, dict) else value
-        if own is None and not isinstance(name, str):
-            raise BadRecordError("no id", "neither an id nor the path of an image")
-        record_id = str(name if own is None else own)
-        return self._fields.record(row, record_id, partial(image_bytes, value, self._images))
+        if isinstance(name, str):
+            name, how = self._unnumbered(name)
+            notes += how
+        value = {**value, "path": name} if isinstance(value, dict) else name
+        if own is not None:
+            record_id = id_text(own)
+            if record_id == self._numbered_id(record_id, name):
+                return self._made(row, record_id, value, notes)
+        if not isinstance(name, str):
+            raise BadRecordError(
+                "no id", f"neither an id nor the path of an image; {self._fields.lack(row, 'id')}"
+            )
+        held = isinstance(value, dict) and not missing(value.get("bytes"))
+        record_id = name if held else self._path_id(name)
+        return self._made(row, record_id, value, notes, by_path=not held)
+
+    def _made(
+        self, row: Row, record_id: str, value: object, notes: list[str], *, by_path: bool = False
+    ) -> RawRecord:
+        if self._is_table and WHOLE.fullmatch(record_id):
+            record_id = record_id.partition(".")[0]
+            notes.append(WHOLE_ID)
+        image = partial(image_bytes, value, self._images, notes)
+        if missing(value):
+            image = partial(no_image, self._fields.lack(row, "image"))
+        return self._fields.record(row, record_id, image, by_path=by_path, notes=notes)
+
+    def _unnumbered(self, name: str) -> tuple[str, list[str]]:
+        """The path of a picture without the number of a caption, unless a file is called so."""
+        numbered = NUMBERED.fullmatch(name)
+        if numbered is None or (self._images.root / name).is_file():
+            return name, []
+        return numbered[1], [NUMBER_CUT]
+
+    @staticmethod
+    def _numbered_id(record_id: str, name: object) -> str:
+        """An id that is the path of its picture with the number of a caption is that path."""
+        numbered = NUMBERED.fullmatch(record_id)
+        return numbered[1] if numbered and isinstance(name, str) else record_id
+
+    def _path_id(self, name: str) -> str:
+        """The id of a picture without one: its path from the folder on, however it is spelled."""
+        try:
+            return self._images.find(name).name
+        except BadRecordError:
+            return name  # whoever reads the picture says what is wrong
 
     def _rows(self, start: int) -> Iterator[Numbered]:
         if self._suffix == ".parquet":
-            return parquet_rows(self._files, start)
-        read = {".json": _json_rows, ".jsonl": _line_rows, ".csv": _csv_rows}[self._suffix]
-        return islice((row for file in self._files for row in read(file)), start, None)
+            loads = parquet_rows(self._files, start)
+            return ((where, partial(_without_notes, load)) for where, load in loads)
+        if self._is_table:
+            rows = chain.from_iterable(map(self._table_rows, self._files))
+        else:
+            read = _json_rows if self._suffix == ".json" else _line_rows
+            rows = chain.from_iterable(map(read, self._files))
+        return islice(rows, start, None)
+
+    def _table_rows(self, path: Path) -> Iterator[Numbered]:
+        layout = layout_of(path, self._fields.names, tuple(IMAGE_SUFFIXES), self._encoding)
+        for number, (cells, notes, surplus) in enumerate(table_rows(path, layout), 1):
+            yield f"{path.name} row {number}", partial(_whole, cells, notes, surplus)
+
+    @property
+    def _is_table(self) -> bool:
+        return self._suffix in (".csv", ".tsv", TEXT)
 
 
-def image_bytes(value: object, root: Path) -> bytes:
+def only_image(value: object) -> object:
+    """The picture of a list of one; BadRecordError for several, of which nobody says which."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) > 1:
+        raise BadRecordError("several images", f"{len(value)} in one row; give one a row")
+    return value[0] if value else None
+
+
+def image_bytes(value: object, folder: Folder, notes: list[str] | None = None) -> bytes:
     """The picture that a field holds or names; BadRecordError if there is none."""
     if isinstance(value, dict):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        value = value["bytes"] if not missing(value.get("bytes")) else value.get("path")
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value:
         raise BadRecordError(NO_IMAGE, "neither a path nor bytes")
-    return read_inside(root, value)
+    return folder.read(value, notes)
+
+
+def no_image(detail: str) -> bytes:
+    """BadRecordError that says what is in the place of a picture."""
+    raise BadRecordError(NO_IMAGE, detail)
+
+
+def _without_notes(load: Callable[[], Row]) -> tuple[Row, Sequence[str]]:
+    return load(), ()
+
+
+def _whole(cells: Row, notes: Sequence[str], surplus: str) -> tuple[Row, Sequence[str]]:
+    """A row of a table; BadRecordError if it has cells without a column."""
+    if surplus:
+        raise BadRecordError(
+            "row has more cells than the table has columns",
+            f"{surplus!r:.80} is in none; put texts with delimiters in quotes",
+        )
+    return cells, notes
+
+
+def _given(row: tuple[Row, Sequence[str]]) -> tuple[Row, Sequence[str]]:
+    return row
 
 
 def _json_rows(path: Path) -> Iterator[Numbered]:
     for number, row in enumerate(iter_objects(path)):
-        yield f"{path.name} object {number}", partial(_given, row)
-
-
-def _given(row: Row) -> Row:
-    return row
+        yield f"{path.name} object {number}", partial(_given, (row, ()))
 
 
 def _line_rows(path: Path) -> Iterator[Numbered]:
     for number, line in enumerate(iter_lines(path), 1):
-        yield f"{path.name} line {number}", partial(parse_line, line)
+        yield f"{path.name} line {number}", partial(_parsed, line)
+
+
+def _parsed(line: str) -> tuple[Row, Sequence[str]]:
+    return parse_line(line), ()
 
 
 def parse_line(line: str) -> dict[str, Any]:
@@ -126,18 +224,3 @@ def parse_line(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRecordError("no valid JSON", "it is no object")
     return row
-
-
-def _csv_rows(path: Path) -> Iterator[Numbered]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
-                # An empty cell is no value, and surplus cells have no name.
-                filled = {name: cell for name, cell in row.items() if name and cell}
-                blanks = {name: None for name in row if name}
-                yield f"{path.name} row {number}", partial(_given, blanks | filled)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it") from None
-    except csv.Error as error:
-        raise UserError(f"{path} is no valid CSV ({error}); repair it or cut it off") from None

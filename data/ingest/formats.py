@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from data.ingest.captions import SUFFIXES, CaptionFiles, parse_line
+from core.names import is_hidden
+from data.ingest.captions import SUFFIXES, TEXT, CaptionFiles, parse_line
 from data.ingest.hermesflow import NAME, InitialData
 from data.ingest.hub import HUB_ID, HubRows
 from data.ingest.journeydb import JourneyDB
 from data.ingest.json_files import iter_lines, iter_objects
 from data.ingest.local_copies import is_saved
+from data.ingest.places import Folder
 from data.ingest.raw import BadRecordError, Fields, Source
 from data.ingest.shards import Shards
 
@@ -30,6 +32,8 @@ class Place:
     fields: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
     subset: str | None = None
+    links: tuple[Path, ...] = ()
+    encoding: str | None = None
 
 
 def recognise(place: Place) -> str:
@@ -48,7 +52,7 @@ def recognise(place: Place) -> str:
         return _recognise_folder(path)
     if path.name.endswith(SHARDS):
         return "webdataset"
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in (*SUFFIXES, TEXT):
         return _recognise_rows(path)
     raise UserError(f"{path} is of no known format; name one with --format: {', '.join(FORMATS)}")
 
@@ -58,6 +62,9 @@ def open_source(place: Place) -> Source:
     kind, path, fields = recognise(place), Path(place.given), Fields(place.fields)
     folder = path if path.is_dir() else path.parent
     images = place.images or folder
+    for link in place.links:
+        if not link.is_dir():
+            raise UserError(f"--links {link} is no folder; give the one that links lead to")
     _refuse_unused(kind, place)
     if kind == "datasets":
         if not path.is_dir() and not HUB_ID.fullmatch(place.given):
@@ -65,7 +72,7 @@ def open_source(place: Place) -> Source:
                 f"{place.given!r} is no folder and no dataset with its revision; give OWNER/NAME@"
                 "COMMIT"
             )
-        return HubRows(place.given, fields, place.split, place.subset)
+        return HubRows(place.given, fields, place.split, place.subset, place.links)
     if not path.exists():
         raise UserError(f"{place.given!r} does not exist (looked for {path.absolute()})")
     if not images.is_dir():
@@ -73,14 +80,16 @@ def open_source(place: Place) -> Source:
     if kind == "webdataset":
         return Shards(_files(path, SHARDS), fields)
     if kind == "hermesflow":
-        return InitialData(path / NAME if path.is_dir() else path, images, fields)
+        return InitialData(
+            path / NAME if path.is_dir() else path, Folder(images, place.links), fields
+        )
     if kind == "journeydb":
         beside = folder / "imgs"
         return JourneyDB(
             _only(_files(path, (".jsonl", ".json"))),
-            place.images or (beside if beside.is_dir() else folder),
+            Folder(place.images or (beside if beside.is_dir() else folder), place.links),
         )
-    return CaptionFiles(_caption_files(path), images, fields)
+    return CaptionFiles(_caption_files(path), Folder(images, place.links), fields, place.encoding)
 
 
 def _refuse_unused(kind: str, place: Place) -> None:
@@ -89,6 +98,8 @@ def _refuse_unused(kind: str, place: Place) -> None:
         ("--split", place.split, ("datasets",)),
         ("--subset", place.subset, ("datasets",)),
         ("--images", place.images, ("captions", "hermesflow", "journeydb")),
+        ("--encoding", place.encoding, ("captions",)),
+        ("--links", place.links, tuple(kind for kind in FORMATS if kind != "webdataset")),
         ("--...-field", place.fields, tuple(kind for kind in FORMATS if kind != "journeydb")),
     ):
         if given and kind not in kinds:
@@ -103,7 +114,7 @@ def _recognise_folder(path: Path) -> str:
         return "datasets"
     if (path / NAME).is_file():
         return "hermesflow"
-    if any(file.name.endswith(SHARDS) for file in path.iterdir()):
+    if any(file.name.endswith(SHARDS) for file in _entries(path)):
         return "webdataset"
     files = _caption_files(path)
     return _recognise_rows(files[0])
@@ -126,15 +137,34 @@ def _recognise_rows(path: Path) -> str:
     return "hermesflow" if {"id", "img_path", "prompt", "caption"} <= first.keys() else "captions"
 
 
+def hidden_files(path: Path) -> list[Path]:
+    """Files of a folder that would be read if their names did not hide them."""
+    if not path.is_dir():
+        return []
+    known = (*SUFFIXES, *SHARDS)
+    return [
+        one for one in sorted(path.iterdir()) if is_hidden(one.name) and one.name.endswith(known)
+    ]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+
+
 def _caption_files(path: Path) -> list[Path]:
     """The file of captions, or those of a folder that share their suffix."""
     if not path.is_dir():
         return [path]
-    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    found = [file for file in _entries(path) if file.suffix.lower() in SUFFIXES]
+    # A text beside each picture is no table, a single one is.
+    texts = [file for file in _entries(path) if file.suffix.lower() == TEXT]
+    found = found or (texts if len(texts) == 1 else [])
     suffixes = {file.suffix.lower() for file in found}
     if suffixes == {".parquet"} or len(found) == 1:
         return found
     what = f"has {', '.join(file.name for file in found[:5])}" if found else "has none of these"
+    if len(texts) > 1 and not found:
+        what = f"has {', '.join(file.name for file in texts[:5])}, of which none is the only table"
     raise UserError(
         f"{path} {what}; give a folder with one file of captions ({', '.join(SUFFIXES)}), several "
         "of Parquet, or tar shards; or give the file itself, and --images FOLDER if its pictures "
@@ -145,7 +175,7 @@ def _caption_files(path: Path) -> list[Path]:
 def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = [file for file in sorted(path.iterdir()) if file.name.endswith(tuple(suffixes))]
+    found = [file for file in _entries(path) if file.name.endswith(tuple(suffixes))]
     if not found:
         raise UserError(f"{path} has no file that ends in {' or '.join(suffixes)}; give another")
     return found

@@ -10,9 +10,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from data.ingest.captions import only_image
 from data.ingest.json_files import iter_objects
-from data.ingest.places import NO_IMAGE, fingerprint, path_inside
-from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row
+from data.ingest.places import NO_IMAGE, Folder, Found, fingerprint
+from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row, id_text
 
 NAME = "initial_data.json"
 
@@ -20,7 +21,7 @@ NAME = "initial_data.json"
 class InitialData:
     """Records of one file."""
 
-    def __init__(self, file: Path, images: Path, fields: Fields) -> None:
+    def __init__(self, file: Path, images: Folder, fields: Fields) -> None:
         self._file, self._images, self._fields = file, images, fields
 
     @property
@@ -33,27 +34,32 @@ class InitialData:
             yield Item(f"{self._file.name} object {number}", partial(self._record, row))
 
     def fingerprint(self) -> str:
-        return fingerprint([self._file], self._images)
+        return fingerprint([self._file], self._images.root)
 
     def _record(self, row: Row) -> RawRecord:
         record_id = self._fields.get(row, "id")
         if record_id is None:
             raise BadRecordError("no id")
-        image = partial(published_image, self._fields.get(row, "image"), self._images)
-        return self._fields.record(row, str(record_id), image)
+        notes: list[str] = []
+        value = only_image(self._fields.get(row, "image"))
+        image = partial(published_image, value, self._images, notes)
+        return self._fields.record(row, id_text(record_id), image, notes=notes)
 
 
-def published_path(path: object, root: Path) -> Path:
+def published_file(path: object, folder: Folder) -> Found:
     """The picture at a path of the published files; BadRecordError if there is none."""
     if not isinstance(path, str) or not path:
         raise BadRecordError(NO_IMAGE, "there is no path")
-    return path_inside(root, below(path, root))
+    return folder.find(below(path, folder.root))
 
 
-def published_image(path: object, root: Path) -> bytes:
+def published_image(path: object, folder: Folder, notes: list[str] | None = None) -> bytes:
     """Its content."""
+    found = published_file(path, folder)
+    if notes is not None:
+        notes += found.notes
     try:
-        return published_path(path, root).read_bytes()
+        return found.path.read_bytes()
     except OSError as error:
         raise BadRecordError(NO_IMAGE, f"{path}: {error}") from None
 

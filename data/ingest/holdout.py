@@ -1,41 +1,38 @@
-"""Which pictures are held out: those whose bytes have the smallest hashes.
+"""Which pictures are held out: by hashes of what they look like.
 
-So a picture is on one side only, however often it occurs, and whatever its records are called.
+Equal pictures and near twins are a group, and a group is on one side, however often its pictures
+occur, whatever their records are called, in any order of the source.
 """
 
-import heapq
-from hashlib import sha256
+import numpy as np
+import numpy.typing as npt
 
-LARGEST = 2**64
+from data.looks import Ints, Looks
 
-
-def picture_hash(content: bytes) -> int:
-    """64 bits of the SHA-256 of a picture's bytes."""
-    return int.from_bytes(sha256(content).digest()[:8], "big")
+LARGEST = 2.0**64
 
 
-class Holdout:
-    """A share of all pictures, or those of about a number of records."""
+def held_out(
+    looks_N: Looks, group_N: Ints, records: int = 0, share: float = 0.0
+) -> npt.NDArray[np.bool_]:
+    """Which records are held out: about a number of them, or a share.
 
-    def __init__(self, records: int = 0, share: float = 0.0) -> None:
-        """With `records`, pictures of equal bytes may make it a few more."""
-        self._records, self._share = records, share
-        self._smallest: list[int] = []  # a heap of the negatives, so that the largest is on top
+    A group larger than the wanted number stays in the pool, where several fit in its place.
+    """
+    lowest_N = np.full(len(group_N), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lowest_N, group_N, looks_N["pixels"])
+    value_N = _mixed(lowest_N[group_N])
+    if not records:
+        return np.asarray(value_N < share * LARGEST)
+    groups_G, size_G = np.unique(group_N, return_counts=True)
+    order_G = np.argsort(value_N[groups_G], kind="stable")
+    fitting_G = order_G[size_G[order_G] <= records]
+    before_G = np.cumsum(size_G[fitting_G]) - size_G[fitting_G]
+    return np.isin(group_N, groups_G[fitting_G[before_G < records]])
 
-    @property
-    def limit(self) -> int:
-        """Hashes from here up are not held out; falls as records come, and then is final."""
-        if not self._records:
-            return round(self._share * LARGEST)
-        return LARGEST if len(self._smallest) < self._records else 1 - self._smallest[0]
 
-    def admits(self, value: int) -> bool:
-        """Whether a picture may be held out, as far as can be known yet."""
-        return value < self.limit
-
-    def add(self, value: int) -> None:
-        """Take an admitted record into account."""
-        if self._records:
-            heapq.heappush(self._smallest, -value)
-            if len(self._smallest) > self._records:
-                heapq.heappop(self._smallest)
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Evenly spread values: the lowest of a large group would nearly always be held out."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(values ^ (values >> np.uint64(31)))

@@ -15,8 +15,9 @@ import fsspec
 from huggingface_hub import HfApi
 
 from core.errors import UserError
+from core.names import without_addresses
 from data.ingest.arrow_files import Load
-from data.ingest.captions import image_bytes
+from data.ingest.captions import image_bytes, no_image, only_image
 from data.ingest.local_copies import (
     Split,
     check_repository,
@@ -26,8 +27,17 @@ from data.ingest.local_copies import (
     saved_splits,
     streamed_splits,
 )
-from data.ingest.places import NO_IMAGE, fingerprint
-from data.ingest.raw import TRIES, BadRecordError, FieldCheck, Fields, Item, RawRecord
+from data.ingest.places import NO_IMAGE, Folder, fingerprint
+from data.ingest.raw import (
+    TRIES,
+    BadRecordError,
+    FieldCheck,
+    Fields,
+    Item,
+    RawRecord,
+    id_text,
+    missing,
+)
 
 # Branches and tags of git may have slashes; ids never have more than one.
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
@@ -39,8 +49,14 @@ class HubRows:
     """Rows of one split of a repository of the hub or of a local copy."""
 
     def __init__(
-        self, place: str, fields: Fields, split: str | None = None, subset: str | None = None
+        self,
+        place: str,
+        fields: Fields,
+        split: str | None = None,
+        subset: str | None = None,
+        links: tuple[Path, ...] = (),
     ) -> None:
+        self._links = links
         self._place, self._fields, self._split, self._subset = place, fields, split, subset
         self._folder = Path(place) if Path(place).is_dir() else None
         self._commit = None if self._folder else _commit(place)
@@ -63,7 +79,7 @@ class HubRows:
     def fingerprint(self) -> str:
         if self._folder is None:
             return str(self._commit)
-        return fingerprint(sorted(files_below(self._folder)))
+        return fingerprint(sorted(files_below(Folder(self._folder, self._links))))
 
     def _told(self, rows: Iterator[Load]) -> Iterator[Load]:
         """Rows; UserError if the library cannot read on."""
@@ -80,15 +96,19 @@ class HubRows:
     def _record(self, number: int, load: Load) -> RawRecord:
         row = load()
         own = self._fields.get(row, "id")
-        record_id = f"{self._name}-{number:09d}" if own is None else str(own)
-        image = partial(self._image, self._fields.get(row, "image"))
-        return self._fields.record(row, record_id, image)
+        record_id = f"{self._name}-{number:09d}" if own is None else id_text(own)
+        notes: list[str] = []
+        image = partial(self._image, only_image(self._fields.get(row, "image")), notes)
+        if missing(self._fields.get(row, "image")):
+            image = partial(no_image, self._fields.lack(row, "image"))
+        return self._fields.record(row, record_id, image, notes=notes)
 
-    def _image(self, value: object) -> bytes:
+    def _image(self, value: object, notes: list[str]) -> bytes:
         path = value.get("path") if isinstance(value, dict) else value
-        held = isinstance(value, dict) and value.get("bytes") is not None
+        held = isinstance(value, dict) and not missing(value.get("bytes"))
         if held or self._folder or not isinstance(path, str):
-            return image_bytes(_below(value, self._folder), self._folder or Path())
+            folder = Folder(self._folder or Path(), self._links)
+            return image_bytes(_below(value, self._folder), folder, notes)
         # Streamed rows name files of their own repository; nothing else is fetched.
         if f"hf://datasets/{self._place.partition('@')[0]}@" not in path:
             raise BadRecordError(NO_IMAGE, f"{path} is no file of {self._place}")
@@ -124,11 +144,12 @@ class HubRows:
                 datasets.load_dataset_builder(place, self._subset, revision=self._commit)
             )
         if is_saved(self._folder):
-            return saved_splits(self._folder)
-        check_repository(self._folder)
+            return saved_splits(Folder(self._folder, self._links))
+        check_repository(Folder(self._folder, self._links))
         # A path, lest a folder called "csv" be taken for the reader of that name.
         place = str(self._folder.absolute())
-        return repository_splits(self._folder, datasets.load_dataset_builder(place, self._subset))
+        builder = datasets.load_dataset_builder(place, self._subset)
+        return repository_splits(Folder(self._folder, self._links), builder)
 
 
 def _below(value: object, folder: Path | None) -> object:
@@ -160,4 +181,5 @@ def _commit(place: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:MAX_REASON]
+    first = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+    return without_addresses(first)[:MAX_REASON]

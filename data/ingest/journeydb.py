@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from data.ingest.captions import parse_line
 from data.ingest.json_files import count_lines, iter_lines
-from data.ingest.places import NO_IMAGE, fingerprint, read_inside
+from data.ingest.places import NO_IMAGE, Folder, fingerprint
 from data.ingest.raw import BadRecordError, Item, RawRecord
 
 QUESTION_TYPES = ("content", "style")
@@ -24,7 +24,7 @@ LETTERED = re.compile(r"\s*\(?([A-Za-z])\s*[:.)]\s*(.*)", re.DOTALL)
 class JourneyDB:
     """Records of one annotation file."""
 
-    def __init__(self, file: Path, images: Path) -> None:
+    def __init__(self, file: Path, images: Folder) -> None:
         self._file, self._images = file, images
 
     @property
@@ -36,7 +36,7 @@ class JourneyDB:
             yield Item(f"{self._file.name} line {number}", partial(self._record, line))
 
     def fingerprint(self) -> str:
-        return fingerprint([self._file], self._images)
+        return fingerprint([self._file], self._images.root)
 
     def _record(self, line: str) -> RawRecord:
         row = parse_line(line)
@@ -44,12 +44,14 @@ class JourneyDB:
         if not isinstance(path, str) or not path:
             raise BadRecordError(NO_IMAGE, "there is no img_path")
         caption, answered = row.get("Task2"), row.get("Task3")
+        notes: list[str] = []
         return RawRecord(
-            record_id=str(PurePosixPath(path).with_suffix("")),
-            image=partial(read_inside, self._images, path),
+            record_id=str(PurePosixPath(path.replace("\\", "/")).with_suffix("")),
+            image=partial(self._images.read, path, notes),
             caption=caption.get("Caption") if isinstance(caption, Mapping) else None,
             prompt=row.get("prompt"),
             questions=list(_questions(answered)) if isinstance(answered, Mapping) else None,
+            notes=notes,
         )
 
 

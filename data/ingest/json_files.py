@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from data.ingest.text_files import marked_encoding, open_text
 
 CHUNK = 1 << 20
 MAX_OBJECT = 64 << 20  # characters; what is longer is no record
@@ -48,7 +49,7 @@ def iter_objects(path: Path) -> Iterator[dict[str, Any]]:
 def _chunks(path: Path) -> Iterator[str]:
     """Pieces of a text file, an empty one at its end."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_text(path, marked_encoding(path) or "utf-8") as file:
             while chunk := file.read(CHUNK):
                 yield chunk
     except UnicodeDecodeError as error:
@@ -75,7 +76,7 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
 def iter_lines(path: Path) -> Iterator[str]:
     """Lines that are not blank; UserError if the file is not UTF-8."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_text(path, marked_encoding(path) or "utf-8") as file:
             for line in file:
                 if line.strip():
                     yield line
@@ -85,5 +86,7 @@ def iter_lines(path: Path) -> Iterator[str]:
 
 def count_lines(path: Path) -> int:
     """Number of lines that are not blank."""
+    if marked_encoding(path) not in (None, "utf-8-sig"):
+        return sum(1 for _ in iter_lines(path))
     with open(path, "rb") as file:
         return sum(1 for line in file if line.strip())

@@ -26,9 +26,10 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from core.aliases import check_aliases
 from core.errors import UserError
+from core.names import is_hidden
 from data.ingest.arrow_files import Load, arrow_rows, count_arrow_rows, parquet_rows
 from data.ingest.json_files import iter_lines, iter_objects
-from data.ingest.places import IMAGE_SUFFIXES, check_name
+from data.ingest.places import IMAGE_SUFFIXES, Folder, check_name
 from data.ingest.raw import BadRecordError, Row
 from data.tables import count_rows
 
@@ -67,18 +68,19 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (SPLITS, STATE))
 
 
-def saved_splits(folder: Path) -> dict[str, Split]:
+def saved_splits(place: Folder) -> dict[str, Split]:
     """Splits of a folder of `save_to_disk`."""
+    folder = place.root
     if (folder / STATE).is_file():
-        state = _json(folder, folder / STATE)
-        return {str(state.get("_split") or "train"): _saved_split(folder, folder, state)}
-    names = _json(folder, folder / SPLITS).get("splits")
+        state = _json(place, folder / STATE)
+        return {str(state.get("_split") or "train"): _saved_split(place, folder, state)}
+    names = _json(place, folder / SPLITS).get("splits")
     if not isinstance(names, list) or not all(_is_plain(name) for name in names):
         raise UserError(
             f"{folder / SPLITS}: splits = {names!r:.80}; it must list folders beside it"
         )
     return {
-        name: _saved_split(folder, folder / name, _json(folder, folder / name / STATE))
+        name: _saved_split(place, folder / name, _json(place, folder / name / STATE))
         for name in names
     }
 
@@ -87,7 +89,7 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
-def _saved_split(root: Path, folder: Path, state: Mapping[str, Any]) -> Split:
+def _saved_split(place: Folder, folder: Path, state: Mapping[str, Any]) -> Split:
     try:
         names = [str(file["filename"]) for file in state["_data_files"]]
     except (LookupError, TypeError) as error:
@@ -95,26 +97,28 @@ def _saved_split(root: Path, folder: Path, state: Mapping[str, Any]) -> Split:
             f"{folder / STATE} does not name its files ({error!r:.80}); it must hold _data_files, "
             "a list of objects with filename"
         ) from None
-    files = [file_inside(root, folder / name) for name in names]
+    files = [file_inside(place, folder / name) for name in names]
     return Split(partial(arrow_rows, files), count_arrow_rows(files))
 
 
-def check_repository(folder: Path) -> None:
+def check_repository(place: Folder) -> None:
     """UserError for what would lead the library datasets out of a folder, or nowhere."""
-    for _ in files_below(folder):
+    folder = place.root
+    for _ in files_below(place):
         pass
     for name in CARDS:
         if os.path.lexists(folder / name):
-            _check_card(folder / name, _card(folder, folder / name, whole=name != CARDS[0]))
+            _check_card(folder / name, _card(place, folder / name, whole=name != CARDS[0]))
     if os.path.lexists(folder / INFOS):
-        _json(folder, folder / INFOS)
+        _json(place, folder / INFOS)
 
 
-def repository_splits(folder: Path, builder: DatasetBuilder) -> dict[str, Split]:
+def repository_splits(place: Folder, builder: DatasetBuilder) -> dict[str, Split]:
     """Splits of a folder that has been checked."""
+    folder = place.root
     data_files: Mapping[str, Sequence[str]] = builder.config.data_files or {}
     files = {
-        str(name): [_data_file(folder, file, builder) for file in given]
+        str(name): [_data_file(place, file, builder) for file in given]
         for name, given in data_files.items()
     }
     if isinstance(builder, Parquet):
@@ -175,54 +179,60 @@ def _given(row: Row) -> Row:
     return row
 
 
-def file_inside(folder: Path, path: Path) -> Path:
-    """A path below a folder; UserError if it is no file, or one outside.
-
-    Outside does not mean the blobs of the hub's cache, which its snapshots are links to.
-    """
+def file_inside(folder: Folder, path: Path) -> Path:
+    """A path below a folder; UserError if it is no file, or one outside where no link may lead."""
     try:
         target, regular = path.resolve(), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a link to itself
         raise UserError(
-            f"{folder} names a file that cannot be opened ({error}); take it out"
+            f"{folder.root} names a file that cannot be opened ({error}); take it out"
         ) from None
-    parents = (folder.absolute(), *folder.absolute().parents)
-    blobs = [one.parent / "blobs" for one in parents if one.name == "snapshots"]
-    if not any(target.is_relative_to(place.resolve()) for place in (folder, *blobs)):
+    if not folder.admits(target):
         raise UserError(
-            f"{path} leads out of {folder}, to {target}; put a copy into the folder, or take out "
-            "what names it"
+            f"{path} leads out of {folder.root}, to {target}; put a copy into the folder, let "
+            f"links lead there with --links {target.parent}, or take out what names it"
         )
     if not regular:
-        raise UserError(f"{path} is no file; get an undamaged copy of {folder}")
+        raise UserError(f"{path} is no file; get an undamaged copy of {folder.root}")
     return path
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder; UserError for links to folders and for folders without end."""
-    waiting = [(folder, 0)]
+def files_below(folder: Folder) -> Iterator[Path]:
+    """Every file below a folder that is not hidden; UserError for folders without end.
+
+    Links to folders are followed where links may lead, and a UserError elsewhere.
+    """
+    waiting = [(folder.root, 0)]
     while waiting:
         place, depth = waiting.pop()
         if depth > MAX_DEPTH:
-            raise UserError(f"{folder} has folders in {MAX_DEPTH} folders; give a flatter one")
+            raise UserError(f"{folder.root} has folders in {MAX_DEPTH} folders; give a flatter one")
         try:
             entries = list(os.scandir(place))
         except OSError as error:
             raise UserError(f"{place} cannot be listed ({error}); take it out") from None
         for entry in entries:
             path = Path(entry.path)
+            if is_hidden(entry.name) and entry.name not in CARDS:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((path, depth + 1))
             elif entry.is_symlink() and path.is_dir():
-                raise UserError(f"{path} is a link to a folder; replace it by what it leads to")
+                target = path.resolve()
+                if not any(target.is_relative_to(one.resolve()) for one in folder.links):
+                    raise UserError(
+                        f"{path} is a link to a folder; replace it by what it leads to, or let "
+                        f"links lead there with --links {target}"
+                    )
+                waiting.append((path, depth + 1))
             elif path.is_file():
                 yield path
 
 
-def _data_file(folder: Path, given: str, builder: DatasetBuilder) -> Path:
+def _data_file(folder: Folder, given: str, builder: DatasetBuilder) -> Path:
     """A data file that the library has found."""
     if "::" in given or "://" in given:
-        raise UserError(f"{given} is no name of a file in {folder}; give it a plain one")
+        raise UserError(f"{given} is no name of a file in {folder.root}; give it a plain one")
     path = Path(given)
     if isinstance(builder, ImageFolder) and path.suffix.lower() in IMAGE_SUFFIXES:
         return path  # opened row by row, which sets aside what leads out
@@ -257,7 +267,7 @@ def _check_rows(path: Path) -> None:
                 )
 
 
-def _read(folder: Path, path: Path) -> str:
+def _read(folder: Folder, path: Path) -> str:
     """A file that describes a data set."""
     size = file_inside(folder, path).stat().st_size
     if size > MAX_BYTES:
@@ -270,7 +280,7 @@ def _read(folder: Path, path: Path) -> str:
         raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
 
 
-def _json(folder: Path, path: Path) -> dict[str, Any]:
+def _json(folder: Folder, path: Path) -> dict[str, Any]:
     try:
         document = json.loads(_read(folder, path))
     except (ValueError, RecursionError) as error:
@@ -280,7 +290,7 @@ def _json(folder: Path, path: Path) -> dict[str, Any]:
     return document
 
 
-def _card(folder: Path, path: Path, *, whole: bool) -> dict[str, Any]:
+def _card(folder: Folder, path: Path, *, whole: bool) -> dict[str, Any]:
     """The YAML of a file, or of its head alone."""
     text = _read(folder, path)
     if not whole:

@@ -1,13 +1,16 @@
 """Raw records as rows of the table `pool`; what is wrong with them is said by reason."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.ingest.images import checked_image
+from data.ingest.images import taken_image
 from data.ingest.places import check_name
-from data.ingest.raw import BadRecordError, RawRecord
+from data.ingest.raw import BadRecordError, RawRecord, id_text, missing
+from data.looks import Looks, look
+from data.questions import told_apart_by
 
 NO_QUESTION_TYPE = "other"
 QUESTION_NAMES = {
@@ -19,11 +22,22 @@ QUESTION_NAMES = {
 
 
 @dataclass(frozen=True)
+class Texts:
+    """What a record says: captions, questions, and what was wrong with those that were dropped."""
+
+    captions: list[str]
+    questions: list[dict[str, Any]]
+    bad_questions: list[BadRecordError]
+
+
+@dataclass(frozen=True)
 class Normal:
-    """A row of the pool, and what was wrong with the questions that were dropped."""
+    """A row of the pool, the look of its picture, and what was dropped or changed."""
 
     row: dict[str, Any]
+    look: Looks
     bad_questions: list[BadRecordError]
+    changes: list[str]
 
 
 def normalise(raw: RawRecord, more_questions: Sequence[object], max_caption: int) -> Normal:
@@ -35,32 +49,39 @@ def normalise(raw: RawRecord, more_questions: Sequence[object], max_caption: int
     record_id = _text(raw.record_id, "id")
     if not record_id:
         raise BadRecordError("no id")
-    captions = _captions(raw)
-    prompt = _text(raw.prompt, "prompt") or captions[0]
-    for name, text in (("caption", captions[0]), ("prompt", prompt)):
-        if len(text) > max_caption:
-            raise BadRecordError(f"{name} too long", f"{len(text)} characters")
-    references = [_text(text, "reference") for text in _listed(raw.references)] or captions
-    questions, bad = _questions([*_listed(_parsed(raw.questions)), *more_questions])
+    texts = texts_of(raw, more_questions, max_caption)
+    prompt = _text(raw.prompt, "prompt") or texts.captions[0]
+    _check_length("prompt", prompt, max_caption)
+    references = [_text(text, "reference") for text in _listed(raw.references)]
+    taken = taken_image(raw.image())
     row = {
         "record_id": record_id,
-        "image": {"bytes": checked_image(raw.image()), "path": None},
+        "image": {"bytes": taken.content, "path": None},
         "prompt": prompt,
-        "caption": captions[0],
-        "references": [text for text in references if text],
+        "caption": texts.captions[0],
+        "references": [text for text in references if text] or texts.captions,
         "category": "",
         "composition": "",
-        "questions": questions,
+        "questions": texts.questions,
     }
-    return Normal(row, bad)
+    changes = [*raw.notes, *taken.changes]
+    return Normal(row, look(taken.picture), texts.bad_questions, changes)
 
 
-def _captions(raw: RawRecord) -> list[str]:
+def texts_of(raw: RawRecord, more_questions: Sequence[object], max_caption: int) -> Texts:
+    """The texts of a record without its picture; BadRecordError without a caption."""
     captions = [_text(text, "caption") for text in _listed(raw.caption)]
     captions = [text for text in captions if text]
     if not captions:
-        raise BadRecordError("no caption")
-    return captions
+        raise BadRecordError("no caption", raw.lacks("caption"))
+    _check_length("caption", captions[0], max_caption)
+    questions, bad = _questions([*_listed(_parsed(raw.questions)), *more_questions])
+    return Texts(captions, questions, bad)
+
+
+def _check_length(name: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise BadRecordError(f"{name} too long", f"{len(text)} characters")
 
 
 def _parsed(questions: object) -> object:
@@ -74,25 +95,28 @@ def _parsed(questions: object) -> object:
 
 
 def _listed(value: object) -> list[object]:
-    if value is None:
+    if missing(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _text(value: object, what: str) -> str:
-    """A text without blanks around it; numbers count as text, None as empty."""
-    if value is None:
+    """A text without blanks around it; numbers count as text, a missing value as empty."""
+    if missing(value):
         return ""
+    if isinstance(value, float) and math.isinf(value):
+        raise BadRecordError(f"{what} is no text", "it is an infinite number")
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise BadRecordError(f"{what} is no text", f"it is {type(value).__name__}")
-    text = str(value).strip()
+    text = (id_text(value) if what == "id" else str(value)).strip()
     try:
         text.encode()
     except UnicodeEncodeError:
         raise BadRecordError(f"{what} is no valid Unicode") from None
     if "\0" in text:
         raise BadRecordError(f"{what} has null characters")
-    return text
+    # Marks that nobody sees are no text.
+    return text if what == "id" or told_apart_by(text) else ""
 
 
 def _questions(given: Sequence[object]) -> tuple[list[dict[str, Any]], list[BadRecordError]]:
@@ -109,7 +133,7 @@ def _question(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise BadRecordError("question is no object", repr(value)[:80])
     found = {
-        field: next((value[name] for name in names if name in value), None)
+        field: next((value[name] for name in names if not missing(value.get(name))), None)
         for field, names in QUESTION_NAMES.items()
     }
     question = _text(found["question"], "question")
@@ -120,10 +144,16 @@ def _question(value: object) -> dict[str, Any]:
         raise BadRecordError("question with fewer than two choices", question)
     if len(set(choices)) < len(choices) or not all(choices):
         raise BadRecordError("question whose choices repeat or are empty", question)
+    if len({told_apart_by(choice) for choice in choices}) < len(choices):
+        raise BadRecordError(
+            "question whose choices cannot be told apart", f"{question} {choices!r}"
+        )
     answer = _text(found["answer"], "answer")
+    if not answer:
+        raise BadRecordError("question without an answer", question)
     if answer not in choices:
-        # Sources disagree with themselves about capitals.
-        same = [choice for choice in choices if choice.casefold() == answer.casefold()]
+        # Sources disagree with themselves about capitals, blanks and forms of letters.
+        same = [choice for choice in choices if told_apart_by(choice) == told_apart_by(answer)]
         if len(same) != 1:
             raise BadRecordError("question whose answer is not among its choices", question)
         answer = same[0]

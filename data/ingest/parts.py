@@ -72,11 +72,16 @@ class PartWriter:
             return
         path, writer = self._open
         writer.__exit__(None, None, None)
-        target = self._prefix.with_name(f"{self._prefix.name}{self.next_part:05d}.parquet")
+        target = part_path(self._prefix, self.next_part)
         with writing_to(target):
             put_in_place(path, target)
         self._open, self._num_rows, self._num_bytes = None, 0, 0
         self.next_part += 1
+
+
+def part_path(prefix: Path, number: int) -> Path:
+    """The place of a part."""
+    return prefix.with_name(f"{prefix.name}{number:05d}.parquet")
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from typing import Any
 
 from core.errors import UserError
 from data.ingest.json_files import iter_objects
-from data.ingest.raw import Fields
+from data.ingest.raw import WHOLE, Fields, id_text
 
 Lookup = Mapping[str, Any]
 
@@ -28,9 +29,25 @@ class QuestionFile:
     def of(self, record_id: str) -> list[object]:
         """The questions of a record in the order of the file."""
         rows = self._database.execute(
-            "SELECT question FROM questions WHERE record = ? ORDER BY rowid", (record_id,)
+            "SELECT question FROM questions WHERE record = ? ORDER BY rowid", (_key(record_id),)
         )
         return [json.loads(text) for (text,) in rows]
+
+    def unmet(self, record_ids: Iterable[str], examples: int) -> tuple[int, int, list[str]]:
+        """How many questions there are, how many are of none of these records, and some ids."""
+        database = self._database
+        database.execute("CREATE TEMP TABLE met (record TEXT PRIMARY KEY)")
+        known = ((_key(record_id),) for record_id in record_ids)
+        database.executemany("INSERT OR IGNORE INTO met VALUES (?)", known)
+        apart = "FROM questions WHERE record NOT IN (SELECT record FROM met)"
+        (total,) = database.execute("SELECT COUNT(*) FROM questions").fetchone()
+        (unmet,) = database.execute(f"SELECT COUNT(*) {apart}").fetchone()
+        some = database.execute(
+            f"SELECT DISTINCT record {apart} ORDER BY record LIMIT ?", (examples,)
+        )
+        names = [name for (name,) in some]
+        database.execute("DROP TABLE met")
+        return total, unmet, names
 
 
 @contextmanager
@@ -59,9 +76,15 @@ def _rows(path: Path | None, fields: Fields) -> Iterator[tuple[str, str]]:
         record_id = fields.get(row, "id")
         if record_id is None:
             raise UserError(
-                f"--questions {path}: object {number} has no id; it has: {', '.join(row)}; name "
+                f"--questions {path}: object {number} has no id: {fields.lack(row, 'id')}; name "
                 "the field of record ids with --id-field"
             )
         questions = row["questions"] if isinstance(row.get("questions"), list) else [row]
         for question in questions:
-            yield str(record_id), json.dumps(question)
+            yield _key(id_text(record_id)), json.dumps(question)
+
+
+def _key(record_id: str) -> str:
+    """What an id is found by: 1.0 is 1, and the forms of a letter are one."""
+    text = unicodedata.normalize("NFC", record_id.strip())
+    return text.partition(".")[0] if WHOLE.fullmatch(text) else text

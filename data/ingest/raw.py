@@ -1,7 +1,12 @@
 """What every format yields: raw records, each loaded only when it is needed."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from decimal import Decimal
+from functools import partial
 from typing import Any, Protocol
 
 from core.errors import UserError
@@ -17,11 +22,33 @@ class BadRecordError(Exception):
         self.reason, self.detail = reason, detail
 
 
+def missing(value: object) -> bool:
+    """Whether a value is none: null, or the NaN that libraries of tables put in its place."""
+    if isinstance(value, float | Decimal):
+        return math.isnan(value)
+    return value is None
+
+
+WHOLE = re.compile(r"-?[0-9]+\.0+")
+
+
+def id_text(value: object) -> str:
+    """An id as text; whole floats are whole numbers, as which another file may have them.
+
+    A column of numbers with gaps becomes one of floats in many libraries of tables.
+    """
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value)
+
+
 @dataclass(frozen=True)
 class RawRecord:
     """A record as its source has it; all but `record_id` and `image` may be of any type.
 
-    `image` reads the encoded picture; it raises BadRecordError.
+    `image` reads the encoded picture; it raises BadRecordError. `notes` says what was read
+    otherwise than it stands in the source, and grows while `image` does so. `by_path` is set where
+    the id is the path of the picture. `lacks` says what is wrong with a field that has no value.
     """
 
     record_id: str
@@ -30,14 +57,21 @@ class RawRecord:
     prompt: object = None
     references: object = None
     questions: object = None
+    by_path: bool = False
+    notes: list[str] = dataclass_field(default_factory=list)
+    lacks: Callable[[str], str] = lambda field: ""
 
 
 @dataclass(frozen=True)
 class Item:
-    """The place of a record in its source; `load` raises BadRecordError."""
+    """The place of a record in its source; `load` raises BadRecordError.
+
+    `notes` says what was left out before it, or beside it.
+    """
 
     where: str
     load: Callable[[], RawRecord]
+    notes: Sequence[str] = ()
 
 
 class Source(Protocol):
@@ -59,8 +93,11 @@ class Source(Protocol):
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("record_id", "id", "image_id", "key"),
-    "image": ("image", "img_path", "image_path", "file_name", "filename", "path", "img"),
-    "caption": ("caption", "text", "captions", "description"),
+    "image": (
+        *("image", "img_path", "image_path", "file_name", "filename", "path", "img", "image_name"),
+        "images",
+    ),
+    "caption": ("caption", "text", "captions", "description", "comment"),
     "prompt": ("prompt",),
     "references": ("references",),
     "questions": ("questions",),
@@ -97,6 +134,13 @@ class FieldCheck:
             raise UserError(self._error)
 
 
+def _emptiness(value: object) -> str:
+    """What people call a value that is none."""
+    if value is None:
+        return "null"
+    return "NaN" if missing(value) else "blank"
+
+
 class Fields:
     """Where rows of a source keep the parts of a record."""
 
@@ -105,16 +149,30 @@ class Fields:
         self._chosen = dict(chosen)
         self._names = {**NAMES, **{field: (name,) for field, name in chosen.items()}}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that fields are looked for under."""
+        return tuple(name for names in self._names.values() for name in names)
+
     def get(self, row: Row, field: str) -> Any:
         """The value of a field, None if the row has none."""
         return next(
-            (row[name] for name in self._names[field] if row.get(name) is not None),
+            (row[name] for name in self._names[field] if not missing(row.get(name))),
             None,
         )
 
     def chosen(self, row: Row, field: str) -> Any:
         """The value of a field that an option names, None if none does."""
-        return row.get(self._chosen[field]) if field in self._chosen else None
+        value = row.get(self._chosen[field]) if field in self._chosen else None
+        return None if missing(value) else value
+
+    def lack(self, row: Row, field: str) -> str:
+        """Which field without a value a row has in place of one with it, and what it has."""
+        there = [name for name in self._names[field] if name in row]
+        known = " or ".join(self._names[field])
+        empty = f"{there[0]} is {_emptiness(row[there[0]])}" if there else f"no field {known}"
+        filled = [name for name, value in row.items() if not missing(value)]
+        return f"{empty}; fields with a value: {', '.join(filled) or 'none'}"
 
     def problem(self, row: Row) -> str | None:
         """What a row lacks of caption, image and every field that an option names."""
@@ -126,7 +184,15 @@ class Fields:
                 )
         return None
 
-    def record(self, row: Row, record_id: str, image: Callable[[], bytes]) -> RawRecord:
+    def record(
+        self,
+        row: Row,
+        record_id: str,
+        image: Callable[[], bytes],
+        *,
+        by_path: bool = False,
+        notes: list[str] | None = None,
+    ) -> RawRecord:
         """The record of a row."""
         return RawRecord(
             record_id=record_id,
@@ -135,4 +201,7 @@ class Fields:
             prompt=self.get(row, "prompt"),
             references=self.get(row, "references"),
             questions=self.get(row, "questions"),
+            by_path=by_path,
+            notes=[] if notes is None else notes,
+            lacks=partial(self.lack, row),
         )

@@ -1,8 +1,8 @@
 """An ingestion: chunk by chunk from a source into the parts of a pool and of a test set.
 
-A chunk is a run of items whose end depends on the source alone. Its rows that may be held out are
-staged, since only the end shows which of them are. A killed run goes on after the last chunk, with
-everything that later chunks depend on taken from the ones before.
+A chunk is a run of items whose end depends on the source alone. Its rows are staged, since only all
+pictures together show which of them look alike, and thus which are held out. A killed run goes on
+after the last chunk, with everything that later chunks depend on taken from the ones before.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,25 +11,31 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import UserError
 from core.files import TemporaryFolder, locked, sweep
 from core.progress import Progress, progress
-from data.ingest.holdout import Holdout, picture_hash
-from data.ingest.normalise import normalise
-from data.ingest.parts import PART_BYTES, PART_ROWS, PartWriter, placed, rows_of
+from data.ingest.division import Division
+from data.ingest.holdout import held_out
+from data.ingest.images import taken_image
+from data.ingest.normalise import Normal, normalise, texts_of
+from data.ingest.parts import PART_BYTES, PART_ROWS, PartWriter, placed
 from data.ingest.questions import QuestionFile
-from data.ingest.raw import BadRecordError, Item, Source
-from data.ingest.state import Chunk, Counts, State, refuse_foreign
-from data.tables import ROW_GROUP, iter_batches
+from data.ingest.raw import BadRecordError, Item, RawRecord, Source, missing
+from data.ingest.state import STAGED, Chunk, Counts, Plan, State, refuse_foreign
+from data.looks import LOOK, Looks, grouped, pixel_hash
+from data.tables import count_rows
 
-VERSION = 1  # of what is made of a source; raise it when that changes
+VERSION = 2  # of what is made of a source; raise it when that changes
 BAD = "bad.parquet"
 BAD_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("where", "record_id", "what", "reason", "detail")]
 )
+TWINS = "twins.parquet"
+TWINS_SCHEMA = pa.schema([(name, pa.string()) for name in ("record_id", "twin")])
 MIN_SEEN = 1000  # records before which a run is not given up
 FAR_ABOVE = 5
 EXAMPLES = 3
@@ -54,11 +60,9 @@ class Job:
 class _Running:
     """What goes from one chunk to the next."""
 
-    holdout: Holdout
     counts: Counts = field(default_factory=Counts)
-    ids: set[str] = field(default_factory=set)
+    ids: dict[str, int] = field(default_factory=dict)  # with the pixel hash of their picture
     chunks: int = 0
-    pool_parts: int = 0
     staged_parts: int = 0
 
 
@@ -96,95 +100,111 @@ class _Ingestion:
     ) -> None:
         self._source, self._questions = source, questions
         self._job, self._state, self._scratch = job, state, scratch
-        self._now = _Running(Holdout(job.test_records, job.test_share))
+        self._now = _Running()
 
     def run(self) -> Counts:
         """All that is left to do."""
         now = self._now
+        looks = [np.empty(0, LOOK)]
         for chunk in self._state.chunks():
-            for value in chunk.hashes:
-                now.holdout.add(value)
+            looks.append(self._state.looks(now.chunks))
             now.counts, now.chunks = chunk.counts, now.chunks + 1
-            now.pool_parts, now.staged_parts = chunk.pool_parts, chunk.staged_parts
-        now.ids = self._known_ids()
+            now.staged_parts = chunk.staged_parts
+        plan = self._state.plan()
+        if plan is None:
+            now.ids = self._known_ids(np.concatenate(looks))
+            looks += self._read()
+            self._judge()
+            plan = self._plan(np.concatenate(looks))
+        return self._finish(plan, np.concatenate(looks))
+
+    def _read(self) -> list[Looks]:
+        """Stage what is left of the source, chunk by chunk; returns the looks of its pictures."""
+        now, looks = self._now, []
         with progress("ingest", self._source.total) as bar:
             bar.update(now.counts.seen)
             items = self._source.items(now.counts.seen)
             for item in items:
-                self._chunk(chain([item], items), bar)
-        self._judge()
-        return self._finish()
+                looks.append(self._chunk(chain([item], items), bar))
+        return looks
 
-    def _known_ids(self) -> set[str]:
-        ids: set[str] = set()
-        for prefix, count in (
-            (self._pool, self._now.pool_parts),
-            (self._staged, self._now.staged_parts),
-        ):
-            for number in range(count):
-                path = prefix.with_name(f"{prefix.name}{number:05d}.parquet")
-                ids.update(pq.read_table(path, columns=["record_id"])["record_id"].to_pylist())
-        return ids
+    def _known_ids(self, looks: Looks) -> dict[str, int]:
+        return dict(zip(self._staged_ids(), map(int, looks["pixels"]), strict=True))
 
-    @property
-    def _pool(self) -> Path:
-        return self._job.to / "pool" / "part-"
+    def _staged_ids(self) -> Iterator[str]:
+        for number in range(self._now.staged_parts):
+            table = pq.read_table(self._state.staged(number), columns=["record_id"])
+            yield from table["record_id"].to_pylist()
 
-    @property
-    def _staged(self) -> Path:
-        return self._state.staging / "staged-"
-
-    def _chunk(self, items: Iterator[Item], bar: Progress) -> None:
-        """The next chunk of items."""
+    def _chunk(self, items: Iterator[Item], bar: Progress) -> Looks:
+        """The next chunk of items; returns the looks of its rows."""
         now = self._now
-        chunk = Chunk(now.counts, 0, 0)
-        with (
-            PartWriter(self._scratch, self._pool, now.pool_parts) as pool,
-            PartWriter(self._scratch, self._staged, now.staged_parts) as staged,
-        ):
-            num_bytes = 0
+        chunk, looks, num_bytes = Chunk(now.counts), [np.empty(0, LOOK)], 0
+        prefix = self._state.staging / STAGED
+        with PartWriter(self._scratch, prefix, now.staged_parts) as staged:
             for number, item in enumerate(items, 1):
-                row = self._row(item, chunk)
-                if row is not None:
-                    content = row["image"]["bytes"]
-                    num_bytes += len(content)
-                    value = picture_hash(content)
-                    if now.holdout.admits(value):
-                        now.holdout.add(value)
-                        chunk.hashes.append(value)
-                        staged.add(row)
-                    else:
-                        now.counts.pool += 1
-                        pool.add(row)
+                normal = self._normal(item, chunk)
+                if normal is not None:
+                    num_bytes += len(normal.row["image"]["bytes"])
+                    looks.append(normal.look)
+                    staged.add(normal.row)
                 bar.update()
                 self._judge_early(chunk)
                 if number >= PART_ROWS or num_bytes >= PART_BYTES:
                     break
-        now.pool_parts, now.staged_parts = pool.next_part, staged.next_part
-        chunk.pool_parts, chunk.staged_parts = pool.next_part, staged.next_part
-        self._state.commit(now.chunks, chunk)
+        now.staged_parts = chunk.staged_parts = staged.next_part
+        found = np.concatenate(looks)
+        self._state.commit(now.chunks, chunk, found)
         now.chunks += 1
+        return found
 
-    def _row(self, item: Item, chunk: Chunk) -> dict[str, Any] | None:
-        """The row of an item, or None if it is set aside."""
+    def _normal(self, item: Item, chunk: Chunk) -> Normal | None:
+        """What an item becomes, or None if it is set aside or joins an earlier record."""
         now, record_id = self._now, ""
         now.counts.seen += 1
+        now.counts.changes.update(item.notes)
         try:
             raw = item.load()
             record_id = raw.record_id.strip()
             if record_id in now.ids:
-                raise BadRecordError("duplicate id")
+                self._join(item, raw, record_id, chunk)
+                return None
             normal = normalise(raw, self._questions.of(record_id), self._job.max_caption)
         except BadRecordError as error:
             now.counts.bad[error.reason] += 1
             chunk.bad.append(_bad_row(item.where, record_id, "record", error))
             return None
-        for problem in normal.bad_questions:
-            now.counts.bad_questions[problem.reason] += 1
-            chunk.bad.append(_bad_row(item.where, record_id, "question", problem))
+        self._note_questions(item, record_id, normal.bad_questions, chunk)
+        now.counts.changes.update(dict.fromkeys(normal.changes, 1))
         now.counts.without_questions += not normal.row["questions"]
-        now.ids.add(record_id)
-        return normal.row
+        now.ids[record_id] = int(normal.look["pixels"][0])
+        return normal
+
+    def _join(self, item: Item, raw: RawRecord, record_id: str, chunk: Chunk) -> None:
+        """Have captions and questions of a picture join the record that it has already.
+
+        BadRecordError if another picture has this id, or the row has a prompt that would be lost.
+        """
+        texts = texts_of(raw, (), self._job.max_caption)
+        if not missing(raw.prompt):
+            raise BadRecordError("duplicate id", "and a prompt of its own")
+        if not raw.by_path:
+            picture = taken_image(raw.image()).picture
+            if pixel_hash(picture) != self._now.ids[record_id]:
+                raise BadRecordError("duplicate id", "with another picture")
+        self._note_questions(item, record_id, texts.bad_questions, chunk)
+        self._now.counts.joined += 1
+        self._now.counts.changes.update(dict.fromkeys(raw.notes, 1))
+        chunk.joined.append(
+            {"record_id": record_id, "captions": texts.captions, "questions": texts.questions}
+        )
+
+    def _note_questions(
+        self, item: Item, record_id: str, problems: list[BadRecordError], chunk: Chunk
+    ) -> None:
+        for problem in problems:
+            self._now.counts.bad_questions[problem.reason] += 1
+            chunk.bad.append(_bad_row(item.where, record_id, "question", problem))
 
     def _judge_early(self, chunk: Chunk) -> None:
         """Give up long before the end if far too many records are bad."""
@@ -204,11 +224,23 @@ class _Ingestion:
         counts = self._now.counts
         self._write_bad(more_bad)
         reasons = "; ".join(f"{reason}: {n}" for reason, n in counts.bad.most_common(EXAMPLES))
+        first = "\n".join(f"  {_shown(row)}" for row in self._first_bad(more_bad))
         raise UserError(
             f"{counts.num_bad} of {counts.seen} records are bad, more than --max-bad-share = "
             f"{self._job.max_bad_share:g} ({reasons}); {self._job.to / BAD} says which. Repair the "
-            "source, name other fields or folders, or allow a larger share: finished parts are kept"
+            "source, name other fields or folders, or allow a larger share: finished parts are "
+            f"kept. The first of them:\n{first}"
         )
+
+    def _first_bad(self, more: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The first bad record of each of the most frequent reasons."""
+        found: dict[str, dict[str, str]] = {}
+        for rows in chain((chunk.bad for chunk in self._state.chunks()), [more]):
+            for row in rows:
+                if row["what"] == "record":
+                    found.setdefault(row["reason"], row)
+        frequent = self._now.counts.bad.most_common(EXAMPLES)
+        return [found[reason] for reason, _ in frequent if reason in found]
 
     def _write_bad(self, more: list[dict[str, str]]) -> None:
         with (
@@ -219,34 +251,46 @@ class _Ingestion:
                 if rows:
                     writer.write_table(pa.Table.from_pylist(rows, BAD_SCHEMA))
 
-    def _finish(self) -> Counts:
-        """Divide the staged rows; done anew, it writes the same files."""
-        now, counts, limit = self._now, self._now.counts, self._now.holdout.limit
-        test_prefix = self._job.to / "test" / "part-"
-        counts.test = 0
-        with (
-            PartWriter(self._scratch, self._pool, now.pool_parts) as pool,
-            PartWriter(self._scratch, test_prefix) as test,
-        ):
-            for row in self._staged_rows():
-                held_out = picture_hash(row["image"]["bytes"]) < limit
-                counts.test += held_out
-                counts.pool += not held_out
-                (test if held_out else pool).add(row)
+    def _plan(self, looks: Looks) -> Plan:
+        """Which rows are held out, with everything counted that all rows together show."""
+        counts, ids = self._now.counts, list(self._staged_ids())
+        group, twins = grouped(looks)
+        sides = held_out(looks, group, self._job.test_records, self._job.test_share)
+        counts.test, counts.pool = int(sides.sum()), int((~sides).sum())
         if counts.pool == 0:
             raise UserError(
-                f"none of {counts.test + counts.pool} good records is left for the pool; hold out "
-                "fewer (--test-records, --test-share)"
+                f"none of {counts.test} good records is left for the pool; hold out fewer "
+                "(--test-records, --test-share)"
             )
-        self._write_bad([])
-        self._state.finish(counts.document())
-        return counts
+        counts.equal = len(looks) - len(np.unique(looks["pixels"]))
+        counts.twins = len(twins)
+        pairs = [[ids[one], ids[other]] for one, other in twins]
+        counts.twin_examples = pairs[:EXAMPLES]
+        if pairs:
+            with placed(self._scratch, self._job.to / TWINS) as path:
+                rows = [dict(zip(TWINS_SCHEMA.names, pair, strict=True)) for pair in pairs]
+                pq.write_table(pa.Table.from_pylist(rows, TWINS_SCHEMA), path)
+        bad = (row["record_id"] for chunk in self._state.chunks() for row in chunk.bad)
+        counts.questions, counts.unmet_questions, counts.unmet_examples = self._questions.unmet(
+            chain(ids, bad), EXAMPLES
+        )
+        sizes = [count_rows([self._state.staged(n)]) for n in range(self._now.staged_parts)]
+        plan = Plan(counts, sizes, sides)
+        self._state.save_plan(plan)
+        return plan
 
-    def _staged_rows(self) -> Iterator[dict[str, Any]]:
-        for number in range(self._now.staged_parts):
-            path = self._staged.with_name(f"{self._staged.name}{number:05d}.parquet")
-            for table in iter_batches(path, "pool", batch_size=ROW_GROUP):
-                yield from rows_of(table)
+    def _finish(self, plan: Plan, looks: Looks) -> Counts:
+        """Divide the staged rows; done anew, it writes the same files."""
+        Division(self._state, self._scratch, plan, looks).run()
+        self._write_bad([])
+        self._state.finish(plan.counts.document())
+        return plan.counts
+
+
+def _shown(row: Mapping[str, str]) -> str:
+    named = f" (id {row['record_id']!r})" if row["record_id"] else ""
+    detail = f": {row['detail']}" if row["detail"] else ""
+    return f"{row['where']}{named}: {row['reason']}{detail}"
 
 
 def _bad_row(where: str, record_id: str, what: str, error: BadRecordError) -> dict[str, str]:

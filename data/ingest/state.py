@@ -8,35 +8,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from core.errors import UserError
 from core.files import TemporaryFolder
-from data.ingest.parts import placed
+from data.ingest.parts import part_path, placed
+from data.looks import Looks
 
 IDENTITY = "ingest.json"
 STAGING = ".ingest"
-CHUNK = "chunk-"
+CHUNK, LOOKS = "chunk-", "looks-"
+SIDES, PLAN = "sides.npy", "plan.json"  # of the division, which has begun once there is a plan
+STAGED, HELD = "staged-", "held-out-"
+
+
+COUNTERS = ("bad", "bad_questions", "changes")
 
 
 @dataclass
 class Counts:
-    """Records and questions by what became of them; the fields are sums over all chunks."""
+    """Records and questions by what became of them; the fields are sums over all chunks.
+
+    `joined` rows became references of an earlier record of their picture; `equal` records show a
+    picture that an earlier one has; `twins` are pairs that show nearly the same, with some ids.
+    """
 
     seen: int = 0
     pool: int = 0
     test: int = 0
     without_questions: int = 0
+    joined: int = 0
+    equal: int = 0
+    twins: int = 0
+    twin_examples: list[list[str]] = field(default_factory=list)
+    questions: int = 0
+    unmet_questions: int = 0
+    unmet_examples: list[str] = field(default_factory=list)
     bad: Counter[str] = field(default_factory=Counter)
     bad_questions: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Counts":
         """Counts from their JSON form."""
-        counters = {name: Counter(document[name]) for name in ("bad", "bad_questions")}
+        counters = {name: Counter(document[name]) for name in COUNTERS}
         return cls(**{**document, **counters})
 
     def document(self) -> dict[str, Any]:
         """The JSON form."""
-        return {**vars(self), "bad": dict(self.bad), "bad_questions": dict(self.bad_questions)}
+        return {**vars(self), **{name: dict(getattr(self, name)) for name in COUNTERS}}
 
     @property
     def num_bad(self) -> int:
@@ -46,13 +67,21 @@ class Counts:
 
 @dataclass
 class Chunk:
-    """A run of items: what was set aside, hashes of the staged rows, and all counts after it."""
+    """A run of items: what was set aside, what joins earlier records, and all counts after it."""
 
     counts: Counts
-    pool_parts: int
-    staged_parts: int
-    hashes: list[int] = field(default_factory=list)
+    staged_parts: int = 0
+    joined: list[dict[str, Any]] = field(default_factory=list)
     bad: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """Final counts, rows of the staged parts, and which rows of all are held out."""
+
+    counts: Counts
+    sizes: list[int]
+    held_out: npt.NDArray[np.bool_]
 
 
 class State:
@@ -77,9 +106,35 @@ class State:
             yield Chunk(counts, **document)
             number += 1
 
-    def commit(self, number: int, chunk: Chunk) -> None:
+    def staged(self, number: int) -> Path:
+        """The place of a staged part."""
+        return part_path(self.staging / STAGED, number)
+
+    def looks(self, number: int) -> Looks:
+        """The looks of all rows of a chunk."""
+        found: Looks = np.load(self.staging / f"{LOOKS}{number:05d}.npy", allow_pickle=False)
+        return found
+
+    def commit(self, number: int, chunk: Chunk, looks: Looks) -> None:
         """Note that all parts of a chunk are in their places."""
+        with placed(self._scratch, self.staging / f"{LOOKS}{number:05d}.npy") as file:
+            np.save(file, looks)
         self._save(self._path(number), {**vars(chunk), "counts": chunk.counts.document()})
+
+    def save_plan(self, plan: Plan) -> None:
+        """Note how the staged parts are to be divided, before the first of them is."""
+        with placed(self._scratch, self.staging / SIDES) as file:
+            np.save(file, plan.held_out)
+        document = {"counts": plan.counts.document(), "sizes": plan.sizes}
+        self._save(self.staging / PLAN, document)
+
+    def plan(self) -> Plan | None:
+        """What was noted, if anything was."""
+        document = self._read(self.staging / PLAN)
+        if document is None:
+            return None
+        sides = np.load(self.staging / SIDES, allow_pickle=False)
+        return Plan(Counts.of(document["counts"]), document["sizes"], sides)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Note that everything is in its place, and delete what served to get there."""

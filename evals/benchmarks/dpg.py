@@ -101,7 +101,7 @@ class DpgBench:
         """All prompts, each with its questions."""
         path = find_file(self._data, ["dpg_bench.csv"], "prompts with questions")
         prompts: dict[str, tuple[str, list[dict[str, Any]]]] = {}
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file), 2):
                 where = f"{path}, row {number}"
                 item_id, text, *question = wanted(row, FIELDS, where)

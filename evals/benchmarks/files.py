@@ -10,6 +10,10 @@ from typing import Any
 from PIL import Image
 
 from core.errors import UserError
+from core.names import visible
+from data.ingest.places import Folder
+from data.ingest.raw import BadRecordError
+from data.ingest.text_files import marked_encoding, open_text
 from data.pictures import rgb
 
 
@@ -19,7 +23,7 @@ def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
     UserError if there is none, or several.
     """
     for pattern in patterns:
-        found = sorted(folder.rglob(pattern))
+        found = sorted(visible(folder, pattern))
         if len(found) == 1:
             return found[0]
         if found:
@@ -33,10 +37,16 @@ def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
     )
 
 
+def read_text(path: Path) -> str:
+    """A text in UTF-8, or in what its first bytes say, as editors of other systems write it."""
+    with open_text(path, marked_encoding(path) or "utf-8") as file:
+        return file.read()
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}); fetch it again") from None
 
@@ -70,7 +80,7 @@ class ImageFolder:
     """Pictures by name, in the first of several folders that has them."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = [folder for folder in folders if folder.is_dir()]
+        self._folders = [Folder(folder) for folder in folders if folder.is_dir()]
 
     def open(self, name: str) -> Image.Image:
         """An RGB picture; FileNotFoundError where no folder has it, PictureError for a damaged one.
@@ -78,15 +88,9 @@ class ImageFolder:
         A name that leads out of the folders is not looked for.
         """
         for folder in self._folders:
-            path = folder / name
-            if inside(path, folder):
-                return rgb(path)
+            try:
+                path = folder.find(name).path
+            except BadRecordError:
+                continue
+            return rgb(path)
         raise FileNotFoundError(f"no picture {name}")
-
-
-def inside(path: Path, folder: Path) -> bool:
-    """Whether there is a file, and below the folder, wherever names and links lead."""
-    try:
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError):  # a name may have null bytes, or be too long
-        return False

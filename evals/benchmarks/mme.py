@@ -15,9 +15,11 @@ import pandas as pd
 from PIL import Image
 
 from core.errors import UserError
+from core.names import is_hidden, visible
 from data.pictures import rgb
 from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.figures import Figure, Statistic, ratio
+from evals.benchmarks.files import read_text
 from evals.benchmarks.reading import read_items
 from evals.statistics import Values
 from models.base import UnifiedModel
@@ -52,7 +54,7 @@ class Mme:
         return [item for name, folder in folders.items() if folder for item in _items(name, folder)]
 
     def _folder(self, name: str) -> Path | None:
-        found = [path for path in sorted(self._data.rglob(name)) if path.is_dir()]
+        found = [path for path in sorted(visible(self._data, name)) if path.is_dir()]
         return found[0] if found else None
 
     def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
@@ -60,11 +62,14 @@ class Mme:
         return read_items(model, items, self._open, self.judge, cue="")
 
     def _open(self, item: Item) -> Image.Image:
-        stem = self._data / item.image
-        for path in (stem.with_name(stem.name + suffix) for suffix in PICTURES):
+        folder = self._folder(item.group)
+        place = self._data if folder is None else folder.parent
+        # Folders of other systems have suffixes in capitals, too.
+        for suffix in (form(suffix) for suffix in PICTURES for form in (str.lower, str.upper)):
+            path = place / f"{item.image}{suffix}"
             if path.is_file():
                 return rgb(path)
-        raise FileNotFoundError(f"no picture {stem} ({', '.join(PICTURES)})")
+        raise FileNotFoundError(f"no picture {place / item.image} ({', '.join(PICTURES)})")
 
     def judge(self, item: Item, reply: str) -> Verdict:
         """Whether a reply is the right one; what is neither yes nor no is wrong."""
@@ -95,8 +100,8 @@ def _items(subtask: str, folder: Path) -> list[Item]:
     apart = folder / "questions_answers_YN"
     texts, pictures = (apart, folder / "images") if apart.is_dir() else (folder, folder)
     items = []
-    for path in sorted(texts.glob("*.txt")):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for path in sorted(path for path in texts.glob("*.txt") if not is_hidden(path.name)):
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
         asked = [line.rsplit("\t", 1) for line in lines]
         if len(asked) != 2 or any(
             len(line) != 2 or line[1].strip().lower() not in ("yes", "no") for line in asked

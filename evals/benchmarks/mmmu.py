@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from core.errors import UserError
+from core.names import visible
 from core.runtime import derive_seed
 from data.pictures import rgb
 from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
@@ -73,7 +74,7 @@ class Mmmu:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        found = sorted(self._data.rglob("validation-*.parquet"))
+        found = sorted(visible(self._data, "validation-*.parquet"))
         if not found:
             raise UserError(
                 f"folder {self._data} has no validation-*.parquet; give the folder of MMMU/MMMU, "

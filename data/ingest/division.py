@@ -1,0 +1,106 @@
+"""The end of an ingestion: staged parts become those of a pool and of a test set.
+
+Each part is divided by itself and then removed, so a killed division goes on, and hardly more space
+is needed than for the pool.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from core.files import TemporaryFolder, put_in_place, writing_to
+from data.held_out import KEPT, KEPT_ROWS, keep_looks
+from data.ingest.parts import PartWriter, part_path, rows_of
+from data.ingest.state import HELD, Plan, State
+from data.looks import Looks
+from data.tables import ROW_GROUP, iter_batches
+
+Side = npt.NDArray[np.bool_]
+
+
+class Division:
+    """Staged rows on their way into `pool/` and `test/` below a folder."""
+
+    def __init__(self, state: State, scratch: TemporaryFolder, plan: Plan, looks: Looks) -> None:
+        self._state, self._scratch, self._plan, self._looks = state, scratch, plan, looks
+        self._pool = state.folder / "pool" / "part-"
+        self._held = state.staging / HELD
+
+    def run(self) -> None:
+        """Divide what is not divided yet."""
+        joined = (row for chunk in self._state.chunks() for row in chunk.joined)
+        first = 0
+        with TemporaryDirectory() as folder, closing(_database(Path(folder), joined)) as database:
+            for number, size in enumerate(self._plan.sizes):
+                rows = slice(first, first + size)
+                first += size
+                if self._state.staged(number).is_file():
+                    self._part(number, self._plan.held_out[rows], self._looks[rows], database)
+        with PartWriter(self._scratch, self._state.folder / "test" / "part-") as test:
+            for number in range(len(self._plan.sizes)):
+                path = part_path(self._held, number)
+                for row in _rows(path) if path.is_file() else ():
+                    test.add(row)
+
+    def _part(
+        self, number: int, held_out: Side, looks: Looks, database: sqlite3.Connection
+    ) -> None:
+        """Divide a part. A part whose staged file is gone is divided, so that goes last."""
+        staged, target = self._state.staged(number), part_path(self._pool, number)
+        ids = pq.read_table(staged, columns=["record_id"])["record_id"].to_pylist()
+        more = {record_id: found for record_id in ids if (found := _found(database, record_id))}
+        if not held_out.any() and not more:
+            self._keep_looks(staged, looks)
+            with writing_to(target):
+                put_in_place(staged, target)
+            return
+        with (
+            PartWriter(self._scratch, self._pool, number) as pool,
+            PartWriter(self._scratch, self._held, number) as test,
+        ):
+            for row, is_held_out in zip(_rows(staged), held_out, strict=True):
+                (test if is_held_out else pool).add(_extended(row, more.get(row["record_id"], ())))
+        self._keep_looks(target, looks[~held_out])
+        staged.unlink()
+
+    def _keep_looks(self, path: Path, looks: Looks) -> None:
+        """Keep the looks of a file of the pool, wherever it lies yet."""
+        if len(looks) >= KEPT_ROWS:
+            keep_looks(self._pool.parent / KEPT, path, looks)
+
+
+def _extended(row: dict[str, Any], more: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row with the captions and questions of later rows of its picture."""
+    for one in more:
+        row["references"] += [text for text in one["captions"] if text not in row["references"]]
+        row["questions"] += [asked for asked in one["questions"] if asked not in row["questions"]]
+    return row
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for table in iter_batches(path, "pool", batch_size=ROW_GROUP):
+        yield from rows_of(table)
+
+
+def _database(folder: Path, joined: Iterable[Mapping[str, Any]]) -> sqlite3.Connection:
+    """What joins earlier records, by their ids; on disk, since there may be millions."""
+    database = sqlite3.connect(folder / "joined.db")
+    database.execute("PRAGMA journal_mode = OFF")
+    database.execute("CREATE TABLE joined (record TEXT, texts TEXT)")
+    rows = ((row["record_id"], json.dumps(row)) for row in joined)
+    database.executemany("INSERT INTO joined VALUES (?, ?)", rows)
+    database.execute("CREATE INDEX by_record ON joined (record)")
+    return database
+
+
+def _found(database: sqlite3.Connection, record_id: str) -> list[Mapping[str, Any]]:
+    given = "SELECT texts FROM joined WHERE record = ? ORDER BY rowid"
+    return [json.loads(texts) for (texts,) in database.execute(given, (record_id,))]
