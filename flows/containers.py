@@ -18,7 +18,7 @@ from core.config import Config
 from core.errors import UserError
 from core.remote import connect, reaching
 from flows.compute import local_folder
-from flows.servers import Urls, answers, client_environment, say, write_profile
+from flows.servers import Urls, answers, client_environment, say, write_access
 
 FOLDER = Path(__file__).resolve().parent.parent / "docker"
 USER = "hermesflow"  # who logs in to Prefect and MLflow, with LOGIN_PASSWORD
@@ -55,7 +55,7 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
                 f"`{' '.join([*compose, *_files(folder), 'logs'])}`"
             )
         time.sleep(1.0)
-    write_profile(urls)
+    write_access(urls)
     _make_bucket(config.store)
     say(f"containers ready after {time.monotonic() - started:.0f} s")
     say(f"both pages ask for a login: user {USER}, LOGIN_PASSWORD of {folder / '.env'}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from core.config import Tracking
+from core.proxies import open_url
 from core.secrets import masked
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 WAY_OUT = (
-    f"start the local servers with `make up` and set {ADDRESS}, or set tracking.enabled: false; "
-    "running the same command again later fills in what is missing"
+    f"start the local servers with `make up` and take {ADDRESS} and the login from them by "
+    "`source .hermesflow/env`, or set tracking.enabled: false; running the same command again "
+    "later fills in what is missing"
 )
 T = TypeVar("T")
 
@@ -125,7 +126,7 @@ def find_problem(uri: str) -> str:
         return f"{ADDRESS} is not set"
     if uri.startswith(("http://", "https://")):
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
+            open_url(f"{without_user(uri).rstrip('/')}/health", timeout=PROBE_SECONDS).close()
         except (OSError, ValueError) as error:
             return masked(f"no MLflow server answers at {ADDRESS} = {uri} ({error})")
     return _database_problem(uri)
