@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from core.errors import UserError
+from core.proxies import PROXIES
 
 USER = "hermesflow"
 SWITCH = "HERMESFLOW_LOGIN"
@@ -133,6 +134,8 @@ def client_login(login: str) -> dict[str, str]:
 def write_env(path: Path, variables: Mapping[str, str]) -> None:
     """Write variables for `source` in a shell."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    # Prefect's client does not start with proxies of these kinds, whatever it is to reach.
+    lines += [f'case "${{{name}:-}}" in socks:*|socks4*) unset {name};; esac' for name in PROXIES]
     write_private(path, "\n".join(lines) + "\n")
 
 
