@@ -20,6 +20,7 @@ from core.files import locked, writing_to
 from core.proxies import open_url, past_proxies
 from flows.logins import (
     ENV,
+    LOGIN,
     OWNER_ONLY,
     PAGES,
     add_open_page,
@@ -32,6 +33,7 @@ from flows.logins import (
     write_private,
 )
 from flows.processes import Record, is_left, launch, listens, read_record, stop
+from tasks._tracking.connection import LOGIN_FILE
 
 STATE = Path(".hermesflow")
 HOST = "127.0.0.1"
@@ -161,9 +163,11 @@ def client_environment(urls: Urls, state: Path = STATE) -> dict[str, str]:
     """Variables that point Prefect and MLflow clients at our servers, telemetry off."""
     home = state.resolve() / "prefect"
     addresses = {"PREFECT_API_URL": urls.prefect_api, "MLFLOW_TRACKING_URI": urls.mlflow}
+    ours = urls.login and urls.login == read_login(state)
     return {
         **addresses,
         **client_login(urls.login),
+        **({LOGIN_FILE: str(state.resolve() / LOGIN)} if ours else {}),
         **past_proxies({**os.environ, **addresses}),
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
@@ -398,5 +402,5 @@ def write_access(urls: Urls, state: Path = STATE) -> None:
     # A text of JSON is one of TOML, too.
     lines += [f"{name} = {json.dumps(environment[name])}" for name in names if name in environment]
     write_private(state / "prefect" / "profiles.toml", "\n".join(lines) + "\n")
-    wanted = ("PREFECT_API_", "MLFLOW_", "DO_NOT_TRACK", "NO_PROXY", "no_proxy")
+    wanted = ("PREFECT_API_", "MLFLOW_", "HERMESFLOW_", "DO_NOT_TRACK", "NO_PROXY", "no_proxy")
     write_env(state / ENV, {k: v for k, v in environment.items() if k.startswith(wanted)})
