@@ -229,8 +229,7 @@ def _check_place() -> None:
     if "%" in place:
         raise UserError(
             f"{place} has a % in its path, with which MLflow cannot start (its database migrations "
-            "take it for a variable); move the project to a folder without one, or give its "
-            "environment another place: make .venv a link to a folder without a %"
+            "take it for a variable); move the project to a folder without one and delete .venv"
         )
 
 

@@ -130,6 +130,21 @@ def test_clients_of_ours_log_in_past_the_proxy(servers: tuple[Path, Urls]) -> No
         assert done.stdout.split("\n")[:2] == ["Prefect []", "MLflow ['Default']"]
 
 
+def test_stages_and_gc_log_in_by_the_file_and_say_what_is_missing_without(
+    servers: tuple[Path, Urls],
+) -> None:
+    """As runs on a work pool do, whose variables others can read."""
+    folder, urls = servers
+    command = [sys.executable, "-P", "-m", "tasks._tracking.registered"]
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    plain |= {"MLFLOW_TRACKING_URI": urls.mlflow, "PYTHONPATH": str(ROOT)}
+    for file, code, said in ((folder / ".hermesflow/login", 0, "[]"), ("", 2, "401")):
+        environment = plain | {"HERMESFLOW_LOGIN_FILE": str(file)}
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert said in done.stdout + done.stderr
+
+
 def test_the_password_is_in_files_of_the_owner_alone(servers: tuple[Path, Urls]) -> None:
     folder, urls = servers
     password = urls.login.partition(":")[2]

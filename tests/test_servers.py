@@ -225,6 +225,25 @@ def test_a_port_lost_to_another_server_meanwhile_is_not_taken_for_ours(state: Pa
             stranger.kill()
 
 
+def test_a_place_in_which_mlflow_cannot_start_is_named_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "50% done"
+    folder.mkdir()
+    (folder / ".venv").symlink_to(sys.prefix)
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [str(folder / ".venv/bin/python"), "-P", "-m", "flows.local", "up"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"{folder}/.venv/lib" in done.stderr
+    assert "has a % in its path" in done.stderr
+    assert "move the project" in done.stderr
+    assert not (folder / ".hermesflow").exists()
+
+
 DOCKER = """#!/bin/sh
 echo "$@" >> "{log}"
 case "$*" in *" up -d") echo "no such image" >&2; exit 1;; esac
