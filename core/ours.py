@@ -49,7 +49,12 @@ def claim() -> None:
 
 
 def claim_command() -> None:
-    """`claim` in a process that runs one of our modules by `python -m`."""
+    """`claim` in a process that runs one of our modules by `python -m`.
+
+    Another copy of this project, in the current folder or on PYTHONPATH, sees to itself.
+    """
+    if any(Path(place, "core/ours.py").is_file() for place in ("", *sys.path)):
+        return
     for option, module in zip(sys.orig_argv, sys.orig_argv[1:], strict=False):
         if option == "-m":
             place = ROOT.joinpath(*module.split("."))

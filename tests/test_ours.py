@@ -53,6 +53,12 @@ def test_an_installed_python_finds_our_commands_in_any_folder(other: Path, tmp_p
     subprocess.run([python, ROOT / "core/ours.py"], check=True)
     done = run(command, other, other)
     assert done.returncode == 0, done.stderr
+    # Another copy of the project is meant where it is the current folder.
+    copy = tmp_path / "copy/core"
+    copy.mkdir(parents=True)
+    for name, text in (("__init__", ""), ("ours", ""), ("errors", "print('the copy')")):
+        (copy / f"{name}.py").write_text(text, encoding="utf-8")
+    assert run(command, copy.parent).stdout == "the copy\n"
     # What is no command of ours keeps its own packages.
     assert "the other core" in run([str(python), "-c", "import core"], other, other).stderr
     assert (
