@@ -33,7 +33,8 @@ install: $(INSTALLED) ## make .venv with pinned versions (the other targets do i
 
 # The stamp is written last, so that an interrupted installation is done again. Modules are compiled
 # here and on all cores: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process
-# would do it anew. Templates in old Python fail, which harms nobody.
+# would do it anew. Templates in old Python fail, which harms nobody. `core/ours.py` has this Python
+# find our packages by `python -m` in folders that have others of their names.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; give another one with PYTHON=..."; exit 2; }
@@ -41,6 +42,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "error: $(PYTHON) cannot make virtual environments; install its venv module"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		-c constraints.txt -e '.[dev]'
+	@$(BIN)/python core/ours.py
 	@$(BIN)/python -m compileall -qq -j 0 \
 		-x '/tests/|/transformers/models/(?!__init__|auto/|bert/)' .venv/lib || true
 	@touch $@

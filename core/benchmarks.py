@@ -38,7 +38,7 @@ class Needs:
 
 
 NEEDS: Mapping[BenchmarkName, Needs] = {
-    "pope": Needs("f1", ("*pope_*.json",)),
+    "pope": Needs("f1", ("*pope_*.json", "*pope_*.jsonl")),
     "mme": Needs("perception", ("*.txt",)),
     "vqav2": Needs("accuracy", ("*questions.json", "*annotations.json")),
     "gqa": Needs("accuracy", ("testdev_balanced_questions.json",)),

@@ -12,6 +12,7 @@ from core.artifact import ArtifactRef
 from core.errors import UserError
 from core.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, termination_raised
 from core.peers import ALONE, Peers
+from core.proxies import go_past_proxies
 from core.runtime import setup_logging
 from core.secrets import masked
 from core.stage import Inputs, Stage, StageResult, run_stage
@@ -28,6 +29,9 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
 
     `quiet` leaves the message to another process.
     """
+    left_out = go_past_proxies()
+    if left_out and not quiet:
+        print(f"note: {left_out}", file=sys.stderr, flush=True)
     try:
         with termination_raised():
             command()

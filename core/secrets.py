@@ -3,7 +3,9 @@
 import os
 import re
 
-_NAMES = re.compile(r"(?:^|_)(?:SECRET|PASSWORD|TOKEN|API_?KEY|PRIVATE_KEY)(?:$|_)", re.IGNORECASE)
+_NAMES = re.compile(
+    r"(?:^|_)(?:SECRET|PASSWORD|TOKEN|API_?KEY|PRIVATE_KEY|AUTH_STRING)(?:$|_)", re.IGNORECASE
+)
 _USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 MASK = "***"
 SHORTEST = 6  # characters; shorter ones are in too many words to be replaced

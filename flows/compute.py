@@ -15,7 +15,7 @@ from typing import Any, Literal
 from core.config import Config, Resources
 from core.errors import UserError
 from core.remote import connect, is_local
-from tasks._tracking.connection import ADDRESS
+from tasks._tracking.connection import ADDRESS, LOGIN_FILE
 
 Pool = Literal["process", "docker", "kubernetes"]
 TEMPLATE = Path(__file__).resolve().parent.parent / "docker/kubernetes/job-template.json"
@@ -81,7 +81,7 @@ def job_variables(config: Config, stage: str, pool: Pool) -> dict[str, Any]:
     if pool == "kubernetes":
         return _kubernetes(config, resources)
     # Where processes are, the tracking server of whoever deploys can be reached as well.
-    tracking = {ADDRESS: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
+    tracking = {name: os.environ[name] for name in (ADDRESS, LOGIN_FILE) if name in os.environ}
     return {"env": {**EVERYWHERE, **tracking}}
 
 
@@ -115,6 +115,9 @@ def _docker(config: Config, resources: Resources) -> dict[str, Any]:
         volumes.append(f"{folder}:{folder}")
         # What is written there belongs to who starts the run, as it does without containers.
         engine["user"] = f"{os.getuid()}:{os.getgid()}"
+    login = os.environ.get(LOGIN_FILE) if folder else None
+    if login:
+        volumes.append(f"{login}:{login}:ro")  # of the local servers, which are reached by `host`
     network: dict[str, object] = (
         {"network_mode": "host"} if settings.network == "host" else {"networks": [settings.network]}
     )
@@ -127,6 +130,7 @@ def _docker(config: Config, resources: Resources) -> dict[str, Any]:
         "container_create_kwargs": engine,
         "env": {
             **_container(resources),
+            **({LOGIN_FILE: login} if login else {}),
             **settings.environment,
             **_secrets(settings.secrets, config.store),
         },

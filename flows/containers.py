@@ -10,7 +10,8 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from core.config import Config
 from core.errors import UserError
 from core.remote import connect, reaching
 from flows.compute import local_folder
-from flows.servers import Urls, answers, client_environment, say, write_profile
+from flows.servers import Urls, answers, client_environment, say, write_access
 
 FOLDER = Path(__file__).resolve().parent.parent / "docker"
 USER = "hermesflow"  # who logs in to Prefect and MLflow, with LOGIN_PASSWORD
@@ -42,24 +43,35 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
     _check_image(image)
     say("starting containers (first time: some minutes) ...")
     started = time.monotonic()
-    _run(
-        [*compose, *_files(folder), "up", "-d"],
-        "the containers could not be started",
-        IMAGE=image,
-        NETWORK=config.compute.docker.network,
-    )
-    while (urls := lead_there(folder)) is None:
-        if time.monotonic() - started > START_SECONDS:
-            raise UserError(
-                f"the servers gave no answer within {START_SECONDS:.0f} s; see "
-                f"`{' '.join([*compose, *_files(folder), 'logs'])}`"
-            )
-        time.sleep(1.0)
-    write_profile(urls)
+    with _stopped_if_it_fails([*compose, *_files(folder)]):
+        _run(
+            [*compose, *_files(folder), "up", "-d"],
+            "the containers could not be started",
+            IMAGE=image,
+            NETWORK=config.compute.docker.network,
+        )
+        while (urls := lead_there(folder)) is None:
+            if time.monotonic() - started > START_SECONDS:
+                raise UserError(
+                    f"the servers gave no answer within {START_SECONDS:.0f} s; see "
+                    f"`{' '.join([*compose, *_files(folder), 'logs'])}`"
+                )
+            time.sleep(1.0)
+    write_access(urls)
     _make_bucket(config.store)
     say(f"containers ready after {time.monotonic() - started:.0f} s")
     say(f"both pages ask for a login: user {USER}, LOGIN_PASSWORD of {folder / '.env'}")
     return urls
+
+
+@contextmanager
+def _stopped_if_it_fails(compose: list[str]) -> Iterator[None]:
+    """Stop the containers if the block fails; they stay, as their logs say why."""
+    try:
+        yield
+    except BaseException:
+        subprocess.run([*compose, "stop"], capture_output=True)
+        raise
 
 
 def lead_there(folder: Path = FOLDER) -> Urls | None:

@@ -24,16 +24,20 @@ def main(arguments: list[str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    document = {
-        # Process ids are used again; together with its start time an id is unique.
-        "pid": process.pid,
-        "started": psutil.Process(process.pid).create_time(),
-        "url": url,
-        "mark": os.environ["HERMESFLOW_PROCESS"],
-    }
-    part = Path(record).with_suffix(".part")
-    part.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(part, record)
+    try:
+        document = {
+            # Process ids are used again; together with its start time an id is unique.
+            "pid": process.pid,
+            "started": psutil.Process(process.pid).create_time(),
+            "url": url,
+            "mark": os.environ["HERMESFLOW_PROCESS"],
+        }
+        part = Path(record).with_suffix(".part")
+        part.write_text(json.dumps(document), encoding="utf-8")
+        os.replace(part, record)
+    except BaseException:
+        process.kill()  # nobody would know of it
+        raise
 
 
 if __name__ == "__main__":

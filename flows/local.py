@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from core.command import run_command
+from core.proxies import has_proxy
 from core.runtime import setup_logging
 from flows.compute import Pool, local_folder
+from flows.logins import ENV, LOGIN, clickable
 from flows.servers import (
+    STATE,
     Urls,
+    all_or_nothing,
     client_environment,
     ensure_servers,
     ensure_worker,
-    running,
+    known_urls,
+    states,
     stop_all,
 )
 
@@ -48,15 +53,17 @@ def up(config: str, compute: Compute) -> None:
         urls = containers.start(load_config(config))
         _register(config, compute)
     else:
-        urls = ensure_servers()
-        os.environ.update(client_environment(urls))
-        # Prefect reads its settings at import, so it comes after the environment.
-        from flows.deploy import deploy_parent
+        with all_or_nothing():
+            urls = ensure_servers()
+            os.environ.update(client_environment(urls))
+            # Prefect reads its settings at import, so it comes after the environment.
+            from flows.deploy import deploy_parent
 
-        deploy_parent()
-        ensure_worker(urls)
+            deploy_parent()
+            ensure_worker(urls)
     _show(urls)
-    print("Start a run with: .venv/bin/prefect deployment run self-play/iterate")
+    first = f"source {STATE / ENV} && " if has_proxy() else ""  # which keeps it past the proxy
+    print(f"Start a run with: {first}.venv/bin/prefect deployment run self-play/iterate")
 
 
 def deploy(config: str, pool: Pool) -> None:
@@ -119,10 +126,13 @@ def down(compute: Compute) -> None:
 
 def status() -> None:
     """Print what runs, and where."""
-    records = running()
-    for name, record in records.items():
-        print(f"{name:8} pid {record.pid:<8} {record.url}")
-    if not records:
+    found = states()
+    for name, (record, words) in found.items():
+        print(f"{name:8} pid {record.pid:<8} {record.url}  {words}")
+    urls = known_urls()
+    if urls is not None:
+        _show(urls)
+    elif not found:
         print("nothing of ours is running; start it with make up or make pipeline")
 
 
@@ -191,7 +201,22 @@ def check_config(
 
 
 def _show(urls: Urls) -> None:
-    print(f"Prefect UI: {urls.prefect}   MLflow UI: {urls.mlflow}   (stop them with make down)")
+    """Print where the pages are, and how to log in to local ones.
+
+    The password only on a terminal, as output that goes elsewhere is often kept where others read.
+    """
+    login = urls.login if urls == known_urls() else ""
+    terminal = sys.stdout.isatty()
+    prefect, mlflow = clickable(urls.prefect, urls.mlflow, login if terminal else "")
+    print(f"Prefect UI: {prefect}   MLflow UI: {mlflow}   (stop them with make down)")
+    if not login:
+        return
+    if not terminal:
+        print(
+            f"Both ask for the login in {STATE / LOGIN}: MLflow for its user and its password, "
+            "Prefect for all of it. On a terminal, make status prints addresses that log in."
+        )
+    print(f"Your own commands log in after: source {STATE / ENV}")
 
 
 def _parser() -> argparse.ArgumentParser:

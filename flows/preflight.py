@@ -37,6 +37,7 @@ from models.memory_plan import (
     for_training,
     training,
 )
+from models.weight_files import check_one_set
 from tasks._crew import num_processes
 
 MODEL_FILES = {
@@ -111,6 +112,9 @@ def _check_model(config: Config) -> None:
         MODEL_FILES[config.model.family],
         "give a complete folder; `python -m models.checkpoints import` makes one of released parts",
     )
+    for name in MODEL_FILES[config.model.family]:
+        if name.endswith(".safetensors"):
+            _check_weights("model.checkpoint", (folder / name).parent)
 
 
 def memory_table(config: Config) -> str:
@@ -167,6 +171,7 @@ def _check_caption_encoder(config: Config) -> None:
     except ValueError as error:
         raise UserError(f"{field}: {error}; give a folder saved by sentence-transformers") from None
     _check_files(field, transformer, ("config.json", "model.safetensors", "tokenizer.json"))
+    _check_weights(field, transformer)
 
 
 def _check_benchmarks(config: Config) -> None:
@@ -187,6 +192,8 @@ def _check_benchmarks(config: Config) -> None:
                     f"{field}: judges.{role} = {place!r} does not exist (looked for "
                     f"{Path(place).absolute()}); give its path"
                 )
+            if not named and Path(place).is_dir():
+                _check_weights(f"{field}: judges.{role}", Path(place))
 
 
 def _folder(field: str, path: str) -> Path:
@@ -197,6 +204,14 @@ def _folder(field: str, path: str) -> Path:
             f"{field} = {path!r} {what} (looked for {folder.absolute()}); give the path of a folder"
         )
     return folder
+
+
+def _check_weights(field: str, folder: Path) -> None:
+    """Raise UserError if a folder has several sets of weights, or quantised ones."""
+    try:
+        check_one_set(folder)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def _check_files(

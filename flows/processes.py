@@ -73,6 +73,11 @@ def listens(record: Record, port: int) -> bool:
     )
 
 
+def is_left(record: Record) -> bool:
+    """Whether the recorded process, or anything that descends from it, runs."""
+    return bool(_family(record))
+
+
 def stop(record_path: Path) -> bool:
     """End a recorded process and what it started; whether anything had to be ended."""
     record = read_record(record_path)

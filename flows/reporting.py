@@ -6,6 +6,7 @@ Without Prefect, so that `make report` starts at once and needs no server.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
@@ -77,10 +78,12 @@ def _answers(evaluation: Artifact) -> pd.DataFrame:
 
 
 def write_report(config: Config, store: Store, figures: Figures) -> str:
-    """Write page and model card of a run; the URI of the page."""
+    """Write page and model card of a run; the address of the page, as a browser takes it."""
     folder = report_folder(config, _origin(figures.story))
     store.write_text(f"{folder}/{CARD}", render_card(figures))
-    return store.write_text(f"{folder}/{PAGE}", render_page(figures))
+    uri = store.write_text(f"{folder}/{PAGE}", render_page(figures))
+    # A folder's name may hold what ends an address, such as "#".
+    return Path(uri.removeprefix("file://")).as_uri() if uri.startswith("file://") else uri
 
 
 def report_on(config: Config, path: str, iterations: int | None) -> str:

@@ -1,15 +1,14 @@
 """The local Prefect server, MLflow server and worker: started, reused and stopped.
 
-Everything lives in one state folder: databases, logs, and a record of each process.
+Everything lives in one state folder: databases, logs, the login, and a record of each process.
 """
 
+import json
 import os
-import shutil
 import socket
 import sys
+import sysconfig
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,30 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import locked, writing_to
-from flows.processes import Record, launch, listens, read_record, stop
+from core.proxies import open_url, past_proxies
+from flows.logins import (
+    ENV,
+    LOGIN,
+    OWNER_ONLY,
+    PAGES,
+    add_open_page,
+    client_login,
+    mlflow_login,
+    prefect_login,
+    read_login,
+    settle_login,
+    write_env,
+    write_private,
+)
+from flows.processes import Record, is_left, launch, listens, read_record, stop
+from tasks._tracking.connection import LOGIN_FILE
 
 STATE = Path(".hermesflow")
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 WORK_POOL = "local"  # of the parent, which waits and hardly works where stages have a pool
+NAMES = ("worker", "prefect", "mlflow")  # of our processes, in the order in which they end
 START_SECONDS = 240.0
 POLL_SECONDS = 0.25
 
@@ -50,6 +66,7 @@ class _Server:
     port: int
     health: str
     command: Callable[[Path, int], list[str]]
+    login: Callable[[Path, str], dict[str, str]] = lambda state, login: {}
 
 
 def ensure_servers(
@@ -61,19 +78,62 @@ def ensure_servers(
     """Reuse our running servers or start them together; the ports are preferences.
 
     `meanwhile` is called while they start. UserError with the tail of the log if one does not come
-    up.
+    up; then none of those started here is left.
     """
     state = _prepare(state)
     servers = (
-        _Server("prefect", "Prefect server", prefect_port, "/api/health", _prefect_command),
-        _Server("mlflow", "MLflow server", mlflow_port, "/health", _mlflow_command),
-    )
+        _Server(
+            "prefect", "Prefect server", prefect_port, "/api/health", _prefect_command,
+            lambda state, login: prefect_login(login),
+        ),
+        _Server("mlflow", "MLflow server", mlflow_port, "/health", _mlflow_command, mlflow_login),
+    )  # fmt: skip
     with locked(state / "servers.lock"):
-        records = {server.name: _start_if_needed(state, server) for server in servers}
-        _await(state, servers, records, meanwhile)
-        urls = Urls(records["prefect"].url, records["mlflow"].url)
-        write_profile(urls, state)
+        login = _login(state)
+        with _ended_if_it_fails(state):
+            records = {server.name: _start_if_needed(state, server) for server in servers}
+            _await(state, servers, records, meanwhile)
+        add_open_page(state)
+        urls = Urls(records["prefect"].url, records["mlflow"].url, login)
+        write_access(urls, state)
     return urls
+
+
+def known_urls(state: Path = STATE) -> Urls | None:
+    """Where our servers run and how to log in; None unless both run."""
+    records = running(state)
+    if not {"prefect", "mlflow"} <= records.keys():
+        return None
+    return Urls(records["prefect"].url, records["mlflow"].url, read_login(state))
+
+
+@contextmanager
+def _ended_if_it_fails(state: Path) -> Iterator[None]:
+    """End the processes of ours that were started inside of the block, if that fails."""
+    before = running(state)
+    try:
+        yield
+    except BaseException:
+        for name in NAMES:
+            if name not in before:
+                stop(state / f"{name}.json")
+        raise
+
+
+@contextmanager
+def all_or_nothing(state: Path = STATE) -> Iterator[None]:
+    """End what was started inside of the block, which may ensure servers, if it fails."""
+    with _ended_if_it_fails(state.resolve()):
+        yield
+
+
+def _login(state: Path) -> str:
+    """The login of the servers; a worker that knows another one ends."""
+    before = read_login(state)
+    login = settle_login(state, bool({"prefect", "mlflow"} & running(state).keys()))
+    if login != before:
+        stop(state / "worker.json")
+    return login
 
 
 def ensure_worker(urls: Urls, state: Path = STATE) -> None:
@@ -102,22 +162,19 @@ def ensure_worker(urls: Urls, state: Path = STATE) -> None:
 def client_environment(urls: Urls, state: Path = STATE) -> dict[str, str]:
     """Variables that point Prefect and MLflow clients at our servers, telemetry off."""
     home = state.resolve() / "prefect"
-    user, _, password = urls.login.partition(":")
-    login = {
-        "PREFECT_API_AUTH_STRING": urls.login,
-        "MLFLOW_TRACKING_USERNAME": user,
-        "MLFLOW_TRACKING_PASSWORD": password,
-    }
+    addresses = {"PREFECT_API_URL": urls.prefect_api, "MLFLOW_TRACKING_URI": urls.mlflow}
+    ours = urls.login and urls.login == read_login(state)
     return {
-        **(login if user else {}),
-        "PREFECT_API_URL": urls.prefect_api,
+        **addresses,
+        **client_login(urls.login),
+        **({LOGIN_FILE: str(state.resolve() / LOGIN)} if ours else {}),
+        **past_proxies({**os.environ, **addresses}),
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, so that a restart is outlasted
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what shows that a machine is not lost
-        "MLFLOW_TRACKING_URI": urls.mlflow,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
     }
@@ -128,24 +185,52 @@ def stop_all(state: Path = STATE) -> list[str]:
     if not state.is_dir():
         return []
     with locked(state / "servers.lock"):
-        names = ("worker", "prefect", "mlflow")
-        return [name for name in names if stop(state / f"{name}.json")]
+        return [name for name in NAMES if stop(state / f"{name}.json")]
 
 
 def running(state: Path = STATE) -> dict[str, Record]:
     """Records of our living processes by name."""
-    records = {
-        name: read_record(state / f"{name}.json") for name in ("prefect", "mlflow", "worker")
-    }
+    records = {name: read_record(state / f"{name}.json") for name in reversed(NAMES)}
     return {name: record for name, record in records.items() if record and record.alive}
+
+
+def states(state: Path = STATE) -> dict[str, tuple[Record, str]]:
+    """Record and state in words of each process that we started and that is not all gone."""
+    found: dict[str, tuple[Record, str]] = {}
+    for name in reversed(NAMES):
+        record = read_record(state / f"{name}.json")
+        if record is None:
+            continue
+        if record.alive:
+            health = {"prefect": "/api/health", "mlflow": "/health"}.get(name)
+            well = health is None or answers(record.url + health)
+            found[name] = (
+                record,
+                ("runs" if well else f"does not answer (yet); its log is {state / name}.log"),
+            )
+        elif is_left(record):
+            found[name] = record, "has ended, but not what it had started; make down ends that"
+    return found
 
 
 def _prepare(state: Path) -> Path:
     state = state.resolve()
+    _check_place()
     with writing_to(state):
         for name in ("prefect", "mlflow"):
             (state / name).mkdir(parents=True, exist_ok=True)
+        state.chmod(OWNER_ONLY)  # databases, logs and the login are nobody else's
     return state
+
+
+def _check_place() -> None:
+    """UserError if the packages lie where MLflow cannot make its database."""
+    place = sysconfig.get_path("purelib")
+    if "%" in place:
+        raise UserError(
+            f"{place} has a % in its path, with which MLflow cannot start (its database migrations "
+            "take it for a variable); move the project to a folder without one and delete .venv"
+        )
 
 
 def _start_if_needed(state: Path, server: _Server) -> Record:
@@ -156,7 +241,8 @@ def _start_if_needed(state: Path, server: _Server) -> Record:
         return record
     stop(record_path)
     port = _free_port(server)
-    environment = _server_environment(state, port)
+    login = server.login(state, read_login(state))
+    environment = _server_environment(state, port) | login
     command = [sys.executable, *server.command(state, port)]
     return launch(
         record_path, state / f"{server.name}.log", f"http://{HOST}:{port}", command, environment
@@ -168,11 +254,13 @@ def _prefect_command(state: Path, port: int) -> list[str]:
 
 
 def _mlflow_command(state: Path, port: int) -> list[str]:
-    folder = state / "mlflow"
+    # Below the state folder, in which servers run: an address of a database cannot hold every
+    # character that the name of a folder can.
     return [
         *("-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--backend-store-uri", "sqlite:///mlflow/mlflow.db"),
+        *("--artifacts-destination", "mlflow/artifacts"),
+        *(("--app-name", "basic-auth") if read_login(state) else ()),
     ]
 
 
@@ -185,7 +273,10 @@ def _server_environment(state: Path, port: int) -> dict[str, str]:
     }
     return {
         **inherited,
+        **past_proxies(inherited),
         "PREFECT_HOME": str(state / "prefect"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect/prefect.db",
+        "PREFECT_UI_STATIC_DIRECTORY": str(state / PAGES),
         # A path that is never written: the profile names a client's server, not this one.
         "PREFECT_PROFILES_PATH": str(state / "prefect" / "no-profiles.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -262,9 +353,9 @@ def _taken(port: int) -> bool:
 def answers(url: str) -> bool:
     """Whether a server answers well."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
+        with open_url(url, timeout=2) as reply:
             return bool(reply.status == 200)
-    except (OSError, urllib.error.URLError):
+    except OSError:
         return False
 
 
@@ -296,9 +387,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def write_profile(urls: Urls, state: Path = STATE) -> None:
-    """Write the Prefect profile that pyproject.toml points to, for the user's own commands."""
-    path = _prepare(state) / "prefect" / "profiles.toml"
+def write_access(urls: Urls, state: Path = STATE) -> None:
+    """Write what the user's own commands need: the profile that pyproject.toml points to, `env`."""
+    state = _prepare(state)
     environment = client_environment(urls, state)
     names = (
         "PREFECT_API_URL",
@@ -307,8 +398,8 @@ def write_profile(urls: Urls, state: Path = STATE) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED",
     )
     lines = ['active = "local"', "[profiles.local]"]
-    lines += [f'{name} = "{environment[name]}"' for name in names if name in environment]
-    part = path.with_suffix(".part")
-    part.touch(mode=0o600)
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shutil.move(part, path)
+    # A text of JSON is one of TOML, too.
+    lines += [f"{name} = {json.dumps(environment[name])}" for name in names if name in environment]
+    write_private(state / "prefect" / "profiles.toml", "\n".join(lines) + "\n")
+    wanted = ("PREFECT_API_", "MLFLOW_", "HERMESFLOW_", "DO_NOT_TRACK", "NO_PROXY", "no_proxy")
+    write_env(state / ENV, {k: v for k, v in environment.items() if k.startswith(wanted)})

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models.weight_files import check_one_set
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -121,6 +123,7 @@ def _load(folder: Path, device: str, pooling: Pooling) -> SentenceTransformer:
     from sentence_transformers.sentence_transformer.modules import Transformer
     from transformers.utils import logging
 
+    check_one_set(transformer_folder(folder))
     logging.disable_progress_bar()  # of loading weights, which takes no time
     if pooling == "own":
         return SentenceTransformer(str(folder), device=device, local_files_only=True)

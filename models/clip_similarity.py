@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
+from models.weight_files import check_one_set
+
 Features = NDArray[np.float32]
 
 
@@ -22,6 +24,7 @@ class ClipSimilarity:
     """Unit vectors of pictures and texts in one space."""
 
     def __init__(self, folder: Path, device: str) -> None:
+        check_one_set(folder)
         self._model = CLIPModel.from_pretrained(folder, local_files_only=True)
         nn.Module.to(self._model, torch.device(device)).eval()
         self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)

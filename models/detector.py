@@ -19,6 +19,8 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
     Mask2FormerImageProcessorPil,
 )
 
+from models.weight_files import check_one_set
+
 MAX_DETECTIONS = 100
 Box = tuple[float, float, float, float]
 
@@ -37,6 +39,7 @@ class Detector:
     """An instance segmentation model in a local folder, with its image processor."""
 
     def __init__(self, folder: Path, device: str) -> None:
+        check_one_set(folder)
         self._processor = Mask2FormerImageProcessorPil.from_pretrained(
             folder, local_files_only=True
         )

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from core.config import Endpoint
 from core.errors import UserError
+from core.proxies import no_proxy_for
 from core.runtime import derive_seed
 from core.secrets import masked
 from data.tables import encode_image
@@ -172,6 +173,7 @@ class Client:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=endpoint.timeout_seconds,
             limits=httpx.Limits(max_connections=endpoint.concurrency),
+            mounts=no_proxy_for(self._url),
         )
         try:
             self._check_model()

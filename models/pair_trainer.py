@@ -30,7 +30,8 @@ from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, n
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
 from models.processes import sum_over_processes
 from models.sharding import ShardedState, local, whole
-from models.weights import listing, not_finite
+from models.weight_files import listing
+from models.weights import not_finite
 
 Gradients = list[Tensor | None]
 Rows = tuple[Ints, float]

@@ -19,7 +19,7 @@ from core.errors import UserError
 
 MAX_PICKLE = 256 << 20  # bytes of names, shapes and structure, without the tensors
 PREAMBLE = 3  # pickles before that of the tensors in files older than torch 1.6
-_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter")
 
 
 class _RefusedError(Exception):
@@ -51,7 +51,8 @@ class _Inspector(pickle._Unpickler):
             return _Inert
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return name
-        raise _RefusedError(f"it asks for {module}.{name}")
+        what = ", a quantised tensor" if "qtensor" in name else ""
+        raise _RefusedError(f"it asks for {module}.{name}{what}")
 
     def persistent_load(self, given: Any) -> _Inert:
         kind, name, key, _, number, *_ = given

@@ -23,6 +23,7 @@ from core.cache import cache_folder
 from core.config import Endpoint, Serve
 from core.errors import UserError
 from core.files import writing_to
+from core.proxies import no_proxy_for
 
 SUPERVISE = Path(__file__).with_name("supervise.py")
 HOST = "127.0.0.1"
@@ -136,7 +137,8 @@ def _wait(
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/models", timeout=5.0).status_code == 200
+        with httpx.Client(mounts=no_proxy_for(url), timeout=5.0) as client:
+            return client.get(f"{url}/models").status_code == 200
     except httpx.TransportError:
         return False
 

@@ -8,6 +8,7 @@ file any longer. Pickles (.bin) are read by torch's unpickler of tensors alone a
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +23,17 @@ from torch.overrides import TorchFunctionMode
 from core.errors import UserError
 from core.files import sha256_of
 from models.pickles import check_pickle
+from models.weight_files import (
+    FLOATS,
+    INDEX,
+    WEIGHT_NAMES,
+    Header,
+    check_types,
+    listing,
+    read_header,
+    weight_files,
+)
 
-# Ours, then those of the published code; the first that is there is read.
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
-INDEX = ".index.json"
-SHOWN_NAMES = 8  # of each kind of mismatch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -39,15 +46,20 @@ class Weights:
         If any name starts with `prefix`, only those that do count, by the rest of their name.
         """
         self.folder = folder
-        self.files = _weight_files(folder)
+        self.files = _files_of(folder)
         stored: dict[str, torch.Size] = {}
+        kinds: dict[str, str] = {}
         for file in self.files:
-            stored |= _shapes(file)
+            header = _header(file)
+            check_types(file, header)
+            stored |= {name: torch.Size(shape) for name, (_, shape) in header.items()}
+            kinds |= {name: kind for name, (kind, _) in header.items()}
         if not any(name.startswith(prefix) for name in stored):
             prefix = ""
         names = {name: name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
         self._names = {name: short for name, short in names.items() if short not in ignored}
         self.shapes = {short: stored[name] for name, short in self._names.items()}
+        self.kinds = {short: kinds[name] for name, short in self._names.items()}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors, file by file; every tensor owns its memory."""
@@ -102,6 +114,7 @@ def fill(
     optional = {name for name in tensors if derived and name.startswith(derived)}
     wanted = {name: tensor.shape for name, tensor in tensors.items()}
     _check_shapes(weights, wanted, optional)
+    _check_kinds(weights, {name for name, one in tensors.items() if one.is_floating_point()})
     for name, tensor in weights:
         kept = dtype is None or not tensor.is_floating_point()
         tensors[name] = tensor.to(device=device, dtype=tensor.dtype if kept else dtype)
@@ -122,6 +135,17 @@ def dtype_named(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"dtype = {name!r} is unknown; give one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _check_kinds(weights: Weights, floating: Collection[str]) -> None:
+    """UserError for counts where the model has weights."""
+    kinds = weights.kinds
+    bad = [f"{n} is {kinds[n]}" for n in sorted(floating) if kinds.get(n, FLOATS[0]) not in FLOATS]
+    if bad:
+        raise UserError(
+            f"{weights.folder}: {len(bad)} weights of the model are whole numbers in its files: "
+            f"{listing(bad)}; give weights in {', '.join(FLOATS)}"
+        )
 
 
 def _check_shapes(
@@ -147,56 +171,37 @@ def _check_shapes(
         )
 
 
-def listing(names: Collection[str]) -> str:
-    """Some of the names, and how many more there are."""
-    more = len(names) - SHOWN_NAMES
-    shown = ", ".join(list(names)[:SHOWN_NAMES])
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return (folder / name,)
-        if (folder / f"{name}{INDEX}").is_file():
-            return _shards(folder / f"{name}{INDEX}")
-    raise UserError(
-        f"{folder} has no weights; give a folder with one of {', '.join(WEIGHT_NAMES)}, or with "
-        f"shards and their NAME{INDEX}"
-    )
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names; together they hold exactly its tensors."""
-    try:
+def _files_of(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder's weights; of shards the index names exactly their tensors."""
+    files = weight_files(folder)
+    indices = [folder / f"{n}{INDEX}" for n in WEIGHT_NAMES if (folder / f"{n}{INDEX}").is_file()]
+    for index in indices:
         owners = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(owners.values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{index} cannot be read ({error!r}); it must hold weight_map, the file of each tensor"
-        ) from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index} names {name!r}; shards must lie beside it, give plain names")
-        if not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name}, which is missing; get all of its files")
-    files = tuple(index.parent / name for name in names)
-    held = {(tensor, file.name) for file in files for tensor in _shapes(file)}
-    differing = sorted({tensor for tensor, _ in held ^ set(owners.items())})
-    if differing:
-        raise UserError(
-            f"{index} and its shards disagree on {listing(differing)}; get index and shards anew"
-        )
+        held = {(tensor, file.name) for file in files for tensor in _header(file)}
+        differing = sorted({tensor for tensor, _ in held ^ set(owners.items())})
+        if differing:
+            raise UserError(
+                f"{index} and its shards disagree on {listing(differing)}; get index and shards "
+                "anew"
+            )
     return files
 
 
-def _shapes(path: Path) -> dict[str, torch.Size]:
+def _header(path: Path) -> Header:
     if path.suffix == ".safetensors":
-        with _reading(path), safe_open(path, framework="pt") as file:
-            return {
-                name: torch.Size(file.get_slice(name).get_shape()) for name in file.offset_keys()
-            }
-    return {name: tensor.shape for name, tensor in _unpickled(path).items()}
+        return read_header(path)
+    return {name: (_kind(t.dtype), t.shape) for name, t in _unpickled(path).items()}
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """A type under the name that safetensors has for it, if it has one."""
+    name = str(dtype).removeprefix("torch.")
+    known = {"bfloat16": "BF16", "bool": "BOOL"}
+    return known.get(name) or re.sub(r"^(float|int|uint)(?=\d+$)", _initial, name)
+
+
+def _initial(found: re.Match[str]) -> str:
+    return found[1][0].upper()
 
 
 def _tensors(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -25,6 +25,7 @@ from typing import Any
 from core.artifact import ArtifactRef
 from core.config import Config, Runtime
 from core.errors import UserError
+from core.ours import ours_first
 from core.progress import OBSERVE_SECONDS, Progress, beat, progress
 from core.runtime import setup_logging
 from core.stage import (
@@ -203,12 +204,12 @@ class _Crew:
 
     def _start(self, index: int, job: Mapping[str, Any], device: str) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tasks._crew"],
+            [sys.executable, "-P", "-m", "tasks._crew"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env=os.environ | self._environment(index, device),
+            env=ours_first() | self._environment(index, device),
         )
         assert process.stdin is not None
         listener = threading.Thread(target=self._listen, args=(index, process), daemon=True)

@@ -11,7 +11,8 @@ from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
 from core.stage import Stage, StageContext
-from models.weights import Weights, listing, not_finite
+from models.weight_files import listing
+from models.weights import Weights, not_finite
 
 MODEL = "model"
 

@@ -35,6 +35,7 @@ from tests.after_chaos import check_services
 from tests.driver import ROOT, command, digests
 from tests.limits import HANGS_SECONDS
 from tests.loops import QUICK
+from tests.screenshots import logged_in
 from tests.test_ui_browser import free_port
 
 ITERATIONS = 2
@@ -227,7 +228,8 @@ def prepared(folder: Path, plain: bool) -> Iterator[Loop]:
     urls = ensure_servers(state, free_port(), free_port())
     arguments = [sys.executable, "-m", "flows.local", "pipeline", "--config", "config.yaml"]
     try:
-        yield Loop(folder, arguments, client_environment(urls, state))
+        with logged_in(urls):
+            yield Loop(folder, arguments, client_environment(urls, state))
     finally:
         stop_all(state)
 

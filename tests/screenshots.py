@@ -12,16 +12,19 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from flows.containers import lead_there
-from flows.servers import Urls, running
+from flows.logins import client_login
+from flows.servers import Urls, known_urls
 from tests.browser import chromium, resize
 
 PATIENCE = 40.0
@@ -43,6 +46,13 @@ def login_headers() -> dict[str, str]:
     """What servers that ask for a login are told, who are both told the same."""
     login = os.environ.get("PREFECT_API_AUTH_STRING", "")
     return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+
+
+@contextmanager
+def logged_in(urls: Urls) -> Iterator[None]:
+    """Let clients in this process log in to these servers."""
+    with patch.dict(os.environ, client_login(urls.login)):
+        yield
 
 
 def log_in(browser: webdriver.Chrome, urls: Urls) -> None:
@@ -145,12 +155,15 @@ def take(
 def main(folder: str) -> None:
     """Take both pictures into a folder."""
     containers = lead_there()
-    found = running()
-    if containers is None and not {"prefect", "mlflow"} <= set(found):
+    urls = containers or known_urls()
+    if urls is None:
         sys.exit("error: no servers run here; make pipeline or make up starts them")
-    urls = containers or Urls(found["prefect"].url, found["mlflow"].url)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
+    with (
+        logged_in(urls),
+        tempfile.TemporaryDirectory() as profile,
+        chromium(Path(profile)) as browser,
+    ):
         print(*take(urls, Path(folder), browser, containers=containers is not None), sep="\n")
 
 

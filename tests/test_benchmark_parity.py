@@ -1,4 +1,6 @@
-"""Verdicts that the scorers of lmms-eval 0.7.3 and pycocoevalcap gave on the same replies."""
+"""Verdicts of published scorers on the same replies: lmms-eval 0.7.3, and pycocoevalcap 1.2 with
+Java's tokenizer. MMMU's choices are those of its own eval_utils.py.
+"""
 
 import json
 from pathlib import Path

@@ -49,6 +49,38 @@ def test_pope_by_hand(tmp_path: Path) -> None:
     assert found["all", "items/empty answer"] == 1
 
 
+@pytest.mark.parametrize("source", ["aokvqa", "gqa"])
+@pytest.mark.parametrize("middle", ["pope", "pope_seem"])
+def test_pope_of_other_collections_is_a_list(tmp_path: Path, source: str, middle: str) -> None:
+    made.pope(tmp_path)
+    for path in sorted(tmp_path.glob("coco_pope_*.json")):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        split = path.stem.rpartition("_")[2]
+        target = tmp_path / source / f"{source}_{middle}_{split}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+        path.unlink()
+    answers = {f"{split}/{i}": ("yes", "no")[i % 2 == 0]
+               for split in ("random", "popular", "adversarial") for i in range(1, 5)}  # fmt: skip
+    found = made.scored("pope", tmp_path, answers, tmp_path / "out")
+    assert found["all", "f1"] == found["random", "accuracy"] == 1.0
+
+
+def test_pope_of_several_collections_has_groups_of_each(tmp_path: Path) -> None:
+    made.pope(tmp_path)
+    for path in sorted(tmp_path.glob("coco_pope_*.json")):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        copy = tmp_path / path.name.replace("coco", "gqa")
+        copy.write_text(json.dumps(rows), encoding="utf-8")
+    splits = ("random", "popular", "adversarial")
+    answers = {f"gqa {split}/{i}": "yes" for split in splits for i in range(1, 5)}
+    answers |= {f"coco {split}/{i}": "no" for split in splits for i in range(1, 5)}
+    found = made.scored("pope", tmp_path, answers, tmp_path / "out")
+    assert found["gqa random", "recall"] == 1.0
+    assert found["coco random", "recall"] == 0.0
+    assert found["all", "recall"] == 0.5
+
+
 def test_answers_that_are_missing_or_to_no_item_are_named_and_in_no_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +250,11 @@ def test_gqa_by_hand(tmp_path: Path) -> None:
         ("The answer is A.", "A"),
         ("I think that it was painted by Manet", "B"),
         ("Manet", None),  # too short to be searched
+        # A letter stands between blanks, and does not end a word or a sentence.
+        ("the FAA decided", None),
+        ("the FAA and NATOB decided that it was Manet", "B"),
+        ("B. Manet", None),
+        ("B.", "B"),
         ("", None),
     ],
 )
@@ -269,6 +306,13 @@ def test_a_model_answers_every_item(name: str, tmp_path: Path) -> None:
         ("He CANNOT see the 3-foot bar!", "he can not see the 3-foot bar"),
         ("A T-shirt (red) at 10:30 a.m. on Main St. near Dr. No", None),
         ("1,000 people -- loud... music", "1,000 people loud music"),
+        # By Java's own tokenizer.
+        ("a 35mm camera and a 90-degree turn", "a 35mm camera and a 90-degree turn"),
+        ("a 5,000ft peak, a 5,000-foot one", "a 5,000 ft peak a 5,000-foot one"),
+        ("3.5mm, 3.5-inch, 10:30am, 5pm, 12oz.", "3.5 mm 3.5-inch 10:30 am 5pm 12oz"),
+        ("a 20-year-old on a 747-400, 10-15 of 4x4s", "a 20-year-old on a 747-400 10-15 of 4x4s"),
+        ("dog—cat – bird―fish‒cow", "dog cat bird fish cow"),
+        ("1920–1930, well-lit—but dark", "1920 1930 well-lit but dark"),
         ("", ""),
     ],
 )

@@ -67,6 +67,23 @@ def test_gpu_stage_gets_gpus_the_gpu_image_and_a_queue_of_its_class() -> None:
     assert queue_name(config.compute.of("pair")) == "cpu"
 
 
+def test_runs_beside_local_servers_get_the_file_of_their_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the password, since whoever may look at runs would see it."""
+    file = str(tmp_path / "login")
+    monkeypatch.setenv("HERMESFLOW_LOGIN_FILE", file)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "the-password")
+    config = quick(tmp_path / "store")
+    assert job_variables(config, "train", "process")["env"]["HERMESFLOW_LOGIN_FILE"] == file
+    job = rendered(config, "train")
+    assert f"{file}:{file}:ro" in job.volumes
+    assert job.env["HERMESFLOW_LOGIN_FILE"] == file
+    assert "HERMESFLOW_LOGIN_FILE" not in rendered(quick(S3), "train").env
+    for pool in ("process", "docker"):
+        assert "the-password" not in json.dumps(job_variables(config, "train", pool))
+
+
 def test_local_store_is_mounted_at_its_own_path_and_belongs_to_the_user(tmp_path: Path) -> None:
     config = quick(tmp_path / "store", compute__docker__network="host")
     job = rendered(config, "pair")

@@ -20,7 +20,7 @@ from flows.servers import Urls, client_environment, ensure_servers, stop_all
 from tests.cluster import until
 from tests.limits import HANGS_SECONDS
 from tests.loops import QUICK, play, quick
-from tests.screenshots import Document, ask
+from tests.screenshots import Document, ask, logged_in
 from tests.test_ui_browser import free_port
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Urls
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     deploy = ["-m", "flows.local", "deploy", "--pool", "process", "--config"]
     assert python(folder, urls, "deploy.log", *deploy, str(folder / "config.yaml")).wait(180) == 0
-    yield folder, urls
+    with logged_in(urls):
+        yield folder, urls
     stop_all(folder / ".hermesflow")
 
 

@@ -202,7 +202,7 @@ def test_benchmarks_without_their_files_or_judges_are_named(
 
     assert "benchmarks: pope: folder = " in said("pope", tmp_path / "none")
     assert "does not exist" in said("pope", tmp_path / "none")
-    assert "has no *pope_*.json; give the folder" in said("pope", tmp_path)
+    assert "has no *pope_*.json or *pope_*.jsonl; give the folder" in said("pope", tmp_path)
     (tmp_path / "dpg_bench.csv").touch()
     missing = said("dpg", tmp_path, judge=str(tmp_path / "nobody"))
     assert "benchmarks: dpg: judges.judge = " in missing

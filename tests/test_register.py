@@ -255,6 +255,9 @@ def test_champion_is_loaded_in_a_fresh_process_elsewhere(
     register(tracked(), store, *checkpoint(store, "tiny", BASE, model_folder), None)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    for name in ("core", "data", "models"):  # as in projects that have folders of these names
+        (elsewhere / name).mkdir()
+        (elsewhere / name / "__init__.py").write_text("raise RuntimeError", encoding="utf-8")
     # As where the package is installed.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": mlflow_uri}
     done = subprocess.run(
@@ -267,6 +270,7 @@ def test_champion_is_loaded_in_a_fresh_process_elsewhere(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert f"HermesFlow's package hides {elsewhere}/models/__init__.py" in done.stderr
     captions, choice, probabilities, sizes = json.loads(done.stdout)
     assert len(captions) == 2
     assert choice in ("a cat", "the mat")

@@ -1,5 +1,6 @@
 """The report: what a finished, an unfinished and a missing run show, and how."""
 
+import json
 import math
 import re
 import shutil
@@ -8,6 +9,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import yaml
@@ -17,7 +20,7 @@ from core.errors import UserError
 from core.store import Store
 from data.tables import read_table
 from flows import local
-from flows.reporting import report_folder, report_on
+from flows.reporting import figures_of, report_folder, report_on
 from report.alarms import Alarm, Review
 from report.benchmarks import BenchmarkFigures, Interval
 from report.card import render_card
@@ -28,7 +31,7 @@ from report.published import published_tables
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
 from report.story import Story, Version, from_document, to_document
 from report.verdict import BAD, GOOD, OPEN, give_verdict
-from tests.loops import QUICK, Runner, quick
+from tests.loops import QUICK, Runner, play, quick
 from tests.stage_inputs import pair_row, picture, pool_row, publish
 
 EVIL = "<script>window.evil = 1</script> & <b>bold</b>"
@@ -169,6 +172,37 @@ def test_judges_are_named_and_only_the_oracle_can_tell_malformed_pictures(
         assert "not asked, since it cannot read them: spatial" in text
         assert "alformed" not in text
     assert "Malformed" in text_of(render_page(figures))
+
+
+def test_the_address_of_a_report_leads_to_it_whatever_its_folder_is_called(
+    finished: Finished, tmp_path: Path
+) -> None:
+    store = tmp_path / "50% #1? é/store"
+    shutil.copytree(finished[0], store)
+    parts = urlsplit(report_on(quick(store, iterations=2), "quick.yaml", None))
+    assert (parts.scheme, parts.query, parts.fragment) == ("file", "", "")
+    place = Path(url2pathname(parts.path))
+    assert place.is_file()
+    assert place.is_relative_to(store)
+
+
+def test_gate_report_and_table_give_one_change_one_interval(tmp_path: Path) -> None:
+    """Whatever the seed of the self-play."""
+    config = quick(tmp_path / "store", seed=5)
+    _, table = play(config)
+    [path] = (
+        path
+        for path in (tmp_path / "store").glob("register/*/registration.json")
+        if json.loads(path.read_text("utf-8"))["baseline"]
+    )
+    gain = json.loads(path.read_text("utf-8"))["generation_gain"]
+    story = from_document(
+        json.loads((tmp_path / "store" / report_folder(config) / "story.json").read_text("utf-8"))
+    )
+    shown = figures_of(config, Store(config.store), story).changes["generation"]
+    assert (shown.value, shown.low, shown.high) == (gain["value"], gain["low"], gain["high"])
+    bounds = (f"{gain[name]:+.3f}".replace("0.", ".", 1) for name in ("low", "high"))
+    assert "[{}, {}]".format(*bounds) in table
 
 
 @pytest.mark.parametrize("iterations", [0, 1])

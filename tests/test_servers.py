@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 from limits import HANGS_SECONDS
+from loops import quick
 
 from core.errors import UserError
-from flows import local, processes, servers
+from flows import containers, local, processes, servers
 from flows.processes import Record, launch, read_record, stop
 from flows.servers import Urls, client_environment, ensure_servers, ensure_worker, running, stop_all
 
@@ -222,6 +223,45 @@ def test_a_port_lost_to_another_server_meanwhile_is_not_taken_for_ours(state: Pa
             assert stranger.poll() is None
         finally:
             stranger.kill()
+
+
+def test_a_place_in_which_mlflow_cannot_start_is_named_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "50% done"
+    folder.mkdir()
+    (folder / ".venv").symlink_to(sys.prefix)
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [str(folder / ".venv/bin/python"), "-P", "-m", "flows.local", "up"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"{folder}/.venv/lib" in done.stderr
+    assert "has a % in its path" in done.stderr
+    assert "move the project" in done.stderr
+    assert not (folder / ".hermesflow").exists()
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >> "{log}"
+case "$*" in *" up -d") echo "no such image" >&2; exit 1;; esac
+"""
+
+
+def test_containers_that_do_not_start_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an engine that starts none."""
+    log = tmp_path / "log"
+    (tmp_path / "docker").write_text(DOCKER.format(log=log), encoding="utf-8")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    config = quick("s3://bucket/store")
+    with pytest.raises(UserError, match=r"(?s)could not be started.*no such image"):
+        containers.start(config, tmp_path)
+    assert log.read_text(encoding="utf-8").splitlines()[-1].endswith(" stop")
 
 
 def test_state_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.screenshots import (
     artifacts,
     compare_page,
     flow_runs,
+    log_in,
+    logged_in,
     open_page,
     open_run,
     take,
@@ -69,7 +71,8 @@ def urls(folder: Path) -> Iterator[Urls]:
     play(folder / "hostile.yaml", hostile, 1, client_environment(found, state))
     config["pairing"]["image"]["min_best"] = 1.0
     play(folder / "bad.yaml", config, 1, client_environment(found, state))
-    yield found
+    with logged_in(found):
+        yield found
     stop_all(state)
 
 
@@ -93,8 +96,9 @@ def play(path: Path, config: Document, iterations: int, environment: dict[str, s
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def browser(urls: Urls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        log_in(opened, urls)
         resize(opened, 1400, 1000)
         yield opened
 

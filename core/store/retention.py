@@ -7,7 +7,6 @@ lineage can still be walked; of the files that are gone `freed.json` has the nam
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from core.artifact import FREED
 from core.errors import UserError
 from core.files import unused
+from core.ours import ours_first
 from core.remote import is_local, reaching
 from core.store import IN_USE, Store
 from core.store.inventory import Entry, Place, show_bytes, take_inventory
@@ -187,13 +187,14 @@ def _nobody(store: Store, nothing_runs: bool) -> Iterator[None]:
 
 def _registered() -> set[str]:
     """Digests of all checkpoints that MLflow's registry names."""
-    command = [sys.executable, "-m", REGISTRY]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    command = [sys.executable, "-P", "-m", REGISTRY]
+    done = subprocess.run(command, capture_output=True, text=True, env=ours_first(), check=False)
     if done.returncode != 0:
         problem = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"which checkpoints are registered cannot be told: {problem.removeprefix('error: ')}; "
-            "set MLFLOW_TRACKING_URI to a server that answers (`make status` shows ours), or add "
-            "--without-registry, which keeps every checkpoint that was judged"
+            "set MLFLOW_TRACKING_URI to a server that answers, and the login that it asks for (of "
+            "the local one: `source .hermesflow/env`), or add --without-registry, which keeps "
+            "every checkpoint that was judged"
         )
     return set(json.loads(done.stdout))

@@ -18,7 +18,7 @@ from core.errors import UserError
 from evals.benchmarks.base import UNSCORED
 from evals.benchmarks.figures import ALL, Figure, category_figures, score_figures
 from evals.benchmarks.yes_no import yes_no_figures
-from evals.statistics import Estimate, Values
+from evals.statistics import BOOTSTRAP_SEED, Estimate, Values
 
 if TYPE_CHECKING:
     from core.config import Evaluation
@@ -61,7 +61,9 @@ def benchmark_change(
     figures = headline(name, old), headline(name, new)
     old_value, new_value, change = (
         figure.estimate(
-            samples=evaluation.bootstrap_samples, confidence=evaluation.confidence, seed=0
+            samples=evaluation.bootstrap_samples,
+            confidence=evaluation.confidence,
+            seed=BOOTSTRAP_SEED,
         )
         for figure in (*figures, _difference(*figures))
     )

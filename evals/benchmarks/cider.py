@@ -9,24 +9,50 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 Ngram = tuple[str, ...]
 Vector = Mapping[Ngram, float]
 
+WORDS = "as by PTBTokenizer of stanford-corenlp 3.4.1"
 MAX_N = 4
 SIGMA = 6.0  # of the penalty on a difference in length, in words
 SCALE = 10.0
-# Words that keep their full stop.
-_ABBREVIATIONS = r"(?:mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|co|corp|ltd|no|mt|ft|ave)\."
-_INITIALS = r"(?:[a-z]\.){2,}"
-_NUMBER = r"[-+]?\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|s)?(?![a-z]|-[^\W_])"
-_WORD = r"(?:o')?[^\W_]+(?:[-/&@_.][^\W_]+)*"
-_CLITIC = r"n't|'(?:s|re|ve|ll|d|m)\b"
-_TOKEN = re.compile(
-    rf"{_INITIALS}|{_ABBREVIATIONS}(?=\s)|{_NUMBER}|{_CLITIC}|[^\W_]+?(?=n't\b)|{_WORD}|\.\.\.|--|[^\s]"
-)
+# Words that keep their full stop, and those that do before a number.
+_ABBREVIATIONS = (
+    "mr mrs ms dr st jr sr vs etc inc co corp ltd mt ft ave rd gen sgt col lt capt prof rev "
+    "sen gov bros blvd est ph.d dept univ jan feb mar apr jun jul aug sep sept oct nov dec "
+    "mon tue tues wed thu thurs fri bldg assn mfg pvt adm cpl maj cmdr calif fla ind va cf al "
+    "tel ext ala ariz colo conn ga kan ky md mich minn mo mont neb nev okla penn tenn vt wis "
+    "wyo messrs mme mlle hon pres supt reps rep atty spc brig lieut cie plc pty intl natl ste "
+    "sq treas wm jos alex elec cos"
+).replace(" ", "|")
+_NUMBERED = "no|nos|figs?|pp|art|ca|op"
+_PART = r"(?:[dol]')?[^\W_]+"
+# As in the published tokenizer the longest match counts, and of equally long ones the first rule's.
+_RULES = [
+    re.compile(rule, re.IGNORECASE)
+    for rule in (
+        r"(?:[a-z]\.)+",  # U.S.
+        rf"(?:{_ABBREVIATIONS})\.(?![a-z])|(?:{_NUMBERED})\.(?=\s*\d)|[a-z]+\.(?=[,;:])",
+        r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)",  # 10:30, and the number of 5,000ft
+        r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}|(?:\d{1,4}-)?\d{1,4}/\d{1,4}",  # dates and fractions
+        rf"{_PART}(?:[-\u2010\u2011]{_PART})*",  # 35mm, 90-degree
+        r"[a-z][a-z0-9]*(?:[.!?][a-z][a-z0-9]*)+|[a-z0-9]+(?:_[a-z0-9]+)+",
+        r"[a-z0-9][a-z0-9.,]*(?:-[a-z0-9]+)+",  # 5,000-foot
+        r"[a-z0-9]+(?:-[a-z]+){0,2}(?:/[a-z0-9]+(?:-[a-z]+){0,2}){1,2}",  # his/her
+        r"(?-i:[A-Z]+(?:[+&][A-Z]+)+|(?:Tex|Mass|Pa|Ill)\.)",  # AT&T
+        r"(?:https?://|www\.)[^\s\"<>]+[^\s\"<>.,!?)]|[^\s@]+@[^\s@]+\.[a-z]{2,}",
+        r"@[a-z_]\w*|#[a-z]\w*",
+        r"'(?:s|re|ve|ll|d|m|em|til|cause)\b|'t(?=was\b)|(?<!\S)'\d\ds?\b(?![-:/.,°'’]\w?)",
+        r"'n'|y'(?=(?:all|know)\b)|c'mon|ma'am|s'mores|cap'n",
+        r"\.\.\.+|--+|[?!]{2,}",
+        r"\S",
+    )
+]
+# Taken apart before anything else: do n't, can not.
+_NEGATED = re.compile(r"[^\W_]+?(?=n't\b)|n't\b", re.IGNORECASE)
 # Two words that are written as one.
 _JOINED = {
     "cannot": ("can", "not"),
@@ -36,16 +62,40 @@ _JOINED = {
     "lemme": ("lem", "me"),
     "gimme": ("gim", "me"),
 }
+# Characters that the tokenizer writes otherwise, dashes of any length among them.
+_WRITTEN = str.maketrans(
+    dict.fromkeys("‒–—―\u0096\u0097", " -- ")
+    | {"’": "'", "‘": "`", "…": " ... ", "£": "#", "€": "$", "¢": "cents"}
+)
 # What the evaluation drops. Of brackets it means to, but looks for names in capitals.
-_DROPPED = set("'`.?!,:-;\"“”‘’") | {"--", "..."}
+_DROPPED = set("'`.?!,:-;\"“”")
+_MARKS = re.compile(r"\.\.\.+|--+")
 _BRACKETS = dict(zip("()[]{}", ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"), strict=True))
 _WORDS = _JOINED | {bracket: (name,) for bracket, name in _BRACKETS.items()}
 
 
 def tokens(caption: str) -> list[str]:
     """Words of a caption in lower case, without punctuation; clitics are words of their own."""
-    found = _TOKEN.findall(caption.lower().replace("’", "'"))
-    return [part for word in found if word not in _DROPPED for part in _WORDS.get(word, (word,))]
+    return [
+        part
+        for word in _cut(caption.translate(_WRITTEN))
+        if word not in _DROPPED and not _MARKS.fullmatch(word)
+        for part in _WORDS.get(word, (word,))
+    ]
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Words and punctuation, in lower case."""
+    place = 0
+    while place < len(text):
+        if text[place].isspace():
+            place += 1
+            continue
+        found = _NEGATED.match(text, place) or max(
+            filter(None, (rule.match(text, place) for rule in _RULES)), key=re.Match.end
+        )
+        yield found[0].lower()
+        place = found.end()
 
 
 def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:

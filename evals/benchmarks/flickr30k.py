@@ -18,7 +18,7 @@ from evals.benchmarks.base import (
     Row,
     Verdict,
 )
-from evals.benchmarks.cider import cider
+from evals.benchmarks.cider import WORDS, cider
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.reading import caption_items
@@ -36,8 +36,8 @@ class Flickr30k:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """How long a caption may be."""
-        return {"max_new_tokens": self._max_new_tokens}
+        """How long a caption may be, and what cuts it into words."""
+        return {"max_new_tokens": self._max_new_tokens, "words": WORDS}
 
     def items(self) -> list[Item]:
         """The pictures of the test split."""

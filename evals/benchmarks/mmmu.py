@@ -27,6 +27,7 @@ from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.figures import Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import wanted
 from evals.benchmarks.mmmu_parsing import (
+    RULE,
     letters,
     listed,
     open_answer_is_right,
@@ -62,7 +63,11 @@ class Mmmu:
     """All questions of the validation split, by subject."""
 
     name = "mmmu"
-    settings: Mapping[str, object] = {"cue": [LETTER, PHRASE], "pictures": "first named"}
+    settings: Mapping[str, object] = {
+        "cue": [LETTER, PHRASE],
+        "pictures": "first named",
+        "replies": RULE,
+    }
 
     def __init__(self, data: Path) -> None:
         self._data = data

@@ -1,4 +1,8 @@
-"""What MMMU's published script takes a reply for (eval_utils.py of MMMU-Benchmark/MMMU)."""
+"""What MMMU's published script takes a reply for: eval/eval_utils.py of MMMU-Benchmark/MMMU.
+
+Both of its versions (commits bb91f23 and 44b45b5) have the same rule. lmms-eval's copy differs:
+there "A " counts for a letter wherever it stands, so "DNA " is A, and "A." does too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TypeAlias
 
 Said: TypeAlias = list[str | float]
 
+RULE = "MMMU-Benchmark/MMMU eval/eval_utils.py, commit 44b45b5"
 LONG = 5  # words; only a longer reply is searched for the text of an option
 INDICATORS = (
     "could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ",
@@ -50,10 +55,7 @@ def parse_choice(reply: str, options: Sequence[str]) -> str | None:
     names = letters(options)
     found = [(text.rfind(f"({name})"), name) for name in names if f"({name})" in text]
     if not found:
-        # "A " also ends a word such as "DNA"; then it has no place of its own, which is -1.
-        found = [(text.rfind(f" {name} "), name) for name in names if f"{name} " in text]
-    if not found:
-        found = [(text.rfind(f" {name} "), name) for name in names if f"{name}." in text]
+        found = [(text.rfind(f" {name} "), name) for name in names if f" {name} " in text]
     if not found and len(text.split()) > LONG:
         low = text.lower()
         told = zip(names, (option.lower() for option in options), strict=True)

@@ -1,13 +1,15 @@
 """POPE (Li et al. 2023, arXiv 2305.10355): is there such an object in the picture?
 
-Reads `*pope_random.json`, `*pope_popular.json` and `*pope_adversarial.json`, JSON Lines with
-question_id, image, text and label, and pictures of COCO val2014.
+Reads `*pope_random.json`, `*pope_popular.json` and `*pope_adversarial.json` with question_id,
+image, text and label, as JSON Lines (COCO) or one list (A-OKVQA and GQA, whose files may be called
+`*pope_seem_random.json`), and their pictures. Of several collections each has groups of its own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +17,14 @@ import pandas as pd
 from core.errors import UserError
 from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
 from evals.benchmarks.figures import Figure
-from evals.benchmarks.files import ImageFolder, find_file, read_json_lines, wanted
+from evals.benchmarks.files import ImageFolder, find_file, read_json_objects, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, read_items
 from evals.benchmarks.yes_no import yes_no_figures
 from models.base import UnifiedModel
 
 SPLITS = ("random", "popular", "adversarial")
+# Not those of the system, such as ._coco_pope_random.json.
+_FILE = re.compile(rf"((?!\.).*)pope_(?:seem_)?(?:{'|'.join(SPLITS)})\.jsonl?")
 
 
 class Pope:
@@ -31,24 +35,37 @@ class Pope:
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self._images = ImageFolder([data / "val2014", data / "images", data])
+        places = (data, *(data / source.rstrip("_") for source in self._sources))
+        self._images = ImageFolder(
+            [place / name for place in places for name in ("val2014", "images", ".")]
+        )
 
     def items(self) -> list[Item]:
-        """All questions, by split in the order of the files."""
-        return [item for split in SPLITS for item in self._split(split)]
+        """All questions, by collection and split in the order of the files."""
+        sources = self._sources
+        return [item for s in sources for split in SPLITS for item in self._split(s, split)]
 
-    def _split(self, split: str) -> list[Item]:
-        path = find_file(
-            self._data, [f"*pope_{split}.json", f"*pope_{split}.jsonl"], f"{split} split"
-        )
+    @cached_property
+    def _sources(self) -> list[str]:
+        """What the names of files begin with, such as coco; nothing if there are no files."""
+        names = (path.name for path in self._data.rglob("*pope_*.json*"))
+        return sorted({found[1] for name in names if (found := _FILE.fullmatch(name))}) or [""]
+
+    def _split(self, source: str, split: str) -> list[Item]:
+        several = len(self._sources) > 1
+        start = source if several else "*"
+        ends = [f"{split}.json", f"{split}.jsonl"]
+        patterns = [f"{start}pope_{seem}{end}" for seem in ("", "seem_") for end in ends]
+        path = find_file(self._data, patterns, f"{split} split")
+        group = f"{source.rstrip('_') or 'pope'} {split}" if several else split
         items = []
-        for number, row in enumerate(read_json_lines(path), 1):
+        for number, row in enumerate(read_json_objects(path), 1):
             where = f"{path}, object {number}"
             fields = ("question_id", "image", "text", "label")
             question_id, image, text, label = wanted(row, fields, where)
             if label not in ("yes", "no"):
                 raise UserError(f"{where}: label is {label!r}, neither 'yes' nor 'no'")
-            items.append(Item(f"{split}/{question_id}", split, image, text.strip(), label, image))
+            items.append(Item(f"{group}/{question_id}", group, image, text.strip(), label, image))
         return items
 
     def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:

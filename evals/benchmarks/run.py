@@ -37,6 +37,7 @@ from evals.benchmarks.base import (
 )
 from evals.benchmarks.figures import ALL
 from evals.benchmarks.files import read_json_lines, wanted
+from evals.statistics import BOOTSTRAP_SEED
 from models.base import UnifiedModel
 from models.batches import Batches
 
@@ -211,7 +212,7 @@ def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> list[R
                 figure.estimate(
                     samples=evaluation.bootstrap_samples,
                     confidence=evaluation.confidence,
-                    seed=0,
+                    seed=BOOTSTRAP_SEED,
                 )
             ),
         }

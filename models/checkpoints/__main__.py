@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.command import run_command
+from core.errors import UserError
 from core.files import new_folder, sha256_of, writing_to
 from models.checkpoints.published import (
     Published,
@@ -67,6 +68,11 @@ def export_published(checkpoint: str, to: Path, file_format: str, dtype: str | N
 def _model_folder(checkpoint: Path) -> Path:
     """The folder itself, or that of an artifact of the store."""
     inside = checkpoint / "model"
+    if (inside / "config.json").is_file() and (checkpoint / "config.json").is_file():
+        raise UserError(
+            f"--checkpoint {checkpoint} can be read in two ways, by its own config.json and by "
+            f"model/; give {inside} if you mean that, or move it away"
+        )
     return inside if (inside / "config.json").is_file() else checkpoint
 
 

@@ -93,9 +93,14 @@ def vq_tokens(vq: MAGVITv2, resolution: int) -> int:
 
 def show_o_folder(folder: Path) -> Path:
     """Where config.json and weights are: the folder, or its `unwrapped_model`."""
-    for place in (folder, folder / UNWRAPPED):
-        if (place / "config.json").is_file():
-            return place
+    places = [one for one in (folder, folder / UNWRAPPED) if (one / "config.json").is_file()]
+    if len(places) > 1:
+        raise UserError(
+            f"{folder} can be read in two ways, by its own config.json and by {UNWRAPPED}/; give "
+            f"{folder / UNWRAPPED} if you mean that, or move it away"
+        )
+    if places:
+        return places[0]
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     way_out = (
         f"give one of its checkpoints, the last is {found[-1].name}"

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from core.errors import UserError
-from models.weights import INDEX, WEIGHT_NAMES
+from models.weight_files import INDEX, WEIGHT_NAMES
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from core.config import Tracking
+from core.proxies import open_url
 from core.secrets import masked
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ADDRESS = "MLFLOW_TRACKING_URI"
+# A file with `user:password` of the local servers, for runs whose variables others can read.
+LOGIN_FILE = "HERMESFLOW_LOGIN_FILE"
+USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 PAGES = "HERMESFLOW_MLFLOW_UI"  # by which address people open the server, where it is another one
 PROBE_SECONDS = 5.0
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases that MLflow takes
@@ -30,8 +34,9 @@ MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 WAY_OUT = (
-    f"start the local servers with `make up` and set {ADDRESS}, or set tracking.enabled: false; "
-    "running the same command again later fills in what is missing"
+    f"start the local servers with `make up` and take {ADDRESS} and the login from them by "
+    "`source .hermesflow/env`, or set tracking.enabled: false; running the same command again "
+    "later fills in what is missing"
 )
 T = TypeVar("T")
 
@@ -119,13 +124,29 @@ def _connected(uri: str, experiment: str, warn: bool) -> Connection:
     return connection
 
 
+def take_login() -> None:
+    """Let MLflow's clients in this process log in by LOGIN_FILE, unless they have a login."""
+    path = os.environ.get(LOGIN_FILE)
+    if not path or os.environ.get(USER):
+        return
+    try:
+        login = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        logger.warning("%s = %s cannot be read (%s)", LOGIN_FILE, path, error.strerror)
+        return
+    user, _, password = login.partition(":")
+    if user:
+        os.environ |= {USER: user, PASSWORD: password}
+
+
 def find_problem(uri: str) -> str:
     """What is wrong with an address, in words; found within seconds and without MLflow."""
+    take_login()
     if not uri:
         return f"{ADDRESS} is not set"
     if uri.startswith(("http://", "https://")):
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
+            open_url(f"{without_user(uri).rstrip('/')}/health", timeout=PROBE_SECONDS).close()
         except (OSError, ValueError) as error:
             return masked(f"no MLflow server answers at {ADDRESS} = {uri} ({error})")
     return _database_problem(uri)

@@ -3,8 +3,18 @@
 It holds no weights and no logic, so that old versions load with the installed package.
 """
 
+from importlib.util import find_spec
+
 from mlflow.models import set_model
 
-from tasks._tracking.stored_model import StoredModel
+found = find_spec("tasks")
+if found is None or find_spec("tasks._tracking") is None:
+    where = "is not installed" if found is None else f"is hidden by the package {found.origin}"
+    raise ImportError(
+        f"HermesFlow's package 'tasks' {where}; load the model where it is installed, in a process "
+        "that has no other package of this name in its folder or on PYTHONPATH"
+    )
+
+from tasks._tracking.stored_model import StoredModel  # noqa: E402
 
 set_model(StoredModel())

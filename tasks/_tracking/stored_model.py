@@ -6,6 +6,7 @@ this package has to be installed in the environment that loads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,12 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from core.artifact import Artifact, content_digest
 from core.errors import UserError
 from core.files import sha256_of
+from core.ours import hidden
 
 if TYPE_CHECKING:
     from models.serving import Settings
+
+logger = logging.getLogger(__name__)
 
 _ANY = AnyType()
 # Any type, because MLflow's own conversion refuses paths and pictures, and gaps among numbers.
@@ -52,6 +56,11 @@ class StoredModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open and verify the checkpoint that the registered version names."""
+        for package in hidden():
+            logger.warning(
+                "HermesFlow's package hides %s in this process; if you need both, load the model "
+                "in a process of its own", package,
+            )  # fmt: skip
         from models.families import load_model
         from models.serving import default_device
 

@@ -1,0 +1,122 @@
+"""What is near is reached directly: proxies of the environment know nothing of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from core.proxies import go_past_proxies, is_near, past_proxies
+from models.endpoint import Client
+from tasks._tracking.connection import find_problem
+from tests.llm_server import Server, endpoint, llm_server
+
+ROOT = Path(__file__).parent.parent
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with llm_server() as running:
+        yield running
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of a company's network, and no exception from them."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in PROXIES:
+        monkeypatch.setenv(name, NOWHERE)
+
+
+@pytest.mark.usefixtures("proxied")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_language_model_on_this_machine_is_asked_directly(server: Server, host: str) -> None:
+    url = server.url.replace("127.0.0.1", host)
+    with Client(endpoint(url), "judge") as client:
+        assert client.take_counts()["requests"] == 1
+
+
+@pytest.mark.usefixtures("proxied")
+def test_a_language_model_elsewhere_is_asked_through_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with llm_server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        with Client(endpoint("http://llm.example.com/v1"), "judge") as client:
+            assert client.take_counts()["requests"] == 1
+
+
+@pytest.mark.usefixtures("proxied")
+def test_an_mlflow_server_on_this_machine_is_found(server: Server) -> None:
+    assert find_problem(server.url.removesuffix("/v1")) == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "near"),
+    [
+        ("http://127.0.0.1:5000", True),
+        ("http://127.8.9.1/x", True),
+        ("http://[::1]:5000", True),
+        ("http://localhost/v1", True),
+        ("http://prefect:4200/api", True),  # a service of the same network of containers
+        ("http://0.0.0.0:1", True),
+        ("https://api.example.com/v1", False),
+        ("http://10.0.0.5:5000", False),
+        ("http://127.0.0.1.example.com", False),
+        ("sqlite:///mlflow.db", False),
+        ("", False),
+        ("http://[bad", False),
+    ],
+)
+def test_what_is_near(url: str, near: bool) -> None:
+    assert is_near(url) == near
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        (
+            {"NO_PROXY": "corp.example, 10.0.0.0/8"},
+            "corp.example,10.0.0.0/8,localhost,127.0.0.1,::1",
+        ),
+        ({"no_proxy": "a", "NO_PROXY": "b"}, "a,localhost,127.0.0.1,::1"),  # as libraries take it
+        ({"NO_PROXY": "*"}, "*"),
+        ({"MLFLOW_TRACKING_URI": "http://127.0.0.7:5000"}, "localhost,127.0.0.1,::1,127.0.0.7"),
+    ],
+)
+def test_exceptions_of_the_user_stay(given: dict[str, str], expected: str) -> None:
+    assert past_proxies(given) == {"no_proxy": expected, "NO_PROXY": expected}
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "socks4://h:1", "ftp://h:1"])
+def test_a_proxy_that_would_stop_every_client_is_left_out_and_named(proxy: str) -> None:
+    environment = {"ALL_PROXY": proxy, "http_proxy": "http://proxy:3128"}
+    said = go_past_proxies(environment)
+    assert said.startswith("ALL_PROXY is left out: a proxy of the kind ")
+    assert "ALL_PROXY" not in environment
+    assert environment["http_proxy"] == "http://proxy:3128"
+    assert go_past_proxies(environment) == ""
+
+
+def test_commands_say_so_and_work(tmp_path: Path) -> None:
+    environment = {**os.environ, "ALL_PROXY": "socks://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "flows.local", "status"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "ALL_PROXY is left out" in done.stderr
+    assert "nothing of ours is running" in done.stdout
+
+
+def test_socks_proxies_are_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert go_past_proxies(dict(os.environ)) == ""
+    httpx.Client().close()
