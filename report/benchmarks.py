@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.artifact import Artifact
-from core.benchmarks import NEEDS
+from core.benchmarks import NEEDS, SELF
 from data.tables import read_table
 
 ALL = "all"
@@ -63,7 +63,10 @@ def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> 
     metrics = {(r["name"], r["group"]): Interval(r["value"], r["low"], r["high"]) for r in rows}
     lost = (metrics.get((f"{COUNTS}{status}", ALL)) for status in ("no image", "no answer"))
     judges = next(one["judges"] for one in config["benchmarks"] if one["name"] == name)
-    named = ", ".join(f"{role} {who}" for role, who in judges.items())
+    named = ", ".join(
+        f"{role} {who}" if who != SELF else f"{role} {who}, by its own taste"
+        for role, who in judges.items()
+    )
     return BenchmarkFigures(
         name,
         metrics,
