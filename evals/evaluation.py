@@ -100,9 +100,10 @@ class Evaluator:
         rows = records.select(["record_id", "prompt", "questions"]).to_pylist()
         asked = self.judge.questions(rows)
         choices = [choice for image in asked for q in image for choice in q["choices"]]
-        return count_cut(
-            self.model.text_uses, {"prompt": [r["prompt"] for r in rows], "answer": choices}
-        )
+        prompts = [row["prompt"] for row in rows]
+        cut = count_cut(self.model.text_uses, {"prompt": prompts, "answer": choices})
+        by_judge = self.judge.num_cut(asked)
+        return cut | ({"choices to the judge": by_judge} if by_judge else {})
 
     def _records(
         self,

@@ -1,5 +1,6 @@
 """Judges: who is independent, what readers can learn, and that no judge is blind."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from functools import cache
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from showo_tiny import tiny_model
-from tiny_judges import clip
+from tiny_judges import clip, siglip
 
 from core.artifact import ArtifactRef
 from core.config import Config
@@ -22,7 +24,8 @@ from data.shapes.records import Record, make_records
 from data.shapes.scene import COLORS, Split
 from data.tables import read_table
 from evals.judges.catalog import provenance_of, read_record
-from evals.judges.encoder import CHOICES, caption_question
+from evals.judges.encoder import CHOICES, EncoderJudge, caption_question
+from models.clip_similarity import ClipSimilarity
 from tasks.judge import STAGE
 from tests.loops import quick
 from tests.stage_inputs import make_config, publish
@@ -150,7 +153,7 @@ def test_an_encoder_of_random_weights_is_refused(store: Store, tmp_path: Path) -
 def test_a_folder_that_holds_no_encoder_is_refused_by_name(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = make_config(evaluation__judge="encoder", evaluation__folder=str(tmp_path / "empty"))
-    with pytest.raises(UserError, match=r"evaluation.folder = .*empty' cannot be read as a CLIP"):
+    with pytest.raises(UserError, match=r"evaluation.folder: .*config.json cannot be read"):
         judge(store, config, colors("pool", 40), colors("test", 40))
 
 
@@ -214,3 +217,57 @@ def test_a_checkpoint_judges_only_if_it_is_no_relative(folder: Path, name: str) 
 
 def test_the_base_never_judges_as_somebody_else(folder: Path) -> None:
     assert provenance_of(make_config(evaluation__judge="base"), folder).independent is False
+
+
+class _ColorClip:
+    """An encoder that sees nothing but the colours that captions name."""
+
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        means = [np.asarray(image, np.float64).reshape(-1, 3).mean(0) for image in images]
+        return np.stack([mean / np.linalg.norm(mean) for mean in means])
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        axes = {"red": 0, "green": 1, "blue": 2}
+        return np.stack([np.eye(3)[next(axes[c] for c in axes if c in text)] for text in texts])
+
+    def num_cut(self, texts: Sequence[str]) -> int:
+        return 0
+
+
+def test_an_encoder_takes_the_caption_that_is_nearest() -> None:
+    eye: Any = _ColorClip()
+    seen = EncoderJudge(
+        eye, ["a red hat in the rain", "one blue cat asleep", "some green tea pots"]
+    )
+    records = [{"record_id": "r", "prompt": "two green birds that fly", "questions": []}]
+    [asked] = seen.questions(records)
+    assert len(asked) == 0, "too few captions that differ"
+    more = EncoderJudge(
+        eye, ["a red hat in rain", "one blue cat asleep", "red wine", "blue jeans on a line"]
+    )
+    [[question]] = more.questions(records)
+    assert question["answer"] == "two green birds that fly"
+    pictures = [Image.new("RGB", (8, 8), color) for color in ((10, 200, 10), (200, 10, 10))]
+    [[right], [wrong]] = more.answers(pictures, [[question], [question]])
+    assert right.right
+    assert right.probability > 0.99
+    assert not wrong.right
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_encoders_of_known_kinds_give_unit_vectors_and_count_what_is_cut(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = {"clip": clip, "siglip": siglip}[kind](tmp_path / kind)
+    encoder = ClipSimilarity(folder, "cpu")
+    for vectors in (encoder.images([Image.new("RGB", (20, 12))]), encoder.texts(["a red cat"])):
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx([1.0])
+    assert encoder.num_cut(["a red cat", "the red cat and the dog " * 20]) == 1
+
+
+def test_an_encoder_of_another_kind_is_named(tmp_path: Path) -> None:
+    folder = clip(tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
+    with pytest.raises(UserError, match=r"type 'blip'; known .*: clip, siglip"):
+        ClipSimilarity(folder, "cpu")

@@ -13,6 +13,9 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
     SwinConfig,
 )
 from transformers.models.mask2former.image_processing_pil_mask2former import (
@@ -66,6 +69,27 @@ def clip(folder: Path) -> Path:
     CLIPModel(config).save_pretrained(folder)
     square = {"height": 16, "width": 16}
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=square).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def siglip(folder: Path) -> Path:
+    torch.manual_seed(0)
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(PARITY / "tokenizer_tiny")
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 16
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    config = SiglipConfig(
+        text_config={**size, **text, "projection_size": 16},
+        vision_config={**size, "image_size": 16, "patch_size": 8},
+    )
+    SiglipModel(config).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -44,6 +44,10 @@ class Judge(ABC):
     ) -> list[list[Answered]]:
         """What each question of each image comes to."""
 
+    def num_cut(self, questions: Sequence[Sequence[QuestionRow]]) -> int:
+        """How many texts of questions it sees only in part."""
+        return 0
+
     def malformed(self, images: Sequence[Image.Image]) -> list[float]:
         """1 for each image with something that is no known shape, if the judge can tell."""
         return [0.0] * len(images)

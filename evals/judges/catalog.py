@@ -126,11 +126,11 @@ def open_clip(folder: str, device: str) -> Any:
 
     try:
         return ClipSimilarity(Path(folder), device)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"evaluation.folder: {error}") from None
     except Exception as error:  # its readers raise many types
         raise UserError(
-            f"evaluation.folder = {folder!r} cannot be read as a CLIP model "
+            f"evaluation.folder = {folder!r} cannot be read as a CLIP or SigLIP model "
             f"({type(error).__name__}: {error}); give a folder with config.json, model.safetensors "
             "and its tokenizer and image processor"
         ) from None

@@ -40,6 +40,9 @@ class EncoderJudge(Judge):
         asked = (caption_question(r["record_id"], r["prompt"], self._captions) for r in records)
         return [[] if question is None else [question] for question in asked]
 
+    def num_cut(self, questions: Sequence[Sequence[QuestionRow]]) -> int:
+        return self._clip.num_cut([c for asked in questions for q in asked for c in q["choices"]])
+
     def answers(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
     ) -> list[list[Answered]]:
