@@ -236,9 +236,7 @@ class _ColorClip:
 
 def test_an_encoder_takes_the_caption_that_is_nearest() -> None:
     eye: Any = _ColorClip()
-    seen = EncoderJudge(
-        eye, ["a red hat in the rain", "one blue cat asleep", "some green tea pots"]
-    )
+    seen = EncoderJudge(eye, ["a red hat in the rain", "one blue cat asleep"])
     records = [{"record_id": "r", "prompt": "two green birds that fly", "questions": []}]
     [asked] = seen.questions(records)
     assert len(asked) == 0, "too few captions that differ"
