@@ -54,13 +54,10 @@ class Evaluator:
     """Turns records into the rows of one part of each table."""
 
     def __init__(self, config: Config, checkpoint: Path, judge: Judge) -> None:
-        device, scoring = config.runtime.device, config.scoring
         use_threads(config.runtime.threads)
         self.model = _load(config, checkpoint)
         self.judge = judge
-        self.scorer = CaptionScorer(
-            scoring.caption_encoder, device, scoring.caption_pooling, scoring.caption_score
-        )
+        self.scorer = CaptionScorer.of(config.scoring, config.runtime.device)
         chosen = config.sampling.images
         self.sampling = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
         self.greedy = TextSampling(1.0, 1, config.sampling.captions.max_new_tokens)

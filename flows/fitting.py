@@ -25,12 +25,7 @@ def fit_text(config: Config) -> str:
     use_threads(config.runtime.threads)
     records = _sample(config)
     scoring, model = config.scoring, config.model
-    scorer = CaptionScorer(
-        scoring.caption_encoder,
-        config.runtime.device,
-        scoring.caption_pooling,
-        scoring.caption_score,
-    )
+    scorer = CaptionScorer.of(scoring, config.runtime.device)
     base = load_model(model.family, Path(model.checkpoint), config.runtime.device, model.precision)
     with progress("fit", len(records)) as bar:
         limit = config.sampling.captions.max_new_tokens

@@ -18,6 +18,8 @@ from models.weight_files import check_one_set
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from core.config import Scoring
+
 Pooling = Literal["own", "mean", "cls"]
 Measure = Literal["cosine", "tokens"]
 Vectors = NDArray[np.float32]
@@ -41,6 +43,12 @@ class CaptionScorer:
         self._model = _load(Path(folder), device, pooling)
         self._measure = measure
         self._known: dict[str, Vectors] = {}
+
+    @classmethod
+    def of(cls, scoring: Scoring, device: str) -> CaptionScorer:
+        """The scorer that a config asks for."""
+        pooling, measure = scoring.caption_pooling, scoring.caption_score
+        return cls(scoring.caption_encoder, device, pooling, measure)
 
     def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """Highest score in [-1, 1] of each text to its references; an empty text gets -1."""

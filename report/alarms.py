@@ -8,23 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
-from typing import Protocol
+
+from report.metrics import Change
 
 Metrics = Mapping[tuple[str, str], float]
 Results = Mapping[str, object]
-
-
-class Change(Protocol):
-    """A paired change with the ends of its interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
 Changes = Mapping[tuple[str, str], Change]
 
 ALL = "all"

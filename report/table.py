@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import pyarrow as pa
 
-from report.metrics import METRICS
+from report.metrics import METRICS, Change
 
 WIDTH = 120
 GAP = 2
@@ -22,24 +22,13 @@ UNANSWERED = "unanswered"
 CHANGE = "change from base"
 
 
-class Interval(Protocol):
-    """A value with the ends of its interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A column: its title, the `metrics` table of the checkpoint, and its benchmarks by title."""
 
     label: str
     metrics: pa.Table
-    benchmarks: Mapping[str, Interval] = field(default_factory=dict)
+    benchmarks: Mapping[str, Change] = field(default_factory=dict)
 
 
 Scores: TypeAlias = Mapping[tuple[str, str], str]
@@ -48,7 +37,7 @@ Row: TypeAlias = tuple[str, tuple[str, str]]  # title, (name, group)
 
 def final_table(
     checkpoints: Sequence[Checkpoint],
-    changes: Mapping[str, Interval],
+    changes: Mapping[str, Change],
     *,
     confidence: float,
     judge: str = "",
@@ -109,7 +98,7 @@ class _Estimate:
     high: float
 
 
-def show(interval: Interval, *, signed: bool = False) -> str:
+def show(interval: Change, *, signed: bool = False) -> str:
     """`.713 [.695, .731]`: shares without the zero that nearly all start with."""
     value, low, high = (
         _number(number, signed) for number in (interval.value, interval.low, interval.high)

@@ -29,13 +29,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
         config.runtime.device,
         config.model.precision,
     )
-    scoring = config.scoring
-    scorer = CaptionScorer(
-        scoring.caption_encoder,
-        config.runtime.device,
-        scoring.caption_pooling,
-        scoring.caption_score,
-    )
+    scorer = CaptionScorer.of(config.scoring, config.runtime.device)
     records = spread_records(context.input("pool").parts(), COLUMNS, SAMPLE)
     with context.progress(context.stage.name, len(records)) as bar:
         figures = measure_fit(

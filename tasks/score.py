@@ -53,13 +53,7 @@ Judge = Callable[[pa.Table, Sequence[Sequence[QuestionRow]]], list[list[Answered
 def _score_captions(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
     pool = PoolRecords(context.input("pool").parts())
-    scoring = config.scoring
-    scorer = CaptionScorer(
-        scoring.caption_encoder,
-        config.runtime.device,
-        scoring.caption_pooling,
-        scoring.caption_score,
-    )
+    scorer = CaptionScorer.of(config.scoring, config.runtime.device)
 
     cut: Counter[str] = Counter()
 

@@ -22,6 +22,13 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
     Mask2FormerImageProcessorPil,
 )
 
+SIZE = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
 
 def detector(folder: Path, labels: tuple[str, ...]) -> Path:
     torch.manual_seed(0)
@@ -42,12 +49,6 @@ def detector(folder: Path, labels: tuple[str, ...]) -> Path:
 
 def clip(folder: Path) -> Path:
     torch.manual_seed(0)
-    size = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
     tokenizer = PreTrainedTokenizerFast.from_pretrained(PARITY / "tokenizer_tiny")
     end = tokenizer.eos_token
     # CLIP reads a text off its end token, which its tokenizer puts there.
@@ -62,8 +63,8 @@ def clip(folder: Path) -> Path:
         "bos_token_id": tokenizer.bos_token_id,
     }
     config = CLIPConfig(
-        text_config={**size, **text},
-        vision_config={**size, "image_size": 16, "patch_size": 8},
+        text_config={**SIZE, **text},
+        vision_config={**SIZE, "image_size": 16, "patch_size": 8},
         projection_dim=8,
     )
     CLIPModel(config).save_pretrained(folder)
@@ -75,18 +76,12 @@ def clip(folder: Path) -> Path:
 
 def siglip(folder: Path) -> Path:
     torch.manual_seed(0)
-    size = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
     tokenizer = PreTrainedTokenizerFast.from_pretrained(PARITY / "tokenizer_tiny")
     tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 16
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
     config = SiglipConfig(
-        text_config={**size, **text, "projection_size": 16},
-        vision_config={**size, "image_size": 16, "patch_size": 8},
+        text_config={**SIZE, **text, "projection_size": 16},
+        vision_config={**SIZE, "image_size": 16, "patch_size": 8},
     )
     SiglipModel(config).save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
