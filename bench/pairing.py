@@ -18,7 +18,7 @@ from PIL import Image
 from core.artifact import ArtifactRef, part_name
 from core.config import load_config
 from core.runtime import peak_memory_bytes
-from core.stage import run_stage
+from core.stage import Inputs, run_stage
 from core.store import Store
 from data.schemas import arrow_schema
 from data.tables import TableWriter, encode_image
@@ -37,7 +37,8 @@ def measure(num_records: int) -> dict[str, float]:
         store = Store(folder)
         inputs = {name: publish(store, name, num_records) for name in TABLES}
         before, started = peak_memory_bytes(), time.perf_counter()
-        result = run_stage(PAIR, load_config(CONFIG), store, inputs | {"previous": []})
+        none: Inputs = {"previous": [], "checkpoint": []}
+        result = run_stage(PAIR, load_config(CONFIG), store, {**inputs, **none})
         seconds = time.perf_counter() - started
         pairs = store.open(result.ref).manifest["results"]["pairs"]
         return {

@@ -26,6 +26,7 @@ from core.config import Config, load_config
 from core.runtime import peak_memory_bytes
 from core.stage import Stage, run_stage
 from core.store import Store
+from models.base import TextRole, TextUse
 
 BASE = CONFIG.parent / "models/assets/shapes/base"
 RECORDS_AT_ONCE = 256
@@ -65,12 +66,22 @@ class _Model:
     def answer(self, codes_BN: np.ndarray, questions: Sequence[Any]) -> list[list[np.ndarray]]:
         return [[np.full(len(choices), 1 / len(choices)) for _, choices in q] for q in questions]
 
+    def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
+        return [TextUse(tuple(map(ord, text)), len(text), 0.0) for text in texts]
+
 
 class _Scorer:
     """Finds every caption as good as the next."""
 
+    @classmethod
+    def of(cls, *_: object) -> "_Scorer":
+        return cls()
+
     def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         return [0.5] * len(texts)
+
+    def num_cut(self, texts: Sequence[str]) -> int:
+        return 0
 
 
 def measure(name: str, num_records: int) -> dict[str, float]:
@@ -79,7 +90,7 @@ def measure(name: str, num_records: int) -> dict[str, float]:
     stub: Callable[..., object] = lambda *_: _Model()  # noqa: E731
     for module in (tasks.sample, tasks.score):
         module.load_model = stub  # type: ignore[attr-defined]
-    tasks.score.CaptionScorer = lambda *_: _Scorer()  # type: ignore[assignment,attr-defined]
+    tasks.score.CaptionScorer = _Scorer  # type: ignore[assignment,attr-defined]
     config: Config = load_config(CONFIG, CHANGES)
     with TemporaryDirectory(prefix="hermesflow-") as folder:
         store = Store(folder)

@@ -24,4 +24,7 @@ def kept_counts(draft: Draft, kind: str) -> dict[str, float]:
     for name in draft.names(f"{SCRATCH}{kind}/"):
         for counter, amount in json.loads(draft.path(name).read_text(encoding="utf-8")).items():
             sums[f"{kind}/{counter}"] += amount
-    return {name: round(amount, 3) for name, amount in sorted(sums.items())}
+    return {
+        name: int(amount) if amount == int(amount) else round(amount, 3)
+        for name, amount in sorted(sums.items())
+    }

@@ -15,15 +15,15 @@ from core.errors import UserError
 from core.progress import Progress
 from data.tables import decode_image
 from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_mean
-from evals.vqa import ANSWERED, ask, tally
+from evals.vqa import ANSWERED, Answered, ask, tally
 from models.base import TextRole, TextSampling, UnifiedModel
+from models.batches import Batches
 from models.caption_scorer import CaptionScorer
 
 if TYPE_CHECKING:
     from core.config import Evaluation
 
 SAMPLE = 256  # records
-BATCH = 32
 UNKNOWN_SHARE = 0.3
 """Of the characters of texts: above it, prompts and questions have lost what they ask for."""
 NO_COUNT = 0.0
@@ -38,6 +38,7 @@ def measure_fit(
     records: Sequence[Row],
     max_new_tokens: int,
     evaluation: Evaluation,
+    batches: Batches,
     bar: Progress,
 ) -> Figures:
     """Figures by name; those of means have `/low` and `/high`, and are absent without a record."""
@@ -46,10 +47,16 @@ def measure_fit(
     captions: list[str] = []
     statuses: dict[str, int] = {}
     greedy = TextSampling(1.0, 1, max_new_tokens)
-    for first in range(0, len(records), BATCH):
-        part = records[first : first + BATCH]
+
+    def look(first: int, last: int) -> tuple[list[list[Answered]], list[str]]:
+        part = records[first:last]
         codes_BN = model.encode_images([decode_image(row["image"]) for row in part])
         answers = ask(model, codes_BN, [row["questions"] for row in part])
+        told = model.caption(codes_BN, [greedy], [0] * len(part))
+        return answers, [text for (text,) in told]
+
+    for answers, texts in batches.map(len(records), look):
+        captions += texts
         for status, n in tally(answers).items():
             statuses[status] = statuses.get(status, 0) + n
         for image in answers:
@@ -60,9 +67,7 @@ def measure_fit(
                 scores["understanding"].append(right)
                 scores["chance"].append(chance)
                 scores["lead"].append(right - chance)
-        told = model.caption(codes_BN, [greedy], [0] * len(part))
-        captions += [text for (text,) in told]
-        bar.update(len(part))
+        bar.update(len(texts))
     total = sum(statuses.values())
     figures["questions/unanswered"] = 1 - statuses.get(ANSWERED, 0) / total if total else NO_COUNT
     for name, values in scores.items():

@@ -16,12 +16,12 @@ from core.progress import Progress
 from data.caption_questions import Words, write_questions
 from data.tables import decode_image
 from evals.statistics import BOOTSTRAP_SEED, bootstrap_mean
-from evals.vqa import ask, only_answered
+from evals.vqa import Answered, ask, only_answered
 from models.base import TextReader, UnifiedModel
+from models.batches import Batches
 from models.question_writer import POOL, Candidate
 
 MEASURED = 256  # records whose pictures the base is asked about
-BATCH = 32
 SEVERAL = 3  # times as many questions are written as are kept
 RESAMPLES, CONFIDENCE = 2000, 0.95
 RULES = "rules"
@@ -56,21 +56,30 @@ def by_rules(row: Row, words: Words, most: int, types: Types, read: TextReader) 
 
 
 def readable_types(
-    model: UnifiedModel, records: Sequence[Row], words: Words, most: int, bar: Progress
+    model: UnifiedModel,
+    records: Sequence[Row],
+    words: Words,
+    most: int,
+    batches: Batches,
+    bar: Progress,
 ) -> dict[str, float | None]:
     """U of a model by type of question, on the pictures and captions of some records."""
     leads: dict[str, list[float]] = {}
     rights: dict[str, list[float]] = {}
-    for first in range(0, len(records), BATCH):
-        part = records[first : first + BATCH]
+
+    def look(first: int, last: int) -> list[list[Answered]]:
+        part = records[first:last]
         asked = [write_questions(r["record_id"], r["caption"], words, SEVERAL * most) for r in part]
         codes_BN = model.encode_images([decode_image(r["image"]) for r in part])
-        for image in ask(model, codes_BN, asked):
+        return ask(model, codes_BN, asked)
+
+    for answers in batches.map(len(records), look):
+        for image in answers:
             for one in only_answered(image):
                 kind = one.question["type"]
                 rights.setdefault(kind, []).append(float(one.right))
                 leads.setdefault(kind, []).append(one.right - 1 / len(one.question["choices"]))
-        bar.update(len(part))
+        bar.update(len(answers))
     return {
         kind: float(np.mean(rights[kind])) if _above_chance(lead) else None
         for kind, lead in sorted(leads.items())

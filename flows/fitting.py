@@ -13,6 +13,7 @@ from core.progress import progress
 from data.tables import parquet_files
 from evals.fit import SAMPLE, measure_fit, refuse_misfits, show_fit
 from evals.sampling import spread_records
+from models.batches import Batches
 from models.caption_scorer import CaptionScorer
 from models.families import load_model, use_threads
 from tasks.fit import COLUMNS
@@ -29,7 +30,8 @@ def fit_text(config: Config) -> str:
     base = load_model(model.family, Path(model.checkpoint), config.runtime.device, model.precision)
     with progress("fit", len(records)) as bar:
         limit = config.sampling.captions.max_new_tokens
-        figures = measure_fit(base, scorer, records, limit, config.evaluation, bar)
+        batches = Batches.few(config.runtime)
+        figures = measure_fit(base, scorer, records, limit, config.evaluation, batches, bar)
     refuse_misfits(figures, scoring.require_fit, logger)
     return "the base and this pool:\n  " + show_fit(figures).replace("; ", "\n  ")
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+SOME = 64  # records at once where only a sample of a pool is looked at
+
 # What allocators say that raise no error of a type of their own.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
@@ -42,6 +44,12 @@ class Batches:
         on_cpu = max(1, runtime.processes) if runtime.device == "cpu" else 1
         available = available_bytes(runtime.device, on_cpu)
         return cls(fitting_records(need, available, logger), "runtime.batch_records", way_out)
+
+    @classmethod
+    def few(cls, runtime: Runtime) -> Batches:
+        """Of a sample of records: at most `SOME`, and less where the config says so."""
+        way_out = "set model.precision: bfloat16"
+        return cls(min(SOME, runtime.batch_records), "runtime.batch_records", way_out)
 
     def map(self, num_records: int, work: Callable[[int, int], T]) -> Iterator[T]:
         """What `work(first, last)` gives for each batch of records, `last` excluded.

@@ -14,6 +14,7 @@ from core.command import stage_command
 from core.stage import Stage, StageContext
 from evals.fit import SAMPLE, find_misfits, measure_fit, refuse_misfits, show_fit
 from evals.sampling import spread_records
+from models.batches import Batches
 from models.caption_scorer import CaptionScorer, encoder_files
 from models.families import load_model, use_threads
 
@@ -33,7 +34,13 @@ def _body(context: StageContext) -> Mapping[str, object]:
     records = spread_records(context.input("pool").parts(), COLUMNS, SAMPLE)
     with context.progress(context.stage.name, len(records)) as bar:
         figures = measure_fit(
-            model, scorer, records, config.sampling.captions.max_new_tokens, config.evaluation, bar
+            model,
+            scorer,
+            records,
+            config.sampling.captions.max_new_tokens,
+            config.evaluation,
+            Batches.few(config.runtime),
+            bar,
         )
     context.logger.info("the base and this pool: %s", show_fit(figures))
     refuse_misfits(figures, config.scoring.require_fit, context.logger)

@@ -38,6 +38,7 @@ from evals.judges.endpoint import judge_server
 from evals.sampling import spread_records
 from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_mean
 from evals.vqa import check_answered
+from models.batches import Batches
 from models.caption_scorer import encoder_files
 from models.families import load_model, use_threads
 
@@ -145,10 +146,14 @@ def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
         open_judge(config, prepared, None, base) as judge,
         context.progress("ask the judge", len(records)) as bar,
     ):
-        for first in range(0, len(records), BATCH):
-            part = records[first : first + BATCH]
-            rows += _ask(judge, model, part, outside)
-            bar.update(len(part))
+        batches = Batches.few(config.runtime)
+
+        def look(first: int, last: int) -> list[Row]:
+            return list(_ask(judge, model, records[first:last], outside))
+
+        for found in batches.map(len(records), look):
+            rows += found
+            bar.update(len({row["record_id"] for row in found}))
     frame = pd.DataFrame(
         rows, columns=["record_id", "subject", "type", "chance", "status", "right"]
     )

@@ -41,6 +41,7 @@ from evals.rule_questions import (
     readable_types,
 )
 from evals.sampling import spread_records
+from models.batches import Batches
 from models.endpoint import COUNTED, Client
 from models.families import load_model, load_texts, use_threads
 from models.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
@@ -113,7 +114,8 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
     columns = ["record_id", "image", "caption"]
     records = spread_records(context.input("about").parts(), columns, MEASURED)
     with context.progress("read by the base", len(records)) as bar:
-        types = readable_types(model, records, words, _settings(config).per_record, bar)
+        most, batches = _settings(config).per_record, Batches.few(config.runtime)
+        types = readable_types(model, records, words, most, batches, bar)
     with draft.write(TYPES) as path:
         path.write_text(json.dumps(types), encoding="utf-8")
     read = {kind for kind, value in types.items() if value is not None}

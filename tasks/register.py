@@ -191,6 +191,12 @@ def register(
     }
     result = run_stage(REGISTER, config, store, inputs)
     document = json.loads(store.open(result.ref).path(RESULT).read_text(encoding="utf-8"))
+    # A store may have moved since the decision: what is registered lies where it is now.
+    document |= {
+        "checkpoint": asdict(checkpoint),
+        "evaluation": asdict(scores.evaluation),
+        "benchmark_results": [asdict(one) for one in scores.benchmarks],
+    }
     if version is None:
         document |= _noted(document, note)
         # A checkpoint whose weights were deleted has nothing to be served.

@@ -19,6 +19,7 @@ from models.batches import Batches
 from models.showo.model import ShowoModel
 from tasks.base import BASE
 from tasks.evaluate import EVALUATE
+from tasks.judge import STAGE as JUDGE
 from tasks.pool import POOL, TEST
 from tasks.reference import REFERENCE
 from tasks.sample import CAPTIONS, IMAGES
@@ -137,6 +138,7 @@ def digests(store: Store, size: int) -> dict[str, str]:
         ("captions", CAPTIONS),
         ("images", IMAGES),
         ("image_scores", SCORE_IMAGES),
+        ("judge", JUDGE),
         ("evaluation", EVALUATE),
     ):
         inputs: Inputs = {given: made[given] for given in stage.inputs}
@@ -160,6 +162,7 @@ def test_stages_make_the_same_when_memory_is_scarce(
         monkeypatch.setattr(ShowoModel, name, scarce(getattr(ShowoModel, name), calls))
     with caplog.at_level(logging.WARNING, "models.batches"):
         assert digests(short, 2 * FITS) == wanted
-    # Once in captions, images, scores, evaluation and reference: none tries a size twice.
-    assert calls == ["encode_images", "generate", "answer", "encode_images", "encode_images"]
+    # Once in captions, images, scores, judge, evaluation and reference: none tries a size twice.
+    encode = "encode_images"
+    assert calls == [encode, "generate", "answer", encode, encode, encode]
     assert caplog.text.count("going on with 4; set runtime.batch_records: 4") == len(calls)

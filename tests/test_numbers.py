@@ -141,7 +141,7 @@ def paired(
     }
     refs = {name: publish(store, name, [given]) for name, given in rows.items()}
     pool = publish(store, "pool", [[pool_row(f"r{r}") for r in range(records)]])
-    inputs = {**refs, "pool": pool, "previous": []}
+    inputs = {**refs, "pool": pool, "previous": [], "checkpoint": []}
     return store.open(run_stage(PAIR, make_config(), store, inputs).ref).manifest["results"]
 
 

@@ -137,12 +137,12 @@ def flip(path: Path) -> None:
 
 def test_all_damage_is_named_at_once_and_made_anew(copied: Path) -> None:
     before = digests(copied)
-    assert "29 artifacts are whole" in verify(Store(str(copied)))
+    assert "31 artifacts are whole" in verify(Store(str(copied)))
     flipped, cut = artifact_of(copied, "sample-images"), artifact_of(copied, "sample-captions")
     flip(flipped / "part-00000.parquet")
     part = cut / "part-00000.parquet"
     os.truncate(part, part.stat().st_size - 1)
-    with pytest.raises(UserError, match=r"2 of 29 artifacts are damaged") as error:
+    with pytest.raises(UserError, match=r"2 of 31 artifacts are damaged") as error:
         verify(Store(str(copied)))
     message = str(error.value)
     assert f"{flipped.name}/part-00000.parquet is damaged: its content does not match" in message

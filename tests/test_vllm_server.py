@@ -175,8 +175,8 @@ def test_a_stage_has_a_server_only_while_it_works(serve: dict[str, object], tmp_
     config = make_config(questions=settings)
     store = Store(str(tmp_path / "store"))
     pool = publish(store, "pool", [[pool_row("r0", caption="a red ball", questions=[])]])
-    done = run_stage(QUESTIONS, config, store, {"pool": pool})
+    done = run_stage(QUESTIONS, config, store, {"pool": pool, "about": [], "base": []})
     assert not done.cached
     assert gone(tmp_path)
-    assert run_stage(QUESTIONS, config, store, {"pool": pool}).cached
+    assert run_stage(QUESTIONS, config, store, {"pool": pool, "about": [], "base": []}).cached
     assert len(logs(tmp_path)) == 1
