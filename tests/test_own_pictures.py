@@ -108,7 +108,7 @@ def pictures(folder: Path, number: int) -> Path:
 
 def test_one_command_leads_from_pictures_to_a_loop(tmp_path: Path) -> None:
     """The base reads some types of questions by rules; readers judge what it can draw of them."""
-    source = pictures(tmp_path / "mine", 150)
+    source = pictures(tmp_path / "mine", 240)
     path = prepare(str(source), BASE, tmp_path / "run")
     assert prepare(str(source), BASE, tmp_path / "run") == path
     settings = yaml.safe_load(path.read_text())
@@ -119,7 +119,7 @@ def test_one_command_leads_from_pictures_to_a_loop(tmp_path: Path) -> None:
         "tracking.enabled": False,
         "runtime.threads": 1,
         "iterations": 1,
-        "evaluation.reader": {"networks": 1, "pictures": 1280},
+        "evaluation.reader": {"networks": 1, "pictures": 2560},
         "pairing.caption.min_best": -1.0,
     }
     config = load_config(path, changes)
