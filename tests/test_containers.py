@@ -42,7 +42,7 @@ ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
 # An evaluation that no other test has made.
 NEW: dict[str, object] = {"evaluation__bootstrap_samples": 150}
 STAGES = {
-    "sample-captions", "sample-images", "score-captions", "score-images",
+    "fit", "judge", "sample-captions", "sample-images", "score-captions", "score-images",
     "pair", "reference", "train", "evaluate", "benchmark", "register",
 }  # fmt: skip
 
@@ -90,8 +90,9 @@ def in_containers(cluster: Cluster) -> dict[str, set[str]]:
 def agree(shared: dict[str, set[str]], alone: list[tuple[str, str]]) -> None:
     """Every artifact of a run in one process is there, with the same content."""
     compared = [(name, digest) for name, digest in alone if name != "register"]
-    # Pool, test, base; seven of the iteration; an evaluation and two benchmarks of two checkpoints.
-    assert len(compared) == 16
+    # Pool, test, base, fit, judge; seven of the iteration; an evaluation and two benchmarks of two
+    # checkpoints.
+    assert len(compared) == 18
     assert not [name for name, digest in compared if digest not in shared[name]]
 
 
@@ -109,16 +110,16 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
 
     children = [c for c in cluster.children(run_id) if c["deployment_id"]]
     assert set(stages_of(children)) == STAGES
-    # Two shares of each of five stages, two evaluations and four benchmarks; pair, train;
+    # Two shares of each of five stages, two evaluations and four benchmarks; fit, judge, pair, train;
     # register twice.
-    assert len(children) == 2 * 11 + 2 + 2
+    assert len(children) == 2 * 11 + 4 + 2
     assert all(child["parent_task_run_id"] for child in children)
     ids = run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={RUN_ID}").split()
     containers = {
         c["Config"]["Labels"][RUN_ID]: c for c in json.loads(run("docker", "inspect", *ids))
     }
     mine = [containers[child["id"]] for child in children]
-    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 26
+    assert len({c["Id"] for c in mine}) == len({c["Config"]["Hostname"] for c in mine}) == 28
     assert {c["Config"]["User"] for c in mine} == {"10001"}
     assert all(c["HostConfig"]["ReadonlyRootfs"] for c in mine)
     assert {(m["Type"], m["Destination"]) for c in mine for m in c["Mounts"]} == {
