@@ -110,8 +110,8 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
 
     children = [c for c in cluster.children(run_id) if c["deployment_id"]]
     assert set(stages_of(children)) == STAGES
-    # Two shares of each of five stages, two evaluations and four benchmarks; fit, judge, pair, train;
-    # register twice.
+    # Two shares of each of five stages, two evaluations and four benchmarks; fit, judge, pair,
+    # train; register twice.
     assert len(children) == 2 * 11 + 4 + 2
     assert all(child["parent_task_run_id"] for child in children)
     ids = run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={RUN_ID}").split()
