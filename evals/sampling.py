@@ -20,13 +20,19 @@ def spread_records(files: Sequence[Path], columns: list[str], most: int) -> list
 
     `columns` has record_id. Ids of a pool of any size are looked at, but few are held.
     """
+    found = [row for rows in spread_batches(files, columns, most) for row in rows]
+    return sorted(found, key=lambda row: _hash(row["record_id"]))
+
+
+def spread_batches(
+    files: Sequence[Path], columns: list[str], most: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The same records in the order of the files, a few at once, so that pictures need no room."""
     wanted = set(heapq.nsmallest(most, _ids(files), key=_hash))
-    found: list[dict[str, Any]] = []
     for batch in iter_batches(files, "pool", columns, batch_size=BATCH):
         mask = [record_id in wanted for record_id in batch["record_id"].to_pylist()]
         if any(mask):
-            found += batch.filter(pa.array(mask)).to_pylist()
-    return sorted(found, key=lambda row: _hash(row["record_id"]))
+            yield batch.filter(pa.array(mask)).to_pylist()
 
 
 def _ids(files: Sequence[Path]) -> Iterator[str]:

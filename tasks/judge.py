@@ -35,7 +35,7 @@ from evals.judges.catalog import (
 )
 from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
-from evals.sampling import spread_records
+from evals.sampling import spread_batches, spread_records
 from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_mean
 from evals.vqa import check_answered
 from models.batches import Batches
@@ -49,7 +49,6 @@ ACCURACY = "accuracy.parquet"
 REAL, REBUILT, SHUFFLED = "real", "reconstructed", "shuffled"
 MEASURED = 512  # held-out records
 ASKED_OUTSIDE = 128  # held-out records that are sent to a server
-BATCH = 64
 DISTRACTORS = 2000  # captions of the pool that an encoder tells from each other
 ALL = "all"
 
@@ -111,17 +110,16 @@ def _train_readers(context: StageContext) -> None:
     clip = open_clip(folder, device) if folder else None
     inputs, questions = [], []
     columns = ["record_id", "image", "questions"]
-    chosen = spread_records(context.input("pool").parts(), columns, settings.pictures)
-    asked = [row for row in chosen if row["questions"]]
-    if not asked:
+    for rows in spread_batches(context.input("pool").parts(), columns, settings.pictures):
+        asked = [row for row in rows if row["questions"]]
+        if asked:
+            inputs.append(as_inputs([decode_image(row["image"]) for row in asked], clip))
+            questions += [row["questions"] for row in asked]
+    if not inputs:
         raise UserError(
             "evaluation.judge = 'reader' learns from the questions of the pool, which has none; "
             "have them written (config section questions)"
         )
-    for first in range(0, len(asked), BATCH):
-        part = asked[first : first + BATCH]
-        inputs.append(as_inputs([decode_image(row["image"]) for row in part], clip))
-        questions += [row["questions"] for row in part]
     whole = np.concatenate(inputs)
     with context.progress("train readers", settings.networks * settings.pictures) as bar:
         for number, name in enumerate(names):
