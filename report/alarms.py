@@ -31,6 +31,10 @@ CAPTION_LOSS = 0.03
 DIVERSITY_LOSS_SHARE = 0.2
 # From fewer than a quarter of the records a step is mostly noise, and the rest is not learnt from.
 LOW_KEPT_SHARE = 0.25
+# Of winners and losers: some are samples that went on and on.
+FEW_CUT = 0.01
+# A judge that sees less of a change than this neither confirms nor contradicts it.
+LEAST_READ = 0.2
 
 FILTERS = {
     "no_questions": ("have no questions", "see what stage questions dropped, and why"),
@@ -68,7 +72,8 @@ class IterationFigures:
     `metrics` holds the evaluation's values by (name, group), `pairs` and `trained` the results of
     the stages that made the checkpoint, `changes` paired changes against the base by (name, group),
     `counts` how many texts were cut and questions not answered, and `independent` whether somebody
-    other than a relative of the model has looked at its drawings.
+    other than a relative of the model has looked at its drawings. `judge_reads` says how much of a
+    change the judge can see, over all and by type of question; 1 where nothing is said.
     """
 
     iteration: int
@@ -78,6 +83,7 @@ class IterationFigures:
     changes: Changes = field(default_factory=dict)
     counts: Results = field(default_factory=dict)
     independent: bool = True
+    judge_reads: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -210,8 +216,10 @@ def _unconfirmed(now: IterationFigures, group: str) -> tuple[Change, Change] | N
     own, seen = (now.changes.get((name, group)) for name in ("self_score", "generation"))
     if own is None or seen is None or own.low <= 0 or seen.low > 0:
         return None
-    # A rise that the judge sees half of, within its interval, is no contradiction.
-    return None if seen.value > own.value / 2 else (own, seen)
+    # A rise of which the judge sees half as much as it can is no contradiction, and what it hardly
+    # sees says nothing.
+    reads = now.judge_reads.get(group.removeprefix("type/"), 1.0)
+    return None if reads < LEAST_READ or seen.value > reads * own.value / 2 else (own, seen)
 
 
 def _signed(change: Change) -> str:
@@ -242,11 +250,15 @@ def _missing_answers(now: IterationFigures, base: IterationFigures) -> Iterator[
 
 
 def _cut_texts(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
+    """Texts of the pool and of benchmarks; that a few samples run on is what sampling does."""
     cut = {
         name.removeprefix("cut/"): int(n)
         for name in now.counts
         if name.startswith("cut/") and (n := _number(now.counts, name))
     }
+    cut.pop("sampled captions", None)
+    if cut.get("captions", 0) <= FEW_CUT * 2 * (_number(now.pairs, "pairs") or 0.0):
+        cut.pop("captions", None)
     if cut:
         listed = ", ".join(f"{n} {name}" for name, n in cut.items())
         yield (
@@ -271,7 +283,10 @@ def _drifting_self_vqa(now: IterationFigures, base: IterationFigures) -> Iterato
     scores, truth = _pair(now, base, "self_score"), _pair(now, base, "generation")
     if scores and truth:
         after, before = scores[0] - truth[0], scores[1] - truth[1]
-        if after - before > OVERSCORING_GROWTH:
+        # A judge that sees a part of a change is behind by the rest of it, whoever flatters.
+        reads = max(now.judge_reads.get(ALL, 1.0), LEAST_READ)
+        seen = (truth[0] - truth[1]) / reads
+        if scores[0] - scores[1] - seen > OVERSCORING_GROWTH:
             yield (
                 "self-VQA flatters",
                 f"The model scores its own pictures {after:+.3f} against the judge, the base "

@@ -48,6 +48,7 @@ class VersionFigures:
     benchmarks: Mapping[str, BenchmarkFigures]
     counts: Results
     independent: bool
+    judge_reads: Mapping[str, float]
 
     @property
     def label(self) -> str:
@@ -218,6 +219,7 @@ def read_version(store: Store, version: Version, story: Story) -> VersionFigures
         },
         counts=_counts([evaluation, *opened.values(), *results.values()]),
         independent=bool(evaluation.manifest["results"]["independent"]),
+        judge_reads=evaluation.manifest["results"]["judge_reads"],
     )
 
 
@@ -265,4 +267,5 @@ def for_alarms(version: VersionFigures, changes: Changes) -> IterationFigures:
         changes,
         version.counts,
         version.independent,
+        version.judge_reads,
     )

@@ -47,7 +47,14 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
     )
     values = {str(m["name"]): m["value"] for m in metrics if m["group"] == "all"}
     who = record.provenance
-    return values | counts | {"judge": who.name, "independent": who.independent, "why": who.why}
+    return {
+        **values,
+        **counts,
+        "judge": who.name,
+        "independent": who.independent,
+        "why": who.why,
+        "judge_reads": prepared.manifest["results"]["reads"],
+    }
 
 
 def _with_server(config: Config) -> AbstractContextManager[Config]:

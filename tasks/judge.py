@@ -77,6 +77,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
         "independent": provenance.independent,
         "why": provenance.why,
         "types_left_out": left_out,
+        "reads": reads(rows),
         **{f"accuracy/{row['name']}": row["value"] for row in rows if row["group"] == ALL},
     }
 
@@ -222,6 +223,22 @@ def unreadable(rows: Sequence[Row]) -> set[str]:
     return {row["group"] for row in rows if row["name"].partition(" - ")[2] and row["low"] <= 0}
 
 
+def reads(rows: Sequence[Row]) -> dict[str, float]:
+    """How much of what changes in pictures the judge can see, by type and over all: 1 is all of it.
+
+    The share of its right answers that are not guesses: a judge that is right about 70 % where
+    guesses are about 50 % sees 40 % of a change.
+    """
+    found = {(row["name"], row["group"]): row["value"] for row in rows}
+    seen: dict[str, float] = {}
+    for name, group in found:
+        if name == REAL:
+            guessed = max(found["chance", group], found.get((SHUFFLED, group), 0.0))
+            lead = (found[REAL, group] - guessed) / max(1 - guessed, 1e-6)
+            seen[group] = round(min(max(lead, 0.0), 1.0), 4)
+    return seen
+
+
 def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str]) -> None:
     """UserError if the judge cannot read real pictures at all."""
     found = {row["name"]: row for row in rows if row["group"] == ALL}
@@ -256,7 +273,7 @@ def _judge_files(config: Config) -> Sequence[Path]:
 
 STAGE = Stage(
     "judge",
-    1,
+    2,
     reads=(
         "model.family",
         "model.precision",

@@ -13,7 +13,12 @@ from core.store import Store
 from data.schemas import arrow_schema
 from data.tables import write_table
 
-ORACLE = {"judge": "the pixel oracle", "independent": True, "why": "it reads pixels by rules"}
+ORACLE = {
+    "judge": "the pixel oracle",
+    "independent": True,
+    "why": "it reads pixels by rules",
+    "judge_reads": {},
+}
 CATEGORIES = ("single_object", "counting")
 
 

@@ -178,6 +178,12 @@ def test_a_reward_that_the_judge_does_not_confirm_is_called_so() -> None:
     assert hacked(ROSE, Estimate(0.04, 0.01, 0.07, 9)) == []
     assert hacked(STOOD, STOOD) == []
     assert hacked(ROSE, STOOD, independent=False) == []
+    # A judge that sees a third of a change sees as much of this one as it can; one that sees a
+    # tenth sees nothing.
+    faint = Estimate(0.012, -0.01, 0.03, 9)
+    assert hacked(ROSE, faint) == ["reward hacking"]
+    assert hacked(ROSE, faint, judge_reads={"all": 0.33}) == []
+    assert hacked(ROSE, STOOD, judge_reads={"all": 0.1}) == []
     # Half of the rise is seen, if not beyond its interval: no contradiction.
     assert hacked(ROSE, Estimate(0.04, -0.01, 0.09, 9)) == []
 

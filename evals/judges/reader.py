@@ -34,7 +34,10 @@ from evals.vqa import Answered, chosen
 from models.clip_similarity import ClipSimilarity
 
 SIDE = 64
-WIDTH = 192
+WIDTH = 128
+HEADS = 4
+LOOKS = 2
+PLACES = (SIDE // 8) ** 2
 BUCKETS = 1 << 13
 BATCH = 64
 RATE, DECAY = 2e-3, 1e-2
@@ -54,19 +57,24 @@ class Asked:
 class ReaderNetwork(nn.Module):
     """Scores every choice of a question about a picture.
 
-    Pictures are pixels, or vectors of an encoder where `features` is their width.
+    A question looks at the places of a picture by attention, so that it finds what it asks about.
+    Pictures are pixels, or vectors of an encoder, a single place, where `features` is their width.
     """
 
     def __init__(self, features: int | None = None) -> None:
         super().__init__()
-        self.features = features
         self.picture = _convolutions() if features is None else nn.Linear(features, WIDTH)
+        self.places = nn.Parameter(torch.zeros(PLACES if features is None else 1, WIDTH))
         self.question = nn.EmbeddingBag(BUCKETS, WIDTH, mode="mean")
         self.choice = nn.EmbeddingBag(BUCKETS, WIDTH, mode="mean")
+        self.look = nn.ModuleList(
+            nn.MultiheadAttention(WIDTH, HEADS, batch_first=True) for _ in range(LOOKS)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(LOOKS))
         self.mix = nn.Sequential(
-            nn.Linear(2 * WIDTH, 2 * WIDTH),
+            nn.Linear(3 * WIDTH, 2 * WIDTH),
             nn.GELU(),
-            nn.Dropout(0.2),
+            nn.Dropout(0.1),
             nn.Linear(2 * WIDTH, WIDTH),
         )
 
@@ -74,24 +82,38 @@ class ReaderNetwork(nn.Module):
         self, pictures: Tensor, picture_Q: Tensor, question: Asked, choice: Asked, choice_of: Tensor
     ) -> Tensor:
         """Scores of all choices in a row; `picture_Q` and `choice_of` say whose each one is."""
-        seen_BD = self.picture(pictures)
+        seen_BPD = self.picture(pictures)
+        seen_BPD = (seen_BPD[:, None] if seen_BPD.ndim == 2 else seen_BPD) + self.places
+        seen_QPD = seen_BPD[picture_Q]
         asked_QD = self.question(question.words, question.offsets)
-        state_QD = self.mix(torch.cat([seen_BD[picture_Q], asked_QD], 1))
+        state_Q1D = asked_QD[:, None]
+        # The second look may depend on what the first has found: what is left of it, say.
+        for look, norm in zip(self.look, self.norms, strict=True):
+            found_Q1D, _ = look(norm(state_Q1D), seen_QPD, seen_QPD, need_weights=False)
+            state_Q1D = state_Q1D + found_Q1D
+        both_QD = [state_Q1D[:, 0], seen_QPD.mean(1), asked_QD]
+        state_QD = self.mix(torch.cat(both_QD, 1))
         offered = self.choice(choice.words, choice.offsets)
         scores: Tensor = (state_QD[choice_of] * offered).sum(1) / WIDTH**0.5
         return scores
 
 
+class _Places(nn.Module):
+    """Channels of a map as the vectors of its places: [B, D, Y, X] to [B, P, D]."""
+
+    def forward(self, map_BDYX: Tensor) -> Tensor:
+        return map_BDYX.flatten(2).transpose(1, 2)
+
+
 def _convolutions() -> nn.Module:
     layers: list[nn.Module] = []
-    for width, out in ((3, 32), (32, 64), (64, 96), (96, 128)):
+    for width, out in ((3, 32), (32, 64), (64, WIDTH)):
         layers += [
             nn.Conv2d(width, out, 3, stride=2, padding=1),
             nn.GroupNorm(8, out),
             nn.GELU(),
         ]
-    # Where things are matters, so that the last 4 x 4 places stay apart.
-    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(128 * 16, WIDTH))
+    return nn.Sequential(*layers, _Places())
 
 
 class Reader(Judge):
@@ -293,7 +315,7 @@ def save_network(network: ReaderNetwork, path: Path) -> None:
 def load_network(path: Path) -> ReaderNetwork:
     """The network of these weights."""
     tensors = load_file(path)
-    linear = tensors.get("picture.weight")
+    linear = tensors.get("picture.weight")  # of an encoder's vectors
     network = ReaderNetwork(None if linear is None else linear.shape[1])
     network.load_state_dict(tensors)
     return network
