@@ -66,6 +66,7 @@ WINDOW = 4  # items waiting for their turn, for each request under way
 SHOWN = 300  # characters of what a server said
 TRANSIENT = (408, 425, 429)
 UNSUPPORTED = (400, 422, 501)  # how servers refuse a field that they do not know
+FIELD_WORDS = ("response_format", "json_schema", "json_object", "structured_output", "logprobs")
 NOT_ALLOWED = (401, 403)
 COUNTED = "endpoint"
 """The kind under which stages keep what a client has counted."""
@@ -363,7 +364,7 @@ class Client:
                 reply = self._request("POST", "/chat/completions", body)
             except _RefusedError as error:
                 simpler = dialect.simpler(body, error.said)
-                if error.status not in UNSUPPORTED or simpler is None:
+                if not _is_unsupported(error.status, error.said) or simpler is None:
                     raise
                 dialect, refusal = simpler, error
                 continue
@@ -421,7 +422,7 @@ class Client:
                     return _json(response, anything=body is None)
                 said = _said(response)
                 problem = f"status {status}: {said}"
-                if (status < 500 and status not in TRANSIENT) or status in UNSUPPORTED:
+                if (status < 500 and status not in TRANSIENT) or _is_unsupported(status, said):
                     way_out = _way_out(status)
                     raise _RefusedError(
                         f"{self._field}: {self._url}{path} refused ({problem}); {way_out}",
@@ -560,6 +561,12 @@ def _said(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         text = response.text
     return _short(str(text))  # some servers repeat the key that they refuse
+
+
+def _is_unsupported(status: int, said: str) -> bool:
+    """Whether a refusal may be about fields; some servers fail at one they do not know (500)."""
+    named = any(word in said.lower() for word in FIELD_WORDS)
+    return status in UNSUPPORTED or (status >= 500 and named)
 
 
 def _way_out(status: int) -> str:

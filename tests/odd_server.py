@@ -35,6 +35,7 @@ class Manners:
     logprobs: str = "new"  # new, old, empty, none
     refuses: tuple[str, ...] = ()  # fields, or kinds of response_format
     words_of_refusal: str = "unsupported: {}"
+    status_of_refusal: int = 400
     ignores_schema: bool = False
     name: str = MODEL
     max_top: int = 20
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         refused = _refused(self.server.manners, body)
         if refused:
             text = self.server.manners.words_of_refusal.format(refused)
-            self._send(400, {"error": {"message": text}})
+            self._send(self.server.manners.status_of_refusal, {"error": {"message": text}})
             return
         self._send(200, _completion(self.server.manners, body))
 

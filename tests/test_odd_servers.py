@@ -126,6 +126,12 @@ def test_what_a_server_refuses_is_left_out(refuses: tuple[str, ...], words: str)
     assert best(weights) == RIGHT
 
 
+@pytest.mark.parametrize("status", [400, 422, 500, 501, 503])
+def test_a_server_may_fail_at_a_field_that_it_does_not_know(status: int) -> None:
+    refuses = ("logprobs", "structured_outputs", "json_schema")
+    assert best(weigh(refuses=refuses, status_of_refusal=status)[0]) == RIGHT
+
+
 def test_lengths_may_have_another_name_and_tops_another_limit() -> None:
     assert best(weigh(wants="max_completion_tokens")[0]) == RIGHT
     weights, counts = weigh(max_top=5)
