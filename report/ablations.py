@@ -16,8 +16,9 @@ Titles = Mapping[str, str]
 COLUMNS = {
     "understanding": "U",
     "generation": "G",
+    "chance": "chance",
     "gap": "gap",
-    "all_right": "GenEval-like",
+    "all_right": "flawless pictures",
     "malformed": "malformed",
     "diversity": "diversity",
     "caption_similarity": "caption similarity",
