@@ -24,6 +24,7 @@ from data.checks import check_asked, check_table
 from data.held_out import check_apart
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches, parquet_files
+from flows.executors.local import num_processes
 from models.caption_scorer import MODULES, transformer_folder
 from models.memory import available_bytes, check_records, check_training, gibibytes
 from models.memory_plan import (
@@ -38,7 +39,6 @@ from models.memory_plan import (
     training,
 )
 from models.weight_files import check_one_set
-from tasks._crew import num_processes
 
 MODEL_FILES = {
     "showo": (

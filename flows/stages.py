@@ -23,9 +23,9 @@ from core.progress import observed_by
 from core.secrets import masked
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult
 from core.store import Store
+from flows.executors.local import run_on_machine
 from flows.pages import ProgressPage
 from flows.servers import answers
-from tasks._crew import run_on_machine
 from tasks._tracking.live import shown_live
 from tasks.benchmark import BENCHMARK
 from tasks.register import REGISTER, register_stage
