@@ -345,7 +345,7 @@ def _work(job: Mapping[str, Any], progress: ProgressFactory) -> None:
     if not stage.meets:
         run_share(stage, config, store, inputs, Share(*job["share"]), progress)
         return
-    from models.processes import connected
+    from training.processes import connected
 
     with connected() as peers:
         peers.gather(lambda: run_stage(stage, config, store, inputs, progress, peers))

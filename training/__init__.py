@@ -1,0 +1,1 @@
+"""Training on preference pairs: data, objectives, the optimizer, states and the loop."""
