@@ -15,15 +15,15 @@ import torch
 
 from bench import plain
 from bench.synthetic import FULL, SMALL, Data, Size, make_model
-from bench.training import PairStep, PublishedBranch
+from bench.training import PairStep, PublishedTraining
 from models.base import MODALITIES, ImageSampling, TextSampling
 from models.packing import Segment
-from models.sharding import recompute
 from models.showo.decoding import ImageBlocks, generate_images, generate_replies, generate_text
 from models.showo.logps import image_root, instruction
 from models.showo.model import ShowoModel
 from models.showo.noise import RecordNoise
 from models.showo.prompting import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from training.sharding import recompute
 
 Side = Literal["ours", "plain"]
 Floats = npt.NDArray[np.float64]
@@ -199,9 +199,9 @@ def _pair_step(scale: Scale, side: Side, recomputed: bool = False) -> Call:
     step would never hold them beside activations.
     """
     model, data = _made(scale, side)
-    pairs, settings = data.pairs(1), PublishedBranch()
+    pairs, settings = data.pairs(1), PublishedTraining()
     if side == "plain":
-        straight = plain.PairStep(model, settings.beta, settings.learning_rate)
+        straight = plain.PairStep(model, settings.caption.beta, settings.learning_rate)
         first = np.array(straight(pairs))
         step: Callable[[], object] = partial(straight, pairs)
     else:
@@ -247,8 +247,6 @@ def _caption_scores(scale: Scale, side: Side) -> Call:
 
 def _made(scale: Scale, side: Side) -> tuple[ShowoModel, Data]:
     model = make_model(_vq_fits(scale.model), "cpu", torch.float32)
-    if side == "plain":
-        plain.plain_layers(model.network)
     return model, Data(model.config)
 
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.base import ImageSampling, PairBatch, TextSampling
-from models.linear import Linear
 from models.packing import IGNORE
 from models.showo.decoding import mask_lengths, remask
 from models.showo.masks import mask_pair, mmu_attention, t2i_attention
@@ -39,13 +38,6 @@ from models.showo.prompting import (
 if TYPE_CHECKING:
     # Its import holds memory, which would count for every path.
     from sentence_transformers import SentenceTransformer
-
-
-def plain_layers(module: nn.Module) -> None:
-    """Have linear layers, and so feed-forward parts, computed by torch alone."""
-    for child in module.modules():
-        if isinstance(child, Linear):
-            child.__class__ = nn.Linear  # type: ignore[assignment]
 
 
 @torch.inference_mode()

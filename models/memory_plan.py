@@ -410,8 +410,6 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
     branches = training.caption, training.image
     pairs_here = -(-training.batch_size // processes)
     active = sum(branch.weight > 0 or branch.nll_weight > 0 for branch in branches)
-    shared = training.optimizers == "shared"
-    halved = runtime.device == "cpu" and runtime.threads != 1 and not runtime.shard_weights
     return Step(
         pairs=min(runtime.batch_pairs, pairs_here),
         masks=training.masks_per_pair,
@@ -423,10 +421,9 @@ def for_training(config: Config, shape: Shape, processes: int) -> Step:
         shards=processes if runtime.shard_weights else 1,
         alone=processes == 1,
         modalities=active,
-        optimizers=1 if shared else active,
+        optimizers=1,
         joint=training.objective == "joint",
-        accumulates=shared and active > 1,
+        accumulates=active > 1,
         batch=pairs_here,
         gpu=config.runtime.device != "cpu",
-        lanes=2 if halved and shape.weights <= HALVED_WEIGHTS else 1,
     )

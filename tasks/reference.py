@@ -20,7 +20,7 @@ from models.base import BranchLogps, Modality, UnifiedModel, count_cut
 from models.batches import Batches
 from models.families import autocast, load_model, use_threads
 from models.memory_plan import Shape, for_reference
-from models.pair_data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
+from training.data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
 
 
 class _Reference:

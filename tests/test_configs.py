@@ -88,8 +88,3 @@ def test_a_run_that_would_train_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="nothing would be trained"):
         load_config(PROJECT / "pipeline.yaml", nothing)
     load_config(PROJECT / "pipeline.yaml", nothing | {"training.image.nll_weight": 1.0})
-
-
-def test_one_optimizer_for_two_rates_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optimizers = 'shared' has one learning rate.*separate"):
-        load_config(PROJECT / "pipeline.yaml", {"training.optimizers": "shared"})

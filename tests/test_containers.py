@@ -198,7 +198,7 @@ def test_two_containers_train_together_over_a_bridge_network(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """torchrun on two nodes that share a network and an object store: losses as of one process."""
-    rate: dict[str, object] = {"training__image__learning_rate": 3.0e-5}
+    rate: dict[str, object] = {"training__learning_rate": 3.0e-5}
     config = cluster.config("nodes", **rate)
     runner, _ = play(quick(tmp_path / "store", runtime__threads=1, **rate))
     alone = {name: result.ref for name, iteration, result in runner.done if iteration == 1}

@@ -85,7 +85,7 @@ def test_one_parent_and_one_nested_run_an_iteration(mlflow_uri: str) -> None:
 def test_config_is_logged_as_parameters_and_as_a_file(mlflow_uri: str) -> None:
     self_play(tracked())
     for run in all_runs(mlflow_uri).values():
-        assert run.data.params["training.caption.learning_rate"] == "0.001"
+        assert run.data.params["training.learning_rate"] == "0.001"
         assert run.data.params["data.source"] == "shapes"
         assert json.loads(run.data.params["sampling.captions.settings"])[0]["num_samples"] == 2
         client = MlflowClient(tracking_uri=mlflow_uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -37,10 +38,11 @@ def main(folder: str) -> int:
     try:
         elastic_launch(config, sys.executable)(*rank)
     except ChildFailedError as error:
-        # In the order of their ends: the first is the reason of the others.
-        first = next(iter(error.failures.values()))
-        if first.exitcode < 0:
-            print(json.dumps({"rank": first.local_rank, "signal": -first.exitcode}), flush=True)
+        # SIGTERM is what the launcher ends the others with.
+        for failure in error.failures.values():
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                killed = {"rank": failure.local_rank, "signal": -failure.exitcode}
+                print(json.dumps(killed), flush=True)
         return 1
     except SignalException:
         return 1

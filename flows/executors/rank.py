@@ -83,10 +83,10 @@ def _work(job: Mapping[str, Any], rank: int, progress: ProgressFactory) -> None:
         mine = Share(index + count * rank, count * job["num"])
         run_share(stage, config, store, inputs, mine, progress)
         return
-    from models.processes import connected
+    from training.processes import connected
 
     with connected() as peers:
-        peers.gather(lambda: run_stage(stage, config, store, inputs, progress, peers))
+        run_stage(stage, config, store, inputs, progress, peers)
 
 
 def _end_with_parent() -> None:

@@ -8,14 +8,11 @@ segments).
 """
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.lanes import at_once, parts
-from models.memory_plan import RUN_TOKENS
 from models.packing import (
     IGNORE,
     PackedBatch,
@@ -36,6 +33,9 @@ from models.showo.prompting import (
     mmu_prefix,
     vqa_question,
 )
+
+RUN_TOKENS = 2**13
+"""Tokens of questions that pass the network at once."""
 
 
 class TokenLogps(nn.Module):
@@ -122,33 +122,26 @@ def choice_logps(
     trees = question_trees(codes_BN, questions, tokenizer, network.config)
     num_choices = [[len(choices) for _, choices in asked] for asked in questions]
     branches = [sum(counts) for counts in num_choices]
-    lanes = _lanes_of(trees, network.device)
-
-    def some(runs: Sequence[Ids]) -> list[Tensor]:
-        found: list[Tensor] = []
-        for run in runs:
-            batch = pack_trees([trees[i] for i in run], tokenizer.special.pad).to(network.device)
-            sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
-            found += sums_G.split([branches[i] for i in run])
-        return found
-
-    found = chain(*at_once(some, lanes))
-    of_tree = dict(zip(np.concatenate([run for runs in lanes for run in runs]), found, strict=True))
-    return [list(of_tree[i].split(counts)) for i, counts in enumerate(num_choices)]
+    found: dict[int, Tensor] = {}
+    for run in _runs(trees):
+        batch = pack_trees([trees[i] for i in run], tokenizer.special.pad).to(network.device)
+        sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+        found |= zip(run, sums_G.split([branches[i] for i in run]), strict=True)
+    return [list(found[i].split(counts)) for i, counts in enumerate(num_choices)]
 
 
-def _lanes_of(trees: Sequence[Tree], device: torch.device) -> list[list[Ids]]:
-    """Runs of trees for each of `at_once`: all of them on a GPU, else some of like lengths.
+def _runs(trees: Sequence[Tree]) -> list[list[int]]:
+    """Indices of trees by length, at most `RUN_TOKENS` together.
 
-    Packed together, these leave little room empty, and what runs at once stays in the caches.
+    Trees of like lengths leave little padding when they are packed together.
     """
-    num_lanes = len(parts(len(trees), device))
-    length_B = np.array([num_tokens(tree) for tree in trees])
-    total, num_runs = int(length_B.sum()), 1
-    if device.type == "cpu":
-        num_runs = num_lanes * -(-total // (num_lanes * RUN_TOKENS))
-    order_B = length_B.argsort(kind="stable")
-    middle_B = length_B[order_B].cumsum() - length_B[order_B] / 2
-    run_B = (middle_B * num_runs / total).astype(np.int64)
-    runs = [order_B[run_B == number] for number in np.unique(run_B)]
-    return [runs[lane::num_lanes] for lane in range(num_lanes)]
+    length_B = [num_tokens(tree) for tree in trees]
+    runs: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(trees)), key=length_B.__getitem__):
+        if not runs or length_B[index] > room:
+            runs.append([])
+            room = RUN_TOKENS
+        runs[-1].append(index)
+        room -= length_B[index]
+    return runs

@@ -9,7 +9,6 @@ Shapes: B images or prompts, N image tokens, M images a prompt, H W pixels.
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from core.errors import UserError
 from models.base import (
@@ -32,7 +31,6 @@ from models.base import (
     TextSampling,
     TextUse,
 )
-from models.lanes import at_once, parts
 from models.magvitv2 import MAGVITv2
 from models.packing import Segment
 from models.showo.decoding import generate_images, generate_replies, generate_text
@@ -164,14 +162,8 @@ class ShowoModel:
             for codes_N in codes_BN
         ]
         steps = max(sampling.max_new_tokens for sampling in samplings)
-
-        def some(part: slice) -> list[list[list[int]]]:
-            noise = RecordNoise(seeds[part], len(samplings), steps, 1, self.device)
-            stop, pad = special.eos, special.pad
-            return generate_text(self.network, trees[part], samplings, stop, noise, pad)
-
-        runs = parts(len(trees), self.device, len(trees) * len(samplings))
-        tokens = chain(*at_once(some, runs))
+        noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
+        tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
         return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
 
     def answer(
@@ -193,19 +185,12 @@ class ShowoModel:
             for asked in questions
         ]
         greedy = TextSampling(1.0, 1, self.config.max_text_len)
-
-        def num_replies(part: slice) -> int:
-            return len(turns[part]) * max(map(len, turns[part]))
-
-        def some(part: slice) -> list[list[list[int]]]:
-            noise = RecordNoise([0] * num_replies(part), 1, greedy.max_new_tokens, 1, self.device)
-            stop, pad = special.eos, special.pad
-            asked = images[part], turns[part]
-            return generate_replies(self.network, *asked, greedy, stop, noise, pad)
-
-        whole = slice(0, len(images))
-        runs = parts(len(images), self.device, num_replies(whole))
-        tokens = chain(*at_once(some, runs))
+        num_replies = len(turns) * max(map(len, turns))
+        # Greedy decoding draws too, from a distribution with one category.
+        noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
+        tokens = generate_replies(
+            self.network, images, turns, greedy, special.eos, noise, special.pad
+        )
         return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
 
     def generate(
@@ -221,13 +206,10 @@ class ShowoModel:
             t2i_prompt(self.tokenizer.encode(prompt), special, config.max_text_len)
             for prompt in prompts
         ]
-        draws = num_samples, 2 * sampling.steps, config.num_vq_tokens
-
-        def some(part: slice) -> Tensor:
-            noise = RecordNoise(seeds[part], *draws, self.device)
-            return generate_images(self.network, ids[part], num_samples, sampling, noise, special)
-
-        codes_RN = torch.cat(at_once(some, parts(len(ids), self.device)))
+        noise = RecordNoise(
+            seeds, num_samples, 2 * sampling.steps, config.num_vq_tokens, self.device
+        )
+        codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, special)
         return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
@@ -240,13 +222,8 @@ class ShowoModel:
 
     def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
         """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
-        num_pairs = len(batch.prompts)
-        # Gradients of two threads would meet in the same weights.
-        alone = torch.is_grad_enabled()
-        runs = [slice(0, num_pairs)] if alone else parts(num_pairs, self.device)
-        packed = [self.pack_pairs(batch.take(run), modality) for run in runs]
-        logps: list[BranchLogps] = at_once(self._pair_module, packed)
-        return BranchLogps(*map(torch.cat, zip(*logps, strict=True)))
+        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
+        return logps
 
 
 def read_texts(folder: Path) -> TextReader:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from models.linear import linear
 from models.showo.phi import Phi
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_numbers, check_sizes, read_sizes
+from models.token_logps import token_logps
 
 CLIP_WIDTH = 1024
 MAX_ROPE_THETA = 1e12
@@ -229,11 +229,11 @@ class Showo(nn.Module):
         head = self.showo.lm_head
         if columns is None:
             return head(hidden_RD)  # type: ignore[no-any-return]
-        return linear(hidden_RD, head.weight[columns], head.bias[columns])
+        return nn.functional.linear(hidden_RD, head.weight[columns], head.bias[columns])
 
     def token_logps(self, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
         """Log-probabilities [R] in nats over the full vocabulary, in float32."""
-        return self.showo.lm_head.token_logps(hidden_RD, targets_R)
+        return token_logps(hidden_RD, self.showo.lm_head, targets_R)
 
 
 def _bias(attend_B1TS: Tensor, dtype: torch.dtype) -> Tensor:

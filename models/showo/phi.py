@@ -4,7 +4,7 @@ A block has to give keys and values of every token. What else it computes is for
 it; of the last one few positions are read: the ends of prompts, labelled tokens, masked codes.
 
 Names, initial weights and results are those of transformers' `PhiForCausalLM` with normed queries
-and keys, whose import takes as long as that of all else that a stage needs.
+and keys.
 
 Shapes: B rows, T tokens of a forward, R of them that are read, S keys (cached ones first), H heads,
 E head width, C columns of a head that turn with the position, D width.
@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.head import Head
-from models.linear import Linear, linear
 
 if TYPE_CHECKING:
     from models.showo.network import KVCache, ShowoConfig
@@ -35,10 +32,10 @@ class Attention(nn.Module):
         super().__init__()
         width, head_width = config.hidden_size, config.hidden_size // config.num_attention_heads
         self.head_width = head_width
-        self.q_proj = Linear(width, width)
-        self.k_proj = Linear(width, width)
-        self.v_proj = Linear(width, width)
-        self.dense = Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.dense = nn.Linear(width, width)
         # Always there, whatever the language model's own configuration says.
         self.q_layernorm = nn.LayerNorm(head_width, config.layer_norm_eps)
         self.k_layernorm = nn.LayerNorm(head_width, config.layer_norm_eps)
@@ -49,18 +46,12 @@ class Mlp(nn.Module):
 
     def __init__(self, config: "ShowoConfig") -> None:
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] of [..., D]."""
-        first = self.fc1
-        # Adapters stand in the place of a layer and have to be called.
-        if type(first) is Linear:
-            inner = linear(x, first.weight, first.bias, gelu=True)
-        else:
-            inner = F.gelu(first(x), approximate="tanh")
-        return self.fc2(inner)  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -157,7 +148,7 @@ class Phi(nn.Module):
     def __init__(self, config: "ShowoConfig") -> None:
         super().__init__()
         self.model = Transformer(config)
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         _initialise(self.lm_head)
 
 
