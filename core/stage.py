@@ -40,18 +40,18 @@ class UndeclaredReadError(Exception):
 
 
 @dataclass(frozen=True)
-class Share:
-    """One of `count` shares of a stage's parts, which several runs do side by side."""
+class Shard:
+    """One of `count` shards of a stage's parts, which several runs do side by side."""
 
     index: int = 0
     count: int = 1
 
     def takes(self, part: int) -> bool:
-        """Whether part number `part` belongs to this share."""
+        """Whether part number `part` belongs to this shard."""
         return part % self.count == self.index
 
 
-WHOLE = Share()
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class StageContext:
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
-    share: Share = WHOLE
+    shard: Shard = WHOLE
     peers: Peers = ALONE
 
     def input(self, name: str) -> Artifact:
@@ -99,7 +99,7 @@ class Stage:
     input artifacts (each may be given none, one or several). `body` writes parts into the draft
     and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
     compute something else. `files` names what the body reads outside the store; their contents
-    enter the key. The body of a stage that `splits` does the parts of its share, and returns None
+    enter the key. The body of a stage that `splits` does the parts of its shard, and returns None
     while parts of others are missing. The processes of one that `meets` are `peers`, which share
     every part of the work. `unkeyed` are config paths that the body may read besides, since results
     do not depend on them; `around` has up what the body needs (a server), however many processes
@@ -196,27 +196,28 @@ def run_stage(
 
     Several processes that share the work call it with the same arguments, each as one of `peers`.
     """
-    result = run_share(stage, config, store, inputs, WHOLE, progress, peers)
+    result = run_shard(stage, config, store, inputs, WHOLE, progress, peers)
     assert result is not None  # the whole lacks no part
     return result
 
 
-def run_share(
+def run_shard(
     stage: Stage,
     config: "Config",
     store: Store,
     inputs: Inputs,
-    share: Share,
+    shard: Shard,
     progress: ProgressFactory = show_progress,
     peers: Peers = ALONE,
+    key: str | None = None,
 ) -> StageResult | None:
-    """Do one share of a stage; the artifact if it is complete then, None if others are at work.
+    """Do one shard of a stage; the artifact if it is complete then, None if others are at work.
 
-    The last share to end publishes, whichever that is: a part is there before its share looks
-    whether all are.
+    The last shard to end publishes, whichever that is: a part is there before its shard looks
+    whether all are. `key` is that of `stage_key`, if the caller has computed it.
     """
     started = time.monotonic()
-    key, *others = peers.gather(lambda: stage_key(stage, config, inputs))
+    key, *others = peers.gather(lambda: key or stage_key(stage, config, inputs))
     if any(other != key for other in others):
         raise UserError(
             f"the processes of stage {stage.name} have different configs, inputs or versions of "
@@ -226,7 +227,7 @@ def run_share(
     cached = ref is not None
     if ref is None:
         with stage.around(config) as ready:
-            ref = _run_body(stage, ready, store, inputs, progress, key, share, peers)
+            ref = _run_body(stage, ready, store, inputs, progress, key, shard, peers)
     return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 
@@ -237,7 +238,7 @@ def _run_body(
     inputs: Inputs,
     progress: ProgressFactory,
     key: str,
-    share: Share,
+    shard: Shard,
     peers: Peers,
 ) -> ArtifactRef | None:
     started = time.monotonic()
@@ -251,7 +252,7 @@ def _run_body(
             progress=progress if peers.first else silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
-            share=share,
+            shard=shard,
             peers=peers,
         )
         with watched(f"stage {stage.name}", config.runtime.stall_minutes):

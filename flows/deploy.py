@@ -28,7 +28,7 @@ from flows.compute import (
     secret_block,
 )
 from flows.deployed import STAGES, entrypoint
-from flows.heartbeats import watch_heartbeats
+from flows.heartbeats import LOST_STAGES, STAGE_TAG, watch_heartbeats
 from flows.servers import WORK_POOL
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -42,6 +42,7 @@ def deploy_stages(config: Config, pool: Pool) -> list[str]:
     make_pool(pool, pool)
     if pool == "docker" and local_folder(config.store) is None:
         keep_secrets(config.compute.docker.secrets, os.environ)
+    watch_heartbeats(LOST_STAGES, config.compute.lost_seconds, STAGE_TAG)
     names = []
     with get_client(sync_client=True) as client:
         for stage in STAGES:
@@ -134,7 +135,7 @@ def _deploy_stage(client: SyncPrefectClient, config: Config, stage: str, pool: P
         job_variables=job_variables(config, stage, pool),
         concurrency_limit=resources.concurrency,
         enforce_parameter_schema=False,
-        tags=["stage"],
+        tags=[STAGE_TAG],
     )
     return f"{stage}/{pool}"
 

@@ -37,7 +37,7 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
             Evaluator(config, checkpoint, judge),
             batches,
             config.sampling.shard_records,
-            context.share,
+            context.shard,
             context.progress,
         )
     if not complete:

@@ -16,7 +16,7 @@ from core.errors import UserError
 from flows.compute import CONTAINER, job_variables, placed, queue_name
 from flows.deploy import keep_secrets
 from flows.deployed import PLACES, STAGES
-from flows.pools import HOPELESS
+from flows.executors.work_pool import HOPELESS
 from tests.loops import quick
 
 S3 = "s3://bucket/prefix"
@@ -39,7 +39,7 @@ def test_every_stage_that_reads_only_the_store_has_a_deployment() -> None:
     for stage in STAGES:
         run = getattr(flows.deployed, stage.replace("-", "_"))
         assert run.name == stage
-        assert list(parameter_schema(run).properties) == ["config", "inputs", "step", "share"]
+        assert list(parameter_schema(run).properties) == ["config", "inputs", "step", "shard"]
 
 
 def test_docker_gets_image_cpus_memory_and_shared_memory_of_the_stage() -> None:

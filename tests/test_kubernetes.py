@@ -401,7 +401,7 @@ def render(config: Config, stage: str) -> dict[str, Any]:
         )
 
     configuration = asyncio.run(configured())
-    run = FlowRun(id=RUN, flow_id=RUN, name=f"{stage} · checkpoint 1 · share 2 of 4")
+    run = FlowRun(id=RUN, flow_id=RUN, name=f"{stage} · checkpoint 1 · shard 2 of 4")
     with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
         configuration.prepare_for_flow_run(run, worker_name="kubernetes")
     return configuration.job_manifest
