@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -41,21 +41,6 @@ def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
 
 Environment = Annotated[dict[VariableName, str], AfterValidator(_without_secrets)]
 SHAPES_MODEL = "hermesflow-shapes"
-# Stages that read the store and nothing else, and so may run anywhere.
-DeployedStage = Literal[
-    "fit",
-    "judge",
-    "sample-captions",
-    "sample-images",
-    "score-captions",
-    "score-images",
-    "pair",
-    "reference",
-    "train",
-    "evaluate",
-    "benchmark",
-    "gate",
-]
 
 
 class Model(Section):
@@ -510,15 +495,13 @@ class Compute(Section):
     )
     gpu_slots: Count = Field(description="runs with GPUs at the same time on one work pool")
     resources: Resources = Field(description="what every stage is given")
-    stages: dict[DeployedStage, StageResources] = Field(
-        description="what single stages are given instead"
-    )
+    stages: dict[str, StageResources] = Field(description="what single stages are given instead")
     docker: Docker
     kubernetes: Kubernetes
 
     def of(self, stage: str) -> Resources:
         """What a stage is given."""
-        own = self.stages.get(cast("DeployedStage", stage), StageResources())
+        own = self.stages.get(stage, StageResources())
         return self.resources.model_copy(update=own.model_dump(exclude_none=True))
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ from core.watchdog import watched
 if TYPE_CHECKING:
     from core.config import Config
 
+Retention = Literal["kept", "intermediate", "checkpoint", "verdict"]
 ABSENT = "?"  # ends a declared path that not every variant of a section has
 RUNTIME = "runtime"  # device, threads, batch sizes: may be read by all, never enters a key
 
@@ -103,7 +104,10 @@ class Stage:
     while parts of others are missing. The processes of one that `meets` are `peers`, which share
     every part of the work. `unkeyed` are config paths that the body may read besides, since results
     do not depend on them; `around` has up what the body needs (a server), however many processes
-    share it, and gives the config that says where it is.
+    share it, and gives the config that says where it is. `retention` is what `gc` makes of its
+    artifacts once the checkpoint that came of them has a successor: `kept`; `intermediate`, so all
+    is freed; `checkpoint`, so the weights are freed unless it is registered. A `verdict` is kept,
+    and its input `checkpoint` counts as judged for registration.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Stage:
     meets: bool = False
     unkeyed: tuple[str, ...] = ()
     around: "Callable[[Config], AbstractContextManager[Config]]" = nullcontext
+    retention: Retention = "kept"
 
 
 @dataclass(frozen=True)
@@ -261,6 +266,7 @@ def _run_body(
             return None
         manifest = {
             "stage_version": stage.version,
+            "retention": stage.retention,
             "config": declared_config(stage, config),
             "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
             "results": dict(results),

@@ -39,6 +39,7 @@ from models.memory_plan import (
     training,
 )
 from models.weight_files import check_one_set
+from tasks.catalog import check_names
 
 MODEL_FILES = {
     "showo": (
@@ -69,6 +70,7 @@ def check(config: Config, *, device: bool = True) -> None:
         _check_data,
         _check_benchmarks,
         _check_store,
+        _check_compute,
     )
     problems = [problem for part in checks for problem in _problems(part, config)]
     if device and not problems:
@@ -115,6 +117,10 @@ def _check_model(config: Config) -> None:
     for name in MODEL_FILES[config.model.family]:
         if name.endswith(".safetensors"):
             _check_weights("model.checkpoint", (folder / name).parent)
+
+
+def _check_compute(config: Config) -> None:
+    check_names("compute.stages", config.compute.stages)
 
 
 def memory_table(config: Config) -> str:

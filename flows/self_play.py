@@ -20,7 +20,6 @@ from core.stage import Inputs, Stage
 from core.store import Store
 from data.tables import read_table
 from flows.compute import Pool
-from flows.deployed import STAGES
 from flows.executors.base import Executor, InProcess, Job, Step
 from flows.executors.work_pool import WorkPool
 from flows.pages import RunPages, present
@@ -36,6 +35,7 @@ from report.story import Story, Version
 from report.table import Checkpoint, final_table
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
+from tasks.catalog import DEPLOYED
 from tasks.evaluate import EVALUATE
 from tasks.fit import STAGE as FIT
 from tasks.gate import GATE
@@ -93,7 +93,7 @@ def self_play(
         reap_stale_runs(self_play.name)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
         here = ChildFlows()
-        executor: Executor = WorkPool(pool, STAGES, here) if pool else here
+        executor: Executor = WorkPool(pool, DEPLOYED, here) if pool else here
         # This run's heartbeat, which beats already, stands for stages in this process too. Ending
         # one takes a second, and making settings for each stage would take a sixth of its run.
         no_more_heartbeats = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})

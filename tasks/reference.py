@@ -117,6 +117,7 @@ REFERENCE = Stage(
     ("checkpoint", "pairs"),
     run,
     splits=True,
+    retention="intermediate",
 )
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ CAPTIONS = Stage(
     inputs=("pool", "checkpoint"),
     body=_captions,
     splits=True,
+    retention="intermediate",
 )
 IMAGES = Stage(
     "sample-images",
@@ -199,6 +200,7 @@ IMAGES = Stage(
     inputs=("pool", "checkpoint"),
     body=_images,
     splits=True,
+    retention="intermediate",
 )
 
 if __name__ == "__main__":

@@ -255,6 +255,7 @@ SCORE_CAPTIONS = Stage(
     body=_score_captions,
     files=_encoder_files,
     splits=True,
+    retention="intermediate",
 )
 SCORE_IMAGES = Stage(
     "score-images",
@@ -271,6 +272,7 @@ SCORE_IMAGES = Stage(
     body=_score_images,
     files=_encoder_files,
     splits=True,
+    retention="intermediate",
     unkeyed=("scoring.max_unanswered",),
 )
 
