@@ -24,7 +24,6 @@ from core.errors import UserError
 from core.peers import EndOfAllError, Peers
 from models.base import BranchLogps, Modality, UnifiedModel
 from models.lanes import at_once, parts
-from models.memory_plan import HALVED_WEIGHTS
 from models.optimizer import BranchOptimizer, lean_gradients, rate_factor, take_gradients
 from models.pair_data import Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches
 from models.preference import ReferenceBranch, active_modalities, branch_settings, pair_loss
@@ -41,6 +40,10 @@ Figures = tuple[float, Mapping[str, float]]
 Unread = tuple[float, Mapping[str, Tensor]]
 """The same on the device."""
 logger = logging.getLogger(__name__)
+
+HALVED_WEIGHTS = 2**27
+"""Of the largest model that a CPU trains on two halves of its rows at once, each of which has a
+gradient of its own; of this one another half gigabyte."""
 
 
 @dataclass(frozen=True)

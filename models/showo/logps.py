@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from models.lanes import at_once, parts
-from models.memory_plan import RUN_TOKENS
 from models.packing import (
     IGNORE,
     PackedBatch,
@@ -36,6 +35,8 @@ from models.showo.prompting import (
     mmu_prefix,
     vqa_question,
 )
+
+RUN_TOKENS = 2**12  # of questions that run at once in a thread, where that is a CPU
 
 
 class TokenLogps(nn.Module):
