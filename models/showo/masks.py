@@ -46,13 +46,6 @@ def mmu_attention(ids_BT: Tensor, special: SpecialIds) -> Tensor:
     return (causal_TT | up_to_eoi_BT[:, None, :])[:, None]
 
 
-def clip_attention(num_tokens: int, features: slice) -> Tensor:
-    """Mask [1,1,T,T] of understanding rows with CLIP features: causal, and all see the features."""
-    attend_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
-    attend_TT[:, features] = True
-    return attend_TT[None, None]
-
-
 @dataclass(frozen=True)
 class MaskedPair:
     """One mask over a winner and a loser: inputs, and labels that are IGNORE where visible."""

@@ -171,8 +171,8 @@ class Showo(nn.Module):
         self.config = config
         self.showo = Phi(config)
         if config.w_clip_vit:
-            # For prompts of CLIP features (models/showo/clip.py). The loop reads images as codes,
-            # so it takes no part in training.
+            # Kept for the published keys alone: the loop reads images as codes, never as features
+            # of CLIP.
             self.mm_projector = nn.Sequential(
                 nn.Linear(CLIP_WIDTH, config.hidden_size),
                 nn.GELU(),
