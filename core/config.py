@@ -54,7 +54,7 @@ DeployedStage = Literal[
     "train",
     "evaluate",
     "benchmark",
-    "register",
+    "gate",
 ]
 
 

@@ -12,12 +12,12 @@ from mlflow.exceptions import MlflowException
 
 from core.artifact import ArtifactRef
 from core.config import Config
-from tasks._tracking.connection import PAGES, Connection
-from tasks._tracking.inputs import InputTable
-from tasks._tracking.points import metric_name
-from tasks._tracking.runs import Origin, metric_values, open_tracker
 from tests.evaluations import metrics
 from tests.stage_inputs import make_config
+from tracking.connection import PAGES, Connection
+from tracking.inputs import InputTable
+from tracking.metric_log import metric_name
+from tracking.runs import Origin, metric_values, open_tracker
 
 CURVES = [
     {"step": 1, "loss": 0.7, "caption/margin": 0.0},

@@ -8,8 +8,8 @@ from core.artifact import Artifact, ArtifactRef, content_digest
 from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
-from tasks._tracking.connection import ADDRESS
-from tasks._tracking.registry import Version, open_registry
+from tracking.connection import ADDRESS
+from tracking.registry import Version, open_registry
 
 WAY_OUT = "start from the base checkpoint instead (continue_from_champion: false)"
 

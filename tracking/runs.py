@@ -20,10 +20,10 @@ import pyarrow as pa
 from core.artifact import ArtifactRef
 from core.cache import scratch
 from core.config import Config
-from tasks._tracking.connection import Connection, connect
-from tasks._tracking.inputs import InputTable, as_datasets
-from tasks._tracking.points import CURVES, Points, curve_points
-from tasks._tracking.registry import Registry
+from tracking.connection import Connection, connect
+from tracking.inputs import InputTable, as_datasets
+from tracking.metric_log import CURVES, MetricLog, curve_points
+from tracking.registry import Registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,7 +84,7 @@ class Run:
     ) -> None:
         self._connection, self._config = connection, config
         self.run_id: str = ""
-        self._points = Points(connection, "", {})
+        self._points = MetricLog(connection, "", {})
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         connection.attempt(lambda client: self._find_or_make(client, name, key, tags))
@@ -199,7 +199,7 @@ class Run:
         else:
             run = client.create_run(experiment, tags={KEY: key, **tags}, run_name=name)
         self.run_id = run.info.run_id
-        self._points = Points(self._connection, self.run_id, run.data.metrics)
+        self._points = MetricLog(self._connection, self.run_id, run.data.metrics)
         self._params = dict(run.data.params)
         self._tags = dict(run.data.tags)
 

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 
 from mlflow.models import set_model
 
-found = find_spec("tasks")
-if found is None or find_spec("tasks._tracking") is None:
+found = find_spec("tracking")
+if found is None or find_spec("tracking.stored_model") is None:
     where = "is not installed" if found is None else f"is hidden by the package {found.origin}"
     raise ImportError(
-        f"HermesFlow's package 'tasks' {where}; load the model where it is installed, in a process "
-        "that has no other package of this name in its folder or on PYTHONPATH"
+        f"HermesFlow's package 'tracking' {where}; load the model where it is installed, in a "
+        "process that has no other package of this name in its folder or on PYTHONPATH"
     )
 
-from tasks._tracking.stored_model import StoredModel  # noqa: E402
+from tracking.stored_model import StoredModel  # noqa: E402
 
 set_model(StoredModel())

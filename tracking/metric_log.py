@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tasks._tracking.connection import Connection
+from tracking.connection import Connection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,7 +20,7 @@ CURVES = "train"  # what the names of training curves begin with
 Point = tuple[str, float, int]  # name, value, step
 
 
-class Points:
+class MetricLog:
     """Logs what is new; asks for the history of a metric once, when it gets its first point."""
 
     def __init__(self, connection: Connection, run_id: str, latest: Mapping[str, float]) -> None:

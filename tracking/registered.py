@@ -1,4 +1,4 @@
-"""`python -m tasks._tracking.registered`: digests of the checkpoints that MLflow has, in JSON."""
+"""`python -m tracking.registered`: digests of the checkpoints that MLflow has, in JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from core.command import run_command
 from core.errors import UserError
-from tasks._tracking.connection import ADDRESS, MANNERS, find_problem
+from tracking.connection import ADDRESS, MANNERS, find_problem
 
 
 def registered() -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.cache import scratch
 from core.config import Config
-from tasks._tracking.connection import Connection, connect
+from tracking.connection import Connection, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,7 +122,7 @@ class Registry:
         from mlflow.models import Model
         from mlflow.pyfunc import save_model
 
-        from tasks._tracking.stored_model import EXAMPLE, SIGNATURE
+        from tracking.stored_model import EXAMPLE, SIGNATURE
 
         logged = client.create_logged_model(
             self._connection.experiment_id, "checkpoint", source_run_id=run_id or None

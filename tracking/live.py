@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from core.config import Tracking
 from core.progress import values_observed_by
-from tasks._tracking.connection import connect
-from tasks._tracking.points import Points, curve_points
+from tracking.connection import connect
+from tracking.metric_log import MetricLog, curve_points
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -71,7 +71,7 @@ class _Stream:
         if over and not self._waiting:
             return
         connection = connect(self._tracking, warn=False)
-        points = Points(connection, self._run_id, {})
+        points = MetricLog(connection, self._run_id, {})
         points.refresh()
         watched = self._machine and connection.open and not over
         monitor = _monitor(connection.uri, self._run_id) if watched else None

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from limits import HANGS_SECONDS
 from stage_inputs import make_config, pool_row, publish
 from test_train import NUM_PAIRS, Loop, metrics
 
-import tasks._crew
 from core.config import Config
 from core.errors import UserError
 from core.progress import observed_by, values_observed_by
 from core.stage import Share, run_stage
-from tasks._crew import num_processes, run_on_machine
+from flows.executors.local import num_processes, run_on_machine
 from tasks.sample import CAPTIONS
 from tasks.train import TRAIN
 
@@ -30,9 +30,14 @@ def loop(tmp_path: Path) -> Loop:
 
 @pytest.fixture
 def children() -> Iterator[Callable[[], list[psutil.Process]]]:
-    """What this process has started meanwhile; none of it may be left."""
+    """The ranks of what this process has started meanwhile; none of it may be left."""
     before = set(psutil.Process().children())
-    yield lambda: [child for child in psutil.Process().children() if child not in before]
+
+    def ranks() -> list[psutil.Process]:
+        launchers = [child for child in psutil.Process().children() if child not in before]
+        return [rank for launcher in launchers for rank in launcher.children()]
+
+    yield ranks
     assert not set(psutil.Process().children()) - before
 
 
@@ -122,7 +127,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_crew import Loop, TRAIN, run_on_machine, two
+from test_local_processes import Loop, TRAIN, run_on_machine, two
 loop, config = Loop(Path({store!r})), two(training__epochs=1000)
 run_on_machine(TRAIN, config, loop.store, loop.inputs(config))
 """
@@ -138,7 +143,8 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + HANGS_SECONDS
-        while len(members := psutil.Process(parent.pid).children()) < 2:
+        # The launcher and two ranks.
+        while len(members := psutil.Process(parent.pid).children(recursive=True)) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
@@ -151,7 +157,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 def test_processes_are_one_for_each_gpu_or_as_many_as_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks._crew, "_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     def num(device: str, processes: int) -> int:
         config = make_config(runtime__device=device, runtime__processes=processes)
