@@ -27,9 +27,9 @@ from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
-from models.base import UnifiedModel
-from models.families import load_model, use_threads
 from models.memory import available_bytes, check_memory
+from models.protocol import UnifiedModel
+from models.registry import load_model, use_threads
 from training.data import join_reference, open_pairs
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device

@@ -15,11 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.base import ImageSampling, TextSampling
-from models.losses import dpo_loss
-from models.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
-from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled
-from models.showo.decoding import (
+from models.families.showo.decoding import (
     UNKNOWN,
     generate_images,
     generate_text,
@@ -28,11 +24,15 @@ from models.showo.decoding import (
     prefill,
     remask,
 )
-from models.showo.logps import TokenLogps, masked_image, prompt_root
-from models.showo.masks import mask_pair, mmu_attention, t2i_attention
-from models.showo.network import Showo, ShowoConfig
-from models.showo.noise import GeneratorNoise, Noise, ReplayNoise
-from models.showo.prompting import SpecialIds
+from models.families.showo.logps import TokenLogps, masked_image, prompt_root
+from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import SpecialIds
+from models.losses import dpo_loss
+from models.nn.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
+from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled
+from models.protocol import ImageSampling, TextSampling
+from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 
 AS_CALLED = "as_called"  # with the published script's wrong arguments
 

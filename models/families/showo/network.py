@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from models.showo.phi import Phi
+from models.families.showo.phi import Phi
+from models.nn.token_logps import token_logps
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_numbers, check_sizes, read_sizes
-from models.token_logps import token_logps
 
 CLIP_WIDTH = 1024
 MAX_ROPE_THETA = 1e12
