@@ -17,13 +17,13 @@ from bench.flops import Work, forward_flops, image_work, packed_work, text_work
 from bench.graphs import GraphedNetwork
 from bench.synthetic import PROMPT_WORDS, Data, Size, make_model
 from bench.training import Lora, PairStep, PublishedTraining
-from models.base import MODALITIES, ImageSampling, TextSampling
-from models.packing import num_tokens, pack_trees
-from models.showo.decoding import generate_images
-from models.showo.logps import question_trees
-from models.showo.network import Showo
-from models.showo.noise import RecordNoise
-from models.showo.prompting import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.decoding import generate_images
+from models.families.showo.logps import question_trees
+from models.families.showo.network import Showo
+from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.nn.packing import num_tokens, pack_trees
+from models.protocol import MODALITIES, ImageSampling, TextSampling
+from models.samplers.noise import RecordNoise
 from training.sharding import recompute
 
 GUIDANCE = 5.0

@@ -16,13 +16,18 @@ import torch
 from bench import plain
 from bench.synthetic import FULL, SMALL, Data, Size, make_model
 from bench.training import PairStep, PublishedTraining
-from models.base import MODALITIES, ImageSampling, TextSampling
-from models.packing import Segment
-from models.showo.decoding import ImageBlocks, generate_images, generate_replies, generate_text
-from models.showo.logps import image_root, instruction
-from models.showo.model import ShowoModel
-from models.showo.noise import RecordNoise
-from models.showo.prompting import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.decoding import (
+    ImageBlocks,
+    generate_images,
+    generate_replies,
+    generate_text,
+)
+from models.families.showo.logps import image_root, instruction
+from models.families.showo.model import ShowoModel
+from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.nn.packing import Segment
+from models.protocol import MODALITIES, ImageSampling, TextSampling
+from models.samplers.noise import RecordNoise
 from training.sharding import recompute
 
 Side = Literal["ours", "plain"]
@@ -226,7 +231,7 @@ def _caption_scores(scale: Scale, side: Side) -> Call:
     # Here, because the import alone takes seconds, which other paths need not wait for.
     from sentence_transformers import SentenceTransformer
 
-    from models.caption_scorer import CaptionScorer
+    from evals.networks.caption_scorer import CaptionScorer
 
     random = np.random.default_rng(SEED)
     words = ["a", "small", "large", "red", "blue", "green", "circle", "square", "star", "left"]

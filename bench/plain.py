@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.base import ImageSampling, PairBatch, TextSampling
-from models.packing import IGNORE
-from models.showo.decoding import mask_lengths, remask
-from models.showo.masks import mask_pair, mmu_attention, t2i_attention
-from models.showo.model import ShowoModel
-from models.showo.network import Showo
-from models.showo.prompting import (
+from models.families.showo.decoding import mask_lengths, remask
+from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo
+from models.families.showo.prompts import (
     CAPTION_QUESTION,
     Ids,
     ShowoTokenizer,
@@ -34,6 +32,8 @@ from models.showo.prompting import (
     t2i_prompt,
     vqa_question,
 )
+from models.nn.packing import IGNORE
+from models.protocol import ImageSampling, PairBatch, TextSampling
 
 if TYPE_CHECKING:
     # Its import holds memory, which would count for every path.

@@ -7,9 +7,9 @@ import torch
 
 from bench.flops import Work, packed_work, training_flops
 from bench.synthetic import Data, Size
-from models.base import MODALITIES, BranchLogps, Modality, PairBatch
-from models.families import autocast
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
+from models.protocol import MODALITIES, BranchLogps, Modality, PairBatch
+from models.registry import autocast
 from training.objectives import pair_loss
 from training.optim import make_optimizer
 

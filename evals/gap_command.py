@@ -154,13 +154,12 @@ def _evaluate(
     from evals.judges.catalog import open_judge
     from evals.judges.endpoint import judge_server
     from models.batches import Batches
-    from models.memory_plan import Shape, for_evaluation
 
-    batches = Batches.planned(
-        for_evaluation(config, Shape.from_folder(checkpoint.folder)),
+    batches = Batches.of_stage(
+        "evaluate",
+        config,
+        checkpoint.folder,
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
-        config.runtime,
-        logger,
     )
     with (
         judge_server(config, config.evaluation.judge == "endpoint") as served,

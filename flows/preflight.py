@@ -24,20 +24,9 @@ from data.checks import check_asked, check_table
 from data.held_out import check_apart
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches, parquet_files
+from evals.networks.caption_scorer import MODULES, transformer_folder
 from flows.executors.local import num_processes
-from models.caption_scorer import MODULES, transformer_folder
-from models.memory import available_bytes, check_records, check_training, gibibytes
-from models.memory_plan import (
-    Need,
-    Shape,
-    for_answers,
-    for_captions,
-    for_evaluation,
-    for_images,
-    for_reference,
-    for_training,
-    training,
-)
+from models.memory import Sizes, available_bytes, check_memory, floor_of, gibibytes
 from models.weight_files import check_one_set
 from tasks.catalog import check_names
 
@@ -124,43 +113,32 @@ def _check_compute(config: Config) -> None:
 
 
 def memory_table(config: Config) -> str:
-    """What each stage with a model will need of what is free here."""
+    """The least that each stage with a model takes of the memory that is free here."""
+    sizes, available = Sizes.from_folder(Path(config.model.checkpoint)), _available(config)
     rows = [
-        f"  {name:<16} {gibibytes(need.total):>10} of {gibibytes(available)}"
-        for name, need, available in _needs(config)
+        f"  {name:<16} {gibibytes(sum(floor.values())):>10} of {gibibytes(available)}"
+        for name in _model_stages(config)
+        for floor in [floor_of(name, config, sizes, num_processes(config.runtime))]
     ]
-    return "\n".join(["memory of a process, at most:", *rows])
+    return "\n".join(["memory of a process, at least:", *rows])
 
 
-def _needs(config: Config) -> Iterator[tuple[str, Need, float]]:
-    shape = Shape.from_folder(Path(config.model.checkpoint))
-    processes = num_processes(config.runtime)
-    available = available_bytes(config.runtime.device, _on_this_cpu(config, processes))
-    yield "sample-captions", for_captions(config, shape), available
-    yield "sample-images", for_images(config, shape), available
-    if config.scoring.judge == "self":
-        yield "score-images", for_answers(config, shape), available
-    yield "reference", for_reference(config, shape), available
-    yield "train", training(shape, for_training(config, shape, processes)), available
-    yield "evaluate", for_evaluation(config, shape), available
+def _model_stages(config: Config) -> list[str]:
+    """Stages that load the model."""
+    scoring = ["score-images"] if config.scoring.judge == "self" else []
+    return ["sample-captions", "sample-images", *scoring, "reference", "train", "evaluate"]
 
 
-def _on_this_cpu(config: Config, processes: int) -> int:
-    """How many processes share one memory."""
-    return processes if config.runtime.device == "cpu" else 1
+def _available(config: Config) -> float:
+    """The memory that a process has to itself; processes on a CPU share it."""
+    runtime = config.runtime
+    return available_bytes(runtime.device, num_processes(runtime) if runtime.device == "cpu" else 1)
 
 
 def _check_memory(config: Config) -> None:
-    for name, need, available in _needs(config):
-        try:
-            if name == "train":
-                shape = Shape.from_folder(Path(config.model.checkpoint))
-                step = for_training(config, shape, num_processes(config.runtime))
-                check_training(shape, step, available)
-            else:
-                check_records(need, available)
-        except UserError as error:
-            raise UserError(f"memory of stage {name}: {error}") from None
+    folder, available = Path(config.model.checkpoint), _available(config)
+    for name in _model_stages(config):
+        check_memory(name, config, folder, available, num_processes(config.runtime))
 
 
 def _check_caption_encoder(config: Config) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import torch
 
 from core.errors import UserError
-from models.memory import available_bytes, fitting_records
+from models.memory import available_bytes, check_memory
 
 if TYPE_CHECKING:
-    from core.config import Runtime
-    from models.memory_plan import Need
+    from core.config import Config, Runtime
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -39,11 +39,12 @@ class Batches:
         self._field, self._way_out = field, way_out
 
     @classmethod
-    def planned(cls, need: Need, way_out: str, runtime: Runtime, logger: logging.Logger) -> Batches:
-        """Of `runtime.batch_records`, or of what memory has room for before a model is loaded."""
+    def of_stage(cls, stage: str, config: Config, model: Path, way_out: str) -> Batches:
+        """Of `runtime.batch_records`; UserError if memory cannot hold the weights of `model`."""
+        runtime = config.runtime
         on_cpu = max(1, runtime.processes) if runtime.device == "cpu" else 1
-        available = available_bytes(runtime.device, on_cpu)
-        return cls(fitting_records(need, available, logger), "runtime.batch_records", way_out)
+        check_memory(stage, config, model, available_bytes(runtime.device, on_cpu))
+        return cls(runtime.batch_records, "runtime.batch_records", way_out)
 
     @classmethod
     def few(cls, runtime: Runtime) -> Batches:

@@ -1,25 +1,129 @@
-"""Whether what a stage will need fits into the memory of its device, and what would.
+"""The least memory that a stage takes: weights, gradients and moments of its checkpoint.
 
-Plans are right to a quarter or so (models/memory_plan.py). So what is up to that much too large may
-still be tried, and only more is refused.
+A stage whose floor does not fit is refused before any work. Activations and caches come on top;
+they depend on batches, which halve themselves where memory runs out (models/batches.py).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from core.errors import UserError
-from models.memory_plan import Need, Shape, Step, training
+from models.weight_files import read_header
 
-TOLERANCE = 1.25
+if TYPE_CHECKING:
+    from core.config import Config
+
+Floor = Mapping[str, float]
+"""Bytes by what they hold."""
+
+BYTES = {"float32": 4, "bfloat16": 2}
+FLOAT = BYTES["float32"]
 LORA_RANK = 16
 SHARDS = (2, 4, 8, 16)
 CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a model's folder, of whatever family."""
+
+    network: int  # in the files of the folder itself, which training changes
+    frozen: int  # in folders below it: tokenizers and encoders of images
+    per_rank: int  # which LoRA adds for each rank: rows and columns of the blocks' matrices
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Sizes:
+        """Read the headers of all its safetensors files."""
+        network = frozen = per_rank = 0
+        for path in folder.rglob("*.safetensors"):
+            for name, (_, shape) in read_header(path).items():
+                if path.parent != folder:
+                    frozen += math.prod(shape)
+                    continue
+                network += math.prod(shape)
+                # Blocks are numbered in names, which tells their matrices from embedding and head.
+                in_block = any(part.isdigit() for part in name.split("."))
+                per_rank += sum(shape) if in_block and len(shape) == 2 else 0
+        return cls(network, frozen, per_rank)
+
+
+def inference_floor(sizes: Sizes, precision: str, *, judge: bool = False) -> Floor:
+    """Weights of a model that samples or scores; with `judge`, those of a second one like it."""
+    weights = BYTES[precision] * sizes.network
+    frozen = FLOAT * sizes.frozen  # image tokenizers stay in float32
+    parts = {"weights": weights, "image tokenizer": frozen}
+    return parts | {"judge": weights + frozen} if judge else parts
+
+
+def training_floor(sizes: Sizes, *, rank: int | None = None, shards: int = 1) -> Floor:
+    """What a training process holds at the end of a step, in float32."""
+    trained = sizes.network if rank is None else rank * sizes.per_rank
+    network = sizes.network + (0 if rank is None else trained)
+    return {
+        "weights": FLOAT * network / shards,
+        "image tokenizer": FLOAT * sizes.frozen,
+        "gradients": FLOAT * trained / shards,
+        "moments": 2 * FLOAT * trained / shards,
+    }
+
+
+def floor_of(stage: str, config: Config, sizes: Sizes, processes: int = 1) -> Floor:
+    """The floor of a stage in one of its processes."""
+    if stage == "train":
+        lora = config.training.lora
+        return training_floor(
+            sizes,
+            rank=lora.rank if lora else None,
+            shards=processes if config.runtime.shard_weights else 1,
+        )
+    # The reference has to equal the policy bit for bit where training starts.
+    precision = "float32" if stage == "reference" else config.model.precision
+    judge = stage == "evaluate" and config.evaluation.judge in ("base", "checkpoint")
+    return inference_floor(sizes, precision, judge=judge)
+
+
+def check_memory(
+    stage: str, config: Config, folder: Path, available: float, processes: int = 1
+) -> None:
+    """UserError with what would help if not even the floor of a stage fits."""
+    sizes = Sizes.from_folder(folder)
+    floor = floor_of(stage, config, sizes, processes)
+    if sum(floor.values()) <= available:
+        return
+    if stage == "train":
+        ways_out = list(_ways_to_train(config, sizes, available))
+    else:
+        half = config.model.precision == "float32" and stage != "reference"
+        ways_out = ["set model.precision: bfloat16"] if half else []
+    ways_out += ["end what else uses the memory", "take a device with more of it"]
+    raise UserError(
+        f"memory of stage {stage}: it needs at least {describe(floor)}, and "
+        f"{gibibytes(available)} are free; {'; or '.join(ways_out)}"
+    )
+
+
+def _ways_to_train(config: Config, sizes: Sizes, available: float) -> Iterator[str]:
+    """Settings whose floor fits."""
+    lora = config.training.lora
+
+    def fits(rank: int | None, shards: int = 1) -> bool:
+        floor = training_floor(sizes, rank=rank, shards=shards)
+        return sum(floor.values()) <= available
+
+    rank = lora.rank if lora else None
+    if lora is None and fits(LORA_RANK):
+        yield f"set training.lora: {{rank: {LORA_RANK}, alpha: {2 * LORA_RANK}}}"
+    if config.runtime.device != "cpu":
+        fitting = [shards for shards in SHARDS if fits(rank, shards)]
+        if fitting:
+            yield f"set runtime.shard_weights: true on {fitting[0]} GPUs"
 
 
 def available_bytes(device: str, processes: int = 1) -> float:
@@ -60,88 +164,10 @@ def _file_cache(limit: Path) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
-def fitting_records(need: Need, available: float, logger: logging.Logger) -> int:
-    """How many records at once to begin with; UserError if not even one can fit."""
-    show(need, available, logger)
-    check_records(need, available)
-    fitting = max(1, need.fitting(available))
-    if fitting < need.records:
-        logger.warning(
-            "runtime.batch_records = %d would need %s of %s; going on with %d",
-            need.records, gibibytes(need.total), gibibytes(available), fitting,
-        )  # fmt: skip
-    return fitting
-
-
-def check_records(need: Need, available: float) -> None:
-    """UserError if not even one record at once can fit."""
-    if not need.fitting(TOLERANCE * available):
-        one = replace(need, records=1)
-        raise UserError(
-            f"one record at once needs {describe(one)}, and {gibibytes(available)} are free; set "
-            "model.precision: bfloat16, lower the samples a record, end what else uses the memory, "
-            "or take a device with more of it"
-        )
-
-
-def check_training(shape: Shape, step: Step, available: float) -> None:
-    """UserError with the nearest settings that fit if a step cannot."""
-    need = training(shape, step)
-    if need.total <= TOLERANCE * available:
-        return
-    ways_out = [f"set {way}" for way in _smaller(shape, step, available)]
-    raise UserError(
-        f"a training step of runtime.batch_pairs = {step.pairs} needs {describe(need)}, and "
-        f"{gibibytes(available)} are free; "
-        f"{'; or '.join([*ways_out, 'take a device with more memory'])}"
-    )
-
-
-def _smaller(shape: Shape, step: Step, available: float) -> Iterator[str]:
-    """Settings that fit, each kind of change with the most pairs at once that it allows."""
-    fewer = [step.pairs >> halvings for halvings in range(step.pairs.bit_length())]
-    ways = [(recompute, pairs) for recompute in sorted({step.recompute, True}) for pairs in fewer]
-
-    def first(changed: Step, among: Sequence[tuple[bool, int]]) -> list[str] | None:
-        """What else has to change so that `changed` fits."""
-        for recompute, pairs in among:
-            batch = max(step.pairs, step.batch)
-            tried = replace(changed, pairs=pairs, recompute=recompute, batch=batch)
-            if training(shape, tried).total <= available:
-                settings = [f"runtime.batch_pairs: {pairs}"] if pairs != step.pairs else []
-                return settings + ["runtime.recompute: true"] * (recompute != step.recompute)
-        return None
-
-    for recompute in sorted({step.recompute, True}):
-        found = first(step, [way for way in ways if way[0] == recompute])
-        if found:
-            yield " and ".join(found)
-    if step.rank is None:
-        found = first(replace(step, rank=LORA_RANK), ways)
-        if found is not None:
-            lora = f"training.lora: {{rank: {LORA_RANK}, alpha: {2 * LORA_RANK}}}"
-            yield " and ".join([lora, *found])
-    for shards in SHARDS:
-        found = first(replace(step, shards=shards, alone=False), ways)
-        if step.gpu and shards > step.shards and found is not None:
-            yield " and ".join([f"runtime.shard_weights: true on {shards} GPUs", *found])
-            break
-
-
-def show(need: Need, available: float, logger: logging.Logger) -> None:
-    """A line, or a table where memory may become tight."""
-    if need.total < available / 2:
-        logger.info("memory: %s of %s", gibibytes(need.total), gibibytes(available))
-        return
-    logger.info("memory: %s of %s free", gibibytes(need.total), gibibytes(available))
-    for name, size in need.parts.items():
-        logger.info("  %-24s %s", name, gibibytes(size))
-
-
-def describe(need: Need) -> str:
+def describe(floor: Floor) -> str:
     """The whole and its parts, in words."""
-    parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in need.parts.items())
-    return f"{gibibytes(need.total)} ({parts})"
+    parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in floor.items())
+    return f"{gibibytes(sum(floor.values()))} ({parts})"
 
 
 def gibibytes(size: float) -> str:

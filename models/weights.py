@@ -22,7 +22,6 @@ from torch.overrides import TorchFunctionMode
 
 from core.errors import UserError
 from core.files import sha256_of
-from models.pickles import check_pickle
 from models.weight_files import (
     FLOATS,
     INDEX,
@@ -237,7 +236,6 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
     Nothing but tensors and plain containers is ever made: code in a pickle does not run.
     """
-    check_pickle(path)
     try:
         with _reading(path):
             mapped = zipfile.is_zipfile(path)

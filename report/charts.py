@@ -1,22 +1,46 @@
-"""Line charts as inline SVG: no script, no font file, colours from the style sheet.
-
-Hand-made, so that they follow light and dark, stay sharp when printed and are a few kB each. Their
-unit is about a pixel on a phone.
-"""
+"""Line charts by matplotlib: as SVG within the report, and as panels of pictures for MLflow."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from markupsafe import Markup, escape
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-LARGE, SMALL = (330, 210), (190, 140)  # width, height
-LEFT, TOP, BOTTOM = 44, 10, 34
-LETTER = 6.6  # width of one in a label, for the room at the right
+LARGE, SMALL = (330, 210), (190, 140)  # width, height in points, about pixels of a phone
+LEFT, TOP, BOTTOM = 44, 10, 34  # margins; the right one depends on the labels
+LETTER = 6.6  # width of one in a label
 LABEL_GAP = 13
 MOST_POINTS = 160  # of a curve; a longer one is averaged in bins
+
+# Those of report.css in light; in SVG each becomes the variable of its name, which follows dark.
+COLORS = {
+    "understanding": "#2563a8",
+    "generation": "#b9540f",
+    "gap": "#1d2125",
+    "own": "#6a4c93",
+    "bad": "#b3261e",
+    "soft": "#5c646d",
+    "faint": "#e4e4de",
+}
+# The salt makes ids, and so the bytes of a page, the same every time.
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 11,
+    "text.parse_math": False,  # names of strangers may hold dollar signs
+}
+ELEMENT_IDS = re.compile(r' id="[A-Za-z0-9.]+_\d+"')  # matplotlib's names, alike in all charts
+# What would act on the whole page, or is the page's own to say.
+FOREIGN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>| font-family: [^;]+;", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -24,7 +48,7 @@ class Line:
     """A line with its direct label; `bars` are (low, high) of each point, or none at all."""
 
     label: str
-    tone: str  # class of the style sheet: understanding, generation, gap, ...
+    tone: str  # one of COLORS
     points: Sequence[tuple[float, float]]
     bars: Sequence[tuple[float, float]] = ()
     dashed: bool = False
@@ -48,25 +72,77 @@ def line_chart(
     zero: bool = False,
     size: tuple[int, int] = LARGE,
 ) -> Markup:
-    """A chart of at least one point; `span` fixes the y axis, `zero` includes 0 in it."""
-    low, high = span or value_span(lines, zero=zero)
-    ticks = nice_ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    """SVG of at least one point; `span` fixes the y axis, `zero` includes 0 in it."""
     width, height = size
-    right = width - 6 - round(LETTER * max(len(line.label) for line in lines))
-    xs = [x for line in lines for x, _ in line.points] + [x for x, _ in axis.ticks]
-    frame = _Frame(min(xs), max(xs), low, high, right, height)
-    parts = [
-        *(frame.grid(tick, _tick_text(tick, ticks)) for tick in ticks),
-        *(frame.rule(mark) for mark in axis.marks),
-        *(frame.x_tick(x, text) for x, text in axis.ticks),
-        frame.x_title(axis.title),
-        *(frame.line(line) for line in lines),
-        *frame.labels(lines),
-    ]
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, name, Markup("").join(parts)
-    )
+    longest = LETTER * max(len(line.label) for line in lines)
+    right = max(width / 2, width - 6 - longest)
+    with mpl.rc_context(STYLE):
+        figure = Figure((width / 72, height / 72))
+        box = (LEFT / width, BOTTOM / height, (right - LEFT) / width, 1 - (BOTTOM + TOP) / height)
+        draw(figure.add_axes(box), lines, axis, span=span, zero=zero)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(name, buffer.getvalue())
+
+
+def draw(
+    axes: Axes,
+    lines: Sequence[Line],
+    axis: Axis,
+    *,
+    span: tuple[float, float] | None = None,
+    zero: bool = False,
+) -> None:
+    """Put lines with their intervals and labels into a panel."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=COLORS["soft"])
+    axes.tick_params("x", pad=7)  # away from the lowest number of the other axis
+    low, high = span or value_span(lines, zero=zero)
+    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)  # enclose the range
+    axes.set_yticks(ticks)
+    axes.set_ylim(ticks[0], ticks[-1])
+    axes.grid(axis="y", color=COLORS["faint"], linewidth=1, clip_on=False)
+    if ticks[0] <= 0 <= ticks[-1]:
+        axes.axhline(0, color=COLORS["soft"], linewidth=1, clip_on=False)
+    for mark in axis.marks:
+        axes.axvline(mark, color=COLORS["faint"], linewidth=1, linestyle=":", clip_on=False)
+    axes.set_xticks([x for x, _ in axis.ticks], [text for _, text in axis.ticks])
+    axes.set_xlabel(axis.title, color=COLORS["soft"])
+    for line in lines:
+        xs, ys = zip(*line.points, strict=True)
+        color, dash = COLORS[line.tone], "--" if line.dashed else "-"
+        # Nothing is clipped, since clip paths would need ids that differ from chart to chart.
+        axes.plot(
+            xs, ys, dash, color=color, marker="o" if line.bars else "", markersize=5,
+            linewidth=2, clip_on=False,
+        )  # fmt: skip
+        if line.bars:
+            low_ends, high_ends = zip(*line.bars, strict=True)
+            axes.vlines(xs, low_ends, high_ends, color=color, linewidth=1.4, clip_on=False)
+    _label_ends(axes, lines)
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
+    """Labels beside the ends of their lines, moved apart where they would overlap."""
+    to_points = 72 / axes.figure.dpi
+    lowest = -math.inf
+    for line in sorted((one for one in lines if one.label), key=lambda one: one.points[-1][1]):
+        x, y = line.points[-1]
+        end = axes.transData.transform((x, y))[1] * to_points
+        lowest = max(end, lowest + LABEL_GAP)
+        axes.annotate(
+            line.label, (1, y), (2, lowest - end), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", weight="bold", color=COLORS[line.tone],
+        )  # fmt: skip
+
+
+def _inline(name: str, svg: str) -> Markup:
+    """The element alone, named, in the page's fonts and in colours that follow light and dark."""
+    svg = FOREIGN.sub("", ELEMENT_IDS.sub("", svg[svg.index("<svg") :]))
+    for tone, color in COLORS.items():
+        svg = svg.replace(color, f"var(--{tone})")
+    label = Markup('<svg role="img" aria-label="{}"').format(name)
+    return label + Markup(svg.removeprefix("<svg"))
 
 
 def value_span(lines: Sequence[Line], *, zero: bool = False) -> tuple[float, float]:
@@ -81,103 +157,8 @@ def value_span(lines: Sequence[Line], *, zero: bool = False) -> tuple[float, flo
     return low, high
 
 
-def nice_ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers that enclose the range."""
-    raw = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, last + 1)]
-
-
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """At most `most` points (one at least), each the mean of a bin of consecutive ones."""
     size = math.ceil(len(points) / max(1, most))
     bins = [points[first : first + size] for first in range(0, len(points), max(size, 1))]
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]
-
-
-def _tick_text(tick: float, ticks: Sequence[float]) -> str:
-    step = ticks[1] - ticks[0]
-    digits = max(0, math.ceil(-math.log10(step) - 1e-9))
-    if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
-        digits += 1
-    return f"{tick:.{digits}f}".replace("-", "−")
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Places values in the drawing."""
-
-    left: float
-    right: float
-    low: float
-    high: float
-    edge: int
-    height: int
-
-    def x(self, value: float) -> float:
-        inset = 10  # so that error bars do not touch the axis
-        share = (value - self.left) / ((self.right - self.left) or 1)
-        return round(LEFT + inset + share * (self.edge - LEFT - 2 * inset), 1)
-
-    def y(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.height - BOTTOM - share * (self.height - BOTTOM - TOP), 1)
-
-    def grid(self, value: float, text: str) -> Markup:
-        y = self.y(value)
-        kind = "zero" if value == 0 else "grid"
-        return Markup(
-            '<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-            '<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>'
-        ).format(kind, LEFT, self.edge, y, y, LEFT - 5, y + 3.5, text)
-
-    def rule(self, value: float) -> Markup:
-        x = self.x(value)
-        return Markup('<line class="rule" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-            x, x, TOP, self.height - BOTTOM
-        )
-
-    def x_tick(self, value: float, text: str) -> Markup:
-        return Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            self.x(value), self.height - BOTTOM + 14, text
-        )
-
-    def x_title(self, text: str) -> Markup:
-        return Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            (LEFT + self.edge) / 2, self.height - 5, text
-        )
-
-    def line(self, line: Line) -> Markup:
-        path = "M" + "L".join(f"{self.x(x)},{self.y(y)}" for x, y in line.points)
-        kind = f"line {line.tone}{' dashed' if line.dashed else ''}"
-        parts = [Markup('<path class="{}" d="{}"/>').format(kind, path)]
-        for (x, y), (low, high) in zip(line.points, line.bars, strict=bool(line.bars)):
-            parts.append(
-                Markup('<path class="bar {}" d="M{},{}V{}"/>').format(
-                    line.tone, self.x(x), self.y(low), self.y(high)
-                )
-            )
-            parts.append(
-                Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(
-                    line.tone, self.x(x), self.y(y)
-                )
-            )
-        return Markup("").join(parts)
-
-    def labels(self, lines: Sequence[Line]) -> list[Markup]:
-        """Labels at the ends of their lines, moved apart where they would overlap."""
-        named = sorted(
-            (line for line in lines if line.label), key=lambda line: self.y(line.points[-1][1])
-        )
-        placed: list[Markup] = []
-        last = -math.inf
-        for line in named:
-            last = max(self.y(line.points[-1][1]) + 3.5, last + LABEL_GAP)
-            placed.append(
-                Markup('<text class="label {}" x="{}" y="{}">{}</text>').format(
-                    line.tone, self.edge + 2, last, escape(line.label)
-                )
-            )
-        return placed

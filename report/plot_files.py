@@ -6,101 +6,84 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
+from report.benchmarks import ALL
+from report.charts import Axis, Line, draw
+from report.plots import TONES
+
+if TYPE_CHECKING:
     from report.figures import VersionFigures
 
-INCHES = (10.0, 4.0)
-CURVE_INCHES = (13.0, 6.5)
-# Shares of the figure; a layout that is computed takes as long as three drawings.
-MARGINS = {"left": 0.06, "right": 0.98, "bottom": 0.09, "top": 0.92, "wspace": 0.16}
+# Inches, and margins as shares of the figure: computing a layout takes as long as three drawings.
+GAP_SIZE, CURVE_SIZE = (10.0, 4.0), (16.0, 6.5)
+GAP_MARGINS = {"left": 0.06, "right": 0.9, "bottom": 0.12, "top": 0.92, "wspace": 0.45}
 CURVE_MARGINS = {
-    **{"left": 0.045, "right": 0.985, "bottom": 0.08, "top": 0.94},
-    **{"wspace": 0.3, "hspace": 0.25},
+    **{"left": 0.045, "right": 0.95, "bottom": 0.08, "top": 0.94},
+    **{"wspace": 0.5, "hspace": 0.3},
 }
-DOTS = 100  # an inch
-COLORS = {"understanding": "#0969da", "generation": "#bc4c00", "gap": "#57606a"}
-SIDES = {"chosen": "#1a7f37", "rejected": "#b35900"}
-MODALITIES = ("caption", "image")
+PANELS = {
+    "loss": ("loss",),
+    "margin, nats": ("rewards/margins",),
+    "accuracy": ("rewards/accuracies",),
+    "log-prob. against reference": ("logratios/chosen", "logratios/rejected"),
+    "gradient norm": ("grad_norm",),
+}
+LABELS = {"logratios/chosen": "winner", "logratios/rejected": "loser"}
 
 
 def gap_plot(versions: Sequence[VersionFigures]) -> bytes:
     """U and G with what lies between them, and the gap alone, over the checkpoints of a run."""
-    figure = _figure(INCHES, MARGINS)
+    figure = Figure(GAP_SIZE)
+    figure.subplots_adjust(**GAP_MARGINS)
     scores, gap = figure.subplots(1, 2)
-    labels = [version.label for version in versions]
-    places = range(len(versions))
-    for name, title in (("understanding", "understanding U"), ("generation", "generation G")):
-        _with_intervals(scores, versions, name, title)
-    values = [[v.value(name) for v in versions] for name in ("understanding", "generation")]
-    scores.fill_between(places, *values, color=COLORS["gap"], alpha=0.12)
-    _with_intervals(gap, versions, "gap", "gap U - G")
-    for value, place in zip((v.value("gap") for v in versions), places, strict=True):
-        gap.annotate(f"{value:.3f}", (place, value), (6, 6), textcoords="offset points")
-    gap.axhline(0.0, color="#d0d7de", linewidth=1)
-    for axes in (scores, gap):
-        axes.set_xticks(places, labels)
-        axes.margins(x=0.12)  # for labels and numbers at the last one
-        axes.grid(axis="y", color="#eaeef2")
-        axes.legend(frameon=False)
+    axis = Axis("checkpoint", [(float(i), version.label) for i, version in enumerate(versions)])
+    lines = [
+        _over_versions(versions, name, label)
+        for name, label in (("understanding", "U"), ("generation", "G"))
+    ]
+    draw(scores, lines, axis)
+    understanding, generation = ([y for _, y in line.points] for line in lines)
+    scores.fill_between(range(len(versions)), understanding, generation, color="#eaeef2")
+    draw(gap, [_over_versions(versions, "gap", "")], axis, zero=True)
     scores.set_title("Share of right answers on held-out records")
-    gap.set_title("What self-play is to close")
+    gap.set_title("Gap U − G: what self-play is to close")
     return _png(figure)
 
 
 def training_plot(curve: Sequence[Mapping[str, float]]) -> bytes:
     """Loss, margins, accuracy, log-probability against the reference and gradient norm by step."""
-    figure = _figure(CURVE_INCHES, CURVE_MARGINS)
-    shown = [name for name in MODALITIES if any(f"{name}/loss" in row for row in curve)]
-    panels = figure.subplots(len(shown), 5, squeeze=False)
-    for line, modality in zip(panels, shown, strict=True):
-        for axes, (title, names) in zip(line, _panels(modality).items(), strict=True):
-            for name, (label, color) in names.items():
-                steps = [row["step"] for row in curve if name in row]
-                axes.plot(steps, [row[name] for row in curve if name in row], color, label=label)
+    figure = Figure(CURVE_SIZE)
+    figure.subplots_adjust(**CURVE_MARGINS)
+    shown = [name for name in TONES if any(f"{name}/loss" in row for row in curve)]
+    panels = figure.subplots(len(shown), len(PANELS), squeeze=False)
+    axis = Axis("step", [(float(step), str(step)) for step in (1, len(curve))])
+    for row, modality in zip(panels, shown, strict=True):
+        for axes, (title, names) in zip(row, PANELS.items(), strict=True):
             axes.set_title(f"{modality}: {title}", fontsize=9)
-            axes.grid(color="#eaeef2")
-            if any(label for label, _ in names.values()):
-                axes.legend(frameon=False, fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("step")
+            lines = [line for name in names if (line := _over_steps(curve, modality, name))]
+            if lines:
+                draw(axes, lines, axis)
     return _png(figure)
 
 
-def _panels(modality: str) -> dict[str, dict[str, tuple[str, str]]]:
-    """The curves of each panel: by name, a label and a color."""
-    color = COLORS["understanding" if modality == "caption" else "generation"]
-    return {
-        "loss": {f"{modality}/loss": ("", color)},
-        "margin, nats": {f"{modality}/rewards/margins": ("", color)},
-        "accuracy": {f"{modality}/rewards/accuracies": ("", color)},
-        "log-prob. against reference": {
-            f"{modality}/logratios/{side}": (name, SIDES[side])
-            for side, name in (("chosen", "winner"), ("rejected", "loser"))
-        },
-        # Of both modalities together where one optimizer takes their sum.
-        "gradient norm": {f"{modality}/grad_norm": ("", color), "grad_norm": ("", color)},
-    }
+def _over_versions(versions: Sequence[VersionFigures], name: str, label: str) -> Line:
+    found = [version.metrics[name, ALL] for version in versions]
+    return Line(
+        f"{label} {found[-1].value:.3f}".strip(),
+        name,
+        [(float(place), interval.value) for place, interval in enumerate(found)],
+        [(interval.low, interval.high) for interval in found],
+    )
 
 
-def _with_intervals(axes: Axes, versions: Sequence[VersionFigures], name: str, title: str) -> None:
-    intervals = [version.metrics[name, "all"] for version in versions]
-    errors = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-    axes.errorbar(
-        range(len(versions)), [i.value for i in intervals], errors,
-        color=COLORS[name], marker="o", capsize=4, label=title,
-    )  # fmt: skip
-
-
-def _figure(inches: tuple[float, float], margins: Mapping[str, float]) -> Figure:
-    # Without pyplot, which keeps figures and wants a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, dpi=DOTS)
-    figure.subplots_adjust(**margins)
-    return figure
+def _over_steps(curve: Sequence[Mapping[str, float]], modality: str, name: str) -> Line | None:
+    """One of the curves; the gradient norm is that of both modalities under one optimizer."""
+    full = f"{modality}/{name}"
+    shared = name if not any(full in row for row in curve) else full
+    points = [(row["step"], row[shared]) for row in curve if shared in row]
+    dashed = name.endswith("rejected")
+    return Line(LABELS.get(name, ""), TONES[modality], points, dashed=dashed) if points else None
 
 
 def _png(figure: Figure) -> bytes:

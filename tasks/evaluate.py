@@ -14,9 +14,8 @@ from data.tables import count_rows
 from evals.evaluation import Evaluator, evaluate_pool, join_parts
 from evals.judges.catalog import open_judge, read_record
 from evals.judges.endpoint import judge_server
+from evals.networks.caption_scorer import encoder_files
 from models.batches import Batches
-from models.caption_scorer import encoder_files
-from models.memory_plan import Shape, for_evaluation
 
 
 def _body(context: StageContext) -> Mapping[str, object] | None:
@@ -24,11 +23,11 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
     checkpoint, base = (context.input(name).path("model") for name in ("checkpoint", "base"))
     prepared = context.input("judge")
     record = read_record(prepared.path())
-    batches = Batches.planned(
-        for_evaluation(config, Shape.from_folder(checkpoint)),
+    batches = Batches.of_stage(
+        "evaluate",
+        config,
+        checkpoint,
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
-        config.runtime,
-        context.logger,
     )
     with open_judge(config, prepared.path(), record.types, base) as judge:
         complete = evaluate_pool(

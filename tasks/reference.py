@@ -16,10 +16,9 @@ from core.counts import keep_counts, kept_counts
 from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
 from data.tables import TableWriter, count_rows, iter_batches
-from models.base import BranchLogps, Modality, UnifiedModel, count_cut
 from models.batches import Batches
-from models.families import autocast, load_model, use_threads
-from models.memory_plan import Shape, for_reference
+from models.protocol import BranchLogps, Modality, UnifiedModel, count_cut
+from models.registry import autocast, load_model, use_threads
 from training.data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
 
 
@@ -29,11 +28,11 @@ class _Reference:
     def __init__(self, context: StageContext) -> None:
         config = context.config
         folder = context.input("checkpoint").path("model")
-        self._batches = Batches.planned(
-            for_reference(config, Shape.from_folder(folder)),
+        self._batches = Batches.of_stage(
+            "reference",
+            config,
+            folder,
             f"lower training.masks_per_pair = {config.training.masks_per_pair}",
-            config.runtime,
-            context.logger,
         )
         # As in training: float32 weights, multiplied in the precision.
         self._model: UnifiedModel = load_model(config.model.family, folder, config.runtime.device)

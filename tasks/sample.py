@@ -19,10 +19,9 @@ from core.counts import keep_counts, kept_counts
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.tables import TableWriter, decode_image, encode_image, iter_batches
-from models.base import ImageSampling, TextSampling, UnifiedModel, count_cut
 from models.batches import Batches
-from models.families import load_model, use_threads
-from models.memory_plan import Shape, for_captions, for_images
+from models.protocol import ImageSampling, TextSampling, UnifiedModel, count_cut
+from models.registry import load_model, use_threads
 
 Rows = list[dict[str, object]]
 
@@ -53,12 +52,11 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
             for index, (text, setting) in enumerate(zip(row, settings, strict=True))
         ]
 
-    shape = Shape.from_folder(context.input("checkpoint").path("model"))
-    batches = Batches.planned(
-        for_captions(context.config, shape),
+    batches = Batches.of_stage(
+        "sample-captions",
+        context.config,
+        context.input("checkpoint").path("model"),
         f"lower num_samples in sampling.captions.settings ({len(settings)} in all)",
-        context.config.runtime,
-        context.logger,
     )
 
     def cut(model: UnifiedModel, rows: Rows) -> Mapping[str, int]:
@@ -103,12 +101,11 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
         ]
 
     prompts_of: dict[str, str] = {}  # of the rows that were sampled last
-    shape = Shape.from_folder(context.input("checkpoint").path("model"))
-    batches = Batches.planned(
-        for_images(context.config, shape),
+    batches = Batches.of_stage(
+        "sample-images",
+        context.config,
+        context.input("checkpoint").path("model"),
         f"lower sampling.images.num_samples = {chosen.num_samples}",
-        context.config.runtime,
-        context.logger,
     )
 
     def cut(model: UnifiedModel, rows: Rows) -> Mapping[str, int]:

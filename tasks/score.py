@@ -24,6 +24,7 @@ from data.questions import QuestionRow
 from data.rows import PoolRecords
 from data.tables import TableWriter, count_rows, decode_image, iter_batches
 from evals.judges.oracle import Oracle
+from evals.networks.caption_scorer import CaptionScorer, encoder_files
 from evals.vqa import (
     Answered,
     Tally,
@@ -36,11 +37,9 @@ from evals.vqa import (
     soft_score,
     tally,
 )
-from models.base import count_cut
 from models.batches import Batches
-from models.caption_scorer import CaptionScorer, encoder_files
-from models.families import load_model, load_texts, use_threads
-from models.memory_plan import Shape, for_answers
+from models.protocol import count_cut
+from models.registry import load_model, load_texts, use_threads
 
 QUESTIONS = "questions"
 """The kind of counts of what questions came to."""
@@ -163,9 +162,8 @@ def _batches(context: StageContext) -> Batches:
     config, way_out = context.config, "ask fewer questions a record in the pool"
     if config.scoring.judge == "oracle":
         return Batches(config.runtime.batch_records, "runtime.batch_records", way_out)
-    shape = Shape.from_folder(context.input("checkpoint").path("model"))
-    need = for_answers(config, shape)
-    return Batches.planned(need, way_out, config.runtime, context.logger)
+    folder = context.input("checkpoint").path("model")
+    return Batches.of_stage("score-images", config, folder, way_out)
 
 
 def _self_vqa(context: StageContext) -> Judge:

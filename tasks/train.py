@@ -27,10 +27,9 @@ from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
-from models.base import UnifiedModel
-from models.families import load_model, use_threads
-from models.memory import available_bytes, check_training, show
-from models.memory_plan import Shape, for_training, training
+from models.memory import available_bytes, check_memory
+from models.protocol import UnifiedModel
+from models.registry import load_model, use_threads
 from training.data import join_reference, open_pairs
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
@@ -110,13 +109,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _check_memory(context: StageContext, device: str) -> None:
-    """Say what a step will need; UserError in all processes if one of them lacks it."""
-    shape = Shape.from_folder(context.input("checkpoint").path("model"))
-    step = for_training(context.config, shape, context.peers.num)
+    """UserError in all processes if one of them cannot hold weights, gradients and moments."""
+    folder = context.input("checkpoint").path("model")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device == "cpu" else 1
     available = available_bytes(device, here)
-    show(training(shape, step), available, context.logger)
-    context.peers.gather(lambda: check_training(shape, step, available))
+    context.peers.gather(
+        lambda: check_memory("train", context.config, folder, available, context.peers.num)
+    )
 
 
 def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters | None"]:

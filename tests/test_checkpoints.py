@@ -22,17 +22,13 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    PhiForCausalLM,
 )
 
 from core.errors import UserError
 from flows.preflight import MODEL_FILES
-from models.base import ImageSampling
 from models.checkpoints.__main__ import main
-from models.checkpoints.published import (
+from models.checkpoints.sources import find_tokenizer, find_weights
+from models.families.showo.convert import (
     Published,
     load_magvitv2,
     load_published,
@@ -40,13 +36,11 @@ from models.checkpoints.published import (
     show_o_config,
     vq_tokens,
 )
-from models.checkpoints.sources import find_tokenizer, find_weights
-from models.magvitv2 import FULL_SIZE, MAGVITv2
-from models.showo.clip import ClipTower, clip_hidden
-from models.showo.masks import clip_attention
-from models.showo.model import ShowoModel
-from models.showo.network import CLIP_WIDTH, Showo
-from models.showo.prompting import SPECIAL_TOKENS, SpecialIds
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo
+from models.families.showo.prompts import SPECIAL_TOKENS, SpecialIds
+from models.protocol import ImageSampling
+from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import Weights, dtype_named, without_values
 from tests.published import (
     LAYOUTS,
@@ -57,7 +51,7 @@ from tests.published import (
     save_weights,
     write_json,
 )
-from tests.showo_tiny import PARITY, pair_batch, phi_config, tiny_model
+from tests.showo_tiny import PARITY, pair_batch, tiny_model
 
 MODEL = tiny_model()
 COMMIT = "a" * 40
@@ -512,107 +506,11 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert not list((tmp_path / "to").iterdir())
 
 
-# CLIP
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP as it is published: both halves in a pickle, positions among the weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=CLIP_WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        image_size=28,
-        patch_size=14,
-    )
-    vision = CLIPVisionModel(config).state_dict()
-    tensors = {f"vision_model.{name}": tensor for name, tensor in vision.items()}
-    tensors |= {
-        "vision_model.embeddings.position_ids": torch.arange(5)[None],
-        "text_model.embeddings.token_embedding.weight": torch.zeros(3, 3),
-        "logit_scale": torch.ones(()),
-    }
-    save_weights(tensors, folder, "pytorch_model.bin")
-    write_json(folder / "config.json", {"model_type": "clip", "vision_config": config.to_dict()})
-    size = {"height": 28, "width": 28}
-    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size).save_pretrained(folder)
-    return folder
-
-
-def test_clip_features_are_the_second_to_last_layer_without_class_token(clip: Path) -> None:
-    tower = ClipTower.from_pretrained(clip)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    features_1FC = tower([image])
-    vision = tower.vision
-    with torch.inference_mode():
-        pixels = tower.processor([image], return_tensors="pt")["pixel_values"]
-        hidden = vision.pre_layrnorm(vision.embeddings(pixels))
-        for layer in vision.encoder.layers[:-1]:
-            hidden = layer(hidden, attention_mask=None)
-    assert features_1FC.shape == (1, 4, CLIP_WIDTH)
-    torch.testing.assert_close(features_1FC, hidden[:, 1:])
-
-
-def test_clip_saved_alone_loads_too(clip: Path, tmp_path: Path) -> None:
-    tower = ClipTower.from_pretrained(clip)
-    tower.vision.save_pretrained(tmp_path)
-    tower.processor.save_pretrained(tmp_path)
-    alone = ClipTower.from_pretrained(tmp_path, dtype=None)
-    assert same(alone.vision.state_dict(), tower.vision.state_dict())
-
-
-def test_clip_of_another_width_is_refused(clip: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(clip, tmp_path / "clip")
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"]["hidden_size"] = 768
-    write_json(folder / "config.json", config)
-    with pytest.raises(UserError, match=r"hidden_size = 768 .*give CLIP ViT-L/14-336"):
-        ClipTower.from_pretrained(folder)
-
-
-def test_all_rows_see_clip_features_and_the_rest_is_causal() -> None:
-    attend = clip_attention(6, slice(2, 4))[0, 0].int().tolist()
-    assert attend == [
-        [1, 0, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 1, 1, 1],
-    ]
-
-
-def test_a_checkpoint_with_projector_reads_clip_features(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = replace(MODEL.config, w_clip_vit=True)
-    network = Showo(config).eval()
-    network.load_state_dict(MODEL.network.state_dict(), strict=False)
+def test_the_projector_of_clip_features_is_kept_and_not_trained(tmp_path: Path) -> None:
+    network = Showo(replace(MODEL.config, w_clip_vit=True)).eval()
     loaded = load_published(published_parts(tmp_path, "shards.bin", network)).network
     assert same(loaded.state_dict(), network.state_dict())
     assert not any(p.requires_grad for p in loaded.mm_projector.parameters())
-    features_1FC = torch.randn(1, 4, CLIP_WIDTH)
-    special, system, text = MODEL.tokenizer.special, [5, 6, 7], [8, 9, 10]
-    with torch.inference_mode():
-        got = loaded.logits(clip_hidden(loaded, features_1FC, system, text, special))
-        # By transformers' own blocks and loop, and an additive mask.
-        original = PhiForCausalLM(phi_config(config)).eval()
-        original.load_state_dict(network.showo.state_dict())
-        ids = torch.tensor([[special.mmu, *system, special.soi, special.eoi, *text]])
-        embedded = network.showo.model.embed_tokens(ids)
-        projected = network.mm_projector(features_1FC)
-        row = torch.cat((embedded[:, :5], projected, embedded[:, 5:]), dim=1)
-        mask = torch.full((1, 1, 13, 13), torch.finfo(torch.float32).min).triu(1)
-        mask[..., 5:9] = 0
-        wanted = original(inputs_embeds=row, attention_mask=mask).logits
-    torch.testing.assert_close(got, wanted, rtol=0, atol=5e-5)
-
-
-def test_clip_features_need_a_projector() -> None:
-    with pytest.raises(UserError, match="w_clip_vit = false"):
-        clip_hidden(MODEL.network, torch.zeros(1, 4, 8), [1], [2], MODEL.tokenizer.special)
 
 
 # Memory
@@ -621,8 +519,8 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from models.showo.model import load_network
-from models.showo.network import ShowoConfig
+from models.families.showo.model import load_network
+from models.families.showo.network import ShowoConfig
 from models.weights import Weights
 
 def kilobytes(*names):

@@ -22,7 +22,7 @@ from data.pair_files import MIN_IMAGE_SCORE
 from data.schemas import arrow_schema
 from data.tables import decode_image, encode_image, read_table, write_table
 from models.batches import Batches
-from models.showo.prompting import CAPTION_QUESTION
+from models.families.showo.prompts import CAPTION_QUESTION
 from tasks.pairs import import_stage, main
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN

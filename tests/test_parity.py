@@ -8,10 +8,11 @@ import pytest
 import torch
 from showo_tiny import PARITY
 
-from models.magvitv2 import FULL_SIZE, MAGVITv2
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.parity_vq import full_size_cases
 from models.parity.__main__ import cases, main
-from models.parity.magvitv2 import full_size_cases
-from models.showo.network import Showo, ShowoConfig
+from models.parity.case import scaled
+from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import without_values
 
 
@@ -80,3 +81,16 @@ def test_tokenizer_has_the_published_keys_and_shapes() -> None:
         shapes = {key: list(v.shape) for key, v in MAGVITv2(FULL_SIZE).state_dict().items()}
     published = json.loads((PARITY / "magvitv2_full_keys.json").read_text())
     assert shapes == {key: entry["shape"] for key, entry in published["tensors"].items()}
+
+
+def test_every_run_draws_from_the_seed_of_its_fixture(tmp_path: Path) -> None:
+    folder = shutil.copytree(PARITY / "showo_tiny", tmp_path / "seeds")
+    runs = json.loads((folder / "runs.json").read_text())
+    runs["g0_s6"]["seed"] += 1
+    (folder / "runs.json").write_text(json.dumps(runs))
+    assert [case.name for case in cases(folder) if not case.passed] == ["images/g0_s6/generator"]
+
+
+def test_a_loss_near_zero_is_compared_by_the_error_of_its_log_probabilities() -> None:
+    assert scaled("loss", 3e-9, 1e-9, scale=40.0).passed
+    assert not scaled("loss", 1e-3, 1e-9, scale=40.0).passed

@@ -10,8 +10,8 @@ from stage_inputs import BRANCH, make_config
 from torch import Tensor, nn
 
 from core.config import Training
-from models.base import BranchLogps, Modality
 from models.losses import margins
+from models.protocol import BranchLogps, Modality
 from training.data import batches_of_epoch, mask_seed
 from training.objectives import active_modalities, pair_loss
 from training.optim import decay_groups, make_optimizer, rate_factor

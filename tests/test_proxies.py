@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from core.proxies import go_past_proxies, is_near, past_proxies
-from models.endpoint import Client
+from services.endpoint import Client
 from tests.llm_server import Server, endpoint, llm_server
 from tracking.connection import find_problem
 

@@ -7,9 +7,9 @@ import torch
 from showo_tiny import pair_batch, tiny_model
 from torch import Tensor
 
-from models.base import MODALITIES
-from models.families import autocast
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
+from models.protocol import MODALITIES
+from models.registry import autocast
 from training.sharding import recompute
 
 MODEL = tiny_model()

@@ -18,7 +18,7 @@ from core.config import load_config
 from core.errors import UserError
 from core.secrets import masked
 from flows.servers import ensure_servers, stop_all
-from models.endpoint import KEY_VARIABLE, Client
+from services.endpoint import KEY_VARIABLE, Client
 from tests.llm_server import Server, endpoint, llm_server
 from tests.stage_inputs import QUICK
 from tracking.connection import find_problem, without_user

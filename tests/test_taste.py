@@ -17,7 +17,7 @@ from core.store import Store
 from data.questions import QuestionRow
 from evals.vqa import Answered
 from flows.reporting import figures_of, report_folder
-from models.base import Codes, UnifiedModel
+from models.protocol import Codes, UnifiedModel
 from report.card import render_card
 from report.figures import Figures
 from report.page import render_page

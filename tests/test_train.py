@@ -28,10 +28,10 @@ from core.stage import run_stage, stage_key
 from core.store import Store
 from data.schemas import arrow_schema
 from data.tables import TableWriter, read_table
-from models.base import Modality, PairBatch
 from models.batches import Batches
-from models.showo.model import ShowoModel
-from models.showo.phi import Block, Mlp
+from models.families.showo.model import ShowoModel
+from models.families.showo.phi import Block, Mlp
+from models.protocol import Modality, PairBatch
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
 from training.data import encode_pairs, mask_seed

@@ -30,8 +30,8 @@ from core.draft import Draft
 from core.errors import UserError
 from core.peers import Peers
 from core.stage import StageContext, run_stage, stage_key
-from models.families import use_threads
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
+from models.registry import use_threads
 from tasks.train import TRAIN
 from training.processes import process_device
 from training.sharding import local

@@ -61,7 +61,7 @@ class StoredModel(PythonModel):
                 "HermesFlow's package hides %s in this process; if you need both, load the model "
                 "in a process of its own", package,
             )  # fmt: skip
-        from models.families import load_model
+        from models.registry import load_model
         from models.serving import default_device
 
         config: Mapping[str, Any] = context.model_config
@@ -106,7 +106,7 @@ def open_verified(uri: str, digest: str) -> Artifact:
 
 
 def _settings(sampling: Mapping[str, Any]) -> Settings:
-    from models.base import ImageSampling, TextSampling
+    from models.protocol import ImageSampling, TextSampling
     from models.serving import Settings
 
     return Settings(TextSampling(**sampling["text"]), ImageSampling(**sampling["image"]))

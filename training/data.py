@@ -19,8 +19,8 @@ from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import ProgressFactory
 from data.tables import count_rows, decode_image, iter_batches
-from models.base import Codes, Modality, PairBatch, UnifiedModel
 from models.batches import Batches
+from models.protocol import Codes, Modality, PairBatch, UnifiedModel
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

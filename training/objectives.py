@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.base import MODALITIES, BranchLogps, Modality
 from models.losses import (
     dpo_loss,
     joint_dpo_loss,
@@ -21,6 +20,7 @@ from models.losses import (
     nll_anchor,
     preference_metrics,
 )
+from models.protocol import MODALITIES, BranchLogps, Modality
 
 if TYPE_CHECKING:
     from core.config import Branch, Training

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from core.config import Training
 from core.errors import UserError
-from models.base import Modality, UnifiedModel
 from models.batches import is_out_of_memory
+from models.protocol import Modality, UnifiedModel
 from models.weight_files import listing
 from models.weights import not_finite
 from training.data import Floats, Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches

@@ -44,6 +44,11 @@ def relative(name: str, got: Any, expected: Any, limit: float = RELATIVE) -> Cas
     return Case(name, float((np.abs(_float(got) - wanted) / np.abs(wanted)).max()), limit)
 
 
+def scaled(name: str, got: Any, expected: Any, scale: float) -> Case:
+    """Largest difference relative to what the values are made of."""
+    return Case(name, float(np.abs(_float(got) - _float(expected)).max()) / scale, RELATIVE)
+
+
 def exact(name: str, got: Any, expected: Any) -> Case:
     """Number of elements that differ."""
     wanted = _float(expected)

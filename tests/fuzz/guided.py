@@ -21,7 +21,7 @@ import atheris
 
 sys.path.append(str(Path(__file__).parent.parent))  # as pytest has it, for helpers of tests
 
-with atheris.instrument_imports(include=["core", "data", "models.pickles", "models.weights"]):
+with atheris.instrument_imports(include=["core", "data", "models.weights"]):
     from core.artifact import Artifact
     from core.config import load_config
     from data.ingest.__main__ import main as ingest

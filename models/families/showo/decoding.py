@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.base import ImageSampling, TextSampling
-from models.packing import Segment, Tree, num_tokens, pack
-from models.showo.logps import prompt_root
-from models.showo.network import KVCache, Showo
-from models.showo.noise import Noise
-from models.showo.prompting import Ids, SpecialIds, t2i_prompt
+from models.families.showo.logps import prompt_root
+from models.families.showo.network import KVCache, Showo
+from models.families.showo.prompts import Ids, SpecialIds, t2i_prompt
+from models.nn.packing import Segment, Tree, num_tokens, pack
+from models.protocol import ImageSampling, TextSampling
+from models.samplers.noise import Noise
 
 UNKNOWN = -1
 

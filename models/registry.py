@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from models.base import TextReader, UnifiedModel
-from models.showo.model import ShowoModel, read_texts
+from models.families.showo.model import ShowoModel, read_texts
+from models.protocol import TextReader, UnifiedModel
 
 _LOADERS: dict[str, Callable[[Path | str, str, str], UnifiedModel]] = {
     "showo": ShowoModel.from_pretrained,

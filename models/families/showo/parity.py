@@ -4,7 +4,8 @@ Shapes: B records, T tokens, N image tokens, V vocabulary.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.base import ImageSampling, TextSampling
-from models.losses import dpo_loss
-from models.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
-from models.parity.case import Case, absolute, arrays, exact, existing, relative
-from models.showo.decoding import (
+from models.families.showo.decoding import (
     UNKNOWN,
     generate_images,
     generate_text,
@@ -27,14 +24,15 @@ from models.showo.decoding import (
     prefill,
     remask,
 )
-from models.showo.logps import TokenLogps, masked_image, prompt_root
-from models.showo.masks import mask_pair, mmu_attention, t2i_attention
-from models.showo.network import Showo, ShowoConfig
-from models.showo.noise import GeneratorNoise, Noise, ReplayNoise
-from models.showo.prompting import SpecialIds
-
-GENERATION_SEED = 1234
-TEXT_SEED = 77
+from models.families.showo.logps import TokenLogps, masked_image, prompt_root
+from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import SpecialIds
+from models.losses import dpo_loss
+from models.nn.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
+from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled
+from models.protocol import ImageSampling, TextSampling
+from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 
 AS_CALLED = "as_called"  # with the published script's wrong arguments
 
@@ -190,15 +188,19 @@ def _preference_case(fixture: ShowoFixture, stem: str, path: str) -> Iterator[Ca
         for network in (fixture.policy, fixture.reference)
         for side in ("win", "lose")
     ]
-    losses = []
+    losses, weighted_logps = [], 0.0
     for task, name in enumerate(("t2i", "mmu")):
         # The published loss takes one sigmoid of the sum over the batch.
         win, lose, ref_win, ref_lose = sums = [both[task].sum() for both in logps]
         losses.append(dpo_loss(win, lose, ref_win.detach(), ref_lose.detach(), beta=beta))
         wanted = expected[f"{stem}{kind}_{name}_logp"]
         yield relative(f"{stem}{path}/{name}_logp", torch.stack(sums), wanted)
+        # A loss moves by at most beta times what its margin does, and may itself be close to 0. So
+        # its error is measured against beta times the log-probabilities that the margin is made of.
+        scale = beta * float(np.abs(wanted).sum())
+        weighted_logps += scale
         wanted = expected[f"{stem}{kind}_{name}_loss"]
-        yield relative(f"{stem}{path}/{name}_loss", losses[-1], wanted)
+        yield scaled(f"{stem}{path}/{name}_loss", losses[-1], wanted, scale)
     for side, both in zip(("win", "lose"), logps, strict=False):
         by_record = expected.get(f"{stem}persample_{side}_policy")
         if by_record is not None and kind == "intended":
@@ -206,7 +208,7 @@ def _preference_case(fixture: ShowoFixture, stem: str, path: str) -> Iterator[Ca
             yield relative(f"{stem}{path}/{side}_by_record", sums_B2, by_record)
     total = losses[0] + losses[1]
     wanted = expected[f"{stem}{kind}_total_loss"]
-    yield relative(f"{stem}{path}/total_loss", total, wanted)
+    yield scaled(f"{stem}{path}/total_loss", total, wanted, weighted_logps)
     total.backward()
     named = dict(fixture.policy.named_parameters())
     norms = torch.stack([_grad_norm(named[key]) for key in sorted(named)])
@@ -263,7 +265,7 @@ def _image_cases(fixture: ShowoFixture, name: str, run: dict[str, Any]) -> Itera
     )
     sources: dict[str, Noise] = {
         "replay": ReplayNoise(exponential, uniform),
-        "generator": GeneratorNoise(torch.Generator().manual_seed(GENERATION_SEED)),
+        "generator": GeneratorNoise(torch.Generator().manual_seed(run["seed"])),
     }
     for source, noise in sources.items():
         codes = generate_images(
@@ -287,23 +289,21 @@ def _image_cases(fixture: ShowoFixture, name: str, run: dict[str, Any]) -> Itera
 def _text_cases(fixture: ShowoFixture) -> Iterator[Case]:
     run, expected = fixture.runs["mmugen"], fixture.expected
     tree = fixture.mmu_tree(fixture.inputs["mmugen_prefix"][0])
-    tokens = run["max_new_tokens"]
-    greedy, warm = TextSampling(1.0, 1, tokens), TextSampling(0.7, 4, tokens)
-    seeded = GeneratorNoise(torch.Generator().manual_seed(TEXT_SEED))
-    replay = ReplayNoise(fixture.tensor("mmugen_noise_exponential_seed77"))
-    never = -1
-    cases: Sequence[tuple[str, TextSampling, int, Noise, str]] = (
-        ("greedy", greedy, never, seeded, "mmugen_greedy"),
-        ("greedy_eot", greedy, run["eot_used"], seeded, "mmugen_greedy_eot"),
-        ("k4/replay", warm, never, replay, "mmugen_k4_T0.7_seed77"),
-        (
-            "k4/generator",
-            warm,
-            never,
-            GeneratorNoise(torch.Generator().manual_seed(TEXT_SEED)),
-            "mmugen_k4_T0.7_seed77",
-        ),
-    )
-    for name, sampling, stop, noise, wanted in cases:
+    tokens, never = run["max_new_tokens"], -1
+
+    def case(name: str, sampling: TextSampling, stop: int, noise: Noise, wanted: str) -> Case:
         ids = generate_text(fixture.policy, [tree], [sampling], stop, noise, fixture.special.pad)
-        yield exact(f"text/{name}", ids[0][0], expected[wanted])
+        return exact(f"text/{name}", ids[0][0], expected[wanted])
+
+    greedy, unused = TextSampling(1.0, 1, tokens), GeneratorNoise(torch.Generator())
+    yield case("greedy", greedy, never, unused, "mmugen_greedy")
+    yield case("greedy_eot", greedy, run["eot_used"], unused, "mmugen_greedy_eot")
+    # Sampled texts carry their settings in their names: mmugen_k<top-k>_T<temperature>_seed<seed>.
+    for wanted in sorted(expected):
+        if found := re.fullmatch(r"mmugen_k(\d+)_T([\d.]+)_seed(\d+)", wanted):
+            top_k, temperature, seed = int(found[1]), float(found[2]), int(found[3])
+            warm = TextSampling(temperature, top_k, tokens)
+            replay = ReplayNoise(fixture.tensor(f"mmugen_noise_exponential_seed{seed}"))
+            seeded = GeneratorNoise(torch.Generator().manual_seed(seed))
+            yield case(f"k{top_k}/replay", warm, never, replay, wanted)
+            yield case(f"k{top_k}/generator", warm, never, seeded, wanted)

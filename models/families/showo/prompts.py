@@ -18,9 +18,9 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from core.errors import UserError
-from models.base import TextRole, TextUse
-from models.packing import IGNORE
-from models.showo.network import ShowoConfig
+from models.families.showo.network import ShowoConfig
+from models.nn.packing import IGNORE
+from models.protocol import TextRole, TextUse
 
 Ids = npt.NDArray[np.int64]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from models.showo.phi import Phi
+from models.families.showo.phi import Phi
+from models.nn.token_logps import token_logps
 from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, check_numbers, check_sizes, read_sizes
-from models.token_logps import token_logps
 
 CLIP_WIDTH = 1024
 MAX_ROPE_THETA = 1e12
@@ -171,8 +171,8 @@ class Showo(nn.Module):
         self.config = config
         self.showo = Phi(config)
         if config.w_clip_vit:
-            # For prompts of CLIP features (models/showo/clip.py). The loop reads images as codes,
-            # so it takes no part in training.
+            # Kept for the published keys alone: the loop reads images as codes, never as features
+            # of CLIP.
             self.mm_projector = nn.Sequential(
                 nn.Linear(CLIP_WIDTH, config.hidden_size),
                 nn.GELU(),

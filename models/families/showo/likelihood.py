@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.base import BranchLogps, Modality, PairBatch
-from models.packing import PackedBatch, Segment, Tree, count_tokens, pack_trees, sum_logps
-from models.showo.logps import TokenLogps, image_root, masked_image, prompt_root
-from models.showo.masks import mask_pair
-from models.showo.network import Showo, ShowoConfig
-from models.showo.prompting import (
+from models.families.showo.logps import TokenLogps, image_root, masked_image, prompt_root
+from models.families.showo.masks import mask_pair
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import (
     CAPTION_QUESTION,
     Ids,
     ShowoTokenizer,
@@ -27,6 +25,8 @@ from models.showo.prompting import (
     mmu_instruction,
     t2i_prompt,
 )
+from models.nn.packing import PackedBatch, Segment, Tree, count_tokens, pack_trees, sum_logps
+from models.protocol import BranchLogps, Modality, PairBatch
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from models.showo.network import KVCache, ShowoConfig
+    from models.families.showo.network import KVCache, ShowoConfig
 
 INITIAL_STD = 0.02
 

@@ -35,7 +35,7 @@ from core.proxies import no_proxy_for
 from core.runtime import derive_seed
 from core.secrets import masked
 from data.tables import encode_image
-from models.replies import (
+from services.replies import (
     TRUNCATED,
     UNUSABLE,
     NoAnswer,

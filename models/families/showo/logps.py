@@ -13,17 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.packing import (
-    IGNORE,
-    PackedBatch,
-    Segment,
-    Tree,
-    num_tokens,
-    pack_trees,
-    sum_logps,
-)
-from models.showo.network import Showo, ShowoConfig
-from models.showo.prompting import (
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import (
     Ids,
     ShowoTokenizer,
     SpecialIds,
@@ -32,6 +23,15 @@ from models.showo.prompting import (
     mmu_instruction,
     mmu_prefix,
     vqa_question,
+)
+from models.nn.packing import (
+    IGNORE,
+    PackedBatch,
+    Segment,
+    Tree,
+    num_tokens,
+    pack_trees,
+    sum_logps,
 )
 
 RUN_TOKENS = 2**13

@@ -20,7 +20,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core.errors import UserError
-from models.base import (
+from models.families.showo.decoding import generate_images, generate_replies, generate_text
+from models.families.showo.likelihood import PackedPairs, PairModule, pack_pairs
+from models.families.showo.logps import choice_logps, image_root, instruction
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import (
+    CAPTION_QUESTION,
+    ShowoTokenizer,
+    mmu_instruction,
+    t2i_prompt,
+    text_use,
+)
+from models.nn.packing import Segment
+from models.protocol import (
     BranchLogps,
     Codes,
     ImageSampling,
@@ -31,21 +43,9 @@ from models.base import (
     TextSampling,
     TextUse,
 )
-from models.magvitv2 import MAGVITv2
-from models.packing import Segment
-from models.showo.decoding import generate_images, generate_replies, generate_text
-from models.showo.logps import choice_logps, image_root, instruction
-from models.showo.network import Showo, ShowoConfig
-from models.showo.noise import RecordNoise
-from models.showo.pairs import PackedPairs, PairModule, pack_pairs
-from models.showo.prompting import (
-    CAPTION_QUESTION,
-    ShowoTokenizer,
-    mmu_instruction,
-    t2i_prompt,
-    text_use,
-)
+from models.samplers.noise import RecordNoise
 from models.sizes import building
+from models.tokenizers.magvitv2 import MAGVITv2
 from models.weights import Weights, dtype_named, fill, without_values
 
 PIXELS = 2**18
@@ -54,7 +54,7 @@ Items = TypeVar("Items", Codes, Sequence[Image.Image])
 
 
 class ShowoModel:
-    """A `models.base.UnifiedModel` of the Show-o family."""
+    """A `models.protocol.UnifiedModel` of the Show-o family."""
 
     def __init__(self, network: Showo, vq: MAGVITv2, tokenizer: ShowoTokenizer) -> None:
         """Join parts that agree on vocabulary and image size."""

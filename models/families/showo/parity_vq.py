@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.magvitv2 import FULL_SIZE, MAGVITv2
 from models.parity.case import Case, absolute, arrays, exact, existing
+from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 
 
 @torch.inference_mode()

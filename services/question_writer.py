@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.runtime import derive_seed
 from data.questions import TYPES, normalised, plain, surplus_yes_no, token_f1, usable_choices
-from models.endpoint import Client, user_message
-from models.replies import NoAnswer
+from services.endpoint import Client, user_message
+from services.replies import NoAnswer
 
 PROMPT_VERSION = "1"
 """Raise it with any change of the prompts, or of the forms and rules below."""

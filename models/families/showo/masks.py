@@ -1,6 +1,6 @@
 """Attention masks of unpacked rows, and the masking of image tokens. Pure functions.
 
-Production rows are packed (models/packing.py) and need none of the attention masks here; these
+Production rows are packed (models/nn/packing.py) and need none of the attention masks here; these
 state the published layouts, against which packing is tested.
 
 Shapes: B rows, T tokens, N image tokens. Attention masks are boolean, True = may attend.
@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.packing import IGNORE
-from models.showo.prompting import SpecialIds
+from models.families.showo.prompts import SpecialIds
+from models.nn.packing import IGNORE
 
 
 def t2i_attention(ids_BT: Tensor, special: SpecialIds, *, skip_pads: bool = True) -> Tensor:
@@ -44,13 +44,6 @@ def mmu_attention(ids_BT: Tensor, special: SpecialIds) -> Tensor:
     eoi_BT = (ids_BT == special.eoi).long()
     up_to_eoi_BT = eoi_BT.cumsum(1) - eoi_BT == 0
     return (causal_TT | up_to_eoi_BT[:, None, :])[:, None]
-
-
-def clip_attention(num_tokens: int, features: slice) -> Tensor:
-    """Mask [1,1,T,T] of understanding rows with CLIP features: causal, and all see the features."""
-    attend_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
-    attend_TT[:, features] = True
-    return attend_TT[None, None]
 
 
 @dataclass(frozen=True)
