@@ -147,7 +147,7 @@ def same(shared: Path, alone: Path) -> None:
         for store in (shared, alone)
     ]
     assert found[0] == found[1]
-    assert len(found[0]) == 14
+    assert len(found[0]) == 16
 
 
 def overlap_nowhere(gpu_runs: list[Document]) -> None:
