@@ -165,7 +165,6 @@ def _dpg(data: Path, chosen: BenchmarkChoice, config: Config) -> Iterator[Benchm
 
 
 def _sampling(config: Config) -> ImageSampling:
-    from models.protocol import ImageSampling
+    from models.protocol import image_sampling
 
-    chosen = config.sampling.images
-    return ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
+    return image_sampling(config.sampling.images)

@@ -16,7 +16,7 @@ from data.shapes.records import make_records
 from data.shapes.render import CELL
 from data.shapes.scene import Object, Scene
 from evals.benchmarks.base import Item, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.geneval_rules import grade, kept
 from evals.benchmarks.shapes import NUM_SCENES, SEED
@@ -35,7 +35,7 @@ class ShapesGenEval:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling."""
-        return sampling_settings(self._sampling)
+        return drawing_settings(self._sampling)
 
     def items(self) -> list[Item]:
         """All prompts."""
