@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -39,10 +39,9 @@ class ShapesPope:
         """The items tell all."""
         return {}
 
-    @cached_property
+    @property
     def _records(self) -> Mapping[str, Record]:
-        records = make_records(self._num, self._split, SEED)  # type: ignore[arg-type]
-        return {record.record_id: record for record in records}
+        return held_out_records(self._num, self._split)
 
     def items(self) -> list[Item]:
         """All questions, by split and scene."""
@@ -76,6 +75,13 @@ class ShapesPope:
     def figures(self, rows: pd.DataFrame) -> list[Figure]:
         """As POPE's."""
         return yes_no_figures(rows)
+
+
+@lru_cache(maxsize=4)
+def held_out_records(num: int, split: str) -> Mapping[str, Record]:
+    """Records by id; drawing scenes until enough are of a split takes seconds."""
+    records = make_records(num, split, SEED)  # type: ignore[arg-type]
+    return {record.record_id: record for record in records}
 
 
 def absent_things(
