@@ -17,7 +17,7 @@ from bench.clock import Clock
 from bench.compare import RUNS, Comparison, compare
 from bench.growth import NAMES, Growth, growths
 from bench.paths import PATHS, SCALES
-from models.families import use_threads
+from models.registry import use_threads
 
 GB = 1e9
 

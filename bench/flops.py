@@ -7,8 +7,8 @@ that is computed a second time to save memory. A multiplication and an addition 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from models.packing import PackedBatch
-from models.showo.network import ShowoConfig
+from models.families.showo.network import ShowoConfig
+from models.nn.packing import PackedBatch
 
 # The backward pass takes the gradient of each product by both of its factors.
 FORWARD_AND_BACKWARD = 3

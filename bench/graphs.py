@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from models.showo.network import KVCache, Showo
+from models.families.showo.network import KVCache, Showo
 
 
 class GraphedNetwork:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.clock import Clock
 from bench.paths import PATHS, Scale
-from models.families import use_threads
+from models.registry import use_threads
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from bench.flops import Work, forward_flops, image_work, packed_work, text_work
 from bench.graphs import GraphedNetwork
 from bench.synthetic import PROMPT_WORDS, Data, Size, make_model
 from bench.training import Lora, PairStep, PublishedTraining
-from models.base import MODALITIES, ImageSampling, TextSampling
-from models.packing import num_tokens, pack_trees
-from models.sharding import recompute
-from models.showo.decoding import generate_images
-from models.showo.logps import question_trees
-from models.showo.network import Showo
-from models.showo.noise import RecordNoise
-from models.showo.prompting import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.decoding import generate_images
+from models.families.showo.logps import question_trees
+from models.families.showo.network import Showo
+from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.nn.packing import num_tokens, pack_trees
+from models.protocol import MODALITIES, ImageSampling, TextSampling
+from models.samplers.noise import RecordNoise
+from training.sharding import recompute
 
 GUIDANCE = 5.0
 LORA = Lora()
@@ -177,7 +177,7 @@ class Bench:
             yield self._measure("AdamW", name, partial(self._adamw, fused), warm_up=2)
 
     def _adamw(self, fused: bool) -> Prepared:
-        from models.optimizer import decay_groups
+        from training.optim import decay_groups
 
         network = make_model(self.size, self._device, torch.float32).network
         groups = decay_groups(network, PublishedTraining().weight_decay)

@@ -15,15 +15,20 @@ import torch
 
 from bench import plain
 from bench.synthetic import FULL, SMALL, Data, Size, make_model
-from bench.training import PairStep, PublishedBranch
-from models.base import MODALITIES, ImageSampling, TextSampling
-from models.packing import Segment
-from models.sharding import recompute
-from models.showo.decoding import ImageBlocks, generate_images, generate_replies, generate_text
-from models.showo.logps import image_root, instruction
-from models.showo.model import ShowoModel
-from models.showo.noise import RecordNoise
-from models.showo.prompting import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from bench.training import PairStep, PublishedTraining
+from models.families.showo.decoding import (
+    ImageBlocks,
+    generate_images,
+    generate_replies,
+    generate_text,
+)
+from models.families.showo.logps import image_root, instruction
+from models.families.showo.model import ShowoModel
+from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.nn.packing import Segment
+from models.protocol import MODALITIES, ImageSampling, TextSampling
+from models.samplers.noise import RecordNoise
+from training.sharding import recompute
 
 Side = Literal["ours", "plain"]
 Floats = npt.NDArray[np.float64]
@@ -199,9 +204,9 @@ def _pair_step(scale: Scale, side: Side, recomputed: bool = False) -> Call:
     step would never hold them beside activations.
     """
     model, data = _made(scale, side)
-    pairs, settings = data.pairs(1), PublishedBranch()
+    pairs, settings = data.pairs(1), PublishedTraining()
     if side == "plain":
-        straight = plain.PairStep(model, settings.beta, settings.learning_rate)
+        straight = plain.PairStep(model, settings.caption.beta, settings.learning_rate)
         first = np.array(straight(pairs))
         step: Callable[[], object] = partial(straight, pairs)
     else:
@@ -226,7 +231,7 @@ def _caption_scores(scale: Scale, side: Side) -> Call:
     # Here, because the import alone takes seconds, which other paths need not wait for.
     from sentence_transformers import SentenceTransformer
 
-    from models.caption_scorer import CaptionScorer
+    from evals.networks.caption_scorer import CaptionScorer
 
     random = np.random.default_rng(SEED)
     words = ["a", "small", "large", "red", "blue", "green", "circle", "square", "star", "left"]
@@ -247,8 +252,6 @@ def _caption_scores(scale: Scale, side: Side) -> Call:
 
 def _made(scale: Scale, side: Side) -> tuple[ShowoModel, Data]:
     model = make_model(_vq_fits(scale.model), "cpu", torch.float32)
-    if side == "plain":
-        plain.plain_layers(model.network)
     return model, Data(model.config)
 
 

@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from models.base import ImageSampling, PairBatch, TextSampling
-from models.linear import Linear
-from models.packing import IGNORE
-from models.showo.decoding import mask_lengths, remask
-from models.showo.masks import mask_pair, mmu_attention, t2i_attention
-from models.showo.model import ShowoModel
-from models.showo.network import Showo
-from models.showo.prompting import (
+from models.families.showo.decoding import mask_lengths, remask
+from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo
+from models.families.showo.prompts import (
     CAPTION_QUESTION,
     Ids,
     ShowoTokenizer,
@@ -35,17 +32,12 @@ from models.showo.prompting import (
     t2i_prompt,
     vqa_question,
 )
+from models.nn.packing import IGNORE
+from models.protocol import ImageSampling, PairBatch, TextSampling
 
 if TYPE_CHECKING:
     # Its import holds memory, which would count for every path.
     from sentence_transformers import SentenceTransformer
-
-
-def plain_layers(module: nn.Module) -> None:
-    """Have linear layers, and so feed-forward parts, computed by torch alone."""
-    for child in module.modules():
-        if isinstance(child, Linear):
-            child.__class__ = nn.Linear  # type: ignore[assignment]
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from models.endpoint import Client
-from models.question_writer import QuestionWriter
+from services.endpoint import Client
+from services.question_writer import QuestionWriter
 from tests.llm_server import COLORS, THINGS, Server, endpoint
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.paths import PATHS, SCALES
 from core.runtime import peak_memory_bytes
-from models.families import use_threads
+from models.registry import use_threads
 
 if TYPE_CHECKING:
     from bench.paths import Side

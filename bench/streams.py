@@ -26,7 +26,7 @@ from core.config import Config, load_config
 from core.runtime import peak_memory_bytes
 from core.stage import Stage, run_stage
 from core.store import Store
-from models.base import TextRole, TextUse
+from models.protocol import TextRole, TextUse
 
 BASE = CONFIG.parent / "models/assets/shapes/base"
 RECORDS_AT_ONCE = 256

@@ -11,12 +11,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from models.base import Codes, PairBatch
-from models.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config, StackConfig
-from models.showo.model import ShowoModel
-from models.showo.network import Showo, ShowoConfig
-from models.showo.phi import RotaryEmbedding
-from models.showo.prompting import SPECIAL_TOKENS, ShowoTokenizer
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.phi import RotaryEmbedding
+from models.families.showo.prompts import SPECIAL_TOKENS, ShowoTokenizer
+from models.protocol import Codes, PairBatch
+from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config, StackConfig
 from models.weights import without_values
 
 END = "<|endoftext|>"

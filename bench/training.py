@@ -7,11 +7,11 @@ import torch
 
 from bench.flops import Work, packed_work, training_flops
 from bench.synthetic import Data, Size
-from models.base import MODALITIES, BranchLogps, Modality, PairBatch
-from models.families import autocast
-from models.optimizer import BranchOptimizer, lean_gradients, take_gradients
-from models.preference import ReferenceBranch, pair_loss
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
+from models.protocol import MODALITIES, BranchLogps, Modality, PairBatch
+from models.registry import autocast
+from training.objectives import pair_loss
+from training.optim import make_optimizer
 
 if TYPE_CHECKING:
     from core.config import Training
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 class PublishedBranch:
     """The published settings of a modality."""
 
-    learning_rate: float = 2e-5
     beta: float = 0.2
     weight: float = 1.0
     nll_weight: float = 0.0
@@ -35,6 +34,7 @@ class PublishedTraining:
     objective: str = "sum"
     caption: PublishedBranch = PublishedBranch()
     image: PublishedBranch = PublishedBranch()
+    learning_rate: float = 2e-5
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
 
@@ -65,8 +65,9 @@ class PairStep:
         self._training = cast("Training", PublishedTraining())
         self._module = model.pair_module
         self.weights = [p for p in self._module.parameters() if p.requires_grad]
-        lean_gradients(self._module, alone=True)
-        self._optimizer = BranchOptimizer(self._module, MODALITIES[0], self._training)
+        self._optimizer = make_optimizer(
+            self._module, self._training.learning_rate, self._training.weight_decay
+        )
         data = Data(model.config)
         counts = [min(at_once, size.pairs - i) for i in range(0, size.pairs, at_once)]
         self._batches = [data.pairs(count) for count in counts]
@@ -76,18 +77,11 @@ class PairStep:
 
     def __call__(self) -> None:
         """A whole step."""
-        self.add_gradients()
-        self.move(take_gradients(self.weights))
-
-    def add_gradients(self) -> None:
-        """All of a step but the optimizer."""
-        for modality in reversed(MODALITIES):
+        self._optimizer.zero_grad()
+        for modality in MODALITIES:
             self._add_gradient(modality)
-
-    def move(self, gradients: list[torch.Tensor | None]) -> None:
-        """Move the weights."""
-        self._optimizer.clip(gradients)
-        self._optimizer.step(gradients, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.weights, self._training.max_grad_norm)
+        self._optimizer.step()
 
     def work(self) -> Work:
         """Of the forward passes of a step."""
@@ -108,10 +102,10 @@ class PairStep:
             self._batches, self._shares, self._references, strict=True
         ):
             logps = self._logps(batch, modality)
-            result = pair_loss({modality: logps}, {modality: reference[modality]}, self._training)
-            chosen_B, rejected_B = result.gradients[modality]
-            carrier = logps.chosen_logps_B * chosen_B + logps.rejected_logps_B * rejected_B
-            (share * carrier.sum()).backward()
+            loss_B, _ = pair_loss(
+                {modality: logps}, {modality: reference[modality]}, self._training
+            )
+            (share * loss_B.mean()).backward()
 
     def _logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
         packed = self._model.pack_pairs(batch, modality)
@@ -120,9 +114,9 @@ class PairStep:
         return logps
 
     @torch.inference_mode()
-    def _reference(self, batch: PairBatch) -> dict[Modality, ReferenceBranch]:
-        found: dict[Modality, ReferenceBranch] = {}
+    def _reference(self, batch: PairBatch) -> dict[Modality, torch.Tensor]:
+        found: dict[Modality, torch.Tensor] = {}
         for modality in MODALITIES:
             logps = self._logps(batch, modality)
-            found[modality] = ReferenceBranch(logps.chosen_logps_B, logps.rejected_logps_B)
+            found[modality] = torch.stack((logps.chosen_logps_B, logps.rejected_logps_B), dim=1)
         return found

@@ -16,7 +16,7 @@ from bench.streams import checkpoint
 from core.config import load_config
 from core.stage import Stage, run_stage
 from core.store import Store
-from tasks._crew import run_on_machine
+from flows.executors.local import run_on_machine
 from tasks.pool import POOL
 
 STAGES = {"sample-captions": tasks.sample.CAPTIONS, "sample-images": tasks.sample.IMAGES}

@@ -24,24 +24,19 @@ if TYPE_CHECKING:
 Runner = Callable[[Stage, "Config", Store, Inputs], StageResult]
 
 
-def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
-    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C, 143 after SIGTERM.
-
-    `quiet` leaves the message to another process.
-    """
+def run_command(command: Callable[[], object]) -> int:
+    """Run a command; its exit code: 0, 2 after a UserError, 130 after Ctrl-C, 143 after SIGTERM."""
     left_out = go_past_proxies()
-    if left_out and not quiet:
+    if left_out:
         print(f"note: {left_out}", file=sys.stderr, flush=True)
     try:
         with termination_raised():
             command()
     except UserError as error:
-        if not quiet:
-            print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt as interrupt:
-        if not quiet:
-            print("interrupted; run the same command again to continue", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
     return 0
 
@@ -72,11 +67,11 @@ def stage_command(
     setup_logging(logging.INFO if peers.first else logging.ERROR)
 
     def command() -> None:
-        refs = peers.gather(lambda: _run(stages[options.stage], options, run))
+        ref = _run(stages[options.stage], options, run)
         if peers.first:
-            print(json.dumps(asdict(refs[0])))
+            print(json.dumps(asdict(ref)))
 
-    return run_command(command, quiet=not peers.first)
+    return run_command(command)
 
 
 def _run(stage: Stage, options: argparse.Namespace, run: Runner) -> ArtifactRef:

@@ -54,7 +54,7 @@ DeployedStage = Literal[
     "train",
     "evaluate",
     "benchmark",
-    "register",
+    "gate",
 ]
 
 
@@ -278,7 +278,6 @@ class Pairing(Section):
 class Branch(Section):
     """Pair-DPO settings of one modality."""
 
-    learning_rate: NotNegative = Field(description="AdamW rate of this modality's gradient")
     beta: Positive = Field(description="strength of the tie to the reference")
     weight: NotNegative = Field(description="factor of this modality's term; 0 switches it off")
     nll_weight: NotNegative = Field(description="factor of the winner's negative log-likelihood")
@@ -315,12 +314,9 @@ class Training(Section):
     schedule: Literal["linear", "cosine"] = Field(
         description="how the learning rates fall to zero after warm-up"
     )
-    optimizers: Literal["separate", "shared"] = Field(
-        description="an AdamW for each modality; or one for both, as published, which takes the "
-        "sum of their gradients, half the memory and one learning rate"
-    )
+    learning_rate: NotNegative = Field(description="of AdamW, over the sum of both terms")
     weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
-    max_grad_norm: Positive = Field(description="clipping threshold of what an optimizer takes")
+    max_grad_norm: Positive = Field(description="largest norm of the gradient")
     lora: Lora | None = Field(description="train adapters; null: all weights")
     collapse_nats: Positive = Field(
         description="stop when winners lose this much log-probability a token against the reference"
@@ -572,13 +568,6 @@ class Config(Section):
                 f"data.source = {self.data.source!r}; set it to null, or to a name of your own"
             )
         branches = self.training.caption, self.training.image
-        rates = [branch.learning_rate for branch in branches]
-        if self.training.optimizers == "shared" and rates[0] != rates[1]:
-            raise ValueError(
-                "training.optimizers = 'shared' has one learning rate, but training.caption has "
-                f"{rates[0]} and training.image {rates[1]}; make them equal, or set optimizers: "
-                "separate"
-            )
         if not any(branch.weight or branch.nll_weight for branch in branches):
             raise ValueError(
                 "weight and nll_weight are 0 in training.caption and in training.image, so "

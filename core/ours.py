@@ -18,7 +18,9 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("bench", "core", "data", "evals", "flows", "models", "report", "tasks")
+PACKAGES = (
+    "bench", "core", "data", "evals", "flows", "models", "report", "tasks", "tracking", "training",
+)  # fmt: skip
 
 
 class _Ours:

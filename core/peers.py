@@ -3,21 +3,14 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from core.errors import UserError
-
 T = TypeVar("T")
-
-
-class EndOfAllError(UserError):
-    """Raised in every process by itself, so that the others need not be told."""
 
 
 class Peers:
     """A process without peers; a subclass connects several.
 
-    All peers must call `gather` and `once` in the same order. An error that leaves the function
-    given to either of them is raised in all. So a command that runs within one `gather` ends
-    everywhere whatever fails anywhere, at the next call of the others.
+    All peers must call `gather` and `once` in the same order. Where one fails, whoever has started
+    them ends the others.
     """
 
     num, rank = 1, 0

@@ -35,13 +35,13 @@ from data.tables import (
 )
 from evals.gap import record_scores, summarize
 from evals.judges.base import Judge, Provenance
+from evals.networks.caption_scorer import CaptionScorer
 from evals.statistics import BOOTSTRAP_SEED
 from evals.vqa import ANSWERED, Answered, ask, check_answered
-from models.base import Codes, ImageSampling, TextSampling, UnifiedModel, count_cut
 from models.batches import Batches
-from models.caption_scorer import CaptionScorer
-from models.endpoint import COUNTED
-from models.families import load_model, use_threads
+from models.protocol import Codes, ImageSampling, TextSampling, UnifiedModel, count_cut
+from models.registry import load_model, use_threads
+from services.endpoint import COUNTED
 
 if TYPE_CHECKING:
     from core.config import Config, Evaluation

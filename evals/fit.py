@@ -14,11 +14,11 @@ import numpy as np
 from core.errors import UserError
 from core.progress import Progress
 from data.tables import decode_image
+from evals.networks.caption_scorer import CaptionScorer
 from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_mean
 from evals.vqa import ANSWERED, Answered, ask, tally
-from models.base import TextRole, TextSampling, UnifiedModel
 from models.batches import Batches
-from models.caption_scorer import CaptionScorer
+from models.protocol import TextRole, TextSampling, UnifiedModel
 
 if TYPE_CHECKING:
     from core.config import Evaluation

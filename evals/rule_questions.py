@@ -17,9 +17,9 @@ from data.caption_questions import Words, write_questions
 from data.tables import decode_image
 from evals.statistics import BOOTSTRAP_SEED, bootstrap_mean
 from evals.vqa import Answered, ask, only_answered
-from models.base import TextReader, UnifiedModel
 from models.batches import Batches
-from models.question_writer import POOL, Candidate
+from models.protocol import TextReader, UnifiedModel
+from services.question_writer import POOL, Candidate
 
 MEASURED = 256  # records whose pictures the base is asked about
 SEVERAL = 3  # times as many questions are written as are kept

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from data.questions import QuestionRow, normalised
-from models.base import Codes, UnifiedModel
-from models.caption_scorer import CaptionScorer
-from models.replies import EMPTY, UNUSABLE
+from evals.networks.caption_scorer import CaptionScorer
+from models.protocol import Codes, UnifiedModel
+from services.replies import EMPTY, UNUSABLE
 
 LEAST_PROBABILITY = 0.01
 ANSWERED = "answered"

@@ -135,7 +135,7 @@ def run_one(config: Config, arm: str, seed: int) -> list[Row]:
     """One self-play without servers, its output in a log; the metrics of all its checkpoints."""
     from flows.self_play import SelfPlay
     from flows.stages import Step
-    from tasks._tracking.runs import open_tracker
+    from tracking.runs import open_tracker
 
     evaluations: dict[int, StageResult] = {}
 

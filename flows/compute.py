@@ -15,7 +15,7 @@ from typing import Any, Literal
 from core.config import Config, Resources
 from core.errors import UserError
 from core.remote import connect, is_local
-from tasks._tracking.connection import ADDRESS, LOGIN_FILE
+from tracking.connection import ADDRESS, LOGIN_FILE
 
 Pool = Literal["process", "docker", "kubernetes"]
 TEMPLATE = Path(__file__).resolve().parent.parent / "docker/kubernetes/job-template.json"

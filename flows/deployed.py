@@ -25,7 +25,7 @@ PLACES = {
     "train": "tasks.train:TRAIN",
     "evaluate": "tasks.evaluate:EVALUATE",
     "benchmark": "tasks.benchmark:BENCHMARK",
-    "register": "tasks.register:REGISTER",
+    "gate": "tasks.gate:GATE",
 }
 
 

@@ -12,10 +12,10 @@ from core.errors import UserError
 from core.progress import progress
 from data.tables import parquet_files
 from evals.fit import SAMPLE, measure_fit, refuse_misfits, show_fit
+from evals.networks.caption_scorer import CaptionScorer
 from evals.sampling import spread_records
 from models.batches import Batches
-from models.caption_scorer import CaptionScorer
-from models.families import load_model, use_threads
+from models.registry import load_model, use_threads
 from tasks.fit import COLUMNS
 
 logger = logging.getLogger(__name__)

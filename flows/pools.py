@@ -47,7 +47,6 @@ from flows.stages import (
     SHOWN_DIGITS,
     Step,
     await_server,
-    do_stage,
     in_stage,
     parameters,
     report_end,
@@ -55,7 +54,6 @@ from flows.stages import (
     run_name,
     run_tags,
 )
-from tasks.register import REGISTER
 
 POLL_SECONDS = 1.0
 SIGNS_SECONDS = 10.0  # between two looks for heartbeats and workers
@@ -96,14 +94,13 @@ class PoolRunner:
             return run_in_flow(stage, config, inputs, step)
         started = time.monotonic()
         there = placed(config, stage.name, self._pool)
-        result = None if stage is REGISTER else _found(stage, there, inputs)
+        result = _found(stage, there, inputs)
         if result is None:
             await_server()
             with get_client(sync_client=True) as client:
                 _Batch(client, self._pool, stage, there, inputs, step).complete()
             # Whoever ended last has published, so this finds what is there.
-            made = do_stage(REGISTER, there, inputs, step.run_id) if stage is REGISTER else None
-            made = made or _found(stage, there, inputs)
+            made = _found(stage, there, inputs)
             if made is None:
                 raise in_stage(
                     stage,

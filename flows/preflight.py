@@ -24,10 +24,10 @@ from data.checks import check_asked, check_table
 from data.held_out import check_apart
 from data.schemas import table_named
 from data.tables import count_rows, iter_batches, parquet_files
-from models.caption_scorer import MODULES, transformer_folder
+from evals.networks.caption_scorer import MODULES, transformer_folder
+from flows.executors.local import num_processes
 from models.memory import Sizes, available_bytes, check_memory, floor_of, gibibytes
 from models.weight_files import check_one_set
-from tasks._crew import num_processes
 
 MODEL_FILES = {
     "showo": (

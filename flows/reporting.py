@@ -22,7 +22,7 @@ from report.card import render_card
 from report.figures import Figures, read_figures
 from report.page import render_page
 from report.story import Story, Version, from_document, to_document
-from tasks._tracking.runs import BASE, Origin, self_play_key
+from tracking.runs import BASE, Origin, self_play_key
 
 STORY = "story.json"
 ANSWERS = "answers/"  # of an evaluation

@@ -24,6 +24,7 @@ from flows.leftovers import end_leftovers
 from flows.pages import RunPages, present
 from flows.pools import PoolRunner
 from flows.preflight import check
+from flows.registration import register
 from flows.reporting import figures_of, keep_story, write_report
 from flows.showcase import Showcase
 from flows.stages import Step, announce, do_stage, label, refused, run_in_flow
@@ -31,22 +32,23 @@ from report.alarms import show_alarms
 from report.figures import Figures
 from report.story import Story, Version
 from report.table import Checkpoint, final_table
-from tasks._tracking.runs import BASE as ORIGIN
-from tasks._tracking.runs import IterationRun, Origin, Tracker, open_tracker
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
-from tasks.champion import Champion, find_champion
 from tasks.evaluate import EVALUATE
 from tasks.fit import STAGE as FIT
+from tasks.gate import GATE
 from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
 from tasks.questions import QUESTIONS, check_without
 from tasks.reference import REFERENCE
-from tasks.register import REGISTER, Scores, is_registered, register
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import METRICS, TRAIN, read_metrics
+from tracking.champion import Champion, find_champion
+from tracking.publishing import Scores
+from tracking.runs import BASE as ORIGIN
+from tracking.runs import IterationRun, Origin, Tracker, open_tracker
 
 NOT_SHOWN = (
     "G and gap are by the model's own taste: nobody but a relative of it has looked at its "
@@ -349,18 +351,15 @@ class SelfPlay:
         versions = self._story_so_far.versions
         first = versions[0] if versions else None
         baseline = Scores(first.evaluation, list(first.benchmarks.values())) if first else None
-        if not is_registered(self._config, run.registry, checkpoint, scores):
-            inputs: Inputs = {
-                "checkpoint": checkpoint,
-                "evaluation": scores.evaluation,
-                "baseline": [baseline.evaluation] if baseline else [],
-                "benchmarks": scores.benchmarks,
-                "baseline_benchmarks": baseline.benchmarks if baseline else [],
-            }
-            self._stage(REGISTER, inputs, self._step(iteration, checkpoint, run))
-        # Done by now: this only reads what was decided.
+        step = self._step(iteration, checkpoint, run)
         done = register(
-            self._config, self._store, checkpoint, scores, baseline, registry=run.registry
+            self._config,
+            run.registry,
+            checkpoint,
+            scores,
+            baseline,
+            run_gate=lambda inputs: self._stage(GATE, inputs, step),
+            run_id=run.run_id,
         )
         return done.promoted, (f"version {done.version}, " if done.version else "") + done.reason
 

@@ -33,7 +33,7 @@ from flows.logins import (
     write_private,
 )
 from flows.processes import Record, is_left, launch, listens, read_record, stop
-from tasks._tracking.connection import LOGIN_FILE
+from tracking.connection import LOGIN_FILE
 
 STATE = Path(".hermesflow")
 HOST = "127.0.0.1"

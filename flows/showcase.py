@@ -17,8 +17,8 @@ from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_shee
 from report.plot_files import gap_plot, training_plot
 from report.story import Story
 from report.summary import checkpoint_rows, iteration_page, run_line, run_text
-from tasks._tracking.inputs import InputTable
-from tasks._tracking.runs import IterationRun, Tracker
+from tracking.inputs import InputTable
+from tracking.runs import IterationRun, Tracker
 
 NUM_PAIRS = 8
 NUM_DRAWN = 18

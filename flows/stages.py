@@ -23,12 +23,11 @@ from core.progress import observed_by
 from core.secrets import masked
 from core.stage import WHOLE, Inputs, Share, Stage, StageResult
 from core.store import Store
+from flows.executors.local import run_on_machine
 from flows.pages import ProgressPage
 from flows.servers import answers
-from tasks._crew import run_on_machine
-from tasks._tracking.live import shown_live
 from tasks.benchmark import BENCHMARK
-from tasks.register import REGISTER, register_stage
+from tracking.live import shown_live
 
 RefDocument = dict[str, str]
 SHOWN_DIGITS = 8  # of a digest
@@ -202,11 +201,8 @@ def _run(
 def do_stage(
     stage: Stage, config: Config, inputs: Inputs, run_id: str, share: Share = WHOLE
 ) -> StageResult | None:
-    """Run a stage, which for `register` means to tell the registry as well."""
-    store = Store(config.store)
-    if stage is REGISTER:
-        return register_stage(stage, config, store, inputs, run_id, warn=False)
-    return run_on_machine(stage, config, store, inputs, share)
+    """Run a stage on this machine."""
+    return run_on_machine(stage, config, Store(config.store), inputs, share)
 
 
 def _documents(inputs: Inputs) -> dict[str, list[RefDocument]]:

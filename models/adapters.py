@@ -15,7 +15,7 @@ from peft import LoraConfig, LoraModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 if TYPE_CHECKING:
     from core.config import Lora

@@ -69,14 +69,14 @@ def preference_metrics(
     *,
     beta: float,
 ) -> dict[str, Tensor]:
-    """Batch means, detached. A tie counts as wrong in the accuracy."""
+    """Metrics [B] of each pair, detached. A tie counts as wrong in the accuracy."""
     chosen_rewards_B = beta * logratios(chosen_logps_B, ref_chosen_logps_B).detach()
     rejected_rewards_B = beta * logratios(rejected_logps_B, ref_rejected_logps_B).detach()
     return {
-        "logps/chosen": chosen_logps_B.detach().mean(),
-        "logps/rejected": rejected_logps_B.detach().mean(),
-        "rewards/chosen": chosen_rewards_B.mean(),
-        "rewards/rejected": rejected_rewards_B.mean(),
-        "rewards/margins": (chosen_rewards_B - rejected_rewards_B).mean(),
-        "rewards/accuracies": (chosen_rewards_B > rejected_rewards_B).float().mean(),
+        "logps/chosen": chosen_logps_B.detach(),
+        "logps/rejected": rejected_logps_B.detach(),
+        "rewards/chosen": chosen_rewards_B,
+        "rewards/rejected": rejected_rewards_B,
+        "rewards/margins": chosen_rewards_B - rejected_rewards_B,
+        "rewards/accuracies": (chosen_rewards_B > rejected_rewards_B).float(),
     }

@@ -62,29 +62,16 @@ def inference_floor(sizes: Sizes, precision: str, *, judge: bool = False) -> Flo
     return parts | {"judge": weights + frozen} if judge else parts
 
 
-def training_floor(
-    sizes: Sizes, *, optimizers: int, rank: int | None = None, shards: int = 1
-) -> Floor:
-    """What a training process holds at the end of a step, in float32.
-
-    Each of the optimizers has a gradient and two moments of every trained weight.
-    """
+def training_floor(sizes: Sizes, *, rank: int | None = None, shards: int = 1) -> Floor:
+    """What a training process holds at the end of a step, in float32."""
     trained = sizes.network if rank is None else rank * sizes.per_rank
     network = sizes.network + (0 if rank is None else trained)
     return {
         "weights": FLOAT * network / shards,
         "image tokenizer": FLOAT * sizes.frozen,
-        "gradients": FLOAT * trained * optimizers / shards,
-        "moments": 2 * FLOAT * trained * optimizers / shards,
+        "gradients": FLOAT * trained / shards,
+        "moments": 2 * FLOAT * trained / shards,
     }
-
-
-def num_optimizers(config: Config) -> int:
-    """AdamW states that training keeps over the same weights."""
-    training = config.training
-    branches = (training.caption, training.image)
-    active = sum(branch.weight > 0 or branch.nll_weight > 0 for branch in branches)
-    return 1 if training.optimizers == "shared" else active
 
 
 def floor_of(stage: str, config: Config, sizes: Sizes, processes: int = 1) -> Floor:
@@ -93,7 +80,6 @@ def floor_of(stage: str, config: Config, sizes: Sizes, processes: int = 1) -> Fl
         lora = config.training.lora
         return training_floor(
             sizes,
-            optimizers=num_optimizers(config),
             rank=lora.rank if lora else None,
             shards=processes if config.runtime.shard_weights else 1,
         )
@@ -125,19 +111,17 @@ def check_memory(
 
 def _ways_to_train(config: Config, sizes: Sizes, available: float) -> Iterator[str]:
     """Settings whose floor fits."""
-    lora, optimizers = config.training.lora, num_optimizers(config)
+    lora = config.training.lora
 
-    def fits(optimizers: int, rank: int | None, shards: int = 1) -> bool:
-        floor = training_floor(sizes, optimizers=optimizers, rank=rank, shards=shards)
+    def fits(rank: int | None, shards: int = 1) -> bool:
+        floor = training_floor(sizes, rank=rank, shards=shards)
         return sum(floor.values()) <= available
 
     rank = lora.rank if lora else None
-    if optimizers > 1 and fits(1, rank):
-        yield "set training.optimizers: shared"
-    if lora is None and fits(optimizers, LORA_RANK):
+    if lora is None and fits(LORA_RANK):
         yield f"set training.lora: {{rank: {LORA_RANK}, alpha: {2 * LORA_RANK}}}"
     if config.runtime.device != "cpu":
-        fitting = [shards for shards in SHARDS if fits(optimizers, rank, shards)]
+        fitting = [shards for shards in SHARDS if fits(rank, shards)]
         if fitting:
             yield f"set runtime.shard_weights: true on {fitting[0]} GPUs"
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from core.errors import UserError
 from data.pictures import PictureError, as_seen, rgb
-from models.base import ImageSampling, TextSampling, UnifiedModel
+from models.protocol import ImageSampling, TextSampling, UnifiedModel
 
 Request = Mapping[str, Any]
 Response = dict[str, Any]

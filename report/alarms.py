@@ -176,7 +176,7 @@ def _falling_winners(now: IterationFigures, base: IterationFigures) -> Iterator[
                 f"{modality} winners fall",
                 f"Winning {modality}s ended {-nats:.2f} nats a token less likely than before the "
                 "iteration: training pushes the good samples down along with the bad ones. Lower "
-                f"training.{modality}.learning_rate, or raise training.{modality}.nll_weight.",
+                f"training.learning_rate, or raise training.{modality}.nll_weight.",
             )
 
 
@@ -192,7 +192,7 @@ def _reward_hacking(now: IterationFigures, base: IterationFigures) -> Iterator[t
             f"The model's score of its own drawings rose by {_signed(own)}, what the judge sees "
             f"by {_signed(seen)}: it learns to please itself, which is not to draw better. Run "
             "fewer iterations, raise pairing.image.min_margin, or lower "
-            "training.image.learning_rate.",
+            "training.learning_rate.",
         )
     groups = sorted({group for name, group in now.changes if group.startswith("type/")})
     kinds = [group for group in groups if _unconfirmed(now, group)]
@@ -278,7 +278,7 @@ def _drifting_self_vqa(now: IterationFigures, base: IterationFigures) -> Iterato
             f"The model agrees with the judge about {agreement[0]:.1%} of its pictures' answers, "
             f"down from {agreement[1]:.1%}: its own scores, by which self-play chooses winners, "
             "mean less. Run fewer iterations, raise pairing.image.min_margin, or lower "
-            "training.image.learning_rate.",
+            "training.learning_rate.",
         )
     scores, truth = _pair(now, base, "self_score"), _pair(now, base, "generation")
     if scores and truth:
@@ -292,7 +292,7 @@ def _drifting_self_vqa(now: IterationFigures, base: IterationFigures) -> Iterato
                 f"The model scores its own pictures {after:+.3f} against the judge, the base "
                 f"{before:+.3f}: it learns to please itself instead of drawing better. Run "
                 "fewer iterations, raise pairing.image.min_margin, or lower "
-                "training.image.learning_rate.",
+                "training.learning_rate.",
             )
 
 
@@ -308,7 +308,7 @@ def _shrinking_diversity(
                 f"Pictures of the same prompt differ {lost:.0%} less than the base's "
                 f"({diversity[0]:.3f} against {diversity[1]:.3f}): the model repeats itself, and "
                 "later iterations have less to choose from. Raise training.image.beta or "
-                "sampling.images.temperature, or lower training.image.learning_rate.",
+                "sampling.images.temperature, or lower training.learning_rate.",
             )
 
 
@@ -347,7 +347,7 @@ def _forgotten_captions(now: IterationFigures, base: IterationFigures) -> Iterat
             "captions get worse",
             f"The most likely captions are {similarity[0]:.3f} similar to the true ones, down from "
             f"{similarity[1]:.3f}: the model is losing what it could say. Lower "
-            "training.caption.learning_rate, or raise training.caption.beta or "
+            "training.learning_rate, or raise training.caption.beta or "
             "training.caption.nll_weight.",
         )
 

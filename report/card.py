@@ -164,7 +164,7 @@ def _loading(figures: Figures) -> Iterator[str]:
     checkpoint = figures.last.version.checkpoint
     family = figures.story.config["model"]["family"]
     yield from ("```python", "from core.artifact import Artifact")
-    yield from ("from models.families import load_model", "")
+    yield from ("from models.registry import load_model", "")
     yield f'folder = Artifact("{checkpoint.uri}").path("model")'
     yield f'model = load_model("{family}", folder, "cpu")'
     yield from ("```", "", f"Digest of the checkpoint: `{checkpoint.digest}`.")

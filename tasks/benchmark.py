@@ -26,11 +26,11 @@ from evals.benchmarks.figures import ALL
 from evals.benchmarks.run import CUT, ask_all, check_judged, digest_of, items_of, sum_up
 from evals.judges.endpoint import judge_server
 from models.batches import Batches
-from models.families import load_model, use_threads
+from models.registry import load_model, use_threads
 
 if TYPE_CHECKING:
     from evals.benchmarks.base import Benchmark
-    from models.base import UnifiedModel
+    from models.protocol import UnifiedModel
 
 
 def alone(config: Config, name: str) -> Config:

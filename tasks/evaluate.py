@@ -14,8 +14,8 @@ from data.tables import count_rows
 from evals.evaluation import Evaluator, evaluate_pool, join_parts
 from evals.judges.catalog import open_judge, read_record
 from evals.judges.endpoint import judge_server
+from evals.networks.caption_scorer import encoder_files
 from models.batches import Batches
-from models.caption_scorer import encoder_files
 
 
 def _body(context: StageContext) -> Mapping[str, object] | None:

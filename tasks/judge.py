@@ -35,15 +35,15 @@ from evals.judges.catalog import (
 )
 from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
+from evals.networks.caption_scorer import encoder_files
 from evals.sampling import spread_batches, spread_records
 from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_mean
 from evals.vqa import check_answered
 from models.batches import Batches
-from models.caption_scorer import encoder_files
-from models.families import load_model, use_threads
+from models.registry import load_model, use_threads
 
 if TYPE_CHECKING:
-    from models.base import UnifiedModel
+    from models.protocol import UnifiedModel
 
 ACCURACY = "accuracy.parquet"
 REAL, REBUILT, SHUFFLED = "real", "reconstructed", "shuffled"

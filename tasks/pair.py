@@ -100,7 +100,7 @@ def _reader(context: StageContext) -> Callable[[Sequence[str]], list[Hashable]] 
     """What the model sees of captions, by its tokenizer; None without a checkpoint to ask."""
     if not context.inputs["checkpoint"]:
         return None
-    from models.families import load_texts
+    from models.registry import load_texts
 
     folder = context.input("checkpoint").path("model")
     read = load_texts(context.config.model.family, folder)

@@ -32,7 +32,7 @@ from data.pair_files import (
     write_trl,
 )
 from data.tables import TableWriter, count_rows
-from models.showo.prompting import CAPTION_QUESTION
+from models.families.showo.prompts import CAPTION_QUESTION
 
 BATCH = 64  # pairs in memory, with three pictures each
 PART_PAIRS = 2048

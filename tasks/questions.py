@@ -42,10 +42,10 @@ from evals.rule_questions import (
 )
 from evals.sampling import spread_records
 from models.batches import Batches
-from models.endpoint import COUNTED, Client
-from models.families import load_model, load_texts, use_threads
-from models.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
-from models.vllm_server import served
+from models.registry import load_model, load_texts, use_threads
+from services.endpoint import COUNTED, Client
+from services.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
+from services.vllm_server import served
 
 PROVENANCE = "provenance/"
 WITHOUT = "without.json"

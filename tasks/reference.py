@@ -16,10 +16,10 @@ from core.counts import keep_counts, kept_counts
 from core.stage import Stage, StageContext
 from data.schemas import arrow_schema
 from data.tables import TableWriter, count_rows, iter_batches
-from models.base import BranchLogps, Modality, UnifiedModel, count_cut
 from models.batches import Batches
-from models.families import autocast, load_model, use_threads
-from models.pair_data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
+from models.protocol import BranchLogps, Modality, UnifiedModel, count_cut
+from models.registry import autocast, load_model, use_threads
+from training.data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
 
 
 class _Reference:

@@ -19,9 +19,9 @@ from core.counts import keep_counts, kept_counts
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.tables import TableWriter, decode_image, encode_image, iter_batches
-from models.base import ImageSampling, TextSampling, UnifiedModel, count_cut
 from models.batches import Batches
-from models.families import load_model, use_threads
+from models.protocol import ImageSampling, TextSampling, UnifiedModel, count_cut
+from models.registry import load_model, use_threads
 
 Rows = list[dict[str, object]]
 

@@ -24,6 +24,7 @@ from data.questions import QuestionRow
 from data.rows import PoolRecords
 from data.tables import TableWriter, count_rows, decode_image, iter_batches
 from evals.judges.oracle import Oracle
+from evals.networks.caption_scorer import CaptionScorer, encoder_files
 from evals.vqa import (
     Answered,
     Tally,
@@ -36,10 +37,9 @@ from evals.vqa import (
     soft_score,
     tally,
 )
-from models.base import count_cut
 from models.batches import Batches
-from models.caption_scorer import CaptionScorer, encoder_files
-from models.families import load_model, load_texts, use_threads
+from models.protocol import count_cut
+from models.registry import load_model, load_texts, use_threads
 
 QUESTIONS = "questions"
 """The kind of counts of what questions came to."""

@@ -1,9 +1,9 @@
 """Stage `train`: Pair-DPO from one checkpoint to the next.
 
 Reads checkpoint, pairs and reference log-probabilities; writes the model folder `model/`, with LoRA
-also `adapter/` (peft's format), and `metrics.jsonl`, one line a step. A killed run continues from
+also `adapter/` (peft's format), and `metrics.jsonl`, one line per step. A killed run continues from
 its last saved state and ends with the same weights. Under torchrun all processes run this module
-and share each batch; the first alone shows and publishes, and writes all but shards of states.
+and share each batch; the first alone shows and publishes, and each writes its part of the states.
 """
 
 import json
@@ -14,10 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 
 from core.command import stage_command
 from core.config import Training
@@ -27,14 +27,14 @@ from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
-from models.base import UnifiedModel
-from models.families import load_model, use_threads
 from models.memory import available_bytes, check_memory
-from models.pair_data import join_reference, open_pairs
-from models.pair_trainer import PairTrainer
-from models.preference import active_modalities
-from models.processes import connected, make_accelerator, process_device
-from models.sharding import ShardedState, recompute, shard
+from models.protocol import UnifiedModel
+from models.registry import load_model, use_threads
+from training.data import join_reference, open_pairs
+from training.objectives import active_modalities
+from training.processes import connected, make_accelerator, process_device
+from training.sharding import recompute, shard
+from training.trainer import PairTrainer
 
 if TYPE_CHECKING:
     from models.adapters import Adapters
@@ -65,7 +65,7 @@ def run(context: StageContext) -> Mapping[str, object]:
         stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
         reference = join_reference(stored, rows, config.seed, training.epochs)
         trainer = PairTrainer(
-            model, accelerator, rows, reference, training, config.seed, context.peers,
+            model, accelerator, rows, reference, training, config.seed,
             pairs_at_once=runtime.batch_pairs, sharded=sharded,
         )  # fmt: skip
         if trainer.warmup_steps < training.warmup_steps:
@@ -73,7 +73,7 @@ def run(context: StageContext) -> Mapping[str, object]:
                 "training.warmup_steps = %d would take more than half of the %d steps; warming "
                 "up for %d", training.warmup_steps, trainer.num_steps, trainer.warmup_steps,
             )  # fmt: skip
-        metrics, seconds = _fit(context, trainer, sharded)
+        metrics, seconds = _fit(context, trainer)
     if sharded:
         weights = trainer.trained_weights()
         if context.peers.first:
@@ -94,7 +94,7 @@ def run(context: StageContext) -> Mapping[str, object]:
 
 TRAIN = Stage(
     "train",
-    1,
+    2,
     ("seed", "model.family", "model.precision", "training"),
     ("checkpoint", "pairs", "reference"),
     run,
@@ -136,59 +136,57 @@ def _take_over(model: UnifiedModel, weights: Mapping[str, torch.Tensor]) -> None
             parameter.copy_(weights[name])
 
 
-def _fit(context: StageContext, trainer: PairTrainer, sharded: bool) -> tuple[Metrics, float]:
+def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
     """All steps that are left, and the seconds each of them took."""
     metrics = _resume(context, trainer)
     # Those of one process, since all must meet to save.
     save_every = context.peers.once(lambda: context.config.runtime.save_every_steps)
     first, started = len(metrics), time.monotonic()
-    peers = context.peers
     with context.progress("train", trainer.num_steps) as bar, held_back() as is_to_end:
         for row in metrics:
             bar.values(row)
         bar.update(first)
         for step in range(first, trainer.num_steps):
-            metrics.append(trainer.step(step))
-            bar.values(metrics[-1])
+            row, ends = trainer.step(step, is_to_end())
+            metrics.append(row)
+            bar.values(row)
             _check_winners(metrics, context.config.training, trainer.num_steps)
             bar.update()
             done = step + 1
-            ends = any(peers.gather(is_to_end))
-            if ends or (done % save_every == 0 and done < trainer.num_steps):
-                _save(context, trainer, metrics, sharded)
+            if done < trainer.num_steps and (ends or done % save_every == 0):
+                _save(context, trainer, metrics)
             if ends:
                 context.logger.info("saved after step %d; the process is asked to end", done)
                 break
-    # Reached after a signal only by those peers that have not got one.
+    # Reached after a signal only by those processes that have not got one themselves.
     if len(metrics) < trainer.num_steps:
         raise Terminated
-    peers.gather(trainer.check_weights)
+    context.peers.gather(trainer.check_weights)
     return metrics, (time.monotonic() - started) / max(1, trainer.num_steps - first)
 
 
-def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics, sharded: bool) -> None:
-    """Write the state after the last of `metrics` and drop older ones.
-
-    Of sharded weights every process writes what it holds, otherwise the first writes all.
-    """
+def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics) -> None:
+    """Write the state after the last of `metrics` and drop older ones."""
     draft, peers = context.draft, context.peers
-    name, num_files = _state_name(len(metrics)), peers.num if sharded else 1
-
-    def write() -> None:
-        if peers.rank < num_files:
-            with draft.write(_state_file(name, peers.rank, num_files)) as path:
-                save_file(trainer.state(), path)
+    name = f"{SCRATCH}step-{len(metrics):06d}"
+    # One folder per process: they may be on several machines.
+    with TemporaryDirectory() as folder:
+        trainer.save(Path(folder))
+        files = sorted(path.name for path in Path(folder).iterdir())
+        for file in files:
+            with draft.write(f"{name}/{file}") as path:
+                shutil.move(Path(folder, file), path)
+    names = [file for of_process in peers.gather(lambda: files) for file in of_process]
 
     def finish() -> None:
         # Written last: a state counts only with its JSON.
         with draft.write(f"{name}.json") as path:
-            state = {"step": len(metrics), "num_files": num_files, "metrics": metrics}
+            state = {"step": len(metrics), "files": names, "metrics": metrics}
             path.write_text(json.dumps(state), encoding="utf-8")
         for part in draft.names(SCRATCH):
             if not part.startswith(name):
                 draft.discard(part)
 
-    peers.gather(write)
     peers.once(finish)
 
 
@@ -200,19 +198,13 @@ def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     if name is None:
         return []
     saved = json.loads(draft.path(f"{name}.json").read_text(encoding="utf-8"))
-    files = [_state_file(name, index, saved["num_files"]) for index in range(saved["num_files"])]
-    trainer.restore(ShardedState([draft.path(file) for file in files]))
+    with TemporaryDirectory() as folder:
+        for file in saved["files"]:
+            Path(folder, file).symlink_to(draft.path(f"{name}/{file}").absolute())
+        trainer.restore(Path(folder))
     context.logger.info("continuing after step %d", saved["step"])
     metrics: Metrics = saved["metrics"]
     return metrics
-
-
-def _state_name(step: int) -> str:
-    return f"{SCRATCH}step-{step:06d}"
-
-
-def _state_file(name: str, index: int, num_files: int) -> str:
-    return f"{name}.{index}-of-{num_files}.safetensors"
 
 
 def _newest_state(draft: Draft) -> str | None:
@@ -233,9 +225,9 @@ def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None
         if mean < -training.collapse_nats:
             raise UserError(
                 f"training stopped at step {len(metrics)} of {num_steps}: {modality} winners lost "
-                f"{-mean:.3f} nats a token against the reference (mean of {len(window)} steps), "
+                f"{-mean:.3f} nats per token against the reference (mean of {len(window)} steps), "
                 f"more than training.collapse_nats = {training.collapse_nats}; lower "
-                f"training.{modality}.learning_rate, raise training.{modality}.beta or "
+                f"training.learning_rate, raise training.{modality}.beta or "
                 f"training.{modality}.nll_weight, or allow more collapse_nats"
             )
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from mlflow import MlflowClient
 
-from tasks._tracking.registry import KEY
 from tests.screenshots import ask
+from tracking.registry import KEY
 
 
 def check_services(environment: Mapping[str, str], checkpoints: int) -> Iterator[str]:

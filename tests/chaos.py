@@ -101,7 +101,7 @@ def read_ends(log: Path) -> list[tuple[Occurrence, float]]:
         occurrence: Occurrence = (label, stage)
         seen[occurrence] += 1
         # One for each benchmark; a registration has a line for its decision, too.
-        if seen[occurrence] > 1 and stage != "register":
+        if seen[occurrence] > 1 and stage != "gate":
             occurrence = (label, stage, str(seen[occurrence]))
         ends.append((occurrence, float(how[:-2]) if how.endswith(" s") else 0.0))
     return ends
@@ -198,7 +198,7 @@ def check_end(loop: Loop, calm: Loop, faults: Faults) -> None:
     faults.expect(set(kept) == set(wanted), f"other artifacts: {set(kept) ^ set(wanted)}")
     differ = [place for place in wanted if kept.get(place) != wanted[place]]
     faults.expect(not differ, f"other contents: {differ}")
-    registered = [{p.name for p in one.store.glob("register/*")} for one in (loop, calm)]
+    registered = [{p.name for p in one.store.glob("gate/*")} for one in (loop, calm)]
     faults.expect(registered[0] == registered[1], "other registrations")
     left = [str(p) for p in loop.folder.rglob("*") if p.name == ".tmp" or p.suffix == ".part"]
     faults.expect(not left, f"temporary folders: {left}")

@@ -9,9 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from core.artifact import ArtifactRef
+from core.config import Config
+from core.stage import run_stage
 from core.store import Store
 from data.schemas import arrow_schema
 from data.tables import write_table
+from flows import registration
+from flows.registration import Registration
+from tasks.gate import GATE
+from tracking.publishing import Scores
+from tracking.registry import Registry, open_registry
 
 ORACLE = {
     "judge": "the pixel oracle",
@@ -148,3 +155,26 @@ def items_table(name: str, right: float, num: int = 40) -> pa.Table:
 
 def json_answer(name: str, answer: str) -> str:
     return f'["{answer}"]' if name == "flickr30k" else answer
+
+
+def register(
+    config: Config,
+    store: Store,
+    checkpoint: ArtifactRef,
+    scores: Scores,
+    baseline: Scores | None,
+    *,
+    run_id: str = "",
+    registry: Registry | None = None,
+) -> Registration:
+    """Register as the self-play does, with its gate in this process."""
+    config = config.model_copy(update={"store": store.uri})
+    return registration.register(
+        config,
+        registry or open_registry(config),
+        checkpoint,
+        scores,
+        baseline,
+        run_gate=lambda inputs: run_stage(GATE, config, store, inputs).ref,
+        run_id=run_id,
+    )

@@ -7,8 +7,8 @@ from core.stage import Inputs, Stage, StageResult
 from core.store import Store
 from flows.self_play import SelfPlay, origin_of
 from flows.stages import Step, do_stage
-from tasks._tracking.runs import open_tracker
-from tasks.champion import Champion
+from tracking.champion import Champion
+from tracking.runs import open_tracker
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints.published import Published
-from models.showo.network import Showo
+from models.families.showo.convert import Published
+from models.families.showo.network import Showo
 from tests.showo_tiny import PARITY, tiny_model
 
 PHI = {

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import PhiConfig
 
-from models.base import PairBatch
-from models.magvitv2 import MAGVITv2
-from models.showo.model import ShowoModel
-from models.showo.network import Showo, ShowoConfig
-from models.showo.prompting import ShowoTokenizer
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import ShowoTokenizer
+from models.protocol import PairBatch
+from models.tokenizers.magvitv2 import MAGVITv2
 
 PARITY = Path(__file__).parent / "parity"
 QUESTIONS = [

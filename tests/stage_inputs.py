@@ -19,7 +19,6 @@ from data.tables import encode_image, write_table
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 BRANCH = {
-    "learning_rate": 1e-3,
     "beta": 0.2,
     "weight": 1.0,
     "nll_weight": 0.0,
@@ -73,7 +72,7 @@ SETTINGS: dict[str, Any] = {
         "warmup_steps": 0,
         "iteration_decay": 1.0,
         "schedule": "linear",
-        "optimizers": "separate",
+        "learning_rate": 1e-3,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "lora": None,

@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.stage import Inputs, run_stage
 from core.store import Store
 from models.batches import Batches
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
 from tasks.base import BASE
 from tasks.evaluate import EVALUATE
 from tasks.judge import STAGE as JUDGE

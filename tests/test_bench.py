@@ -18,8 +18,8 @@ from bench.measure import PARTS, Row
 from bench.report import as_markdown, peak_rate, round_of_paper
 from bench.synthetic import SMALL, Data, make_model
 from models import linear as linears
-from models.base import ImageSampling, TextSampling
-from models.packing import IGNORE, Segment, pack
+from models.nn.packing import IGNORE, Segment, pack
+from models.protocol import ImageSampling, TextSampling
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SMALL.network

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-import models.caption_scorer
+import evals.networks.caption_scorer
 from data.shapes.language import Mention, Prompt, retell
-from models.caption_scorer import CaptionScorer, Measure, Pooling
+from evals.networks.caption_scorer import CaptionScorer, Measure, Pooling
 from tasks.pretrain.caption_encoder import f1_matrix
 
 ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
@@ -103,7 +103,7 @@ def test_tokens_are_matched_one_by_one(real: Path) -> None:
 
 
 def test_what_is_remembered_is_bounded(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.caption_scorer, "KNOWN_TEXTS", 3)
+    monkeypatch.setattr(evals.networks.caption_scorer, "KNOWN_TEXTS", 3)
     scorer = CaptionScorer(real, "cpu")
     for text in RANKED * 2:
         scorer.score([text], [RANKED[:1]])

@@ -9,11 +9,11 @@ from mlflow import MlflowClient
 from core.config import Config
 from core.errors import UserError
 from core.store import Store
-from tasks.champion import Champion, find_champion
-from tasks.register import Scores, register
-from tests.evaluations import publish_checkpoint, publish_evaluation, records
+from tests.evaluations import publish_checkpoint, publish_evaluation, records, register
 from tests.loops import Runner, play, quick
 from tests.stage_inputs import make_config
+from tracking.champion import Champion, find_champion
+from tracking.publishing import Scores
 
 SCORES = [0.0, 1.0] * 20
 
@@ -91,4 +91,4 @@ def test_run_from_a_champion_samples_from_it_and_judges_against_it(
     assert pair["inputs"]["previous"] == []
     training = Store(config.store).open(done["train", 1].ref).manifest
     assert training["inputs"]["checkpoint"][0]["digest"] == trained.digest
-    assert ("register", 0) not in done
+    assert ("gate", 0) not in done

@@ -26,9 +26,9 @@ from transformers import (
 
 from core.errors import UserError
 from flows.preflight import MODEL_FILES
-from models.base import ImageSampling
 from models.checkpoints.__main__ import main
-from models.checkpoints.published import (
+from models.checkpoints.sources import find_tokenizer, find_weights
+from models.families.showo.convert import (
     Published,
     load_magvitv2,
     load_published,
@@ -36,11 +36,11 @@ from models.checkpoints.published import (
     show_o_config,
     vq_tokens,
 )
-from models.checkpoints.sources import find_tokenizer, find_weights
-from models.magvitv2 import FULL_SIZE, MAGVITv2
-from models.showo.model import ShowoModel
-from models.showo.network import Showo
-from models.showo.prompting import SPECIAL_TOKENS, SpecialIds
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo
+from models.families.showo.prompts import SPECIAL_TOKENS, SpecialIds
+from models.protocol import ImageSampling
+from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import Weights, dtype_named, without_values
 from tests.published import (
     LAYOUTS,
@@ -519,8 +519,8 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from models.showo.model import load_network
-from models.showo.network import ShowoConfig
+from models.families.showo.model import load_network
+from models.families.showo.network import ShowoConfig
 from models.weights import Weights
 
 def kilobytes(*names):

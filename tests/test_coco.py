@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_judges import clip, inception
 
 from evals.benchmarks.frechet import frechet_distance
-from models.features import FeatureNetwork
+from evals.networks.features import FeatureNetwork
 
 
 def test_frechet_distance_by_hand() -> None:

@@ -12,12 +12,12 @@ from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
 from tasks.evaluate import EVALUATE
 from tasks.fit import STAGE as FIT
+from tasks.gate import GATE
 from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
 from tasks.questions import QUESTIONS
 from tasks.reference import REFERENCE
-from tasks.register import REGISTER
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import TRAIN
@@ -30,7 +30,7 @@ SHIPPED = [
 ]
 STAGES = (
     *(POOL, TEST, QUESTIONS, BASE, FIT, JUDGE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
-    *(PAIR, REFERENCE, TRAIN, EVALUATE, BENCHMARK, REGISTER),
+    *(PAIR, REFERENCE, TRAIN, EVALUATE, BENCHMARK, GATE),
 )
 READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime", "compute"}
 
@@ -88,8 +88,3 @@ def test_a_run_that_would_train_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="nothing would be trained"):
         load_config(PROJECT / "pipeline.yaml", nothing)
     load_config(PROJECT / "pipeline.yaml", nothing | {"training.image.nll_weight": 1.0})
-
-
-def test_one_optimizer_for_two_rates_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optimizers = 'shared' has one learning rate.*separate"):
-        load_config(PROJECT / "pipeline.yaml", {"training.optimizers": "shared"})

@@ -43,7 +43,7 @@ ENGINE = Path(__file__).parent.parent / ".hermesflow/engine"
 NEW: dict[str, object] = {"evaluation__bootstrap_samples": 150}
 STAGES = {
     "fit", "judge", "sample-captions", "sample-images", "score-captions", "score-images",
-    "pair", "reference", "train", "evaluate", "benchmark", "register",
+    "pair", "reference", "train", "evaluate", "benchmark", "gate",
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def in_containers(cluster: Cluster) -> dict[str, set[str]]:
 
 def agree(shared: dict[str, set[str]], alone: list[tuple[str, str]]) -> None:
     """Every artifact of a run in one process is there, with the same content."""
-    compared = [(name, digest) for name, digest in alone if name != "register"]
+    compared = [(name, digest) for name, digest in alone if name != "gate"]
     # Pool, test, base, fit, judge; seven of the iteration; an evaluation and two benchmarks of two
     # checkpoints.
     assert len(compared) == 18
@@ -111,7 +111,7 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
     children = [c for c in cluster.children(run_id) if c["deployment_id"]]
     assert set(stages_of(children)) == STAGES
     # Two shares of each of five stages, two evaluations and four benchmarks; fit, judge, pair,
-    # train; register twice.
+    # train; gate twice.
     assert len(children) == 2 * 11 + 4 + 2
     assert all(child["parent_task_run_id"] for child in children)
     ids = run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={RUN_ID}").split()
@@ -198,7 +198,7 @@ def test_two_containers_train_together_over_a_bridge_network(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """torchrun on two nodes that share a network and an object store: losses as of one process."""
-    rate: dict[str, object] = {"training__image__learning_rate": 3.0e-5}
+    rate: dict[str, object] = {"training__learning_rate": 3.0e-5}
     config = cluster.config("nodes", **rate)
     runner, _ = play(quick(tmp_path / "store", runtime__threads=1, **rate))
     alone = {name: result.ref for name, iteration, result in runner.done if iteration == 1}

@@ -8,7 +8,7 @@ import pytest
 from core.errors import UserError
 from core.stage import run_stage
 from core.store import Store
-from models.families import load_texts
+from models.registry import load_texts
 from tasks.pair import PAIR
 from tasks.reference import REFERENCE
 from tests.loops import play, quick

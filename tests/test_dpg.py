@@ -13,7 +13,7 @@ from core.stage import run_stage
 from core.store import Store
 from data.tables import read_table
 from evals.benchmarks.dpg import FIELDS, DpgBench, _verdict, dependent_score
-from models.base import ImageSampling
+from models.protocol import ImageSampling
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
 from tests.llm_server import endpoint, llm_server

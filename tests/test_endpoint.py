@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-import models.endpoint
+import services.endpoint
 from core.config import Endpoint
 from core.errors import UserError
-from models.endpoint import Client, data_url, user_message
-from models.replies import NoAnswer
+from services.endpoint import Client, data_url, user_message
+from services.replies import NoAnswer
 from tests.llm_server import MODEL, Server, endpoint, llm_server
 
 MESSAGE = user_message("Here is the caption of a picture:\n\na red ball\n\nIs there a ball?")
@@ -28,7 +28,7 @@ class Said(BaseModel):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(models.endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
     with llm_server() as running:
         yield running
 
@@ -96,14 +96,14 @@ def test_the_wait_that_a_server_asks_for_is_kept(server: Server) -> None:
     [("7", 7, 7), ("", 0, 0), ("soon", 0, 0), ("-3", 0, 0), ("99999", 600, 600), ("inf", 0, 0)],
 )
 def test_waits_that_servers_ask_for(header: str, least: float, most: float) -> None:
-    response = models.endpoint.httpx.Response(429, headers={"retry-after": header})
-    assert least <= models.endpoint._asked_wait(response) <= most
+    response = services.endpoint.httpx.Response(429, headers={"retry-after": header})
+    assert least <= services.endpoint._asked_wait(response) <= most
 
 
 def test_a_wait_may_be_asked_for_as_a_date() -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    response = models.endpoint.httpx.Response(429, headers={"retry-after": date})
-    assert 28 <= models.endpoint._asked_wait(response) <= 30
+    response = services.endpoint.httpx.Response(429, headers={"retry-after": date})
+    assert 28 <= services.endpoint._asked_wait(response) <= 30
 
 
 def test_a_refused_request_shows_what_the_server_said(server: Server) -> None:
@@ -237,7 +237,7 @@ def test_results_come_in_order_from_a_bounded_number_of_requests(server: Server)
 def test_the_first_error_ends_all_and_their_waits(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.endpoint, "FIRST_WAIT", 600.0)
+    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 600.0)
     server.faults.extend([413, 500, 500, 500])
     started = time.monotonic()
     with Client(endpoint(server), "judge") as client, pytest.raises(UserError):

@@ -87,7 +87,7 @@ def test_check_config_says_it_too(
 def test_a_base_at_chance_does_not_become_champion(own: dict[str, Any], tmp_path: Path) -> None:
     config = quick(tmp_path / "store", **own, **{"scoring.require_fit": False, "iterations": 0})
     runner, _ = play(config)
-    registered = [r for name, _, r in runner.done if name == "register"]
+    registered = [r for name, _, r in runner.done if name == "gate"]
     assert registered
     from core.store import Store
 

@@ -6,11 +6,11 @@ from prefect.exceptions import ParameterTypeError
 from core.artifact import ArtifactRef
 from flows.self_play import self_play, self_play_name, self_play_tags
 from flows.stages import Step, run_name, run_tags
-from tasks._tracking.runs import Origin
 from tasks.benchmark import BENCHMARK, alone
 from tasks.pool import POOL
 from tasks.sample import IMAGES
 from tests.stage_inputs import make_config
+from tracking.runs import Origin
 
 CHECKPOINT = ArtifactRef("train", "k", "file:///s/train/k", "1a2b3c4d5e6f")
 CHAMPION = Origin("champion 3", "d" * 64)

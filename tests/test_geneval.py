@@ -14,9 +14,9 @@ from data.shapes.language import Mention, Prompt
 from data.tables import read_table
 from evals.benchmarks.geneval_rules import grade, kept, relations
 from evals.benchmarks.shapes_geneval import ShapesGenEval, metadata_of
-from models.base import ImageSampling
-from models.clip_similarity import ClipSimilarity
-from models.detector import Detection, Detector, cut_out, mask_box
+from evals.networks.clip_similarity import ClipSimilarity
+from evals.networks.detector import Detection, Detector, cut_out, mask_box
+from models.protocol import ImageSampling
 
 LABELS = ("cat", "dog", "mouse")
 PROMPTS: list[dict[str, Any]] = [

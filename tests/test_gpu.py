@@ -19,12 +19,12 @@ from bench.measure import PARTS
 from bench.synthetic import SMALL, Data, make_model
 from bench.training import PairStep
 from core.store import Store
-from models.base import ImageSampling, TextSampling
-from models.showo.decoding import generate_images
-from models.showo.model import ShowoModel
-from models.showo.network import Showo
-from models.showo.noise import RecordNoise
-from models.showo.prompting import t2i_prompt
+from models.families.showo.decoding import generate_images
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo
+from models.families.showo.prompts import t2i_prompt
+from models.protocol import ImageSampling, TextSampling
+from models.samplers.noise import RecordNoise
 from tests.loops import play, quick
 
 pytestmark = [

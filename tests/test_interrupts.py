@@ -95,13 +95,10 @@ def test_loop_that_is_asked_to_end_saves_its_training_and_goes_on(
     assert digests(store).items() <= digests(finished[0]).items()
 
 
-CREW = """
+TOGETHER = """
 import sys
 from core.command import run_command
-from core.config import Config
 from core.runtime import setup_logging
-from core.store import Store
-from tasks._crew import run_on_machine
 from tests.loops import play, quick
 setup_logging()
 sys.exit(run_command(lambda: play(quick(sys.argv[1], runtime__processes=2, training__epochs=8))))
@@ -111,23 +108,23 @@ sys.exit(run_command(lambda: play(quick(sys.argv[1], runtime__processes=2, train
 @pytest.mark.slow
 def test_processes_that_train_together_save_and_end(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-c", CREW, str(store)]
+    command = [sys.executable, "-c", TOGETHER, str(store)]
 
-    def crew() -> subprocess.Popen[str]:
+    def together() -> subprocess.Popen[str]:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    loop = crew()
+    loop = together()
     until(lambda: training(store), "training")
-    family = psutil.Process(loop.pid).children()
-    assert len(family) == 2
+    family = psutil.Process(loop.pid).children(recursive=True)
+    assert len(family) == 3  # the launcher and two ranks
     loop.terminate()
     ended, output = finish(loop)
     assert ended == 143, output
     assert "the process is asked to end" in output
     assert not any(child.is_running() for child in family)
-    ended, output = finish(crew())
+    ended, output = finish(together())
     assert ended == 0, output
     assert "continuing after step" in output
 

@@ -25,7 +25,7 @@ from data.shapes.scene import COLORS, Split
 from data.tables import read_table
 from evals.judges.catalog import provenance_of, read_record
 from evals.judges.encoder import CHOICES, EncoderJudge, caption_question
-from models.clip_similarity import ClipSimilarity
+from evals.networks.clip_similarity import ClipSimilarity
 from tasks.judge import STAGE
 from tests.loops import quick
 from tests.stage_inputs import make_config, publish

@@ -10,10 +10,10 @@ from mlflow.exceptions import MlflowException
 
 from core.config import Config, Tracking
 from core.progress import progress
-from tasks._tracking import live
-from tasks._tracking.live import shown_live
-from tasks._tracking.runs import open_tracker
 from tests.stage_inputs import make_config
+from tracking import live
+from tracking.live import shown_live
+from tracking.runs import open_tracker
 
 ROWS = [{"step": float(step), "loss": 1.0 / step} for step in range(1, 4)]
 PATIENCE = 20.0

@@ -42,7 +42,7 @@ def test_runtime_settings_redo_nothing(copied: Path) -> None:
 
 def test_a_knob_redoes_the_stages_that_read_it_and_those_after_them(copied: Path) -> None:
     runner, _ = play(quick(copied, training__image__beta=0.11))
-    assert runner.fresh() == ["train", "evaluate", "benchmark", "benchmark", "register"]
+    assert runner.fresh() == ["train", "evaluate", "benchmark", "benchmark", "gate"]
 
 
 def test_a_pairing_knob_leaves_samples_and_scores_alone(copied: Path) -> None:
@@ -65,7 +65,7 @@ def test_more_iterations_continue_where_the_last_run_ended(copied: Path) -> None
             "train",
             "evaluate",
             "benchmark",
-            "register",
+            "gate",
         )
     }
 

@@ -71,15 +71,13 @@ def test_adapters_are_counted_as_they_are_made(tmp_path: Path) -> None:
     assert trained == 3 * Sizes.from_folder(tmp_path).per_rank
 
 
-def test_weights_gradients_and_both_moments_of_every_optimizer() -> None:
-    one = training_floor(FULL, optimizers=1)
+def test_weights_gradients_and_both_moments() -> None:
+    one = training_floor(FULL)
     assert (one["weights"], one["gradients"]) == (4 * FULL.network, 4 * FULL.network)
     assert one["moments"] == 2 * 4 * FULL.network
-    two = training_floor(FULL, optimizers=2)
-    assert (two["gradients"], two["moments"]) == (2 * one["gradients"], 2 * one["moments"])
-    eight = training_floor(FULL, optimizers=1, shards=8)
+    eight = training_floor(FULL, shards=8)
     assert eight["moments"] == one["moments"] / 8
-    adapters = training_floor(FULL, optimizers=1, rank=16)
+    adapters = training_floor(FULL, rank=16)
     assert adapters["moments"] == 2 * 4 * 16 * FULL.per_rank
     assert adapters["weights"] == 4 * (FULL.network + 16 * FULL.per_rank)
 
@@ -96,16 +94,15 @@ def test_sampling_takes_weights_in_its_precision_and_evaluation_those_of_its_jud
 def test_training_that_cannot_fit_is_refused_with_what_would() -> None:
     on_gpu = {"runtime__device": "cuda"}
     check_memory("train", make_config(**on_gpu), Path("any"), 79.0 * GIB)
-    said = refusal("train", 24.0 * GIB, **on_gpu)
-    assert said.startswith("memory of stage train: it needs at least 38.1 GiB (weights 5.39 GiB, ")
-    assert (
-        "24 GiB are free; set training.optimizers: shared; or set training.lora: {rank: 16" in said
-    )
+    said = refusal("train", 20.0 * GIB, **on_gpu)
+    assert said.startswith("memory of stage train: it needs at least 21.")
+    assert "(weights 5.39 GiB, " in said
+    assert "20 GiB are free; set training.lora: {rank: 16" in said
     assert "; or set runtime.shard_weights: true on 2 GPUs" in said
     assert said.endswith("; or end what else uses the memory; or take a device with more of it")
-    check_memory("train", make_config(training__optimizers="shared"), Path("any"), 24.0 * GIB)
-    assert "24 GiB are free; set training" in refusal("train", 24.0 * GIB)
-    assert "GPUs" not in refusal("train", 24.0 * GIB)
+    check_memory("train", make_config(), Path("any"), 24.0 * GIB)
+    assert "20 GiB are free; set training" in refusal("train", 20.0 * GIB)
+    assert "GPUs" not in refusal("train", 20.0 * GIB)
     assert "1 GiB are free; end what else" in refusal("train", 1.0 * GIB)
 
 

@@ -20,7 +20,6 @@ from core.config import Config
 from core.errors import UserError
 from core.stage import run_stage
 from core.store import Store
-from models.optimizer import BranchOptimizer
 from tasks.base import BASE
 from tasks.pair import PAIR
 from tasks.reference import REFERENCE
@@ -75,7 +74,7 @@ def train(store: Store, config: Config) -> ArtifactRef:
 )
 @pytest.mark.parametrize("value", [1e39, 1e308, math.inf, math.nan])
 def test_settings_beyond_single_precision_are_refused(field: str, value: float) -> None:
-    own = field in ("max_grad_norm", "weight_decay")
+    own = field in ("learning_rate", "max_grad_norm", "weight_decay")
     path = f"training.{field}" if own else f"training.image.{field}"
     with pytest.raises(UserError, match=path.replace(".", r"\.")):
         quick("unused", **{path.replace(".", "__"): value})
@@ -88,7 +87,8 @@ def test_settings_beyond_single_precision_are_refused(field: str, value: float) 
 def test_absurd_settings_stop_training_with_step_and_field(
     store: Store, field: str, value: float
 ) -> None:
-    config = make_config(**{f"training__image__{field}": value})
+    own = f"image__{field}" if field != "learning_rate" else field
+    config = make_config(**{f"training__{own}": value})
     with pytest.raises(UserError, match=r"training (stopped at step \d of 6|ended).*training\.\w+"):
         train(store, config)
     assert not list(Path(store.root).glob("train/*/manifest.json"))
@@ -97,18 +97,17 @@ def test_absurd_settings_stop_training_with_step_and_field(
 def test_weights_that_only_the_last_step_spoils_make_no_checkpoint(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = BranchOptimizer.step
+    step = torch.optim.AdamW.step
     taken: list[int] = []
 
-    def spoil(optimizer: BranchOptimizer, gradients: Any, factor: float) -> float:
-        rate = step(optimizer, gradients, factor)
+    def spoil(optimizer: torch.optim.AdamW) -> None:
+        step(optimizer)
         taken.append(1)
-        if len(taken) == 2 * 6:
+        if len(taken) == 6:
             with torch.no_grad():
-                optimizer.parameters[0].view(-1)[0] = math.inf
-        return rate
+                optimizer.param_groups[0]["params"][0].view(-1)[0] = math.inf
 
-    monkeypatch.setattr(BranchOptimizer, "step", spoil)
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
     with pytest.raises(UserError, match=r"after 6 steps with 1 of \d+ tensors that are not finite"):
         train(store, make_config())
 
@@ -189,5 +188,5 @@ def test_last_good_checkpoint_stays_champion_when_training_diverges(
 
     before = champion()
     with pytest.raises(UserError, match=r"training (stopped|ended)"):
-        play(quick(store, training__image__learning_rate=1e30, **tracked))
+        play(quick(store, training__learning_rate=1e30, **tracked))
     assert champion() == before

@@ -6,8 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from core.errors import UserError
-from models.endpoint import Client, user_message
-from models.replies import EMPTY, REFUSED, TRUNCATED, UNUSABLE, NoAnswer, choice_named, json_in
+from services.endpoint import Client, user_message
+from services.replies import EMPTY, REFUSED, TRUNCATED, UNUSABLE, NoAnswer, choice_named, json_in
 from tests.odd_server import CHOICES, RIGHT, SURE, endpoint_of, odd_server
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from showo_tiny import tiny_model
 
-from models.packing import (
+from models.families.showo.logps import TokenLogps
+from models.nn.packing import (
     IGNORE,
     ROOT,
     Segment,
@@ -20,7 +21,6 @@ from models.packing import (
     pack_trees,
     sum_logps,
 )
-from models.showo.logps import TokenLogps
 
 PAD = 200
 

@@ -22,12 +22,12 @@ from data.pair_files import MIN_IMAGE_SCORE
 from data.schemas import arrow_schema
 from data.tables import decode_image, encode_image, read_table, write_table
 from models.batches import Batches
-from models.pair_data import encode_pairs, pair_columns
-from models.showo.prompting import CAPTION_QUESTION
+from models.families.showo.prompts import CAPTION_QUESTION
 from tasks.pairs import import_stage, main
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN
 from tests.loops import Runner
+from training.data import encode_pairs, pair_columns
 
 Given = dict[str, Any]
 KEPT = [name for name in arrow_schema("pairs").names if not name.endswith("_tokens")]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from showo_tiny import PARITY
 
-from models.magvitv2 import FULL_SIZE, MAGVITv2
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.parity_vq import full_size_cases
 from models.parity.__main__ import cases, main
 from models.parity.case import scaled
-from models.parity.magvitv2 import full_size_cases
-from models.showo.network import Showo, ShowoConfig
+from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import without_values
 
 

@@ -142,7 +142,7 @@ def same(shared: Path, alone: Path) -> None:
         {
             (m["stage"], m["key"]): m["digest"]
             for path in store.glob("*/*/manifest.json")
-            if (m := json.loads(path.read_text(encoding="utf-8")))["stage"] != "register"
+            if (m := json.loads(path.read_text(encoding="utf-8")))["stage"] != "gate"
         }
         for store in (shared, alone)
     ]

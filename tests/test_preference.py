@@ -1,32 +1,23 @@
-"""Pair-DPO: the loss on leaves, optimizers by branch, the order of pairs."""
+"""Pair-DPO: the loss and its gradients, the optimizer, the order of pairs."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from showo_tiny import pair_batch, tiny_model
 from stage_inputs import BRANCH, make_config
-from torch import nn
+from torch import Tensor, nn
 
 from core.config import Training
-from models.base import BranchLogps, Modality
 from models.losses import margins
-from models.optimizer import (
-    BranchOptimizer,
-    decay_groups,
-    lean_gradients,
-    rate_factor,
-    take_gradients,
-)
-from models.pair_data import batches_of_epoch, mask_seed
-from models.preference import ReferenceBranch, active_modalities, pair_loss
-from models.sharding import ShardedState
+from models.protocol import BranchLogps, Modality
+from training.data import batches_of_epoch, mask_seed
+from training.objectives import active_modalities, pair_loss
+from training.optim import decay_groups, make_optimizer, rate_factor
 
 Logps = dict[Modality, BranchLogps]
-References = dict[Modality, ReferenceBranch]
+References = dict[Modality, Tensor]
 
 
 def training(**changes: object) -> Training:
@@ -41,10 +32,31 @@ def example() -> tuple[Logps, References]:
 
     logps: Logps = {"caption": branch(-6.0, -9.0, 4, 8), "image": branch(-20.0, -10.0, 5, 5)}
     reference: References = {
-        "caption": ReferenceBranch(torch.tensor([-8.0]), torch.tensor([-8.0])),
-        "image": ReferenceBranch(torch.tensor([-20.0]), torch.tensor([-11.0])),
+        "caption": torch.tensor([[-8.0, -8.0]]),
+        "image": torch.tensor([[-20.0, -11.0]]),
     }
     return logps, reference
+
+
+class Result:
+    """The loss of the mean over pairs, its gradients by log-probabilities, mean metrics."""
+
+    def __init__(self, logps: Logps, reference: References, settings: Training) -> None:
+        leaves: Logps = {m: BranchLogps(*map(Tensor.detach, b)) for m, b in logps.items()}
+        for branch in leaves.values():
+            branch.chosen_logps_B.requires_grad_()
+            branch.rejected_logps_B.requires_grad_()
+        loss_B, metrics = pair_loss(leaves, reference, settings)
+        self.loss = loss_B.mean()
+        self.loss.backward()
+        self.gradients = {
+            m: tuple(
+                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                for leaf in (b.chosen_logps_B, b.rejected_logps_B)
+            )
+            for m, b in leaves.items()
+        }
+        self.metrics = {name: value.mean() for name, value in metrics.items()}
 
 
 def softplus(value: float) -> float:
@@ -57,7 +69,7 @@ def sigmoid(value: float) -> float:
 
 def test_sum_objective_adds_weighted_sigmoid_terms() -> None:
     settings = training(caption__weight=2.0, image__beta=0.5)
-    result = pair_loss(*example(), settings)
+    result = Result(*example(), settings)
     assert result.loss.item() == pytest.approx(2 * softplus(-0.2 * 3) + softplus(0.5))
     chosen, rejected = result.gradients["caption"]
     assert chosen.item() == pytest.approx(-2 * 0.2 * sigmoid(-0.6))
@@ -67,7 +79,7 @@ def test_sum_objective_adds_weighted_sigmoid_terms() -> None:
 
 def test_joint_objective_has_one_sigmoid_over_weighted_margins() -> None:
     settings = training(objective="joint", caption__weight=2.0, image__beta=0.5)
-    result = pair_loss(*example(), settings)
+    result = Result(*example(), settings)
     margin = 2 * 0.2 * 3 - 0.5 * 1
     assert result.loss.item() == pytest.approx(softplus(-margin))
     assert result.gradients["caption"][0].item() == pytest.approx(-0.4 * sigmoid(-margin))
@@ -77,13 +89,13 @@ def test_joint_objective_has_one_sigmoid_over_weighted_margins() -> None:
 def test_the_objectives_agree_on_a_single_modality() -> None:
     logps, reference = example()
     one: Logps = {"image": logps["image"]}
-    losses = [pair_loss(one, reference, training(objective=name)) for name in ("sum", "joint")]
+    losses = [Result(one, reference, training(objective=name)) for name in ("sum", "joint")]
     assert losses[0].loss == losses[1].loss
     assert losses[0].gradients["image"] == losses[1].gradients["image"]
 
 
 def test_length_normalisation_divides_policy_and_reference_by_tokens() -> None:
-    result = pair_loss(*example(), training(caption__length_normalized=True, image__weight=0.0))
+    result = Result(*example(), training(caption__length_normalized=True, image__weight=0.0))
     margin = (-6 / 4 + 8 / 4) - (-9 / 8 + 8 / 8)
     assert result.metrics["caption/rewards/margins"] == pytest.approx(0.2 * margin)
     assert result.metrics["caption/loss"] == pytest.approx(softplus(-0.2 * margin))
@@ -93,8 +105,8 @@ def test_length_normalisation_divides_policy_and_reference_by_tokens() -> None:
 
 
 def test_nll_pulls_at_the_winner_alone() -> None:
-    plain = pair_loss(*example(), training())
-    pulled = pair_loss(*example(), training(image__nll_weight=3.0))
+    plain = Result(*example(), training())
+    pulled = Result(*example(), training(image__nll_weight=3.0))
     assert (pulled.loss - plain.loss).item() == pytest.approx(3 * 20 / 5)
     change = [
         (pulled.gradients["image"][side] - plain.gradients["image"][side]).item() for side in (0, 1)
@@ -105,7 +117,7 @@ def test_nll_pulls_at_the_winner_alone() -> None:
 @pytest.mark.parametrize("objective", ["sum", "joint"])
 def test_a_weight_of_zero_leaves_only_the_nll(objective: str) -> None:
     settings = training(objective=objective, image__weight=0.0, image__nll_weight=1.0)
-    gradients = pair_loss(*example(), settings).gradients
+    gradients = Result(*example(), settings).gradients
     assert [gradient.item() for gradient in gradients["image"]] == pytest.approx([-0.2, 0.0])
 
 
@@ -121,17 +133,15 @@ def test_branches_without_a_term_are_not_active() -> None:
 def test_losses_are_means_over_pairs() -> None:
     logps, reference = example()
     twice: Logps = {"image": BranchLogps(*(value.repeat(2) for value in logps["image"]))}
-    doubled = {
-        "image": ReferenceBranch(*(value.repeat(2) for value in vars(reference["image"]).values()))
-    }
-    once = pair_loss({"image": logps["image"]}, reference, training())
-    both = pair_loss(twice, doubled, training())
+    doubled: References = {"image": reference["image"].repeat(2, 1)}
+    once = Result({"image": logps["image"]}, reference, training())
+    both = Result(twice, doubled, training())
     assert both.loss == once.loss
     torch.testing.assert_close(both.gradients["image"][0].sum(), once.gradients["image"][0][0])
 
 
 def test_metrics_bear_the_names_of_their_branch() -> None:
-    metrics = pair_loss(*example(), training()).metrics
+    metrics = Result(*example(), training()).metrics
     assert metrics["caption/logps/chosen"] == -6
     assert metrics["caption/rewards/margins"] == pytest.approx(0.6)
     assert metrics["image/rewards/accuracies"] == 0
@@ -156,10 +166,9 @@ def test_only_matrices_decay() -> None:
 def test_weight_decay_moves_matrices_and_nothing_else() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = BranchOptimizer(
-        module, "image", training(weight_decay=0.5, image__learning_rate=0.1)
-    )
-    optimizer.step([torch.zeros_like(p) for p in module.parameters()], 1.0)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(module, 0.1, 0.5).step()
     for name, parameter in module.named_parameters():
         factor = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
         torch.testing.assert_close(parameter, before[name] * factor)
@@ -169,78 +178,6 @@ def test_the_rate_warms_up_then_falls_to_zero() -> None:
     assert [rate_factor(step, 6, 2, "linear") for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
     cosine = [rate_factor(step, 4, 0, "cosine") for step in range(5)]
     assert cosine == pytest.approx([1, 0.8536, 0.5, 0.1464, 0], abs=1e-4)
-
-
-def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None:
-    module = nn.Linear(2, 1, bias=False)
-    optimizer = BranchOptimizer(module, "image", training(max_grad_norm=1.0))
-    gradient = torch.tensor([[3.0, 4.0]])
-    assert optimizer.clip([gradient]).item() == 5
-    assert gradient.norm().item() == pytest.approx(1)
-    small = torch.tensor([[0.3, 0.4]])
-    optimizer.clip([small])
-    assert small.tolist() == [pytest.approx([0.3, 0.4])]
-
-
-TOKENS = [[1, 1, 2], [5], [2, 6], [3, 1], [7], [0, 2]]
-
-
-def embedding_and_optimizer(by_rows: bool) -> tuple[nn.Module, BranchOptimizer]:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 3))
-    if by_rows:
-        lean_gradients(module, alone=True)
-    return module, BranchOptimizer(module, "image", training(image__learning_rate=0.1))
-
-
-def take_steps(module: nn.Module, optimizer: BranchOptimizer, tokens: list[list[int]]) -> None:
-    """Each with two backward passes, of which the second sees other rows."""
-    for ids in tokens:
-        for part in (ids, [ids[0], 8]):
-            module(torch.tensor(part)).square().sum().backward()
-        gradients = take_gradients(optimizer.parameters)
-        optimizer.clip(gradients)
-        optimizer.step(gradients, 1.0)
-
-
-def test_an_embedding_that_is_trained_by_rows_is_what_it_would_be() -> None:
-    """Rows that have had a gradient go on moving without one; others have no moments at all."""
-    trained = []
-    for by_rows in (True, False):
-        module, optimizer = embedding_and_optimizer(by_rows)
-        take_steps(module, optimizer, TOKENS[:2])
-        if by_rows:
-            (table,) = optimizer._tables.values()
-            assert table._rows_R.tolist() == [1, 2, 5, 8]
-            assert table._moments["exp_avg"].shape == (4, 5)
-        take_steps(module, optimizer, TOKENS[2:])
-        trained.append(module.state_dict() | optimizer.state())
-    assert trained[0].keys() == trained[1].keys()
-    for name, value in trained[0].items():
-        torch.testing.assert_close(value, trained[1][name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("after", [True, False])
-def test_a_state_fits_an_embedding_trained_by_rows_and_as_a_whole(
-    before: bool, after: bool, tmp_path: Path
-) -> None:
-    module, optimizer = embedding_and_optimizer(before)
-    take_steps(module, optimizer, TOKENS)
-    wanted = module.state_dict() | optimizer.state()
-    module, optimizer = embedding_and_optimizer(before)
-    take_steps(module, optimizer, TOKENS[:3])
-    save_file(optimizer.state(), tmp_path / "state")
-    other, continued = embedding_and_optimizer(after)
-    other.load_state_dict(module.state_dict())
-    continued.restore(ShardedState([tmp_path / "state"]))
-    take_steps(other, continued, TOKENS[3:])
-    found = other.state_dict() | continued.state()
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        if before == after:
-            assert torch.equal(value, wanted[name]), name
-        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def test_every_epoch_sees_every_pair_once_in_even_batches() -> None:
@@ -261,7 +198,7 @@ def test_mask_seeds_differ_by_everything_they_depend_on() -> None:
 def test_margins_are_those_of_the_network_against_the_reference() -> None:
     logps = tiny_model().pair_logps(pair_batch(), "caption")
     chosen, rejected = logps.chosen_logps_B.detach(), logps.rejected_logps_B.detach()
-    reference = ReferenceBranch(chosen - 1, rejected + 1)
-    result = pair_loss({"caption": logps}, {"caption": reference}, training())
+    reference = torch.stack((chosen - 1, rejected + 1), dim=1)
+    result = Result({"caption": logps}, {"caption": reference}, training())
     margin = margins(chosen, rejected, chosen - 1, rejected + 1).mean().item()
     assert result.metrics["caption/rewards/margins"] == pytest.approx(BRANCH["beta"] * margin)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.shapes.scene import split_of
-from models.magvitv2 import MAGVITv2
+from models.tokenizers.magvitv2 import MAGVITv2
 from tasks.pretrain.base import Corpus, Recipe, pretrain
 
 ASSETS = Path(__file__).parents[1] / "models/assets/shapes/base"

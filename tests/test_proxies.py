@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from core.proxies import go_past_proxies, is_near, past_proxies
-from models.endpoint import Client
-from tasks._tracking.connection import find_problem
+from services.endpoint import Client
 from tests.llm_server import Server, endpoint, llm_server
+from tracking.connection import find_problem
 
 ROOT = Path(__file__).parent.parent
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

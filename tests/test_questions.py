@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import models.endpoint
+import services.endpoint
 from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
@@ -15,8 +15,8 @@ from core.stage import run_stage
 from core.store import Store
 from data.questions import normalised, plain, surplus_yes_no, token_f1, usable_choices
 from data.tables import read_table, write_table
-from models.endpoint import Client
-from models.question_writer import PROMPT_VERSION, QuestionWriter
+from services.endpoint import Client
+from services.question_writer import PROMPT_VERSION, QuestionWriter
 from tasks.pool import POOL
 from tasks.questions import QUESTIONS, check_without
 from tests.llm_server import MODEL, Server, endpoint, llm_server
@@ -28,7 +28,7 @@ BY_MODEL: dict[str, list[ArtifactRef]] = {"about": [], "base": []}
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(models.endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
     with llm_server() as running:
         yield running
 

@@ -193,8 +193,8 @@ def test_gate_report_and_table_give_one_change_one_interval(tmp_path: Path) -> N
     _, table = play(config)
     [path] = (
         path
-        for path in (tmp_path / "store").glob("register/*/registration.json")
-        if json.loads(path.read_text("utf-8"))["baseline"]
+        for path in (tmp_path / "store").glob("gate/*/decision.json")
+        if "generation_gain" in json.loads(path.read_text("utf-8"))
     )
     gain = json.loads(path.read_text("utf-8"))["generation_gain"]
     story = from_document(
@@ -223,7 +223,7 @@ def test_killed_run_has_a_report_of_its_finished_iterations(
     shutil.copytree(finished[0], store)
     shutil.rmtree(store / "reports")
     from flows.self_play import SelfPlay
-    from tasks._tracking.runs import open_tracker
+    from tracking.runs import open_tracker
 
     config = quick(store, iterations=2)
     runner = Runner()

@@ -18,10 +18,10 @@ from core.config import load_config
 from core.errors import UserError
 from core.secrets import masked
 from flows.servers import ensure_servers, stop_all
-from models.endpoint import KEY_VARIABLE, Client
-from tasks._tracking.connection import find_problem, without_user
+from services.endpoint import KEY_VARIABLE, Client
 from tests.llm_server import Server, endpoint, llm_server
 from tests.stage_inputs import QUICK
+from tracking.connection import find_problem, without_user
 
 ROOT = Path(__file__).parent.parent
 KEY, SECRET, PASSWORD = "sk-1234567890abcdef", "aws-secret-0987654321", "pass-word-5555"

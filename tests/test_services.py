@@ -18,7 +18,6 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.servers import running
-from tasks._tracking.connection import find_problem
 from tests import chaos
 from tests.after_chaos import check_services
 from tests.chaos import Loop, prepared, read_ends
@@ -27,6 +26,7 @@ from tests.driver import ROOT, digests, finish, start
 from tests.loops import Runner
 from tests.screenshots import ask
 from tests.test_servers import free_port
+from tracking.connection import find_problem
 
 pytestmark = pytest.mark.slow
 OFF, BACK, MISSED = "tracking is off", "MLflow answers again", "MLflow has missed"

@@ -27,7 +27,7 @@ from data.shapes.scene import (
     sample_scene,
     split_of,
 )
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
 
 BASE = Path(__file__).parent.parent / "models/assets/shapes/base"
 RED_CIRCLE_LEFT_OF_BLUE_DOME = Scene(

@@ -5,10 +5,8 @@ import pytest
 import torch
 from showo_tiny import random_codes, tiny_model
 
-from models.base import ImageSampling, TextSampling
-from models.packing import Segment, Tree
-from models.showo import decoding
-from models.showo.decoding import (
+from models.families.showo import decoding
+from models.families.showo.decoding import (
     ImageBlocks,
     TopK,
     generate_images,
@@ -16,11 +14,13 @@ from models.showo.decoding import (
     mask_lengths,
     remask,
 )
-from models.showo.logps import image_root, instruction
-from models.showo.masks import mmu_attention, t2i_attention
-from models.showo.network import Showo
-from models.showo.noise import GeneratorNoise, RecordNoise, ReplayNoise
-from models.showo.prompting import mmu_instruction, t2i_prompt, t2i_row
+from models.families.showo.logps import image_root, instruction
+from models.families.showo.masks import mmu_attention, t2i_attention
+from models.families.showo.network import Showo
+from models.families.showo.prompts import mmu_instruction, t2i_prompt, t2i_row
+from models.nn.packing import Segment, Tree
+from models.protocol import ImageSampling, TextSampling
+from models.samplers.noise import GeneratorNoise, RecordNoise, ReplayNoise
 
 MODEL = tiny_model()
 SPECIAL = MODEL.tokenizer.special

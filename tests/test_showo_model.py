@@ -17,15 +17,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.errors import UserError
-from models import head as heads
-from models.base import MODALITIES, ImageSampling, PairBatch, TextSampling, UnifiedModel
-from models.families import autocast
-from models.packing import pack, sum_logps
-from models.showo.logps import TokenLogps, choice_logps, question_trees
-from models.showo.model import ShowoModel
-from models.showo.network import Showo, ShowoConfig
-from models.showo.pairs import PairModule
-from models.showo.prompting import ShowoTokenizer
+from models.families.showo.likelihood import PairModule
+from models.families.showo.logps import TokenLogps, choice_logps, question_trees
+from models.families.showo.model import ShowoModel
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import ShowoTokenizer
+from models.nn import token_logps as heads
+from models.nn.packing import pack, sum_logps
+from models.protocol import MODALITIES, ImageSampling, PairBatch, TextSampling, UnifiedModel
+from models.registry import autocast
 
 MODEL = tiny_model()
 IMAGE = ImageSampling(4, 2.0)
@@ -196,13 +196,13 @@ def test_a_mask_does_not_change_when_more_are_averaged() -> None:
     assert 0 < first < (tokens[1].input_ids_BT == mask).sum()
 
 
-@pytest.mark.parametrize("logits", [1, 2**24])
+@pytest.mark.parametrize("logits", [2**17, 2**26])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_log_probabilities_are_those_of_the_whole_vocabulary(
     logits: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By parts, and at once."""
-    monkeypatch.setattr(heads, "HEAD_LOGITS", logits)
+    """With logits of some rows at a time, and all at once."""
+    monkeypatch.setattr(heads, "MAX_LOGITS", logits)
     network = copy.deepcopy(MODEL.network)
     head, vocabulary = network.showo.lm_head, MODEL.config.vocab_size
     nn.init.normal_(head.bias)
@@ -215,9 +215,10 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(
     torch.testing.assert_close(parts_R, plain_R)
     leaves, weights_R = (hidden_RD, head.weight, head.bias), torch.linspace(-1, 1, len(targets_R))
     found, wanted = (torch.autograd.grad(x_R, leaves, weights_R) for x_R in (parts_R, plain_R))
-    close = {"rtol": 1e-4, "atol": 1e-5} if precision == "float32" else {"rtol": 0.02, "atol": 0.05}
+    # Of each chunk a gradient of the head is rounded to bfloat16, which has 8 bits, and added up.
+    close = 1e-5 if precision == "float32" else 2**-7
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, **close)
+        assert (one - other).norm() < close * other.norm()
 
 
 def test_log_probabilities_give_no_gradient_to_a_frozen_head() -> None:
@@ -227,26 +228,6 @@ def test_log_probabilities_give_no_gradient_to_a_frozen_head() -> None:
     network.token_logps(hidden_RD, torch.tensor([0, 1, 2])).sum().backward()
     assert hidden_RD.grad is not None
     assert network.showo.lm_head.weight.grad is None
-
-
-def test_a_head_adds_to_the_gradients_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Part by part, into the tensors of the first backward pass."""
-    monkeypatch.setattr(heads, "HEAD_COLUMNS", (64, 64))
-    batches = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for adds in (True, False):
-        network = copy.deepcopy(MODEL.network)
-        head = network.showo.lm_head
-        head.adds = adds
-        there = set[int]()
-        for hidden_RD in batches:
-            network.token_logps(hidden_RD, torch.tensor([0, 1, 200])).sum().backward()
-            assert head.weight.grad is not None
-            assert head.bias.grad is not None
-            there.add(head.weight.grad.data_ptr())
-        assert len(there) == 1
-        gradients.append((head.weight.grad, head.bias.grad))
-    torch.testing.assert_close(*gradients)
 
 
 def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:

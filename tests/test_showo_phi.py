@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PhiForCausalLM
 
-from models.showo.network import Showo
+from models.families.showo.network import Showo
 from tests.showo_tiny import phi_config, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def test_results_are_theirs(factor: float) -> None:
 def test_models_of_others_are_not_imported_with_it() -> None:
     script = (
         "import sys, tasks.sample, tasks.reference\n"
-        "assert 'models.showo.network' in sys.modules\n"
+        "assert 'models.families.showo.network' in sys.modules\n"
         "print([n for n in sys.modules if n.startswith('transformers.model')])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

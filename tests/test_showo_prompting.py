@@ -13,8 +13,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from core.errors import UserError
-from models.showo.masks import mmu_attention
-from models.showo.prompting import (
+from models.families.showo.masks import mmu_attention
+from models.families.showo.prompts import (
     CAPTION_QUESTION,
     SPECIAL_TOKENS,
     ShowoTokenizer,

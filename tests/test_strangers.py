@@ -26,7 +26,7 @@ from data.pictures import BombError, PictureError, opened, rgb
 from data.schemas import arrow_schema
 from data.tables import decode_image, read_table, write_table
 from evals.benchmarks.files import ImageFolder, read_json_lines
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
 from tests.fuzz.inputs import pictures
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import pool_row

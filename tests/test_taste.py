@@ -17,7 +17,7 @@ from core.store import Store
 from data.questions import QuestionRow
 from evals.vqa import Answered
 from flows.reporting import figures_of, report_folder
-from models.base import Codes, UnifiedModel
+from models.protocol import Codes, UnifiedModel
 from report.card import render_card
 from report.figures import Figures
 from report.page import render_page
@@ -66,7 +66,7 @@ def played(store: Path, **changes: object) -> tuple[Config, Figures, str]:
         benchmarks=[],
         data__pool_records=72,
         sampling__images__num_samples=8,
-        training__image__learning_rate=6e-4,
+        training__learning_rate=6e-4,
         training__image__nll_weight=5.0,
         training__epochs=6,
         **changes,

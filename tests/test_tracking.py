@@ -12,12 +12,12 @@ from mlflow.exceptions import MlflowException
 
 from core.artifact import ArtifactRef
 from core.config import Config
-from tasks._tracking.connection import PAGES, Connection
-from tasks._tracking.inputs import InputTable
-from tasks._tracking.points import metric_name
-from tasks._tracking.runs import Origin, metric_values, open_tracker
 from tests.evaluations import metrics
 from tests.stage_inputs import make_config
+from tracking.connection import PAGES, Connection
+from tracking.inputs import InputTable
+from tracking.metric_log import metric_name
+from tracking.runs import Origin, metric_values, open_tracker
 
 CURVES = [
     {"step": 1, "loss": 0.7, "caption/margin": 0.0},
@@ -85,7 +85,7 @@ def test_one_parent_and_one_nested_run_an_iteration(mlflow_uri: str) -> None:
 def test_config_is_logged_as_parameters_and_as_a_file(mlflow_uri: str) -> None:
     self_play(tracked())
     for run in all_runs(mlflow_uri).values():
-        assert run.data.params["training.caption.learning_rate"] == "0.001"
+        assert run.data.params["training.learning_rate"] == "0.001"
         assert run.data.params["data.source"] == "shapes"
         assert json.loads(run.data.params["sampling.captions.settings"])[0]["num_samples"] == 2
         client = MlflowClient(tracking_uri=mlflow_uri)

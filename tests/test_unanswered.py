@@ -16,7 +16,7 @@ from data.questions import QuestionRow
 from evals.gap import record_scores
 from evals.judges.oracle import Oracle
 from evals.vqa import ALIKE, Answered, ask, ask_by_decoding, check_answered, unanswered
-from models.replies import EMPTY, TRUNCATED
+from services.replies import EMPTY, TRUNCATED
 from tests.loops import play, quick
 from tests.test_gap import answers
 

@@ -15,10 +15,10 @@ from core.errors import UserError
 from core.stage import run_stage
 from core.store import Store
 from data.tables import read_table
-from models.endpoint import Client, data_url, user_message
-from models.question_writer import QuestionWriter
-from models.replies import NoAnswer
-from models.vllm_server import served
+from services.endpoint import Client, data_url, user_message
+from services.question_writer import QuestionWriter
+from services.replies import NoAnswer
+from services.vllm_server import served
 from tasks.questions import QUESTIONS
 from tests.llm_server import endpoint
 from tests.loops import play, quick

@@ -17,8 +17,8 @@ from core.config import Endpoint
 from core.errors import UserError
 from core.stage import run_stage
 from core.store import Store
-from models.endpoint import Client
-from models.vllm_server import served
+from services.endpoint import Client
+from services.vllm_server import served
 from tasks.questions import QUESTIONS
 from tests.limits import HANGS_SECONDS
 from tests.llm_server import MODEL, endpoint
@@ -45,7 +45,7 @@ signal.pause()
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    monkeypatch.setattr("models.vllm_server.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("services.vllm_server.PATIENCE_SECONDS", 1.0)
     monkeypatch.setenv("HERMESFLOW_CACHE", str(tmp_path / "cache"))
     place = tmp_path / "site/vllm/entrypoints/openai"
     place.mkdir(parents=True)
@@ -99,10 +99,10 @@ def test_a_server_ends_with_a_process_that_is_killed(
 ) -> None:
     script = (
         "import sys, time\n"
-        "import models.vllm_server\n"
-        "models.vllm_server.PATIENCE_SECONDS = 1.0\n"
+        "import services.vllm_server\n"
+        "services.vllm_server.PATIENCE_SECONDS = 1.0\n"
         "from core.config import Endpoint\n"
-        "from models.vllm_server import served\n"
+        "from services.vllm_server import served\n"
         "with served(Endpoint.model_validate_json(sys.argv[1]), 'judge'):\n"
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"

@@ -16,8 +16,8 @@ from core.config import Config
 from core.errors import UserError
 from core.stage import run_stage
 from core.store import Store
+from evals.networks.caption_scorer import CaptionScorer
 from flows.preflight import check
-from models.caption_scorer import CaptionScorer
 from models.checkpoints.__main__ import main
 from tasks.base import BASE
 from tests.published import published_parts, save_weights

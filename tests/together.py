@@ -65,8 +65,12 @@ def run_together(
     for process in processes:
         process.start()
     deadline = time.monotonic() + HANGS_SECONDS
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
+    # As torchrun does: where one fails, the others are ended.
+    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.terminate()
+        time.sleep(0.02)
     hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]
     for process in processes:
         process.kill()
@@ -86,7 +90,7 @@ def free_port() -> int:
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.train", "torch.distributed.fsdp", "pandas"])
+    context.set_forkserver_preload(["tasks.train", "pandas"])
     return context
 
 

@@ -26,8 +26,8 @@ from core.store.inventory import Entry, Place, show_bytes, take_inventory
 # What an iteration makes on the way to its checkpoint. Pairs and evaluations stay for the report.
 ON_THE_WAY = ("sample-captions", "sample-images", "score-captions", "score-images", "reference")
 WEIGHTS = ("model/", "adapter/")
-TRAIN, REGISTER = "train", "register"
-REGISTRY = "tasks._tracking.registered"  # a command, since only the stages' side knows MLflow
+TRAIN, GATE = "train", "gate"
+REGISTRY = "tracking.registered"  # a command, since only the stages' side knows MLflow
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def freeable(
     judged = {
         place
         for e in entries.values()
-        if e.stage == REGISTER
+        if e.stage == GATE
         for name, place in e.inputs()
         if name == "checkpoint"
     }

@@ -104,7 +104,7 @@ def _fill(
 ) -> None:
     from evals.benchmarks.run import ask_all, read_answers, take_answers
     from models.batches import Batches
-    from models.families import load_model, use_threads
+    from models.registry import load_model, use_threads
 
     if options.answers:
         take_answers(draft, cast("Answerable", benchmark), items, read_answers(options.answers))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from evals.statistics import Estimate
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 Row = dict[str, Any]
 ITEMS, IMAGES, FEATURES = "benchmark_items", "images", "benchmark_features"

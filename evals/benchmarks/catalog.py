@@ -15,7 +15,7 @@ from evals.checkpoints import open_checkpoint
 if TYPE_CHECKING:
     from core.config import Config
     from evals.benchmarks.base import Benchmark
-    from models.base import ImageSampling
+    from models.protocol import ImageSampling
 
 NUM_COCO = 30_000  # as is usual
 JUDGES: dict[JudgeName, str] = {
@@ -144,8 +144,8 @@ def _coco(data: Path, chosen: BenchmarkChoice, config: Config) -> Benchmark:
 @contextmanager
 def _dpg(data: Path, chosen: BenchmarkChoice, config: Config) -> Iterator[Benchmark]:
     from evals.benchmarks.dpg import DpgBench, EndpointJudge, ModelJudge
-    from models.endpoint import Client
-    from models.families import load_model
+    from models.registry import load_model
+    from services.endpoint import Client
 
     named, sampling = chosen.judges["judge"], _sampling(config)
     if named == SELF:
@@ -165,7 +165,7 @@ def _dpg(data: Path, chosen: BenchmarkChoice, config: Config) -> Iterator[Benchm
 
 
 def _sampling(config: Config) -> ImageSampling:
-    from models.base import ImageSampling
+    from models.protocol import ImageSampling
 
     chosen = config.sampling.images
     return ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)

@@ -24,9 +24,9 @@ from evals.benchmarks.figures import score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.frechet import FrechetFigure
 from evals.checkpoints import Checkpoint
-from models.base import ImageSampling, UnifiedModel
-from models.clip_similarity import ClipSimilarity
-from models.features import FeatureNetwork
+from evals.networks.clip_similarity import ClipSimilarity
+from evals.networks.features import FeatureNetwork
+from models.protocol import ImageSampling, UnifiedModel
 
 
 class Coco:

@@ -24,9 +24,9 @@ from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Ro
 from evals.benchmarks.drawing import draw_items, sampling_settings
 from evals.benchmarks.figures import ALL, Figure, mean_of, strata
 from evals.benchmarks.files import find_file, wanted
-from models.base import ImageSampling, UnifiedModel
-from models.endpoint import Client, data_url
-from models.replies import NoAnswer
+from models.protocol import ImageSampling, UnifiedModel
+from services.endpoint import Client, data_url
+from services.replies import NoAnswer
 
 FIELDS = (
     "item_id", "text", "proposition_id", "dependency", "category_broad",

@@ -12,7 +12,7 @@ from PIL import Image
 from core.runtime import derive_seed
 from data.tables import encode_image
 from evals.benchmarks.base import IMAGES, ITEMS, Item, Row, Verdict, item_row
-from models.base import ImageSampling, UnifiedModel
+from models.protocol import ImageSampling, UnifiedModel
 
 PICTURES = 4
 """A prompt, as GenEval and DPG-Bench have it."""

@@ -22,7 +22,7 @@ from evals.benchmarks.cider import WORDS, cider
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.reading import caption_items
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 
 class Flickr30k:

@@ -22,9 +22,9 @@ from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.files import find_file, read_json_lines, wanted
 from evals.benchmarks.geneval_rules import CATEGORIES, COLORS, grade, kept
 from evals.checkpoints import Checkpoint
-from models.base import ImageSampling, UnifiedModel
-from models.clip_similarity import ClipSimilarity, Features
-from models.detector import Detection, Detector, cut_out
+from evals.networks.clip_similarity import ClipSimilarity, Features
+from evals.networks.detector import Detection, Detector, cut_out
+from models.protocol import ImageSampling, UnifiedModel
 
 BACKGROUND = "#999"
 # GenEval's names of COCO's classes, where they differ.

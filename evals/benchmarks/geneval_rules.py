@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.detector import Detection
+from evals.networks.detector import Detection
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16

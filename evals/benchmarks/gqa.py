@@ -15,7 +15,7 @@ from evals.benchmarks.base import ANSWERED, EMPTY, Item, Row, Verdict
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, read_items
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

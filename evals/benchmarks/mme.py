@@ -22,7 +22,7 @@ from evals.benchmarks.figures import Figure, Statistic, ratio
 from evals.benchmarks.files import read_text
 from evals.benchmarks.reading import read_items
 from evals.statistics import Values
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters",

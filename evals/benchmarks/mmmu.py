@@ -35,7 +35,7 @@ from evals.benchmarks.mmmu_parsing import (
     parse_open,
 )
 from evals.benchmarks.reading import read_items
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 LETTER = "Answer with the option's letter from the given choices directly."
 PHRASE = "Answer the question using a single word or phrase."

@@ -20,7 +20,7 @@ from evals.benchmarks.figures import Figure
 from evals.benchmarks.files import ImageFolder, find_file, read_json_objects, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, read_items
 from evals.benchmarks.yes_no import yes_no_figures
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 SPLITS = ("random", "popular", "adversarial")
 # Not those of the system, such as ._coco_pope_random.json.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.pictures import PictureError
 from evals.benchmarks.base import ITEMS, NO_IMAGE, Item, Row, Verdict, item_row
-from models.base import TextSampling, UnifiedModel
+from models.protocol import TextSampling, UnifiedModel
 
 OpenImage = Callable[[Item], Image.Image]
 Judge = Callable[[Item, str], Verdict]

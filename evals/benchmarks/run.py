@@ -38,8 +38,8 @@ from evals.benchmarks.base import (
 from evals.benchmarks.figures import ALL
 from evals.benchmarks.files import read_json_lines, wanted
 from evals.statistics import BOOTSTRAP_SEED
-from models.base import UnifiedModel
 from models.batches import Batches
+from models.protocol import UnifiedModel
 
 if TYPE_CHECKING:
     from core.config import Evaluation

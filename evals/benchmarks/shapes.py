@@ -17,7 +17,7 @@ from evals.benchmarks.figures import Figure
 from evals.benchmarks.pope import SPLITS, clarity, yes_or_no
 from evals.benchmarks.reading import read_items
 from evals.benchmarks.yes_no import yes_no_figures
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 
 YES_NO = ("yes", "no")
 NUM_SCENES = 240

@@ -19,8 +19,8 @@ from evals.benchmarks.drawing import draw_items, sampling_settings
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.geneval_rules import grade, kept
 from evals.benchmarks.shapes import NUM_SCENES, SEED, held_out_records
-from models.base import ImageSampling, UnifiedModel
-from models.detector import Detection
+from evals.networks.detector import Detection
+from models.protocol import ImageSampling, UnifiedModel
 
 
 class ShapesGenEval:

@@ -18,8 +18,8 @@ from evals.judges.encoder import EncoderJudge, read_captions
 from evals.judges.endpoint import EndpointJudge
 from evals.judges.models import HALF, ModelJudge, shared_weights
 from evals.judges.oracle import Oracle
-from models.endpoint import Client
-from models.families import load_model
+from models.registry import load_model
+from services.endpoint import Client
 
 if TYPE_CHECKING:
     from core.config import Config
@@ -122,7 +122,7 @@ def open_judge(
 
 def open_clip(folder: str, device: str) -> Any:
     """The encoder in a folder; UserError if it cannot be read."""
-    from models.clip_similarity import ClipSimilarity
+    from evals.networks.clip_similarity import ClipSimilarity
 
     try:
         return ClipSimilarity(Path(folder), device)

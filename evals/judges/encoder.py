@@ -17,8 +17,8 @@ from PIL import Image
 from core.runtime import derive_seed
 from data.questions import QuestionRow, normalised, token_f1
 from evals.judges.base import Judge, Row
+from evals.networks.clip_similarity import ClipSimilarity
 from evals.vqa import Answered, chosen
-from models.clip_similarity import ClipSimilarity
 
 CAPTION = "caption"
 QUESTION = "Which caption fits this picture?"

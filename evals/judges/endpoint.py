@@ -15,9 +15,9 @@ from core.runtime import derive_seed
 from data.questions import QuestionRow
 from evals.judges.base import Judge
 from evals.vqa import Answered, chosen, unanswered
-from models.endpoint import COUNTED, Client, data_url
-from models.replies import NoAnswer
-from models.vllm_server import served
+from services.endpoint import COUNTED, Client, data_url
+from services.replies import NoAnswer
+from services.vllm_server import served
 
 if TYPE_CHECKING:
     from core.config import Config

@@ -11,7 +11,7 @@ from PIL import Image
 from data.questions import QuestionRow
 from evals.judges.base import Judge
 from evals.vqa import Answered, ask
-from models.base import UnifiedModel
+from models.protocol import UnifiedModel
 from models.weights import Weights
 
 ALIKE = 0.9

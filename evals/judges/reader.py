@@ -30,8 +30,8 @@ from core.progress import Progress
 from core.runtime import derive_seed
 from data.questions import QuestionRow
 from evals.judges.base import Judge, Row
+from evals.networks.clip_similarity import ClipSimilarity
 from evals.vqa import Answered, chosen
-from models.clip_similarity import ClipSimilarity
 
 SIDE = 64
 WIDTH = 128

@@ -13,14 +13,14 @@ from pathlib import Path
 from core.command import run_command
 from core.errors import UserError
 from core.files import new_folder, sha256_of, writing_to
-from models.checkpoints.published import (
+from models.checkpoints.sources import Source, find_tokenizer, find_weights
+from models.families.showo.convert import (
     Published,
     load_published,
     save_published,
     show_o_folder,
 )
-from models.checkpoints.sources import Source, find_tokenizer, find_weights
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
 from models.weights import DTYPES, Weights
 
 ORIGIN = "origin.json"

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core.errors import UserError
+from models.families.showo.parity import showo_cases
+from models.families.showo.parity_vq import full_size_cases, magvitv2_cases
 from models.parity.case import Case, existing
-from models.parity.magvitv2 import full_size_cases, magvitv2_cases
-from models.parity.showo import showo_cases
 
 
 def cases(folder: Path, *, full_size: bool = False) -> Iterator[Case]:

@@ -16,8 +16,8 @@ import torch
 
 from core.command import run_command
 from core.runtime import setup_logging
-from models.magvitv2 import MAGVITv2
-from models.showo.model import ShowoModel
+from models.families.showo.model import ShowoModel
+from models.tokenizers.magvitv2 import MAGVITv2
 from tasks.pretrain.base import NUM_SCENES, Recipe, build_tokenizer, pretrain
 from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
 from tasks.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer

@@ -25,12 +25,10 @@ from data.shapes.language import INVERSE, NUMBERS, PLURALS, caption, make_prompt
 from data.shapes.oracle import read
 from data.shapes.questions import HOW_MANY, WHOLE, training_questions
 from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Scene, split_of
-from models.magvitv2 import MAGVITv2
-from models.packing import IGNORE, Segment, Tree, pack
-from models.showo.logps import TokenLogps
-from models.showo.masks import cosine_mask
-from models.showo.network import Showo, ShowoConfig
-from models.showo.prompting import (
+from models.families.showo.logps import TokenLogps
+from models.families.showo.masks import cosine_mask
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import (
     CAPTION_QUESTION,
     ShowoTokenizer,
     image_block,
@@ -40,6 +38,8 @@ from models.showo.prompting import (
     t2i_prompt,
     vqa_question,
 )
+from models.nn.packing import IGNORE, Segment, Tree, pack
+from models.tokenizers.magvitv2 import MAGVITv2
 from tasks.pretrain.tokenizer import scene_images, to_pixels
 
 Ids = NDArray[np.int64]

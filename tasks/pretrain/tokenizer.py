@@ -34,7 +34,7 @@ from data.shapes.scene import (
     Split,
     sample_scene,
 )
-from models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
+from models.tokenizers.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 
 CONFIG = MAGVITv2Config(
     StackConfig(16, (1, 1, 2, 4), (0, 1, 1, 1)),

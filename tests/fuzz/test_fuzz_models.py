@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from models.checkpoints.published import Published, load_published
-from models.showo.model import ShowoModel
-from models.showo.prompting import ShowoTokenizer
+from models.families.showo.convert import Published, load_published
+from models.families.showo.model import ShowoModel
+from models.families.showo.prompts import ShowoTokenizer
 from models.weights import Weights
 from tests.fuzz.harness import EXECUTED, cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-import models.endpoint
-import models.replies
+import services.endpoint
+import services.replies
 from core.errors import UserError
-from models.endpoint import Client
-from models.replies import NoAnswer
+from services.endpoint import Client
+from services.replies import NoAnswer
 from tests.fuzz.harness import cases
 from tests.odd_server import CHOICES, RIGHT, Manners, endpoint_of, odd_server
 
@@ -62,9 +62,9 @@ def test_no_server_makes_a_wrong_answer(manners: dict[str, Any]) -> None:
 @given(text=st.text(max_size=200), letters=st.integers(2, 6))
 @cases()
 def test_whatever_is_said_is_read_without_an_error(text: str, letters: int) -> None:
-    names = models.endpoint.LETTERS[:letters]
+    names = services.endpoint.LETTERS[:letters]
     choice = {"message": {"content": text}, "finish_reason": "stop"}
-    said = models.replies.read_choice(choice)
-    index = models.replies.choice_named(said.text, names, [f"thing {n}" for n in range(letters)])
+    said = services.replies.read_choice(choice)
+    index = services.replies.choice_named(said.text, names, [f"thing {n}" for n in range(letters)])
     assert index is None or 0 <= index < letters
-    assert isinstance(models.replies.json_in(text), str)
+    assert isinstance(services.replies.json_in(text), str)

@@ -24,7 +24,7 @@ from evals.benchmarks.catalog import opened
 from evals.benchmarks.dpg import FIELDS, DpgBench
 from evals.benchmarks.geneval import prompt_item
 from evals.benchmarks.run import items_of, read_answers
-from models.base import ImageSampling
+from models.protocol import ImageSampling
 from tests.fuzz.harness import cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
 from tests.loops import quick

@@ -1,0 +1,1 @@
+"""Networks of others that scores and benchmarks are made with."""

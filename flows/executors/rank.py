@@ -1,0 +1,98 @@
+"""One of several processes that do a stage: `python -m flows.executors.rank FOLDER`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.artifact import ArtifactRef
+from core.config import Config
+from core.errors import UserError
+from core.progress import OBSERVE_SECONDS, Progress, beat
+from core.runtime import setup_logging
+from core.stage import ProgressFactory, Share, Stage, run_share, run_stage
+from core.store import Store
+from flows.executors.local import JOB, Event
+
+LONGEST_ERROR = 1000  # characters: a line of an event stays below PIPE_BUF, 4096 bytes
+
+
+class _Told(Progress):
+    """A step that another process shows: tells it what happens about once a second."""
+
+    def __init__(self, description: str, total: int, tell: Callable[[Event], None]) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self._tell = tell
+        self._say()
+
+    def update(self, amount: int = 1) -> None:
+        beat()
+        self.done += amount
+        if time.monotonic() - self._told >= OBSERVE_SECONDS:
+            self._say()
+
+    def values(self, row: Mapping[str, float]) -> None:
+        self._tell({"step": self.description, "values": dict(row)})
+
+    def close(self) -> None:
+        self._say()
+
+    def _say(self) -> None:
+        self._told = time.monotonic()
+        self._tell({"step": self.description, "done": self.done, "total": self.total})
+
+
+def main(folder: str) -> int:
+    """Do the part of this rank in the job that `folder` describes."""
+    # What libraries print must not come between the events.
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    job = json.loads(Path(folder, JOB).read_text(encoding="utf-8"))
+    rank = int(os.environ["RANK"])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(event: Event) -> None:
+        print(json.dumps(event | {"rank": rank}), file=events, flush=True)
+
+    setup_logging(logging.ERROR if rank else logging.INFO)
+    try:
+        _work(job, rank, lambda description, total: _Told(description, total, tell))
+    except UserError as error:
+        text = str(error)
+        tell({"error": text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]}..."})
+        return 2
+    return 0
+
+
+def _work(job: Mapping[str, Any], rank: int, progress: ProgressFactory) -> None:
+    module = importlib.import_module(job["module"])
+    stages = [value for value in vars(module).values() if isinstance(value, Stage)]
+    [stage] = [stage for stage in stages if stage.name == job["stage"]]
+    config, store = Config.model_validate(job["config"]), Store(job["store"])
+    inputs = {name: [ArtifactRef(**ref) for ref in refs] for name, refs in job["inputs"].items()}
+    if not stage.meets:
+        index, count = job["shard"]
+        mine = Share(index + count * rank, count * job["num"])
+        run_share(stage, config, store, inputs, mine, progress)
+        return
+    from training.processes import connected
+
+    with connected() as peers:
+        run_stage(stage, config, store, inputs, progress, peers)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

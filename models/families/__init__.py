@@ -1,0 +1,1 @@
+"""Families of unified models, a folder each; models/registry.py lists them."""

@@ -1,0 +1,263 @@
+"""A whole Show-o model: network, image tokenizer and text tokenizer in one folder.
+
+The folder holds config.json and model.safetensors (published keys), the text tokenizer's files,
+and vq/ with the image tokenizer's config.json and model.safetensors.
+
+Shapes: B images or prompts, N image tokens, M images a prompt, H W pixels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+from torch import nn
+
+from core.errors import UserError
+from models.families.showo.decoding import generate_images, generate_replies, generate_text
+from models.families.showo.likelihood import PackedPairs, PairModule, pack_pairs
+from models.families.showo.logps import choice_logps, image_root, instruction
+from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.prompts import (
+    CAPTION_QUESTION,
+    ShowoTokenizer,
+    mmu_instruction,
+    t2i_prompt,
+    text_use,
+)
+from models.nn.packing import Segment
+from models.protocol import (
+    BranchLogps,
+    Codes,
+    ImageSampling,
+    Modality,
+    PairBatch,
+    TextReader,
+    TextRole,
+    TextSampling,
+    TextUse,
+)
+from models.samplers.noise import RecordNoise
+from models.sizes import building
+from models.tokenizers.magvitv2 import MAGVITv2
+from models.weights import Weights, dtype_named, fill, without_values
+
+PIXELS = 2**18
+"""Of images that pass the image tokenizer at once."""
+Items = TypeVar("Items", Codes, Sequence[Image.Image])
+
+
+class ShowoModel:
+    """A `models.protocol.UnifiedModel` of the Show-o family."""
+
+    def __init__(self, network: Showo, vq: MAGVITv2, tokenizer: ShowoTokenizer) -> None:
+        """Join parts that agree on vocabulary and image size."""
+        config = network.config
+        if len(tokenizer) != config.image_offset:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens, config.json says {config.image_offset}"
+                " (llm_vocab_size + num_new_special_tokens): use the tokenizer of this checkpoint"
+            )
+        num_codes = 2**vq.config.codebook_dim
+        if num_codes != config.codebook_size:
+            raise UserError(
+                f"the image tokenizer has {num_codes} codes, config.json says codebook_size = "
+                f"{config.codebook_size}: use the image tokenizer of this checkpoint"
+            )
+        self.config = config
+        self.network = network
+        self.vq = vq
+        self.tokenizer = tokenizer
+        self._pair_module = PairModule(network)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Path | str, device: str = "cpu", dtype: str | None = "float32"
+    ) -> "ShowoModel":
+        """Load a folder written by `save_pretrained`.
+
+        `dtype` is that of the network, None: as stored; the vq is float32.
+        """
+        folder = Path(path)
+        for name in ("config.json", "model.safetensors", "vq"):
+            if not (folder / name).exists():
+                raise UserError(f"{folder / name}: no such file; a model folder needs it")
+        config = ShowoConfig.from_json(folder / "config.json")
+        network = load_network(config, Weights(folder), torch.device(device), dtype)
+        vq = MAGVITv2.from_pretrained(folder / "vq").to(device)
+        return cls(network, vq, read_tokenizer(folder))
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write a folder that `from_pretrained` reads."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.to_json(folder / "config.json")
+        weights = {key: value.contiguous() for key, value in self.network.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        self.vq.save_pretrained(folder / "vq")
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return self.network.device
+
+    @property
+    def resolution(self) -> int:
+        """Side of an image in pixels."""
+        return math.isqrt(self.config.num_vq_tokens) * self.vq.config.downsample
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers of the transformer."""
+        return list(self.network.showo.model.layers)
+
+    @property
+    def pair_module(self) -> PairModule:
+        """The module that training wraps; shares the network's weights."""
+        return self._pair_module
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> Codes:
+        """Codes [B,N] of images of any size and mode, cropped to the middle square."""
+        size = (self.resolution, self.resolution)
+        codes = []
+        for chunk in self._chunks(images):
+            squares = [ImageOps.fit(image.convert("RGB"), size) for image in chunk]
+            pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
+            pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            codes.append(self.vq.get_code(pixels_B3HW))
+        return torch.cat(codes).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode_images(self, codes_BN: Codes) -> list[Image.Image]:
+        """RGB images; pixels are clipped, then truncated to 8 bits as published."""
+        images = []
+        for chunk_BN in self._chunks(codes_BN):
+            pixels_B3HW = self.vq.decode_code(torch.from_numpy(chunk_BN).to(self.device))
+            bytes_B3HW = (((pixels_B3HW + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
+            arrays = bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()
+            images += [Image.fromarray(array) for array in arrays]
+        return images
+
+    def _chunks(self, images: Items) -> Iterator[Items]:
+        """As many at once as `PIXELS` allows, since a pixel needs much memory in there."""
+        size = max(1, PIXELS // self.resolution**2)
+        return (images[i : i + size] for i in range(0, len(images), size))
+
+    def caption(
+        self, codes_BN: Codes, samplings: Sequence[TextSampling], seeds: Sequence[int]
+    ) -> list[list[str]]:
+        """One caption of each image for each sampling."""
+        special = self.tokenizer.special
+        instruction = Segment(mmu_instruction(self.tokenizer, CAPTION_QUESTION), parent=0)
+        trees = [
+            [image_root(codes_N + self.config.image_offset, special), instruction]
+            for codes_N in codes_BN
+        ]
+        steps = max(sampling.max_new_tokens for sampling in samplings)
+        noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
+        tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
+        return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
+
+    def answer(
+        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[npt.NDArray[np.float64]]]:
+        """Probabilities over the choices of each (question, choices) of each image."""
+        module = self._pair_module.token_logps
+        logps = choice_logps(module, codes_BN, questions, self.tokenizer)
+        return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
+
+    def reply(
+        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[str]]:
+        """Greedily decoded reply to each (question, choices) of each image."""
+        special = self.tokenizer.special
+        images = [image_root(codes_N + self.config.image_offset, special) for codes_N in codes_BN]
+        turns = [
+            [instruction(self.tokenizer, self.config, *question) for question in asked]
+            for asked in questions
+        ]
+        greedy = TextSampling(1.0, 1, self.config.max_text_len)
+        num_replies = len(turns) * max(map(len, turns))
+        # Greedy decoding draws too, from a distribution with one category.
+        noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
+        tokens = generate_replies(
+            self.network, images, turns, greedy, special.eos, noise, special.pad
+        )
+        return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        num_samples: int,
+        sampling: ImageSampling,
+        seeds: Sequence[int],
+    ) -> Codes:
+        """Codes [B,M,N] of `num_samples` images for each prompt."""
+        config, special = self.config, self.tokenizer.special
+        ids = [
+            t2i_prompt(self.tokenizer.encode(prompt), special, config.max_text_len)
+            for prompt in prompts
+        ]
+        noise = RecordNoise(
+            seeds, num_samples, 2 * sampling.steps, config.num_vq_tokens, self.device
+        )
+        codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, special)
+        return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
+
+    def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
+        """What becomes of each text in this role."""
+        return _text_uses(self.tokenizer, self.config, texts, role)
+
+    def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
+        """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
+        return pack_pairs(batch, modality, self.tokenizer, self.config).to(self.device)
+
+    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
+        """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
+        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
+        return logps
+
+
+def read_texts(folder: Path) -> TextReader:
+    """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
+    tokenizer, config = read_tokenizer(folder), ShowoConfig.from_json(folder / "config.json")
+    return partial(_text_uses, tokenizer, config)
+
+
+def _text_uses(
+    tokenizer: ShowoTokenizer, config: ShowoConfig, texts: Sequence[str], role: TextRole
+) -> list[TextUse]:
+    # The same texts come again and again: prompts in every iteration, choices in every question.
+    uses = {text: text_use(tokenizer, text, role, config.max_text_len) for text in set(texts)}
+    return [uses[text] for text in texts]
+
+
+def read_tokenizer(folder: Path) -> ShowoTokenizer:
+    """The tokenizer in a folder; UserError if it cannot be read."""
+    try:
+        return ShowoTokenizer.from_pretrained(folder)
+    except UserError:
+        raise
+    except Exception as error:  # its reader raises a plain one
+        raise UserError(
+            f"{folder / 'tokenizer.json'} cannot be read ({error}); get an undamaged copy"
+        ) from None
+
+
+def load_network(
+    config: ShowoConfig, weights: Weights, device: torch.device, dtype: str | None
+) -> Showo:
+    """Network of these weights, never initialised at random; `dtype` None: as stored."""
+    with building(weights.folder), without_values():
+        network = Showo(config)
+    fill(network, weights, device, None if dtype is None else dtype_named(dtype))
+    network.showo.model.rotary_emb.to(device)  # in no file
+    return network.eval()

@@ -1,0 +1,1 @@
+"""Ways to sample that families share, each from noise by record."""

@@ -1,0 +1,1 @@
+"""Tokenizers of images that families share."""

@@ -1,0 +1,324 @@
+"""MLflow runs: one for each self-play, with one nested run for each iteration.
+
+Runs are found again by a tag with a stable key, and points that are there are not logged again, so
+that a repeated or resumed self-play continues its runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from core.artifact import ArtifactRef
+from core.cache import scratch
+from core.config import Config
+from tracking.connection import Connection, connect
+from tracking.inputs import InputTable, as_datasets
+from tracking.metric_log import CURVES, MetricLog, curve_points
+from tracking.registry import Registry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY = "hermesflow.key"
+# These may differ between a run and its continuation.
+NOT_IN_KEY = {"iterations", "store", "tracking", "runtime", "compute"}
+NOTE = "mlflow.note.content"  # shown as the description of a run
+PARAMS = 100  # parameters a call, the limit of MLflow
+ALL = "all"
+# MLflow's charts begin with these, and its compare page shows the first against the iteration.
+HEADLINE = ("gap", "understanding", "generation")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a self-play starts: at the base checkpoint, or at another one with this digest."""
+
+    label: str = "base"
+    digest: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What is added to the name of a self-play."""
+        return f" from {self.label}" if self.digest else ""
+
+
+BASE = Origin()
+
+
+def open_tracker(config: Config, origin: Origin = BASE, *, warn: bool = True) -> Tracker:
+    """The run of this self-play, new or continued; a silent tracker if MLflow cannot be had.
+
+    `warn` is off for a further attempt, since the first has said what is wrong.
+    """
+    return Tracker(connect(config.tracking, warn=warn), config, origin)
+
+
+def self_play_key(config: Config, origin: Origin = BASE) -> str:
+    """Equal for runs whose results are the same iteration by iteration."""
+    document = config.model_dump(mode="json", exclude=NOT_IN_KEY)
+    if origin.digest:
+        document["origin"] = origin.digest
+    return sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+class Run:
+    """One MLflow run; as a context manager it ends as finished, or as failed after an error."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        config: Config,
+        name: str,
+        key: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        self._connection, self._config = connection, config
+        self.run_id: str = ""
+        self._points = MetricLog(connection, "", {})
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        connection.attempt(lambda client: self._find_or_make(client, name, key, tags))
+        self._log_config(params or {})
+
+    @property
+    def url(self) -> str:
+        """Address of the run's page; empty without a server."""
+        if not self.run_id or not self._connection.pages:
+            return ""
+        experiment = self._connection.experiment_id
+        return f"{self._connection.pages}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    @property
+    def registry(self) -> Registry:
+        """The model registry behind the same connection."""
+        return Registry(self._connection, self._config.registered_model)
+
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Log metrics that have one value a run; an unchanged value is not logged again."""
+        self._points.log_changed(values)
+
+    def log_curves(self, rows: Sequence[Mapping[str, float]], prefix: str = CURVES) -> None:
+        """Log each row's values at its `step`, unless they were shown live already."""
+        points = curve_points(rows, prefix)
+        mark = f"hermesflow.logged.{prefix}"
+        digest = sha256(json.dumps(points).encode()).hexdigest()
+        if self._tags.get(mark) == digest:
+            return  # without asking for the history of every curve
+        self._points.refresh()
+        if self._points.log_new(points):
+            self.set_tags({mark: digest})
+
+    def log_inputs(self, tables: Sequence[InputTable]) -> None:
+        """Name tables as the datasets of the run; MLflow keeps each of them once."""
+        mark = "hermesflow.inputs"
+        digest = sha256(repr(tables).encode()).hexdigest()
+        if self._tags.get(mark) == digest:
+            return
+
+        def write(client: MlflowClient) -> bool:
+            client.log_inputs(self.run_id, datasets=as_datasets(tables))
+            return True
+
+        if self._connection.attempt(write):
+            self.set_tags({mark: digest})
+
+    def log_picture(self, name: str, source: str, draw: Callable[[], bytes]) -> None:
+        """Store what `draw` gives as file `name`, unless it is there from the same `source`.
+
+        A source that goes on where this one ends is a later state of the same picture, and stays.
+        """
+        mark = f"hermesflow.drawn.{name}"
+        if not self._connection.open or self._tags.get(mark, "").startswith(source):
+            return
+        place = PurePosixPath(name)
+        content = draw()
+
+        def write(client: MlflowClient) -> bool:
+            with scratch() as folder:
+                path = folder / place.name
+                path.write_bytes(content)
+                client.log_artifact(self.run_id, str(path), str(place.parent))
+            return True
+
+        if self._connection.attempt(write):
+            self.set_tags({mark: source})
+
+    def log_refs(self, refs: Mapping[str, ArtifactRef]) -> None:
+        """Tag the run with the artifacts it stands for."""
+        self.set_tags(
+            {
+                f"{name}.{field}": value
+                for name, ref in refs.items()
+                for field, value in (("uri", ref.uri), ("digest", ref.digest))
+            }
+        )
+
+    def describe(self, text: str) -> None:
+        """Set the description of the run, in Markdown."""
+        self.set_tags({NOTE: text})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags that differ from those on the run."""
+        for name, value in tags.items():
+            if self._tags.get(name) != value:
+                self._connection.attempt(
+                    lambda c, n=name, v=value: c.set_tag(self.run_id, n, v)  # type: ignore[misc]
+                )
+                self._tags[name] = value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        status = "FINISHED" if kind is None else "FAILED"
+        self._connection.attempt(lambda client: client.set_terminated(self.run_id, status))
+
+    def _find_or_make(
+        self, client: MlflowClient, name: str, key: str, tags: Mapping[str, str]
+    ) -> None:
+        experiment = self._connection.experiment_id
+        found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if found:
+            run = found[0]
+            client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = client.create_run(experiment, tags={KEY: key, **tags}, run_name=name)
+        self.run_id = run.info.run_id
+        self._points = MetricLog(self._connection, self.run_id, run.data.metrics)
+        self._params = dict(run.data.params)
+        self._tags = dict(run.data.tags)
+
+    def _log_config(self, params: Mapping[str, str]) -> None:
+        """Parameters are written once and stay; the file holds the config of the latest run."""
+        document = self._config.model_dump(mode="json")
+        flat = {**params, **flatten(document)}
+        if params:
+            # It may differ between nested runs that can be compared, and would be what is compared.
+            del flat["iterations"]
+        digest = sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        if self._tags.get("hermesflow.config") == digest:
+            return
+        new = [(name, value) for name, value in flat.items() if name not in self._params]
+
+        def write(client: MlflowClient) -> None:
+            from mlflow.entities import Param
+
+            for first in range(0, len(new), PARAMS):
+                chunk = [Param(name, value) for name, value in new[first : first + PARAMS]]
+                client.log_batch(self.run_id, params=chunk)
+            client.log_dict(self.run_id, document, "config.yaml")
+
+        self._connection.attempt(write)
+        self.set_tags({"hermesflow.config": digest})
+
+
+class Tracker(Run):
+    """The run of a whole self-play; `origin` is the checkpoint that it starts from."""
+
+    def __init__(self, connection: Connection, config: Config, origin: Origin) -> None:
+        self._key, self._origin = self_play_key(config, origin), origin
+        name = f"self-play {config.data.title} seed {config.seed}{origin.suffix}"
+        super().__init__(connection, config, name, self._key, {})
+        self._children: dict[int, str] = {}
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is tracked; false also after MLflow was lost."""
+        return self._connection.open
+
+    def iteration(self, index: int) -> IterationRun:
+        """The nested run of iteration `index`; 0 is the checkpoint that it starts from."""
+        run = IterationRun(self, index)
+        self._children[index] = run.run_id
+        return run
+
+    @property
+    def compare_url(self) -> str:
+        """Address of the page that compares the iterations so far; empty without a server."""
+        runs = [run_id for _, run_id in sorted(self._children.items())]
+        if not self.url or len(runs) < 2:
+            return ""
+        chosen, experiments = (
+            quote(json.dumps(ids, separators=(",", ":")))
+            for ids in (runs, [self._connection.experiment_id])
+        )
+        root = self._connection.pages
+        return f"{root}/#/compare-runs?runs={chosen}&experiments={experiments}"
+
+
+class IterationRun(Run):
+    """The run of one iteration: of its stages and of the checkpoint that they made."""
+
+    def __init__(self, parent: Tracker, index: int) -> None:
+        self._parent, self._index = parent, index
+        name = f"iteration {index}" if index else parent._origin.label
+        tags = {"mlflow.parentRunId": parent.run_id, "iteration": str(index)}
+        key = f"{parent._key}/{index}"
+        # The only parameter that differs, which makes it the other axis of MLflow's compare page.
+        params = {"iteration": str(index)}
+        super().__init__(parent._connection, parent._config, name, key, tags, params)
+
+    def log_metrics(self, metrics: pa.Table) -> None:
+        """Log a `metrics` table; its main values also on the parent, at the iteration's step."""
+        values = metric_values(metrics)
+        self.log_values(values)
+        names = [name for name in map(evaluation_name, HEADLINE) if name in values]
+        self._parent._points.log_new([(name, values[name], self._index) for name in names])
+
+    def log_benchmark(self, name: str, metrics: pa.Table) -> None:
+        """Log a benchmark's `metrics` table: `benchmark/pope/f1`, `benchmark/pope/f1.random`."""
+        rows = metrics.to_pylist()
+        groups = ["" if row["group"] == ALL else f".{row['group']}" for row in rows]
+        self.log_values(
+            {
+                f"benchmark/{name}/{row['name']}{group}": row["value"]
+                for row, group in zip(rows, groups, strict=True)
+            }
+        )
+
+
+def metric_values(metrics: pa.Table) -> dict[str, float]:
+    """A `metrics` table under the names of MLflow, the headlines first.
+
+    eval/gap, eval_quality/malformed, eval_interval/gap.low, eval_by_category/gap.counting, ...: few
+    prefixes, since each becomes a section of charts, and alphabetically after the headlines.
+    """
+    headline: dict[str, float] = {}
+    others: dict[str, float] = {}
+    for row in metrics.to_pylist():
+        name, (kind, _, group) = row["name"], row["group"].partition("/")
+        if row["group"] != ALL:
+            if group:  # records without a category, or without a composition, have none
+                others[f"eval_by_{kind}/{name}.{group}"] = row["value"]
+            continue
+        (headline if name in HEADLINE else others)[evaluation_name(name)] = row["value"]
+        others |= {f"eval_interval/{name}.{side}": row[side] for side in ("low", "high")}
+    return {n: headline[n] for n in map(evaluation_name, HEADLINE) if n in headline} | others
+
+
+def evaluation_name(name: str) -> str:
+    """The name of a metric over all held-out records."""
+    return f"{'eval' if name in HEADLINE else 'eval_quality'}/{name}"
+
+
+def flatten(document: Any, path: str = "") -> dict[str, str]:
+    """Nested config values by dotted path, as text."""
+    if isinstance(document, dict):
+        items = [(f"{path}.{key}" if path else key, value) for key, value in document.items()]
+        return {k: v for name, value in items for k, v in flatten(value, name).items()}
+    return {path: document if isinstance(document, str) else json.dumps(document)}
