@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.shapes.records import Record, make_records
 from data.shapes.scene import COLORS, SHAPES, Scene
-from evals.benchmarks.base import Item, Row, Verdict
+from evals.benchmarks.base import Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure
 from evals.benchmarks.pope import SPLITS, clarity, yes_or_no
 from evals.benchmarks.reading import read_items
@@ -103,3 +103,13 @@ def absent_things(
 def _things(scene: Scene) -> list[Thing]:
     """Different things in reading order."""
     return list(dict.fromkeys((item.color, item.shape) for item in scene.objects))
+
+
+def open_benchmark(opening: Opening) -> ShapesPope:
+    """The benchmark on scenes of a split."""
+    return ShapesPope(opening.split)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return yes_no_figures(rows)
