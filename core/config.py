@@ -14,7 +14,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
-from core.benchmarks import ENDPOINT, NEEDS, BenchmarkChoice
+from core.benchmarks import BENCHMARKS, ENDPOINT, BenchmarkChoice
 from core.secrets import is_secret
 from core.settings import Section, load_settings
 
@@ -622,7 +622,7 @@ class Config(Section):
         if twice:
             raise ValueError(f"benchmarks has {min(twice)} twice; leave one of them")
         for chosen in self.benchmarks:
-            if not NEEDS[chosen.name].files and self.data.source != "shapes":
+            if not BENCHMARKS[chosen.name].files and self.data.source != "shapes":
                 raise ValueError(
                     f"benchmarks has {chosen.name}, which asks about shapes, but data.source = "
                     f"{self.data.source!r}; take it out"

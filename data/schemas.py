@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from core.errors import UserError
+from data.metrics import METRICS
 
 VERSION = 1
 METADATA_KEY = b"hermesflow"
@@ -208,15 +209,7 @@ _TABLES = (
             _ID,
             _text("category"),
             _text("composition"),
-            _score("understanding"),
-            _score("generation"),
-            _score("chance"),
-            _score("self_score"),
-            _score("agreement"),
-            _score("all_right"),
-            _score("malformed"),
-            _score("diversity"),
-            _score("caption_similarity", low=-1.0),
+            *(_score(one.name, one.low) for one in METRICS if one.low is not None),
         ),
     ),
     Table(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from core.benchmarks import ENDPOINT, NEEDS, SELF
+from core.benchmarks import BENCHMARKS, ENDPOINT, SELF
 from core.config import Config
 from core.errors import UserError
 from core.names import visible
@@ -153,7 +153,7 @@ def _check_benchmarks(config: Config) -> None:
         field = f"benchmarks: {chosen.name}"
         if chosen.folder is not None:
             folder = _folder(f"{field}: folder", chosen.folder)
-            patterns = NEEDS[chosen.name].files
+            patterns = BENCHMARKS[chosen.name].files
             if not any(True for pattern in patterns for _ in visible(folder, pattern)):
                 raise UserError(
                     f"{field}: folder = {chosen.folder!r} has no {' or '.join(patterns)}; give the "

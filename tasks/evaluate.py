@@ -67,7 +67,7 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 
 EVALUATE = Stage(
     "evaluate",
-    4,
+    5,
     reads=(
         "model.family",
         "model.precision",

@@ -168,6 +168,7 @@ def test_a_scorer_that_gives_no_number_is_named(store: Store) -> None:
         paired(store, ["a", "b"], [math.nan, 0.5])
 
 
+@pytest.mark.slow
 def test_last_good_checkpoint_stays_champion_when_training_diverges(
     finished: tuple[Path, Any, str],
     tmp_path: Path,

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.artifact import Artifact
-from core.benchmarks import NEEDS, BenchmarkChoice
+from core.benchmarks import BENCHMARKS, BenchmarkChoice
 from core.store import Store
 from evals.benchmarks.base import Item
 from evals.benchmarks.catalog import opened
@@ -139,7 +139,7 @@ def show(benchmark: Any, item: Item) -> None:
 @given(data=st.data(), name=st.sampled_from(READERS))
 def test_benchmark_files(files: dict[str, Path], data: st.DataObject, name: str) -> None:
     source = files[name]
-    patterns = NEEDS[name].files
+    patterns = BENCHMARKS[name].files
     known = sorted({path for pattern in patterns for path in source.rglob(pattern)})
     chosen = data.draw(st.sampled_from(known))
     with folder() as place:
