@@ -16,7 +16,8 @@ from bench.streams import checkpoint
 from core.config import load_config
 from core.stage import Stage, run_stage
 from core.store import Store
-from flows.executors.local import run_on_machine
+from flows.executors.base import Job, Step
+from flows.executors.local import LocalProcesses
 from tasks.pool import POOL
 
 STAGES = {"sample-captions": tasks.sample.CAPTIONS, "sample-images": tasks.sample.IMAGES}
@@ -33,7 +34,8 @@ def measure(stage: Stage, records: int, processes: int) -> dict[str, float]:
         store = Store(folder)
         inputs = {"pool": run_stage(POOL, config, store, {}).ref, "checkpoint": checkpoint(store)}
         before, started = _cpu_seconds(), time.perf_counter()
-        run_on_machine(stage, config, store, inputs)
+        stored = config.model_copy(update={"store": folder})
+        LocalProcesses().run(Job(stage, stored, inputs, Step(0, "base")))
         seconds = time.perf_counter() - started
     return {
         "records": records,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ from core.watchdog import watched
 if TYPE_CHECKING:
     from core.config import Config
 
+Retention = Literal["kept", "intermediate", "checkpoint", "verdict"]
 ABSENT = "?"  # ends a declared path that not every variant of a section has
 RUNTIME = "runtime"  # device, threads, batch sizes: may be read by all, never enters a key
 
@@ -40,18 +41,18 @@ class UndeclaredReadError(Exception):
 
 
 @dataclass(frozen=True)
-class Share:
-    """One of `count` shares of a stage's parts, which several runs do side by side."""
+class Shard:
+    """One of `count` shards of a stage's parts, which several runs do side by side."""
 
     index: int = 0
     count: int = 1
 
     def takes(self, part: int) -> bool:
-        """Whether part number `part` belongs to this share."""
+        """Whether part number `part` belongs to this shard."""
         return part % self.count == self.index
 
 
-WHOLE = Share()
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class StageContext:
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
-    share: Share = WHOLE
+    shard: Shard = WHOLE
     peers: Peers = ALONE
 
     def input(self, name: str) -> Artifact:
@@ -99,11 +100,14 @@ class Stage:
     input artifacts (each may be given none, one or several). `body` writes parts into the draft
     and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
     compute something else. `files` names what the body reads outside the store; their contents
-    enter the key. The body of a stage that `splits` does the parts of its share, and returns None
+    enter the key. The body of a stage that `splits` does the parts of its shard, and returns None
     while parts of others are missing. The processes of one that `meets` are `peers`, which share
     every part of the work. `unkeyed` are config paths that the body may read besides, since results
     do not depend on them; `around` has up what the body needs (a server), however many processes
-    share it, and gives the config that says where it is.
+    share it, and gives the config that says where it is. `retention` is what `gc` makes of its
+    artifacts once the checkpoint that came of them has a successor: `kept`; `intermediate`, so all
+    is freed; `checkpoint`, so the weights are freed unless it is registered. A `verdict` is kept,
+    and its input `checkpoint` counts as judged for registration.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Stage:
     meets: bool = False
     unkeyed: tuple[str, ...] = ()
     around: "Callable[[Config], AbstractContextManager[Config]]" = nullcontext
+    retention: Retention = "kept"
 
 
 @dataclass(frozen=True)
@@ -196,27 +201,28 @@ def run_stage(
 
     Several processes that share the work call it with the same arguments, each as one of `peers`.
     """
-    result = run_share(stage, config, store, inputs, WHOLE, progress, peers)
+    result = run_shard(stage, config, store, inputs, WHOLE, progress, peers)
     assert result is not None  # the whole lacks no part
     return result
 
 
-def run_share(
+def run_shard(
     stage: Stage,
     config: "Config",
     store: Store,
     inputs: Inputs,
-    share: Share,
+    shard: Shard,
     progress: ProgressFactory = show_progress,
     peers: Peers = ALONE,
+    key: str | None = None,
 ) -> StageResult | None:
-    """Do one share of a stage; the artifact if it is complete then, None if others are at work.
+    """Do one shard of a stage; the artifact if it is complete then, None if others are at work.
 
-    The last share to end publishes, whichever that is: a part is there before its share looks
-    whether all are.
+    The last shard to end publishes, whichever that is: a part is there before its shard looks
+    whether all are. `key` is that of `stage_key`, if the caller has computed it.
     """
     started = time.monotonic()
-    key, *others = peers.gather(lambda: stage_key(stage, config, inputs))
+    key, *others = peers.gather(lambda: key or stage_key(stage, config, inputs))
     if any(other != key for other in others):
         raise UserError(
             f"the processes of stage {stage.name} have different configs, inputs or versions of "
@@ -226,7 +232,7 @@ def run_share(
     cached = ref is not None
     if ref is None:
         with stage.around(config) as ready:
-            ref = _run_body(stage, ready, store, inputs, progress, key, share, peers)
+            ref = _run_body(stage, ready, store, inputs, progress, key, shard, peers)
     return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 
@@ -237,7 +243,7 @@ def _run_body(
     inputs: Inputs,
     progress: ProgressFactory,
     key: str,
-    share: Share,
+    shard: Shard,
     peers: Peers,
 ) -> ArtifactRef | None:
     started = time.monotonic()
@@ -251,7 +257,7 @@ def _run_body(
             progress=progress if peers.first else silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
-            share=share,
+            shard=shard,
             peers=peers,
         )
         with watched(f"stage {stage.name}", config.runtime.stall_minutes):
@@ -260,6 +266,7 @@ def _run_body(
             return None
         manifest = {
             "stage_version": stage.version,
+            "retention": stage.retention,
             "config": declared_config(stage, config),
             "inputs": {name: [asdict(ref) for ref in given] for name, given in refs.items()},
             "results": dict(results),

@@ -25,7 +25,7 @@ from core.counts import keep_counts, kept_counts
 from core.draft import Draft
 from core.errors import UserError
 from core.runtime import derive_seed
-from core.stage import ProgressFactory, Share
+from core.stage import ProgressFactory, Shard
 from data.tables import (
     TableWriter,
     decode_image,
@@ -202,10 +202,10 @@ def evaluate_pool(
     evaluator: Evaluator,
     batches: Batches,
     shard_records: int,
-    share: Share,
+    shard: Shard,
     progress: ProgressFactory,
 ) -> bool:
-    """Write the parts of `share` that the draft lacks; whether all parts are there then.
+    """Write the parts of `shard` that the draft lacks; whether all parts are there then.
 
     `test` are the files of a `pool` table. A part has `shard_records` records.
     """
@@ -216,33 +216,35 @@ def evaluate_pool(
         {table: f"{folder}/{part_name(index)}" for table, folder in FOLDERS.items()}
         for index in range(len(sizes))
     ]
-    total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
+    total = sum(rows for index, rows in enumerate(sizes) if shard.takes(index))
     with progress("evaluate", total) as bar:
-        for index, shard in enumerate(iter_batches(test, "pool", batch_size=shard_records)):
-            if not share.takes(index):
+        for index, records in enumerate(iter_batches(test, "pool", batch_size=shard_records)):
+            if not shard.takes(index):
                 continue
             if not draft.has_all(parts[index].values()):
-                keep_counts(draft, "cut", f"{index:05d}", evaluator.cut_texts(shard))
-                _write_shard(draft, batches, evaluator, shard, parts[index])
+                keep_counts(draft, "cut", f"{index:05d}", evaluator.cut_texts(records))
+                _write_part(draft, batches, evaluator, records, parts[index])
                 evaluator.judge.keep_counts(draft, index)
-            bar.update(shard.num_rows)
+            bar.update(records.num_rows)
     return draft.has_all(name for names in parts for name in names.values())
 
 
-def _write_shard(
+def _write_part(
     draft: Draft,
     batches: Batches,
     evaluator: Evaluator,
-    shard: pa.Table,
+    records: pa.Table,
     names: Mapping[str, str],
 ) -> None:
     def rows_of(table: pa.Table) -> dict[str, list[Row]]:
-        records = table.to_pylist()
-        seeds = [derive_seed("evaluate", record["record_id"]) for record in records]
-        return evaluator.rows(records, seeds)
+        rows = table.to_pylist()
+        seeds = [derive_seed("evaluate", row["record_id"]) for row in rows]
+        return evaluator.rows(rows, seeds)
 
     rows: dict[str, list[Row]] = {table: [] for table in names}
-    asked = shard.filter(pa.array([bool(q) for q in evaluator.judge.questions(shard.to_pylist())]))
+    asked = records.filter(
+        pa.array([bool(q) for q in evaluator.judge.questions(records.to_pylist())])
+    )
     for batch in batches.map_table(asked, rows_of):
         for table, new in batch.items():
             rows[table] += new

@@ -27,10 +27,12 @@ from core.errors import UserError
 from core.progress import progress
 from core.runtime import setup_logging
 from core.settings import Section, load_settings
-from core.stage import Inputs, Stage, StageResult, run_stage
+from core.stage import StageResult
 from core.store import Store
 from data.tables import read_table
+from flows.executors.base import InProcess, Job
 from report.ablations import figure, replace_section, section
+from tasks.evaluate import EVALUATE
 
 LOGS = Path(".hermesflow/ablations")
 RESULTS = Path("docs/results.md")
@@ -134,17 +136,9 @@ def run_all(configs: Mapping[tuple[str, int], Config], workers: int) -> pd.DataF
 def run_one(config: Config, arm: str, seed: int) -> list[Row]:
     """One self-play without servers, its output in a log; the metrics of all its checkpoints."""
     from flows.self_play import SelfPlay
-    from flows.stages import Step
     from tracking.runs import open_tracker
 
-    evaluations: dict[int, StageResult] = {}
-
-    def runner(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
-        result = run_stage(stage, config, Store(config.store), inputs)
-        if stage.name == "evaluate":
-            evaluations[step.iteration] = result
-        return result
-
+    executor = _Remembering()
     with (
         open(LOGS / f"{arm}-{seed}.log", "a", encoding="utf-8") as log,
         redirect_stdout(log),
@@ -153,16 +147,29 @@ def run_one(config: Config, arm: str, seed: int) -> list[Row]:
         logging.basicConfig(stream=log, level=logging.INFO, force=True)
         try:
             with open_tracker(config) as tracker:
-                SelfPlay(config, tracker, runner).run()
+                SelfPlay(config, tracker, executor).run()
         except Exception:
             traceback.print_exc(file=log)
             raise
     store = Store(config.store)
     return [
         {"arm": arm, "seed": seed, "iteration": iteration, **row}
-        for iteration, result in evaluations.items()
+        for iteration, result in executor.evaluations.items()
         for row in read_table(store.open(result.ref).path("metrics.parquet"), "metrics").to_pylist()
     ]
+
+
+class _Remembering(InProcess):
+    """Runs jobs in this process, and remembers the evaluation of each iteration."""
+
+    def __init__(self) -> None:
+        self.evaluations: dict[int, StageResult] = {}
+
+    def run(self, job: Job) -> StageResult | None:
+        result = super().run(job)
+        if job.stage is EVALUATE and result is not None:
+            self.evaluations[job.step.iteration] = result
+        return result
 
 
 def write_results(study: Study, table: pd.DataFrame, out: Path | None) -> None:

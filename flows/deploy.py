@@ -27,9 +27,10 @@ from flows.compute import (
     queue_name,
     secret_block,
 )
-from flows.deployed import STAGES, entrypoint
-from flows.heartbeats import watch_heartbeats
+from flows.deployed import entrypoint
+from flows.heartbeats import LOST_STAGES, STAGE_TAG, watch_heartbeats
 from flows.servers import WORK_POOL
+from tasks.catalog import DEPLOYED, check_names
 
 PROJECT = Path(__file__).resolve().parent.parent
 IN_IMAGE = Path("/app")  # where an image has the project
@@ -39,14 +40,16 @@ ITERATE = "iterate"
 
 def deploy_stages(config: Config, pool: Pool) -> list[str]:
     """Make a work pool with its queues, secrets and one deployment a stage; their names."""
+    check_names("compute.stages", config.compute.stages)
     make_pool(pool, pool)
     if pool == "docker" and local_folder(config.store) is None:
         keep_secrets(config.compute.docker.secrets, os.environ)
+    watch_heartbeats(LOST_STAGES, config.compute.lost_seconds, STAGE_TAG)
     names = []
     with get_client(sync_client=True) as client:
-        for stage in STAGES:
+        for stage in DEPLOYED:
             names.append(_deploy_stage(client, config, stage, pool))
-    queues = {queue_name(config.compute.of(stage)) for stage in STAGES}
+    queues = {queue_name(config.compute.of(stage)) for stage in DEPLOYED}
     asyncio.run(_limit_queues(pool, {q for q in queues if q != "cpu"}, config.compute.gpu_slots))
     return names
 
@@ -134,7 +137,7 @@ def _deploy_stage(client: SyncPrefectClient, config: Config, stage: str, pool: P
         job_variables=job_variables(config, stage, pool),
         concurrency_limit=resources.concurrency,
         enforce_parameter_schema=False,
-        tags=["stage"],
+        tags=[STAGE_TAG],
     )
     return f"{stage}/{pool}"
 

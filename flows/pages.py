@@ -23,7 +23,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
-from core.stage import WHOLE, Share
+from core.stage import WHOLE, Shard
 
 TABLE = "checkpoints"
 TABLE_TEXT = (
@@ -36,8 +36,8 @@ TABLE_TEXT = (
 class ProgressPage:
     """The progress artifact of a stage's run, under one key for each stage."""
 
-    def __init__(self, stage: str, label: str, share: Share = WHOLE) -> None:
-        part = "" if share == WHOLE else f", share {share.index + 1} of {share.count}"
+    def __init__(self, stage: str, label: str, shard: Shard = WHOLE) -> None:
+        part = "" if shard == WHOLE else f", shard {shard.index + 1} of {shard.count}"
         self._key, self._label = f"{stage}-progress", label + part
         self._artifact: UUID | None = None
         self._works = True

@@ -28,6 +28,7 @@ from evals.networks.caption_scorer import MODULES, transformer_folder
 from flows.executors.local import num_processes
 from models.memory import Sizes, available_bytes, check_memory, floor_of, gibibytes
 from models.weight_files import check_one_set
+from tasks.catalog import check_names
 
 # Up to here every image is decoded; of more records, some images from all over the files.
 DEEP_RECORDS = 1000
@@ -49,6 +50,7 @@ def check(config: Config, *, device: bool = True) -> None:
         _check_data,
         _check_benchmarks,
         _check_store,
+        _check_compute,
     )
     problems = [problem for part in checks for problem in _problems(part, config)]
     if device and not problems:
@@ -100,6 +102,10 @@ def _check_model(config: Config) -> None:
     for name in files:
         if name.endswith(".safetensors"):
             _check_weights("model.checkpoint", (folder / name).parent)
+
+
+def _check_compute(config: Config) -> None:
+    check_names("compute.stages", config.compute.stages)
 
 
 def memory_table(config: Config) -> str:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from prefect import State, flow
@@ -15,25 +16,26 @@ from pydantic import Field
 from core.artifact import ArtifactRef
 from core.config import Config, load_config
 from core.errors import UserError
-from core.stage import Inputs, Stage, StageResult
+from core.stage import Inputs, Stage
 from core.store import Store
 from data.tables import read_table
 from flows.compute import Pool
-from flows.deployed import STAGES
-from flows.leftovers import end_leftovers
+from flows.executors.base import Executor, InProcess, Job, Step
+from flows.executors.work_pool import WorkPool
 from flows.pages import RunPages, present
-from flows.pools import PoolRunner
 from flows.preflight import check
 from flows.registration import register
 from flows.reporting import figures_of, keep_story, write_report
 from flows.showcase import Showcase
-from flows.stages import Step, announce, do_stage, label, refused, run_in_flow
+from flows.stages import ChildFlows, announce, label, refused
+from flows.stale_runs import reap_stale_runs
 from report.alarms import show_alarms
 from report.figures import Figures
 from report.story import Story, Version
 from report.table import Checkpoint, final_table
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
+from tasks.catalog import DEPLOYED
 from tasks.evaluate import EVALUATE
 from tasks.fit import STAGE as FIT
 from tasks.gate import GATE
@@ -88,14 +90,15 @@ def self_play(
         check(resolved, device=pool is None)
         champion = find_champion(resolved) if continue_from_champion else None
         origin = origin_of(champion)
-        end_leftovers(self_play.name)
+        reap_stale_runs(self_play.name)
         present(self_play_name(resolved, origin), self_play_tags(resolved, origin))
-        runner = PoolRunner(pool, STAGES) if pool else run_in_flow
+        here = ChildFlows()
+        executor: Executor = WorkPool(pool, DEPLOYED, here) if pool else here
         # This run's heartbeat, which beats already, stands for stages in this process too. Ending
         # one takes a second, and making settings for each stage would take a sixth of its run.
         no_more_heartbeats = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with no_more_heartbeats, open_tracker(resolved, origin) as tracker:
-            return SelfPlay(resolved, tracker, runner, champion, RunPages()).run()
+            return SelfPlay(resolved, tracker, executor, champion, RunPages()).run()
     except UserError as error:
         return refused(error)
 
@@ -117,18 +120,8 @@ def self_play_tags(config: Config, origin: Origin) -> list[str]:
     return [config.model.family, config.data.title, f"seed-{config.seed}", f"from-{start}"]
 
 
-Runner = Callable[[Stage, Config, Inputs, Step], StageResult]
-
-
-def _from_store(stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
-    """A stage that was run before, without a run in Prefect."""
-    result = do_stage(stage, config, inputs, step.run_id)
-    assert result is not None  # the whole lacks no part
-    return result
-
-
 class SelfPlay:
-    """One run of the loop; every step is a cached stage, run by `runner`.
+    """One run of the loop; every step is a cached stage, run by `executor`.
 
     Starts at `champion` instead of the config's base checkpoint if there is one, and shows what it
     does on `pages`.
@@ -138,11 +131,11 @@ class SelfPlay:
         self,
         config: Config,
         tracker: Tracker,
-        runner: Runner,
+        executor: Executor,
         champion: Champion | None = None,
         pages: RunPages | None = None,
     ) -> None:
-        self._config, self._tracker, self._runner = config, tracker, runner
+        self._config, self._tracker, self._executor = config, tracker, executor
         self._store, self._champion, self._pages = Store(config.store), champion, pages
         self._showcase = Showcase(config, self._store, tracker, pages)
         self._story: Story | None = None
@@ -224,7 +217,7 @@ class SelfPlay:
         if not tracker.enabled:
             return
         config = self._config.model_copy(update={"iterations": done})
-        again = SelfPlay(config, tracker, _from_store, self._champion)
+        again = SelfPlay(config, tracker, InProcess(), self._champion)
         again._play(lambda done: None)
         if not tracker.enabled:  # lost again
             return
@@ -335,7 +328,8 @@ class SelfPlay:
         results: dict[str, ArtifactRef] = {}
         for chosen in self._config.benchmarks:
             one = alone(self._config, chosen.name)
-            ref = self._stage(BENCHMARK, {"checkpoint": checkpoint}, step, one)
+            named = replace(step, detail=chosen.name)
+            ref = self._stage(BENCHMARK, {"checkpoint": checkpoint}, named, one)
             metrics = self._store.open(ref).path("metrics.parquet")
             run.log_refs({f"benchmark.{chosen.name}": ref})
             run.log_benchmark(chosen.name, read_table(metrics, "metrics"))
@@ -366,7 +360,8 @@ class SelfPlay:
     def _stage(
         self, stage: Stage, inputs: Inputs, step: Step, config: Config | None = None
     ) -> ArtifactRef:
-        result = self._runner(stage, config or self._config, inputs, step)
+        result = self._executor.run(Job(stage, config or self._config, inputs, step))
+        assert result is not None  # the whole lacks no shard
         if not result.cached:
             self._at_work += float(self._store.open(result.ref).manifest["seconds"])
         return result.ref

@@ -30,7 +30,7 @@ Results = Mapping[str, Any]
 class StageTime:
     """A stage's artifact and the seconds that it took when it was made."""
 
-    name: str
+    title: str
     ref: ArtifactRef
     seconds: float
 
@@ -169,7 +169,7 @@ def read_figures(
     """
     versions = [read_version(store, version, story) for version in story.versions]
     base = store.open(story.base)
-    refs = {"pool": story.pool, "test": story.test, "base": story.base, "judge": story.judge}
+    refs = (story.pool, story.test, story.base, story.judge)
     pool, test = (count_rows(store.open(ref).parts()) for ref in (story.pool, story.test))
     judged = count_rows([store.open(story.versions[0].evaluation).path("records.parquet")])
     return Figures(
@@ -185,7 +185,7 @@ def read_figures(
         judged_by=read_judge(store, story),
         sampled=read_sampled(store, story),
         drawings=read_drawings(store, story),
-        before=[_time(name, store.open(ref)) for name, ref in refs.items()],
+        before=[_time(store.open(ref)) for ref in refs],
         pool_records=pool,
         test_records=judged,
         unjudged_records=test - judged,
@@ -210,9 +210,8 @@ def read_version(store: Store, version: Version, story: Story) -> VersionFigures
         trained=opened["trained"].manifest["results"] if opened else {},
         curve=_curve(opened["trained"]) if opened else (),
         stages=[
-            *(_time(name, artifact) for name, artifact in opened.items()),
-            _time("evaluation", evaluation),
-            *(_time(f"benchmark {name}", artifact) for name, artifact in results.items()),
+            *(_time(artifact) for artifact in (*opened.values(), evaluation)),
+            *(_time(artifact, f" {name}") for name, artifact in results.items()),
         ],
         benchmarks={
             name: read_benchmark(name, artifact, story.config) for name, artifact in results.items()
@@ -253,8 +252,9 @@ def _curve(trained: Artifact) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def _time(name: str, artifact: Artifact) -> StageTime:
-    return StageTime(name, artifact.ref, float(artifact.manifest["seconds"]))
+def _time(artifact: Artifact, detail: str = "") -> StageTime:
+    title = artifact.ref.stage.replace("-", " ") + detail
+    return StageTime(title, artifact.ref, float(artifact.manifest["seconds"]))
 
 
 def for_alarms(version: VersionFigures, changes: Changes) -> IterationFigures:

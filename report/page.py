@@ -21,16 +21,6 @@ from report.verdict import give_verdict, signed
 TEMPLATES = Path(__file__).parent / "templates"
 GAP_SCORES = ("understanding", "generation", "gap")
 GROUPS = {"type/": "question type", "category/": "category", "composition/": "composition"}
-STAGES = {
-    "captions": "sample captions",
-    "images": "sample images",
-    "caption_scores": "score captions",
-    "image_scores": "score images",
-    "pairs": "pair",
-    "reference": "reference",
-    "trained": "train",
-    "evaluation": "evaluate",
-}
 
 
 @dataclass(frozen=True)
@@ -196,13 +186,10 @@ def _filter_row(version: VersionFigures, modality: str) -> FilterRow:
 
 def time_rows(figures: Figures) -> list[TimeRow]:
     """Seconds that each stage took when its artifact was made."""
-    taken = [{stage.name: stage.seconds for stage in v.stages} for v in figures.versions]
-    done = list(dict.fromkeys(name for stages in taken for name in stages))
-    # Benchmarks are not among the names, and come last.
-    known = [name for name in STAGES if name in done] + [n for n in done if n not in STAGES]
-    return [
-        TimeRow(STAGES.get(name, name), [stages.get(name) for stages in taken]) for name in known
-    ]
+    taken = [{stage.title: stage.seconds for stage in v.stages} for v in figures.versions]
+    # In the order of the last version, which has all stages: the first was not trained.
+    titles = dict.fromkeys(title for stages in reversed(taken) for title in stages)
+    return [TimeRow(title, [stages.get(title) for stages in taken]) for title in titles]
 
 
 def flatten(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

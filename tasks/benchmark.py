@@ -72,7 +72,7 @@ def _score(
         )
 
     if not ask_all(
-        context.draft, benchmark, model, items, part_items, batches, context.share, context.progress
+        context.draft, benchmark, model, items, part_items, batches, context.shard, context.progress
     ):
         return None
     rows = sum_up(context.draft, benchmark, config.evaluation)

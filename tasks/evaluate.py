@@ -36,7 +36,7 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
             Evaluator(config, checkpoint, judge),
             batches,
             config.sampling.shard_records,
-            context.share,
+            context.shard,
             context.progress,
         )
     if not complete:

@@ -56,6 +56,7 @@ GATE = Stage(
     reads=("gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
     inputs=("checkpoint", "evaluation", "benchmarks", "baseline", "baseline_benchmarks"),
     body=_body,
+    retention="verdict",
 )
 
 

@@ -89,9 +89,9 @@ class _Reference:
 def run(context: StageContext) -> Mapping[str, object] | None:
     """Write a part for each batch of pairs that has none yet."""
     use_threads(context.config.runtime.threads)
-    draft, share, paths = context.draft, context.share, context.input("pairs").parts()
+    draft, shard, paths = context.draft, context.shard, context.input("pairs").parts()
     sizes = [ids.num_rows for ids in iter_batches(paths, "pairs", ["record_id", "iteration"])]
-    mine = [index for index in range(len(sizes)) if share.takes(index)]
+    mine = [index for index in range(len(sizes)) if shard.takes(index)]
     reference = None
     with context.progress("reference", sum(sizes[index] for index in mine)) as bar:
         for index, pairs in enumerate(iter_batches(paths, "pairs", pair_columns(paths))):
@@ -99,7 +99,7 @@ def run(context: StageContext) -> Mapping[str, object] | None:
                 continue
             name = part_name(index)
             if not draft.has(name):
-                # Only now, since a share may have nothing to do.
+                # Only now, since a shard may have nothing to do.
                 reference = reference or _Reference(context)
                 with draft.write(name) as path, TableWriter(path, "ref_logps") as writer:
                     reference.write(pairs, writer)
@@ -119,6 +119,7 @@ REFERENCE = Stage(
     ("checkpoint", "pairs"),
     run,
     splits=True,
+    retention="intermediate",
 )
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def _sample_all(
     cut: Callable[[UnifiedModel, Rows], Mapping[str, int]],
 ) -> Mapping[str, object] | None:
     """Write one part for each shard of the pool that has none yet; `cut` counts texts in rows."""
-    config, draft, share = context.config, context.draft, context.share
+    config, draft, mine = context.config, context.draft, context.shard
     pool, checkpoint = context.input("pool").parts(), context.input("checkpoint")
     size = config.sampling.shard_records
     sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
@@ -151,10 +151,10 @@ def _sample_all(
         seeds = [derive_seed(context.seed, checkpoint.ref.digest, record_id) for record_id in ids]
         return sample(model, records, seeds)
 
-    total = sum(rows for index, rows in enumerate(sizes) if share.takes(index))
+    total = sum(rows for index, rows in enumerate(sizes) if mine.takes(index))
     with context.progress(context.stage.name, total) as bar:
         for index, shard in enumerate(shards):
-            if not share.takes(index):
+            if not mine.takes(index):
                 continue
             if draft.has(part_name(index)):
                 bar.update(shard.num_rows)
@@ -188,6 +188,7 @@ CAPTIONS = Stage(
     inputs=("pool", "checkpoint"),
     body=_captions,
     splits=True,
+    retention="intermediate",
 )
 IMAGES = Stage(
     "sample-images",
@@ -202,6 +203,7 @@ IMAGES = Stage(
     inputs=("pool", "checkpoint"),
     body=_images,
     splits=True,
+    retention="intermediate",
 )
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def _score_parts(
     """One part of scores for each part of samples; `before_end` is told of each before it is."""
     artifact, draft = context.input(source), context.draft
     names, num_rows = artifact.names(PART), artifact.manifest["results"]["rows"]
-    taken = [name for index, name in enumerate(names) if context.share.takes(index)]
+    taken = [name for index, name in enumerate(names) if context.shard.takes(index)]
     files = {name: artifact.path(name) for name in taken}
     with context.progress(context.stage.name, count_rows(files.values())) as bar:
         for name, file in files.items():
@@ -254,6 +254,7 @@ SCORE_CAPTIONS = Stage(
     body=_score_captions,
     files=_encoder_files,
     splits=True,
+    retention="intermediate",
 )
 SCORE_IMAGES = Stage(
     "score-images",
@@ -270,6 +271,7 @@ SCORE_IMAGES = Stage(
     body=_score_images,
     files=_encoder_files,
     splits=True,
+    retention="intermediate",
     unkeyed=("scoring.max_unanswered",),
 )
 

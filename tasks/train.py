@@ -100,6 +100,7 @@ TRAIN = Stage(
     ("checkpoint", "pairs", "reference"),
     run,
     meets=True,
+    retention="checkpoint",
 )
 
 

@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 from core.command import run_command
-from core.config import Config
 from core.runtime import setup_logging
-from core.stage import Inputs, Stage, StageResult
+from core.stage import StageResult
 from core.store import Store
+from flows.executors.base import Job
 from flows.self_play import SelfPlay
-from flows.stages import Step, announce
+from flows.stages import announce
 from tests.limits import HANGS_SECONDS
 from tests.loops import Runner, quick
 from tracking.runs import open_tracker
@@ -66,9 +66,10 @@ def digests(store: Path) -> dict[tuple[str, str], str]:
 class Announcing(Runner):
     """Says when a stage has ended."""
 
-    def __call__(self, stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
-        result = super().__call__(stage, config, inputs, step)
-        announce(step.label, stage.name, "cached" if result.cached else f"{result.seconds:.1f} s")
+    def run(self, job: Job) -> StageResult:
+        result = super().run(job)
+        how = "cached" if result.cached else f"{result.seconds:.1f} s"
+        announce(job.step.label, job.stage.name, how)
         return result
 
 

@@ -3,26 +3,27 @@
 from pathlib import Path
 
 from core.config import Config, load_config
-from core.stage import Inputs, Stage, StageResult
+from core.stage import StageResult
 from core.store import Store
+from flows.executors.base import Job
+from flows.executors.local import LocalProcesses
 from flows.self_play import SelfPlay, origin_of
-from flows.stages import Step, do_stage
 from tracking.champion import Champion
 from tracking.runs import open_tracker
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 
 
-class Runner:
-    """Runs stages in this process and remembers which were cached."""
+class Runner(LocalProcesses):
+    """Runs stages on this machine and remembers which were cached."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, int, StageResult]] = []
 
-    def __call__(self, stage: Stage, config: Config, inputs: Inputs, step: Step) -> StageResult:
-        result = do_stage(stage, config, inputs, step.run_id)
+    def run(self, job: Job) -> StageResult:
+        result = super().run(job)
         assert result is not None
-        self.done.append((stage.name, step.iteration, result))
+        self.done.append((job.stage.name, job.step.iteration, result))
         return result
 
     def fresh(self) -> list[str]:

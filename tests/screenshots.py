@@ -142,7 +142,7 @@ def take(
     log_in(browser, urls)
     resize(browser, 1400, 1000)
     if containers:
-        open_run(browser, urls, run, "Subflow Runs", "share 1 of")
+        open_run(browser, urls, run, "Subflow Runs", "shard 1 of")
     else:
         open_run(browser, urls, run, "Artifacts", "checkpoints")
     save(browser, places[0])

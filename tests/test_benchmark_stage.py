@@ -11,7 +11,7 @@ import yaml
 from core.benchmarks import BENCHMARKS
 from core.config import Config, load_config
 from core.errors import UserError
-from core.stage import Share, run_share, run_stage
+from core.stage import Shard, run_shard, run_stage
 from core.store import Store
 from data.tables import read_table
 from evals.benchmarks.changes import benchmark_change
@@ -39,8 +39,8 @@ def test_shares_make_what_one_run_makes(tmp_path: Path) -> None:
     both, whole = Store(str(tmp_path / "both")), Store(str(tmp_path / "whole"))
     base = run_stage(BASE, config, both, {}).ref
     inputs = {"checkpoint": base}
-    assert run_share(BENCHMARK, config, both, inputs, Share(1, 2)) is None
-    done = run_share(BENCHMARK, config, both, inputs, Share(0, 2))
+    assert run_shard(BENCHMARK, config, both, inputs, Shard(1, 2)) is None
+    done = run_shard(BENCHMARK, config, both, inputs, Shard(0, 2))
     assert done is not None
     assert done.ref.digest == run_stage(BENCHMARK, config, whole, inputs).ref.digest
     rows = read_table(both.open(done.ref).path("items.parquet"), "benchmark_items").to_pylist()

@@ -4,19 +4,19 @@ import asyncio
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from prefect.utilities.callables import parameter_schema
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
 
 import flows.deployed
-from core.config import Config, DeployedStage
+from core.config import Config
 from core.errors import UserError
 from flows.compute import CONTAINER, job_variables, placed, queue_name
 from flows.deploy import keep_secrets
-from flows.deployed import PLACES, STAGES
-from flows.pools import HOPELESS
+from flows.executors.work_pool import HOPELESS
+from tasks.catalog import DEPLOYED, check_names, load_stage
 from tests.loops import quick
 
 S3 = "s3://bucket/prefix"
@@ -35,11 +35,11 @@ def rendered(config: Config, stage: str) -> DockerWorkerJobConfiguration:
 
 
 def test_every_stage_that_reads_only_the_store_has_a_deployment() -> None:
-    assert set(PLACES) == set(get_args(DeployedStage)) == set(STAGES)
-    for stage in STAGES:
+    for stage in DEPLOYED:
+        assert load_stage(stage).name == stage
         run = getattr(flows.deployed, stage.replace("-", "_"))
         assert run.name == stage
-        assert list(parameter_schema(run).properties) == ["config", "inputs", "step", "share"]
+        assert list(parameter_schema(run).properties) == ["config", "inputs", "step", "shard"]
 
 
 def test_docker_gets_image_cpus_memory_and_shared_memory_of_the_stage() -> None:
@@ -134,7 +134,6 @@ def test_stage_without_gpus_runs_on_the_cpu_with_the_cores_that_it_has() -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"compute__stages__trian": {}}, "should be one of fit, judge, sample-captions"),
         ({"compute__stages__train": {"gpu": 1}}, "unknown key; did you mean gpus"),
         ({"compute__resources__memory_gb": 0}, "memory limit"),
         ({"compute__docker__volumes": ["data"]}, "HOST:CONTAINER"),
@@ -145,6 +144,12 @@ def test_stage_without_gpus_runs_on_the_cpu_with_the_cores_that_it_has() -> None
 def test_wrong_settings_are_named_with_the_way_out(change: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         quick(S3, **change)
+
+
+def test_stage_that_is_none_is_named_with_its_neighbour() -> None:
+    check_names("compute.stages", DEPLOYED)
+    with pytest.raises(UserError, match=r"compute\.stages\.trian: .*; did you mean train\?"):
+        check_names("compute.stages", ["trian"])
 
 
 def test_ways_out_name_fields_that_exist() -> None:

@@ -1,12 +1,15 @@
 """What the Prefect UI calls runs, and what its form asks for."""
 
+from dataclasses import replace
+
 import pytest
 from prefect.exceptions import ParameterTypeError
 
 from core.artifact import ArtifactRef
+from flows.executors.base import Job, Step
 from flows.self_play import self_play, self_play_name, self_play_tags
-from flows.stages import Step, run_name, run_tags
-from tasks.benchmark import BENCHMARK, alone
+from flows.stages import run_name, run_tags
+from tasks.benchmark import BENCHMARK
 from tasks.pool import POOL
 from tasks.sample import IMAGES
 from tests.stage_inputs import make_config
@@ -19,14 +22,13 @@ CHAMPION = Origin("champion 3", "d" * 64)
 def test_stage_runs_are_named_for_iteration_and_checkpoint() -> None:
     config = make_config()
     step = Step(2, "iteration 2", CHECKPOINT)
-    assert run_name(IMAGES, config, step) == "sample-images · iteration 2 · checkpoint 1a2b3c4d"
-    entry = {"name": "shapes-pope", "folder": None, "limit": None, "judges": {}}
-    one = alone(make_config(benchmarks=[entry]), "shapes-pope")
-    assert run_name(BENCHMARK, one, step) == (
+    images = Job(IMAGES, config, {}, step)
+    assert run_name(images) == "sample-images · iteration 2 · checkpoint 1a2b3c4d"
+    assert run_name(Job(BENCHMARK, config, {}, replace(step, detail="shapes-pope"))) == (
         "benchmark · shapes-pope · iteration 2 · checkpoint 1a2b3c4d"
     )
-    assert run_name(POOL, config, Step(0, "base")) == "pool · shapes"
-    assert run_tags(IMAGES, config, step) == ["iteration-2", "sample-images", "showo", "shapes"]
+    assert run_name(Job(POOL, config, {}, Step(0, "base"))) == "pool · shapes"
+    assert run_tags(images) == ["iteration-2", "sample-images", "showo", "shapes"]
 
 
 def test_self_play_is_named_for_pool_seed_and_length() -> None:

@@ -38,7 +38,7 @@ from flows.compute import (
     job_variables,
     kubernetes_template,
 )
-from flows.deployed import STAGES
+from tasks.catalog import DEPLOYED
 from tasks.train import TRAIN
 from tests.kubernetes import problems
 
@@ -401,7 +401,7 @@ def render(config: Config, stage: str) -> dict[str, Any]:
         )
 
     configuration = asyncio.run(configured())
-    run = FlowRun(id=RUN, flow_id=RUN, name=f"{stage} · checkpoint 1 · share 2 of 4")
+    run = FlowRun(id=RUN, flow_id=RUN, name=f"{stage} · checkpoint 1 · shard 2 of 4")
     with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
         configuration.prepare_for_flow_run(run, worker_name="kubernetes")
     return configuration.job_manifest
@@ -418,7 +418,7 @@ CLASS = {**GPUS, "compute.resources.gpu_class": "NVIDIA-H100-80GB-HBM3"}
 SHARED = {"store": "/store", "compute.kubernetes.claim": "store"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", DEPLOYED)
 @pytest.mark.parametrize("gpus", [{}, GPUS, CLASS], ids=["no GPU", "GPUs", "GPU class"])
 @pytest.mark.parametrize("store", [{}, SHARED], ids=["S3", "claim"])
 def test_job_of_a_stage_fits_the_models(

@@ -17,8 +17,10 @@ from test_train import NUM_PAIRS, Loop, metrics
 from core.config import Config
 from core.errors import UserError
 from core.progress import observed_by, values_observed_by
-from core.stage import Share, run_stage
-from flows.executors.local import num_processes, run_on_machine
+from core.stage import WHOLE, Inputs, Shard, Stage, StageResult, run_stage
+from core.store import Store
+from flows.executors.base import Job, Step
+from flows.executors.local import LocalProcesses, num_processes
 from tasks.sample import CAPTIONS
 from tasks.train import TRAIN
 
@@ -39,6 +41,13 @@ def children() -> Iterator[Callable[[], list[psutil.Process]]]:
 
     yield ranks
     assert not set(psutil.Process().children()) - before
+
+
+def run_on_machine(
+    stage: Stage, config: Config, store: Store, inputs: Inputs, shard: Shard = WHOLE
+) -> StageResult | None:
+    config = config.model_copy(update={"store": store.uri})
+    return LocalProcesses().run(Job(stage, config, inputs, Step(0, "base"), shard))
 
 
 def two(**changes: object) -> Config:
@@ -70,8 +79,8 @@ def test_processes_divide_the_share_of_their_machine(loop: Loop) -> None:
     rows = [pool_row(f"r{number}") for number in range(10)]
     inputs = {"pool": publish(loop.store, "pool", [rows]), "checkpoint": loop.checkpoint}
     config = two(sampling__shard_records=1)
-    assert run_on_machine(CAPTIONS, config, loop.store, inputs, Share(1, 2)) is None
-    result = run_on_machine(CAPTIONS, config, loop.store, inputs, Share(0, 2))
+    assert run_on_machine(CAPTIONS, config, loop.store, inputs, Shard(1, 2)) is None
+    result = run_on_machine(CAPTIONS, config, loop.store, inputs, Shard(0, 2))
     assert result is not None
     assert result.ref.stage == "sample-captions"
 

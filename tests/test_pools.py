@@ -128,9 +128,9 @@ def test_lost_machine_and_killed_parent_cost_time_and_nothing_else(
     crashed = [run for run in samples if run["state_type"] == "CRASHED"]
     assert crashed
     assert all("no sign of life" in run["state"]["message"] for run in crashed)
-    # The second parent asks for every share again; what was there is not made again.
-    done = [run["parameters"]["share"] for run in samples if run["state_type"] == "COMPLETED"]
-    assert {tuple(share) for share in done} == {(0, 3), (1, 3), (2, 3)}
+    # The second parent asks for every shard again; what was there is not made again.
+    done = [run["parameters"]["shard"] for run in samples if run["state_type"] == "COMPLETED"]
+    assert {tuple(shard) for shard in done} == {(0, 3), (1, 3), (2, 3)}
     same(folder / "store", tmp_path / "store")
     overlap_nowhere(runs(urls, "score-images"))
 
@@ -147,7 +147,7 @@ def same(shared: Path, alone: Path) -> None:
         for store in (shared, alone)
     ]
     assert found[0] == found[1]
-    assert len(found[0]) == 14
+    assert len(found[0]) == 16
 
 
 def overlap_nowhere(gpu_runs: list[Document]) -> None:

@@ -18,9 +18,11 @@ from matplotlib.figure import Figure
 
 from core.config import Config
 from core.errors import UserError
+from core.stage import StageResult
 from core.store import Store
 from data.tables import read_table
 from flows import local
+from flows.executors.base import Job
 from flows.reporting import figures_of, report_folder, report_on
 from report.alarms import Alarm, Review
 from report.benchmarks import BenchmarkFigures, Interval
@@ -226,15 +228,15 @@ def test_killed_run_has_a_report_of_its_finished_iterations(
     from tracking.runs import open_tracker
 
     config = quick(store, iterations=2)
-    runner = Runner()
 
-    def killed(*given: Any) -> Any:
-        if given[3].iteration == 2:
-            raise KeyboardInterrupt
-        return runner(*given)
+    class Killed(Runner):
+        def run(self, job: Job) -> StageResult:
+            if job.step.iteration == 2:
+                raise KeyboardInterrupt
+            return super().run(job)
 
     with open_tracker(config) as tracker, pytest.raises(KeyboardInterrupt):
-        SelfPlay(config, tracker, killed).run()
+        SelfPlay(config, tracker, Killed()).run()
     text = Path(report_on(config, "quick.yaml", None).removeprefix("file://")).read_text("utf-8")
     assert "1 of 2 iterations (unfinished)" in text
 

@@ -260,7 +260,7 @@ def test_killed_self_play_is_shown_as_crashed_by_the_next(place: Loop, tmp_path:
 
 AUTOMATION = """
 from prefect.automations import Automation
-from flows.heartbeats import NAME, watch_heartbeats
+from flows.heartbeats import LOST_RUNS as NAME, watch_heartbeats
 watch_heartbeats()
 watch_heartbeats()
 there = Automation.read(name=NAME)

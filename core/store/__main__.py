@@ -10,6 +10,8 @@ from core.store.lineage import lineage
 from core.store.retention import gc
 from core.store.verify import verify
 
+REGISTRY = "tracking.registered"  # a command, since nothing here knows MLflow
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, or 2 with what is wrong."""
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     store,
                     delete=options.delete,
                     unfinished=options.unfinished,
-                    without_registry=options.without_registry,
+                    registry=None if options.without_registry else REGISTRY,
                     nothing_runs=options.nothing_runs,
                 )
             )

@@ -36,6 +36,11 @@ class Entry:
         """How it is shown: `train/1a2b3c4d`."""
         return f"{self.stage}/{self.key[:8]}"
 
+    @property
+    def retention(self) -> str | None:
+        """What its stage says may become of it; None for a draft."""
+        return None if self.manifest is None else self.manifest.get("retention", "kept")
+
     def inputs(self) -> Iterator[tuple[str, Place]]:
         """What it was made from: name of the input, and its place wherever the store is now."""
         for name, refs in (self.manifest or {}).get("inputs", {}).items():

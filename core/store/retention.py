@@ -23,11 +23,7 @@ from core.remote import is_local, reaching
 from core.store import IN_USE, Store
 from core.store.inventory import Entry, Place, show_bytes, take_inventory
 
-# What an iteration makes on the way to its checkpoint. Pairs and evaluations stay for the report.
-ON_THE_WAY = ("sample-captions", "sample-images", "score-captions", "score-images", "reference")
-WEIGHTS = ("model/", "adapter/")
-TRAIN, GATE = "train", "gate"
-REGISTRY = "tracking.registered"  # a command, since only the stages' side knows MLflow
+WEIGHTS = ("model/", "adapter/")  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,17 +46,17 @@ def gc(
     *,
     delete: bool = False,
     unfinished: bool = False,
-    without_registry: bool = False,
+    registry: str | None = None,
     nothing_runs: bool = False,
 ) -> str:
     """List what can be freed, with sizes; free it if `delete`.
 
-    Registered checkpoints are those that MLflow names or, `without_registry`, all that were judged
-    for registration. UserError if MLflow cannot be asked, or if the store is in use: a remote one
-    has no lock, so `nothing_runs` has to say so.
+    Registered checkpoints are those whose digests the module `registry` prints or, without one, all
+    that were judged for registration. UserError if it cannot be asked, or if the store is in use: a
+    remote one has no lock, so `nothing_runs` has to say so.
     """
     entries = take_inventory(store)
-    registered = None if without_registry else _registered()
+    registered = None if registry is None else _registered(registry)
     found = freeable(entries, registered, unfinished=unfinished)
     lines = [f"{show_bytes(f.size):>10}  {f.entry.name:30}  {f.why}" for f in found]
     total = f"{show_bytes(sum(f.size for f in found)):>10}  in {len(found)} artifacts"
@@ -82,14 +78,14 @@ def freeable(
     Kept are registered checkpoints and those that no later one was trained from, with all that
     their own iteration has made for them.
     """
-    trained = {place for place, e in entries.items() if e.stage == TRAIN and e.manifest is not None}
+    trained = {place for place, e in entries.items() if e.retention == "checkpoint"}
     parents = {place: dict(entries[place].inputs()).get("checkpoint") for place in trained}
     superseded = trained.intersection(parents.values())
     last = trained - superseded
     judged = {
         place
         for e in entries.values()
-        if e.stage == GATE
+        if e.retention == "verdict"
         for name, place in e.inputs()
         if name == "checkpoint"
     }
@@ -100,7 +96,7 @@ def freeable(
         if entry.manifest is None:
             if unfinished and not entry.problem:
                 found.append(_draft(entry))
-        elif place in made and entry.stage in ON_THE_WAY:
+        elif place in made and entry.retention == "intermediate":
             found.append(_of(entry, "", "its checkpoint is trained, and a later one after it"))
         elif place in superseded:
             digest = entry.manifest["digest"]
@@ -185,9 +181,9 @@ def _nobody(store: Store, nothing_runs: bool) -> Iterator[None]:
         yield
 
 
-def _registered() -> set[str]:
-    """Digests of all checkpoints that MLflow's registry names."""
-    command = [sys.executable, "-P", "-m", REGISTRY]
+def _registered(registry: str) -> set[str]:
+    """Digests of all checkpoints that the registry names."""
+    command = [sys.executable, "-P", "-m", registry]
     done = subprocess.run(command, capture_output=True, text=True, env=ours_first(), check=False)
     if done.returncode != 0:
         problem = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -13,7 +13,7 @@ import pandas as pd
 from core.benchmarks import BenchmarkChoice
 from core.errors import UserError
 from evals.statistics import Estimate
-from models.protocol import ImageSampling, image_sampling, UnifiedModel
+from models.protocol import ImageSampling, UnifiedModel, image_sampling
 
 if TYPE_CHECKING:
     from core.config import Config

@@ -19,7 +19,7 @@ from core.artifact import part_name
 from core.draft import Draft
 from core.errors import UserError
 from core.progress import progress
-from core.stage import WHOLE, ProgressFactory, Share
+from core.stage import WHOLE, ProgressFactory, Shard
 from data.tables import TableWriter, read_table, write_table
 from evals.benchmarks.base import (
     ANSWERED,
@@ -120,16 +120,16 @@ def ask_all(
     items: Sequence[Item],
     part_items: int,
     batches: Batches,
-    share: Share = WHOLE,
+    shard: Shard = WHOLE,
     show: ProgressFactory = progress,
 ) -> bool:
-    """Write the parts of a share that the draft lacks; whether all parts are there then.
+    """Write the parts of a shard that the draft lacks; whether all parts are there then.
 
     `model` is called for each missing part only.
     """
     firsts = range(0, len(items), part_items)
     parts = [items[first : first + part_items] for first in firsts]
-    own = [(index, part) for index, part in enumerate(parts) if share.takes(index)]
+    own = [(index, part) for index, part in enumerate(parts) if shard.takes(index)]
     with show(benchmark.name, sum(len(part) for _, part in own)) as bar:
         for index, part in own:
             if not draft.has(_part(ITEMS, index)):

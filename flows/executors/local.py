@@ -16,17 +16,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from core.config import Config, Runtime
+from core.config import Runtime
 from core.errors import UserError
 from core.ours import ours_first
 from core.progress import Progress, progress
-from core.stage import WHOLE, Inputs, Share, Stage, StageResult, as_lists, run_share, stage_key
-from core.store import Store
+from core.stage import Stage, StageResult
+from flows.executors.base import InProcess, Job
 
 JOB = "job.json"
 SAVE_SECONDS = 20.0  # that ranks which train have to save their state when all is to end
@@ -35,35 +35,30 @@ EXIT_SECONDS = 5.0
 Event = dict[str, Any]
 
 
-def run_on_machine(
-    stage: Stage, config: Config, store: Store, inputs: Inputs, share: Share = WHOLE
-) -> StageResult | None:
-    """As `core.stage.run_share`, in `runtime.processes` processes if the stage can be shared."""
-    num = num_processes(config.runtime) if stage.splits or stage.meets else 1
-    key = stage_key(stage, config, inputs)
-    if num == 1 or store.find(stage.name, key) is not None:
-        return run_share(stage, config, store, inputs, share)
-    started = time.monotonic()
-    with stage.around(config) as ready, TemporaryDirectory(prefix="hermesflow-") as folder:
-        job = {
-            "module": stage.body.__module__,
-            "stage": stage.name,
-            "config": ready.model_dump(mode="json"),
-            "store": store.uri,
-            "inputs": {
-                name: [asdict(ref) for ref in refs]
-                for name, refs in as_lists(stage, inputs).items()
-            },
-            "shard": [share.index, share.count],
-            "num": num,
-            # A rank that meets no others sees one GPU alone, its own.
-            "own_gpus": config.runtime.device == "cuda" and not stage.meets,
-        }
-        Path(folder, JOB).write_text(json.dumps(job), encoding="utf-8")
-        with _launched(folder) as launcher:
-            _follow(launcher, stage, num)
-    ref = store.find(stage.name, key)
-    return None if ref is None else StageResult(ref, False, time.monotonic() - started)
+class LocalProcesses:
+    """Runs jobs in `runtime.processes` processes if their stage can be shared, else in this one."""
+
+    def run(self, job: Job) -> StageResult | None:
+        """As `Executor.run`."""
+        stage, runtime = job.stage, job.config.runtime
+        num = num_processes(runtime) if stage.splits or stage.meets else 1
+        if num == 1 or job.find() is not None:
+            return InProcess().run(job)
+        started = time.monotonic()
+        with stage.around(job.config) as ready, TemporaryDirectory(prefix="hermesflow-") as folder:
+            document = {
+                **replace(job, config=ready).documents(),
+                "module": stage.body.__module__,
+                "stage": stage.name,
+                "num": num,
+                # A rank that meets no others sees one GPU alone, its own.
+                "own_gpus": runtime.device == "cuda" and not stage.meets,
+            }
+            Path(folder, JOB).write_text(json.dumps(document), encoding="utf-8")
+            with _launched(folder) as launcher:
+                _follow(launcher, stage, num)
+        done = job.find()
+        return done and StageResult(done.ref, False, time.monotonic() - started)
 
 
 def num_processes(runtime: Runtime) -> int:

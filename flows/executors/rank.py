@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.artifact import ArtifactRef
-from core.config import Config
 from core.errors import UserError
 from core.progress import OBSERVE_SECONDS, Progress, beat
 from core.runtime import setup_logging
-from core.stage import ProgressFactory, Share, Stage, run_share, run_stage
-from core.store import Store
+from core.stage import ProgressFactory, Shard, Stage, run_shard, run_stage
+from flows.executors.base import job_from
 from flows.executors.local import JOB, Event
 
 LONGEST_ERROR = 1000  # characters: a line of an event stays below PIPE_BUF, 4096 bytes
@@ -72,21 +70,20 @@ def main(folder: str) -> int:
     return 0
 
 
-def _work(job: Mapping[str, Any], rank: int, progress: ProgressFactory) -> None:
-    module = importlib.import_module(job["module"])
+def _work(document: dict[str, Any], rank: int, progress: ProgressFactory) -> None:
+    module = importlib.import_module(document["module"])
     stages = [value for value in vars(module).values() if isinstance(value, Stage)]
-    [stage] = [stage for stage in stages if stage.name == job["stage"]]
-    config, store = Config.model_validate(job["config"]), Store(job["store"])
-    inputs = {name: [ArtifactRef(**ref) for ref in refs] for name, refs in job["inputs"].items()}
+    [stage] = [stage for stage in stages if stage.name == document["stage"]]
+    job = job_from(stage, document)
     if not stage.meets:
-        index, count = job["shard"]
-        mine = Share(index + count * rank, count * job["num"])
-        run_share(stage, config, store, inputs, mine, progress)
+        index, count = job.shard.index, job.shard.count
+        mine = Shard(index + count * rank, count * document["num"])
+        run_shard(stage, job.config, job.store, job.inputs, mine, progress)
         return
     from training.processes import connected
 
     with connected() as peers:
-        run_stage(stage, config, store, inputs, progress, peers)
+        run_stage(stage, job.config, job.store, job.inputs, progress, peers)
 
 
 def _end_with_parent() -> None:

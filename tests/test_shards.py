@@ -1,4 +1,4 @@
-"""Shares of a stage: done side by side in any order, published once, equal to the whole."""
+"""Shards of a stage: done side by side in any order, published once, equal to the whole."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.config import Config
-from core.stage import WHOLE, Inputs, Share, Stage, StageResult, run_share, run_stage
+from core.stage import WHOLE, Inputs, Shard, Stage, StageResult, run_shard, run_stage
 from core.store import Store
 from tasks.base import BASE
 from tasks.pool import POOL
@@ -15,7 +15,7 @@ from tasks.score import SCORE_IMAGES
 from tests.loops import quick
 
 COUNT = 3
-SHARES = [Share(index, COUNT) for index in range(COUNT)]
+SHARDS = [Shard(index, COUNT) for index in range(COUNT)]
 
 
 def inputs(config: Config, store: Store) -> dict[str, StageResult]:
@@ -25,7 +25,7 @@ def inputs(config: Config, store: Store) -> dict[str, StageResult]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    # Nine shards for three shares, so that order and number both matter.
+    # Nine shards for three shards, so that order and number both matter.
     return quick(tmp_path / "shared", sampling__shard_records=4, sampling__images__steps=2)
 
 
@@ -35,7 +35,7 @@ def test_shares_in_any_order_make_what_the_whole_makes(
 ) -> None:
     shared, alone = Store(config.store), Store(str(tmp_path / "alone"))
     given: Inputs = {name: made.ref for name, made in inputs(config, shared).items()}
-    done = [run_share(stage, config, shared, given, share) for share in reversed(SHARES)]
+    done = [run_shard(stage, config, shared, given, shard) for shard in reversed(SHARDS)]
     assert done[:-1] == [None] * (COUNT - 1)
     last = done[-1]
     assert last is not None
@@ -45,7 +45,7 @@ def test_shares_in_any_order_make_what_the_whole_makes(
     assert last.ref.digest == whole.ref.digest
     manifests = [store.open(r.ref).manifest for store, r in ((shared, last), (alone, whole))]
     assert manifests[0]["results"] == manifests[1]["results"]
-    again = run_share(stage, config, shared, given, SHARES[0])
+    again = run_shard(stage, config, shared, given, SHARDS[0])
     assert again is not None
     assert again.cached
 
@@ -55,9 +55,9 @@ def test_scores_split_like_the_samples_that_they_score(config: Config) -> None:
     given: dict[str, object] = {name: made.ref for name, made in inputs(config, store).items()}
     images = run_stage(IMAGES, config, store, given).ref  # type: ignore[arg-type]
     to_score: Inputs = {**given, "images": images}  # type: ignore[dict-item]
-    assert run_share(SCORE_IMAGES, config, store, to_score, SHARES[1]) is None
-    assert run_share(SCORE_IMAGES, config, store, to_score, SHARES[0]) is None
-    last = run_share(SCORE_IMAGES, config, store, to_score, SHARES[2])
+    assert run_shard(SCORE_IMAGES, config, store, to_score, SHARDS[1]) is None
+    assert run_shard(SCORE_IMAGES, config, store, to_score, SHARDS[0]) is None
+    last = run_shard(SCORE_IMAGES, config, store, to_score, SHARDS[2])
     assert last is not None
     artifact = store.open(last.ref)
     assert artifact.names("part-") == store.open(images).names("part-")
@@ -68,7 +68,7 @@ def test_shares_at_the_same_time_publish_once(config: Config) -> None:
     store = Store(config.store)
     given: Inputs = {name: made.ref for name, made in inputs(config, store).items()}
     with ThreadPoolExecutor(COUNT) as pool:
-        done = list(pool.map(lambda s: run_share(CAPTIONS, config, store, given, s), SHARES))
+        done = list(pool.map(lambda s: run_shard(CAPTIONS, config, store, given, s), SHARDS))
     published = [result for result in done if result is not None]
     assert published
     assert len({result.ref for result in published}) == 1
@@ -77,12 +77,12 @@ def test_shares_at_the_same_time_publish_once(config: Config) -> None:
 def test_share_that_was_lost_is_done_by_a_run_of_the_whole(config: Config) -> None:
     store = Store(config.store)
     given: Inputs = {name: made.ref for name, made in inputs(config, store).items()}
-    assert run_share(CAPTIONS, config, store, given, SHARES[0]) is None
-    assert run_share(CAPTIONS, config, store, given, SHARES[2]) is None
-    assert run_share(CAPTIONS, config, store, given, WHOLE) is not None
+    assert run_shard(CAPTIONS, config, store, given, SHARDS[0]) is None
+    assert run_shard(CAPTIONS, config, store, given, SHARDS[2]) is None
+    assert run_shard(CAPTIONS, config, store, given, WHOLE) is not None
 
 
 def test_every_part_belongs_to_exactly_one_share() -> None:
     for part in range(20):
-        assert sum(share.takes(part) for share in SHARES) == 1
+        assert sum(shard.takes(part) for shard in SHARDS) == 1
     assert all(WHOLE.takes(part) for part in range(20))

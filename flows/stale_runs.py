@@ -33,27 +33,24 @@ UNDER_WAY = FlowRunFilterState(
 )
 
 
-def end_leftovers(flow: str) -> None:
+def reap_stale_runs(flow: str) -> None:
     """Show runs of `flow` on this machine whose process is gone as crashed; sign this one."""
 
-    def end() -> None:
+    def reap() -> None:
+        of_flow = FlowFilter(name=FlowFilterName(any_=[flow]))
         with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
-                flow_run_filter=FlowRunFilter(state=UNDER_WAY),
-            )
-            for run in runs:
+            for run in client.read_flow_runs(
+                flow_filter=of_flow, flow_run_filter=FlowRunFilter(state=UNDER_WAY)
+            ):
                 if _is_gone(run):
                     _crash(client, run)
-            client.update_flow_run_labels(UUID(flow_run.id), _signature())
+            # As text, since a float may lose its last digits on the way.
+            started = f"{psutil.Process().create_time():.2f}"
+            client.update_flow_run_labels(
+                UUID(flow_run.id), {HOST: socket.gethostname(), PID: os.getpid(), STARTED: started}
+            )
 
-    try_to(end)
-
-
-def _signature() -> dict[str, str | int | float | bool]:
-    started = psutil.Process().create_time()
-    # As text, since a float may lose its last digits on the way.
-    return {HOST: socket.gethostname(), PID: os.getpid(), STARTED: f"{started:.2f}"}
+    try_to(reap)
 
 
 def _is_gone(run: FlowRun) -> bool:
@@ -69,10 +66,9 @@ def _is_gone(run: FlowRun) -> bool:
 
 
 def _crash(client: SyncPrefectClient, run: FlowRun) -> None:
+    of_run = FlowRunFilterParentFlowRunId(any_=[run.id])
     children = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]), state=UNDER_WAY
-        )
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run, state=UNDER_WAY)
     )
     # Those on a work pool have processes of their own, and a later self-play takes them over.
     inside = [child for child in children if child.deployment_id is None]
