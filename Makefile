@@ -82,7 +82,7 @@ check-config: $(INSTALLED) ## check a config and its inputs without running [CON
 	@$(LOCAL) check-config --config '$(CONFIG)'
 
 test: $(INSTALLED) ## run the quick tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 fuzz: $(INSTALLED) ## feed every reader hostile files, 50,000 cases [CASES=1500 SEED=...]
 	FUZZ_CASES='$(or $(CASES),1500)' $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz -n 2 -q \
@@ -108,7 +108,7 @@ screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on 
 	$(BIN)/python -m tests.screenshots docs/images
 
 test-slow: $(INSTALLED) ## run the slow tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or on one from Debian's packages
 	$(BIN)/python -m pytest -m containers -rs

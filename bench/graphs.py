@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from models.families.showo.network import KVCache, Showo
+from models.families.showo.network import Showo
+from models.nn.kv_cache import KVCache
 
 
 class GraphedNetwork:

@@ -17,12 +17,12 @@ from bench.flops import Work, forward_flops, image_work, packed_work, text_work
 from bench.graphs import GraphedNetwork
 from bench.synthetic import PROMPT_WORDS, Data, Size, make_model
 from bench.training import Lora, PairStep, PublishedTraining
-from models.families.showo.decoding import generate_images
-from models.families.showo.logps import question_trees
 from models.families.showo.network import Showo
 from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.sampler import generate_images
+from models.families.showo.trees import question_trees
 from models.nn.packing import num_tokens, pack_trees
-from models.protocol import MODALITIES, ImageSampling, TextSampling
+from models.protocol import MODALITIES, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
 from training.sharding import recompute
 
@@ -215,7 +215,7 @@ class Bench:
         yield self._images(f"{self.size.images} images, {self.size.steps} steps")
 
     def image_codes(self) -> Iterator[Row]:
-        """Codes to pixels and back, through PIL images."""
+        """Drawn to pixels and back, through PIL images."""
         yield self._measure("images", "decode codes", lambda: self._codec(encode=False))
         yield self._measure("images", "encode pixels", lambda: self._codec(encode=True))
 
@@ -252,7 +252,7 @@ class Bench:
         compiled: bool = False,
     ) -> Row:
         steps = min(self.size.steps, SHORT_STEPS) if short else self.size.steps
-        num_images, sampling = self.size.images, ImageSampling(steps, GUIDANCE)
+        num_images, sampling = self.size.images, MaskPredict(steps, GUIDANCE)
 
         def prepare() -> Prepared:
             model = make_model(self.size, self._device, torch.bfloat16, long=long)
@@ -282,11 +282,11 @@ class Bench:
     def _codec(self, encode: bool) -> Prepared:
         model = make_model(self.size, self._device, torch.bfloat16)
         codes_BN = Data(model.config).codes(self.size.images)
-        images = model.decode_images(codes_BN)
+        images = model.decode(codes_BN)
         units = {"images": len(images)}
         if encode:
-            return Prepared(lambda: model.encode_images(images), units)
-        return Prepared(lambda: model.decode_images(codes_BN), units)
+            return Prepared(lambda: model.encode(images), units)
+        return Prepared(lambda: model.decode(codes_BN), units)
 
     # Texts.
 
@@ -316,7 +316,7 @@ class Bench:
         }
         seeds = list(range(records))
         return Prepared(
-            lambda: model.caption(codes_BN, samplings, seeds),
+            lambda: model.caption(Seen(codes_BN), samplings, seeds),
             units,
             forward_flops(model.config, work),
         )
@@ -334,7 +334,9 @@ class Bench:
             "records": images / self.size.images,
         }
         return Prepared(
-            lambda: model.answer(codes_BN, questions), units, forward_flops(model.config, work)
+            lambda: model.answer(Seen(codes_BN), questions),
+            units,
+            forward_flops(model.config, work),
         )
 
     def _backends(self) -> list[tuple[str, SDPBackend]]:

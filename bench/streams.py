@@ -47,10 +47,10 @@ STAGES: Mapping[str, tuple[Stage, Sequence[str]]] = {
 class _Model:
     """Says and draws the same about everything."""
 
-    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         return np.zeros((len(images), TOKENS), dtype=np.int64)
 
-    def decode_images(self, codes_BN: np.ndarray) -> list[Image.Image]:
+    def decode(self, codes_BN: np.ndarray) -> list[Image.Image]:
         return [Image.new("RGB", (1, 1))] * len(codes_BN)
 
     def caption(

@@ -6,57 +6,95 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from core.settings import Section
 
-BenchmarkName = Literal[
-    "pope",
-    "mme",
-    "vqav2",
-    "gqa",
-    "mmmu",
-    "flickr30k",
-    "geneval",
-    "dpg",
-    "coco",
-    "shapes-pope",
-    "shapes-geneval",
-]
 JudgeName = Literal["judge", "detector", "clip", "inception"]
 SELF, ENDPOINT = "self", "endpoint"  # in place of a folder, as the judge of DPG-Bench
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a benchmark reads below its folder (nothing: it is made here), who judges, and the
-    figure over all items that stands for it."""
+class Declaration:
+    """All that the project knows of a benchmark outside of evals/benchmarks/<name>.py."""
 
-    headline: str
-    files: tuple[str, ...] = ()
-    judges: tuple[JudgeName, ...] = ()
+    about: str  # for the command line: the benchmark and the files below its folder
+    headline: str  # the figure over all items that stands for it, and that the gate compares
+    files: tuple[str, ...] = ()  # patterns of published files; none: its items are made here
+    judges: tuple[JudgeName, ...] = ()  # who scores what was drawn, named by the config
+    judged_by: str = "its own rule"  # who gives the verdicts where the config names nobody
+    draws: bool = False  # its items are prompts, so replies cannot come from elsewhere
 
 
-NEEDS: Mapping[BenchmarkName, Needs] = {
-    "pope": Needs("f1", ("*pope_*.json", "*pope_*.jsonl")),
-    "mme": Needs("perception", ("*.txt",)),
-    "vqav2": Needs("accuracy", ("*questions.json", "*annotations.json")),
-    "gqa": Needs("accuracy", ("testdev_balanced_questions.json",)),
-    "mmmu": Needs("accuracy", ("validation-*.parquet",)),
-    "flickr30k": Needs("cider", ("dataset_flickr30k.json",)),
-    "geneval": Needs("overall", ("evaluation_metadata.jsonl",), ("detector", "clip")),
-    "dpg": Needs("score", ("dpg_bench.csv",), ("judge",)),
+BENCHMARKS: Mapping[str, Declaration] = {
+    "pope": Declaration(
+        "POPE: three *pope_*.json files, and val2014/ with pictures of COCO",
+        "f1",
+        ("*pope_*.json", "*pope_*.jsonl"),
+    ),
+    "mme": Declaration(
+        "MME: a folder for each of the ten subtasks of perception", "perception", ("*.txt",)
+    ),
+    "vqav2": Declaration(
+        "VQAv2: v2_*val2014_questions.json, v2_*val2014_annotations.json, val2014/",
+        "accuracy",
+        ("*questions.json", "*annotations.json"),
+    ),
+    "gqa": Declaration(
+        "GQA: testdev_balanced_questions.json and images/",
+        "accuracy",
+        ("testdev_balanced_questions.json",),
+    ),
+    "mmmu": Declaration(
+        "MMMU: SUBJECT/validation-*.parquet", "accuracy", ("validation-*.parquet",)
+    ),
+    "flickr30k": Declaration(
+        "Flickr30k, captions: dataset_flickr30k.json and flickr30k-images/",
+        "cider",
+        ("dataset_flickr30k.json",),
+    ),
+    "geneval": Declaration(
+        "GenEval protocol: evaluation_metadata.jsonl",
+        "overall",
+        ("evaluation_metadata.jsonl",),
+        ("detector", "clip"),
+        draws=True,
+    ),
+    "dpg": Declaration(
+        "DPG-Bench: dpg_bench.csv", "score", ("dpg_bench.csv",), ("judge",), draws=True
+    ),
     # Not FID: what it is worth depends on all pictures at once, so it has no paired interval.
-    "coco": Needs("clip_score", ("captions_val2014.json",), ("clip", "inception")),
-    "shapes-pope": Needs("f1"),
-    "shapes-geneval": Needs("overall"),
+    "coco": Declaration(
+        "FID and CLIP-Score on COCO: captions_val2014.json and val2014/",
+        "clip_score",
+        ("captions_val2014.json",),
+        ("clip", "inception"),
+        draws=True,
+    ),
+    "shapes-pope": Declaration(
+        "POPE's questions about scenes of the shapes world", "f1", judged_by="the known scene"
+    ),
+    "shapes-geneval": Declaration(
+        "GenEval's rules on prompts of the shapes world",
+        "overall",
+        judged_by="the pixel oracle",
+        draws=True,
+    ),
 }
+
+
+def _known(name: str) -> str:
+    if name not in BENCHMARKS:
+        raise ValueError(f"{name} is no benchmark; give one of {', '.join(BENCHMARKS)}")
+    return name
 
 
 class BenchmarkChoice(Section):
     """A benchmark that every checkpoint is scored by."""
 
-    name: BenchmarkName = Field(description="which one; `python -m evals.benchmarks` lists them")
+    name: Annotated[str, AfterValidator(_known)] = Field(
+        description="which one; `python -m evals.benchmarks` lists them"
+    )
     folder: Annotated[str, Field(min_length=1)] | None = Field(
         description="folder with its published files; null for those of the shapes world"
     )
@@ -72,7 +110,7 @@ class BenchmarkChoice(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> BenchmarkChoice:
-        needs = NEEDS[self.name]
+        needs = BENCHMARKS[self.name]
         if needs.files and self.folder is None:
             raise ValueError(
                 f"{self.name} has folder = null; give the folder with its published files "

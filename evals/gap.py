@@ -14,23 +14,12 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import pandas as pd
 
+from data.metrics import METRICS
 from evals.statistics import Estimate, bootstrap_means
 
 ALL = "all"
 ANSWERED = "answered"
 ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
-NAMES = (
-    "understanding",
-    "generation",
-    "gap",
-    "chance",
-    "self_score",
-    "agreement",
-    "all_right",
-    "malformed",
-    "diversity",
-    "caption_similarity",
-)
 
 
 def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +68,7 @@ def summarize(
     rows: list[dict[str, object]] = []
     for group, part in _groups(records, answers):
         part = part.assign(gap=part["understanding"] - part["generation"])
-        names = [name for name in NAMES if name in part and name not in unsaid]
+        names = [m.name for m in METRICS if m.name in part and m.name not in unsaid]
         values_RC = part[names].to_numpy(np.float64)
         estimates = bootstrap_means(values_RC, samples=samples, confidence=confidence, seed=seed)
         rows += [_row(name, group, found) for name, found in zip(names, estimates, strict=True)]

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 
 from core.config import Evaluation, Gate
 from core.errors import UserError
+from data.metrics import METRICS
 from evals.benchmarks.changes import BenchmarkChange
 from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_difference
 
-PAIRED = ("understanding", "generation", "self_score", "agreement")
+PAIRED = tuple(metric.name for metric in METRICS if metric.paired)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from core.benchmarks import ENDPOINT, NEEDS, SELF
+from core.benchmarks import BENCHMARKS, ENDPOINT, SELF
 from core.config import Config
 from core.errors import UserError
 from core.names import visible
@@ -30,15 +30,6 @@ from models.memory import Sizes, available_bytes, check_memory, floor_of, gibiby
 from models.weight_files import check_one_set
 from tasks.catalog import check_names
 
-MODEL_FILES = {
-    "showo": (
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "vq/config.json",
-        "vq/model.safetensors",
-    )
-}
 # Up to here every image is decoded; of more records, some images from all over the files.
 DEEP_RECORDS = 1000
 SPREAD_GROUPS = 8
@@ -96,14 +87,19 @@ def _check_device(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
+    # Here, since torch takes seconds to import.
+    from models.registry import check_settings, family
+
     folder = _folder("model.checkpoint", config.model.checkpoint)
+    files = family(config.model.family).files
+    check_settings(config.model.family, config.sampling.images.sampler, config.training.image_draws)
     _check_files(
         "model.checkpoint",
         folder,
-        MODEL_FILES[config.model.family],
+        files,
         "give a complete folder; `python -m models.checkpoints import` makes one of released parts",
     )
-    for name in MODEL_FILES[config.model.family]:
+    for name in files:
         if name.endswith(".safetensors"):
             _check_weights("model.checkpoint", (folder / name).parent)
 
@@ -163,7 +159,7 @@ def _check_benchmarks(config: Config) -> None:
         field = f"benchmarks: {chosen.name}"
         if chosen.folder is not None:
             folder = _folder(f"{field}: folder", chosen.folder)
-            patterns = NEEDS[chosen.name].files
+            patterns = BENCHMARKS[chosen.name].files
             if not any(True for pattern in patterns for _ in visible(folder, pattern)):
                 raise UserError(
                     f"{field}: folder = {chosen.folder!r} has no {' or '.join(patterns)}; give the "

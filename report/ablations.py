@@ -11,18 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.metrics import METRICS, TITLES
+
 Titles = Mapping[str, str]
 
-COLUMNS = {
-    "understanding": "U",
-    "generation": "G",
-    "chance": "chance",
-    "gap": "gap",
-    "all_right": "flawless pictures",
-    "malformed": "malformed",
-    "diversity": "diversity",
-    "caption_similarity": "caption similarity",
-}
+COLUMNS = {metric.name: metric.short for metric in METRICS if metric.short}
 GROUPS = {
     "all": "All held-out records",
     "composition/seen": "Seen compositions",
@@ -108,7 +101,7 @@ def figure(table: pd.DataFrame, titles: Titles, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = {"understanding": "understanding U", "generation": "generation G", "gap": "gap U - G"}
+    shown = {name: TITLES[name] for name in ("understanding", "generation", "gap")}
     drawing, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
     whole = table[table["group"] == "all"]
     for axis, (name, title) in zip(axes, shown.items(), strict=True):

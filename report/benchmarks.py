@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.artifact import Artifact
-from core.benchmarks import NEEDS, SELF
+from core.benchmarks import BENCHMARKS, SELF
 from data.tables import read_table
 
 ALL = "all"
 COUNTS = "items/"  # begins the names of metrics that count items
-# Who gives the verdicts, where the config does not say.
-RULES = {"shapes-pope": "the known scene", "shapes-geneval": "the pixel oracle"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ class BenchmarkFigures:
     @property
     def title(self) -> str:
         """Name and headline figure: `pope f1`."""
-        return f"{self.name} {NEEDS[self.name].headline}"  # type: ignore[index]
+        return f"{self.name} {BENCHMARKS[self.name].headline}"
 
     @property
     def headline(self) -> Interval:
         """The figure that stands for it."""
-        return self.metrics[NEEDS[self.name].headline, ALL]  # type: ignore[index]
+        return self.metrics[BENCHMARKS[self.name].headline, ALL]
 
     @property
     def counted(self) -> str:
@@ -72,6 +70,6 @@ def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> 
         metrics,
         int(artifact.manifest["results"]["items"]),
         int(sum(one.value for one in lost if one)),
-        named or RULES.get(name, "its own rule"),
+        named or BENCHMARKS[name].judged_by,
         int(artifact.manifest["results"]["cut/benchmark prompts"]),
     )

@@ -1,13 +1,11 @@
-"""The metrics of an evaluation under the one name that people see everywhere.
-
-Terminal, report, card and Prefect's pages take titles from here.
-"""
+"""How metrics are named on pages, and which of them there are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+from data.metrics import METRICS, TITLES, Metric
 
 
 class Change(Protocol):
@@ -19,35 +17,6 @@ class Change(Protocol):
     def low(self) -> float: ...
     @property
     def high(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric: its title, and which groups the table at the end of a run shows below it.
-
-    Titles have at most 18 letters, or three iterations would not fit into a terminal.
-    """
-
-    name: str
-    title: str
-    groups: str = ""
-    suffix: str = ""
-
-
-METRICS = (
-    Metric("understanding", "understanding U", "composition/", " scenes"),
-    Metric("generation", "generation G", "composition/", " scenes"),
-    Metric("gap", "gap U - G"),
-    Metric("chance", "chance of U and G"),
-    Metric("all_right", "flawless pictures", "category/"),
-    Metric("self_score", "G by own answers"),
-    Metric("agreement", "judge agrees"),
-    Metric("malformed", "malformed pictures"),
-    Metric("diversity", "image diversity"),
-    Metric("caption_similarity", "caption similarity"),
-    Metric("unanswered", "unanswered"),
-)
-TITLES: Mapping[str, str] = {metric.name: metric.title for metric in METRICS}
 
 
 def title_of(name: str) -> str:

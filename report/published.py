@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.benchmarks import BenchmarkName
 from report.benchmarks import ALL, Interval
 from report.figures import Figures, VersionFigures
 
@@ -29,7 +28,7 @@ TITLES = {
 class Source:
     """The figure of a benchmark that a published column shows, and its factor there."""
 
-    benchmark: BenchmarkName
+    benchmark: str
     figure: str
     group: str = ALL
     factor: float = 1.0
@@ -160,8 +159,8 @@ def _missing(benchmarks: Sequence[str], figures: Figures) -> Iterator[str]:
             yield f"{title}: add {benchmark} to `benchmarks` with the folder of its files"
 
 
-def _by_benchmark(columns: Sequence[str]) -> dict[BenchmarkName, list[Source]]:
-    found: dict[BenchmarkName, list[Source]] = {}
+def _by_benchmark(columns: Sequence[str]) -> dict[str, list[Source]]:
+    found: dict[str, list[Source]] = {}
     for column in columns:
         if source := SOURCES.get(column):
             found.setdefault(source.benchmark, []).append(source)

@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from report.metrics import METRICS, Change
+from data.metrics import METRICS
+from report.metrics import Change
 
 WIDTH = 120
 GAP = 2

@@ -14,9 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.benchmarks import ENDPOINT, NEEDS, SELF, BenchmarkChoice
+from core.benchmarks import BENCHMARKS, ENDPOINT, SELF, BenchmarkChoice
 from core.command import stage_command
-from core.config import Config
+from core.config import IMAGE_SAMPLER, Config
 from core.errors import UserError
 from core.names import visible
 from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
@@ -46,7 +46,7 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
     chosen = _only(config)
     # Only a pool of shapes has a split, and only then are there benchmarks that ask for it.
-    split = "" if NEEDS[chosen.name].files else config.data.eval_split  # type: ignore[union-attr]
+    split = "" if BENCHMARKS[chosen.name].files else config.data.eval_split  # type: ignore[union-attr]
     try:
         with opened(chosen, split, config) as benchmark:
             return _score(context, chosen, benchmark)
@@ -104,7 +104,7 @@ def _files(config: Config) -> Sequence[Path]:
     folder = Path(chosen.folder) if chosen.folder else None
     found = {
         path
-        for pattern in NEEDS[chosen.name].files
+        for pattern in BENCHMARKS[chosen.name].files
         for path in (visible(folder, pattern) if folder else ())
     }
     for judge in chosen.judges.values():
@@ -130,9 +130,7 @@ BENCHMARK = Stage(
         "evaluation.endpoint.model?",
         "evaluation.bootstrap_samples",
         "evaluation.confidence",
-        "sampling.images.steps",
-        "sampling.images.guidance",
-        "sampling.images.temperature",
+        *IMAGE_SAMPLER,
         "sampling.captions.max_new_tokens",
         "sampling.shard_records",
     ),
@@ -150,5 +148,5 @@ def _run_named(stage: Stage, config: Config, store: Store, inputs: Inputs) -> St
 
 
 if __name__ == "__main__":
-    named: dict[str, Stage] = {name: replace(BENCHMARK, name=name) for name in NEEDS}
+    named: dict[str, Stage] = {name: replace(BENCHMARK, name=name) for name in BENCHMARKS}
     sys.exit(stage_command(named, run=_run_named))

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from core.artifact import Artifact
-from core.benchmarks import BenchmarkName
 from core.command import stage_command
 from core.stage import Stage, StageContext
 from data.tables import read_table
@@ -91,8 +90,8 @@ def _differ(after: Artifact, before: Artifact) -> bool:
     return bool(after.manifest["results"]["terms"] != before.manifest["results"]["terms"])
 
 
-def _name(benchmark: Artifact) -> BenchmarkName:
-    name: BenchmarkName = benchmark.manifest["results"]["name"]
+def _name(benchmark: Artifact) -> str:
+    name: str = benchmark.manifest["results"]["name"]
     return name
 
 

@@ -11,6 +11,13 @@ import pytest
 from tests.loops import Runner, play, quick
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the finished loop run in one worker, since making it takes most of a minute."""
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("finished"))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, str]:
     """Store, runner and table of two iterations; not to be written to."""

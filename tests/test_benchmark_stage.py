@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from core.benchmarks import NEEDS
+from core.benchmarks import BENCHMARKS
 from core.config import Config, load_config
 from core.errors import UserError
 from core.stage import Shard, run_shard, run_stage
@@ -112,10 +112,12 @@ def test_commented_benchmarks_of_shipped_configs_are_valid() -> None:
     block = [line[1:] for line in lines[: lines.index("")]]
     entries = yaml.safe_load("\n".join(block))
     config: Config = load_config(QUICK, {"benchmarks": entries})
-    assert {entry.name for entry in config.benchmarks} == {n for n in NEEDS if NEEDS[n].files}
+    assert {entry.name for entry in config.benchmarks} == {
+        n for n in BENCHMARKS if BENCHMARKS[n].files
+    }
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS))
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_change_of_every_headline_is_paired_and_signed(name: str) -> None:
     """All right against half right: a loss beyond its interval; equal results: none."""
     good, half = items_table(name, 1.0), items_table(name, 0.5)

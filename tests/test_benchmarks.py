@@ -129,7 +129,7 @@ def test_files_that_are_not_there_are_named(
 
 
 def test_shapes_pope_asks_about_as_much_that_is_there_as_is_not() -> None:
-    from evals.benchmarks.shapes import ShapesPope
+    from evals.benchmarks.shapes_pope import ShapesPope
 
     benchmark = ShapesPope("validation", 12)
     items = benchmark.items()

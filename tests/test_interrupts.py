@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -18,17 +17,15 @@ import pytest
 from core import progress
 from core.command import run_command
 from core.interrupts import Terminated, held_back
-from core.stage import Stage, StageContext, run_stage
-from core.store import Store
 from core.watchdog import EXIT_STALLED
 from tests import chaos
 from tests.cluster import until
 from tests.driver import ROOT, digests, finish, start
+from tests.hanging import STALL_MINUTES, hang
 from tests.limits import HANGS_SECONDS
-from tests.loops import Runner, quick
+from tests.loops import Runner
 
 LEAVE_SECONDS = 30.0
-STALL_MINUTES = 0.08
 
 
 def send(number: int, after: float = 0.0) -> None:
@@ -132,49 +129,18 @@ def test_processes_that_train_together_save_and_end(tmp_path: Path) -> None:
     assert "continuing after step" in output
 
 
-HANGS = """
-import sys
-from tests.test_interrupts import hang
-hang(sys.argv[1], sys.argv[2] == "hang")
-"""
-
-
-def hang(store: str, hangs: bool) -> None:
-    """A stage that makes a part, then hangs or goes on."""
-
-    def body(context: StageContext) -> Mapping[str, object]:
-        with context.progress("work", 60) as bar:
-            for _ in range(60):
-                time.sleep(0.1)
-                bar.update()
-        with context.draft.write("part") as path:
-            path.write_text("done", encoding="utf-8")
-        if hangs:
-            threading.Event().wait()
-        return {}
-
-    config = quick(store, runtime__stall_minutes=STALL_MINUTES)
-    run_stage(Stage("stuck", 1, (), (), body), config, Store(store), {})
-
-
 def test_stage_that_hangs_ends_itself_and_says_where(tmp_path: Path) -> None:
     """It works longer than it may be silent, then says nothing more."""
     store = tmp_path / "store"
-    command = [sys.executable, "-c", HANGS, str(store)]
+    command = [sys.executable, "-m", "tests.hanging", str(store)]
 
-    def play(what: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, what], cwd=ROOT, capture_output=True, text=True, timeout=HANGS_SECONDS
-        )
-
-    done = play("hang")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS_SECONDS)
     assert done.returncode == EXIT_STALLED, done.stderr
     assert f"stage stuck has reported no progress for {STALL_MINUTES} minutes" in done.stderr
     assert "runtime.stall_minutes" in done.stderr
     assert "in body" in done.stderr  # where it was
     assert "work: 60/60" in done.stderr
-    again = play("go")
-    assert again.returncode == 0, again.stderr
+    hang(str(store), hangs=False)
     [manifest] = store.glob("stuck/*/manifest.json")
     assert list(json.loads(manifest.read_text(encoding="utf-8"))["files"]) == ["part"]
 

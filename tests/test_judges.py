@@ -37,6 +37,7 @@ MOODS = ("happy", "sad", "bored")
 
 
 @cache
+@cache
 def lone_objects(split: Split) -> list[Record]:
     """Scenes of the shapes world with one object, which its image tokenizer can draw."""
     return [record for record in make_records(900, split, 0) if len(record.scene.objects) == 1]
@@ -111,7 +112,7 @@ def test_readers_are_the_same_whoever_trains_them_and_go_on_after_a_kill(
 ) -> None:
     import evals.judges.reader as reader
 
-    whole = judge(store, reading(960, 2), colors("pool", 80), colors("test", 80))
+    whole = judge(store, reading(480, 2), colors("pool", 80), colors("test", 80))
     trained = reader.train_network
 
     def killed(*arguments: Any) -> Any:
@@ -122,7 +123,7 @@ def test_readers_are_the_same_whoever_trains_them_and_go_on_after_a_kill(
     other = Store(str(tmp_path / "other"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(reader, "train_network", killed)
-        judge(other, reading(960, 2), colors("pool", 80), colors("test", 80))
+        judge(other, reading(480, 2), colors("pool", 80), colors("test", 80))
     numbers = []
 
     def counted(*arguments: Any) -> Any:
@@ -131,7 +132,7 @@ def test_readers_are_the_same_whoever_trains_them_and_go_on_after_a_kill(
 
     with monkeypatch.context() as patch:
         patch.setattr(reader, "train_network", counted)
-        again = judge(other, reading(960, 2), colors("pool", 80), colors("test", 80))
+        again = judge(other, reading(480, 2), colors("pool", 80), colors("test", 80))
     assert numbers == [1]
     assert again.digest == whole.digest
 

@@ -226,6 +226,7 @@ def test_another_setting_needs_a_new_start(
     assert set(running(folder / ".hermesflow")) == {"prefect", "mlflow"}
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_nothing_and_status_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from core.artifact import Artifact
+from core.stage import run_stage
 from core.store import Store
 from data.tables import read_table
 from evals.vqa import LEAST_PROBABILITY
+from tasks.sample import CAPTIONS, IMAGES
 from tests.loops import Runner, play, quick
 
 
@@ -44,7 +46,7 @@ def test_a_knob_redoes_the_stages_that_read_it_and_those_after_them(copied: Path
 
 
 def test_a_pairing_knob_leaves_samples_and_scores_alone(copied: Path) -> None:
-    runner, _ = play(quick(copied, pairing__image__min_best=0.31))
+    runner, _ = play(quick(copied, pairing__image__min_best=0.31, benchmarks=[]))
     assert "sample-images" not in runner.fresh()
     assert "pair" in runner.fresh()
 
@@ -69,7 +71,7 @@ def test_more_iterations_continue_where_the_last_run_ended(copied: Path) -> None
 
 
 def test_another_seed_shares_pool_and_base_but_not_samples(copied: Path) -> None:
-    runner, _ = play(quick(copied, seed=1))
+    runner, _ = play(quick(copied, seed=1, benchmarks=[]))
     fresh = runner.fresh()
     assert "pool" not in fresh
     assert fresh.count("evaluate") == 1  # the base's own evaluation is of no seed
@@ -80,16 +82,13 @@ def test_samples_do_not_depend_on_batch_size(
     finished: tuple[Path, Runner, str], tmp_path: Path
 ) -> None:
     """Beyond rounding, which may turn a draw that falls on a boundary."""
-    other, _ = play(quick(tmp_path / "store", runtime__batch_records=5))
-    for stage, table, column in (
-        ("sample-captions", "captions", "text"),
-        ("sample-images", "images", "tokens"),
-    ):
+    config, store = quick(tmp_path / "store", runtime__batch_records=5), Store(f"{tmp_path}/store")
+    refs = {name: result.ref for name, _, result in reversed(finished[1].done)}
+    inputs = {"checkpoint": refs["base"], "pool": refs["pool"]}
+    for stage, table, column in ((CAPTIONS, "captions", "text"), (IMAGES, "images", "tokens")):
+        other = run_stage(stage, config, store, inputs).ref
         one, two = (
-            next(
-                read_table(Artifact(r.ref.uri).parts(), table) for n, _, r in run.done if n == stage
-            )
-            for run in (finished[1], other)
+            read_table(Artifact(ref.uri).parts(), table) for ref in (refs[stage.name], other)
         )
         assert one["record_id"] == two["record_id"]
         pairs = zip(one[column].to_pylist(), two[column].to_pylist(), strict=True)
@@ -97,7 +96,7 @@ def test_samples_do_not_depend_on_batch_size(
 
 
 def test_oracle_may_judge_the_samples(copied: Path) -> None:
-    runner, _ = play(quick(copied, scoring__judge="oracle"))
+    runner, _ = play(quick(copied, scoring__judge="oracle", benchmarks=[]))
     assert "sample-images" not in runner.fresh()
     assert "score-images" in runner.fresh()
 
@@ -115,7 +114,9 @@ def test_scores_are_the_means_of_the_stored_answers(copied: Path) -> None:
 
 
 def test_self_vqa_may_decode_its_answers(copied: Path) -> None:
-    runner, _ = play(quick(copied, scoring__answer_by="decoding", scoring__image_score="hard"))
+    runner, _ = play(
+        quick(copied, scoring__answer_by="decoding", scoring__image_score="hard", benchmarks=[])
+    )
     scores = [result for name, _, result in runner.done if name == "score-images"]
     parts = Store(str(copied)).open(scores[0].ref).parts()
     table = read_table(parts, "image_scores")

@@ -106,6 +106,7 @@ def pictures(folder: Path, number: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_one_command_leads_from_pictures_to_a_loop(tmp_path: Path) -> None:
     """The base reads some types of questions by rules; readers judge what it can draw of them."""
     source = pictures(tmp_path / "mine", 240)

@@ -1,4 +1,4 @@
-"""What needs a GPU runs on a pretended one, which refuses what a GPU would; it is none."""
+"""What needs a GPU, on a pretended one, which refuses what a GPU would: `pytest -m pretended`."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from limits import HANGS_SECONDS
 from tests.driver import ROOT
 
 pytestmark = [
+    pytest.mark.pretended,
     pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler"),
     pytest.mark.skipif(bool(torch.version.cuda), reason="this build of torch has CUDA itself"),
 ]

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from core.benchmarks import ENDPOINT, NEEDS, BenchmarkChoice
+from core.benchmarks import BENCHMARKS, ENDPOINT, BenchmarkChoice
 from core.config.compute import Compute, Resources, Runtime
 from core.config.data import Endpoint, Model, ParquetData, Questions, Serve, ShapesData
 from core.config.evaluation import Evaluation, Gate, Tracking
-from core.config.sampling import Pairing, PairRule, Sampling, Scoring
+from core.config.sampling import IMAGE_SAMPLER, Pairing, PairRule, Sampling, Scoring
 from core.config.training import Branch, Lora, Training
 from core.settings import Section, load_settings
 
 __all__ = [
+    "IMAGE_SAMPLER",
     "Branch",
     "Compute",
     "Config",
@@ -109,7 +110,7 @@ class Config(Section):
         if twice:
             raise ValueError(f"benchmarks has {min(twice)} twice; leave one of them")
         for chosen in self.benchmarks:
-            if not NEEDS[chosen.name].files and self.data.source != "shapes":
+            if not BENCHMARKS[chosen.name].files and self.data.source != "shapes":
                 raise ValueError(
                     f"benchmarks has {chosen.name}, which asks about shapes, but data.source = "
                     f"{self.data.source!r}; take it out"

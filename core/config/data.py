@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from core.config.fields import Environment, Positive
+from core.config.fields import Environment, FamilyName, Positive
 from core.settings import Section
 
 
 class Model(Section):
     """The unified model that improves itself."""
 
-    family: Literal["showo"] = Field(description="model family; decides how the folder is read")
+    family: FamilyName = Field(description="model family; decides how the folder is read")
     checkpoint: str = Field(min_length=1, description="folder of the base checkpoint")
     precision: Literal["float32", "bfloat16"] = Field(
         description="bfloat16: sampling and scoring take weights rounded to it; training keeps "

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from core.config.data import Endpoint
-from core.config.fields import Count, MaxUnanswered
+from core.config.fields import Count, FamilyName, MaxUnanswered
 from core.settings import Section
 
 JudgeKind = Literal["oracle", "reader", "endpoint", "checkpoint", "encoder", "base"]
@@ -39,7 +39,7 @@ class Evaluation(Section):
         description="of the judge: a model for checkpoint, a CLIP model for encoder and, in place "
         "of pixels, for reader; null for others",
     )
-    family: Literal["showo"] | None = Field(
+    family: FamilyName | None = Field(
         None, description="family of the judge in folder; null: that of the model"
     )
     reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=12_000))

@@ -13,6 +13,7 @@ LARGEST = 1e30
 Positive = Annotated[float, Field(gt=0.0, le=LARGEST)]
 NotNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
 Count = Annotated[int, Field(ge=1)]
+FamilyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 MaxUnanswered = Annotated[float, Field(ge=0.0, lt=1.0)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 

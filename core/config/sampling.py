@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config.fields import Count, NotNegative, Positive
 from core.settings import Section
@@ -27,21 +27,51 @@ class CaptionSampling(Section):
     max_new_tokens: Count = Field(description="longest caption, in tokens")
 
 
-class ImageSampling(Section):
-    """Images sampled for each prompt."""
+class MaskPredictSampling(Section):
+    """Images sampled for each prompt by mask prediction."""
 
+    sampler: Literal["mask_predict"] = Field(description="how the family draws")
     num_samples: int = Field(ge=2, description="images for each prompt")
-    steps: Count = Field(description="mask-predict steps")
+    steps: Count = Field(description="steps of mask prediction")
     guidance: NotNegative = Field(description="g of (1+g)*conditional - g*unconditional logits")
     temperature: NotNegative = Field(description="start of the re-masking noise")
+
+
+class AutoregressiveSampling(Section):
+    """Images sampled for each prompt code by code."""
+
+    sampler: Literal["autoregressive"] = Field(description="how the family draws")
+    num_samples: int = Field(ge=2, description="images for each prompt")
+    guidance: NotNegative = Field(description="g of (1+g)*conditional - g*unconditional logits")
+    temperature: Positive = Field(description="divides the logits, before top-k and top-p")
+    top_k: Count | None = Field(None, description="most probable codes to choose from; null: all")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="probability that the codes to choose from have together; null: 1"
+    )
+
+
+IMAGE_SAMPLER = tuple(
+    f"sampling.images.{name}"
+    for name in ("sampler", "guidance", "temperature", "steps?", "top_k?", "top_p?")
+)
+"""How an image is drawn, without how many are."""
 
 
 class Sampling(Section):
     """What the current checkpoint produces in every iteration."""
 
     captions: CaptionSampling
-    images: ImageSampling
+    images: MaskPredictSampling | AutoregressiveSampling = Field(discriminator="sampler")
     shard_records: Count = Field(description="records a part; a kill loses at most one part")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_predict_unless_said(cls, given: object) -> object:
+        """Configs from before there was a choice do not name the sampler."""
+        images = given.get("images") if isinstance(given, dict) else None
+        if isinstance(images, dict) and "sampler" not in images:
+            return {**given, "images": {"sampler": "mask_predict", **images}}  # type: ignore[dict-item]
+        return given
 
 
 class Scoring(Section):

@@ -34,7 +34,11 @@ class Training(Section):
     )
     caption: Branch
     image: Branch
-    masks_per_pair: Count = Field(description="image masks averaged for each pair and epoch")
+    image_draws: int = Field(
+        ge=0,
+        description="draws (masks of Show-o) that the likelihood of an image is averaged over, for "
+        "each pair and epoch; 0 for families whose likelihood is exact",
+    )
     epochs: Count = Field(description="passes over the pairs")
     max_steps: Count | None = Field(description="end after so many steps; null: after all epochs")
     batch_size: Count = Field(description="pairs a step, of all processes together")

@@ -20,11 +20,8 @@ from data.ingest.arrow_files import Load
 from data.ingest.captions import image_bytes, no_image, only_image
 from data.ingest.local_copies import (
     Split,
-    check_repository,
     files_below,
-    is_saved,
-    repository_splits,
-    saved_splits,
+    local_splits,
     streamed_splits,
 )
 from data.ingest.places import NO_IMAGE, Folder, fingerprint
@@ -79,7 +76,8 @@ class HubRows:
     def fingerprint(self) -> str:
         if self._folder is None:
             return str(self._commit)
-        return fingerprint(sorted(files_below(Folder(self._folder, self._links))))
+        files = files_below(Folder(self._folder, self._links))
+        return fingerprint(sorted(path for path in files if path.is_file()))
 
     def _told(self, rows: Iterator[Load]) -> Iterator[Load]:
         """Rows; UserError if the library cannot read on."""
@@ -143,13 +141,7 @@ class HubRows:
             return streamed_splits(
                 datasets.load_dataset_builder(place, self._subset, revision=self._commit)
             )
-        if is_saved(self._folder):
-            return saved_splits(Folder(self._folder, self._links))
-        check_repository(Folder(self._folder, self._links))
-        # A path, lest a folder called "csv" be taken for the reader of that name.
-        place = str(self._folder.absolute())
-        builder = datasets.load_dataset_builder(place, self._subset)
-        return repository_splits(Folder(self._folder, self._links), builder)
+        return local_splits(Folder(self._folder, self._links), self._subset)
 
 
 def _below(value: object, folder: Path | None) -> object:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from core.benchmarks import ENDPOINT
+from core.benchmarks import BENCHMARKS, ENDPOINT
 from core.command import run_command
 from core.errors import UserError
 from core.files import sha256_of
 from core.runtime import setup_logging
-from evals.benchmarks.catalog import HELP, add_arguments, choice, opened
+from evals.benchmarks.catalog import add_arguments, choice, opened
 from evals.checkpoints import open_checkpoint
 from evals.outcome import is_finished, outcome
 
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Score a checkpoint by the official rules of a benchmark.",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name, help_text in HELP.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
+    for name, declared in BENCHMARKS.items():
+        command = commands.add_parser(name, help=declared.about, description=declared.about)
         add_arguments(command, name)
     options = parser.parse_args(arguments)
     setup_logging()

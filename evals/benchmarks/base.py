@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
+from core.benchmarks import BenchmarkChoice
+from core.errors import UserError
 from evals.statistics import Estimate
-from models.protocol import UnifiedModel
+from models.protocol import ImageSampling, UnifiedModel, image_sampling
+
+if TYPE_CHECKING:
+    from core.config import Config
 
 Row = dict[str, Any]
 ITEMS, IMAGES, FEATURES = "benchmark_items", "images", "benchmark_features"
@@ -62,6 +69,29 @@ class Estimable(Protocol):
     def estimate(self, *, samples: int, confidence: float, seed: int) -> Estimate:
         """Value and interval."""
         ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a benchmark is opened with: the choice of a config, and what it needs beside it."""
+
+    chosen: BenchmarkChoice
+    split: str  # of scenes, where items are made
+    config: Config
+    stack: ExitStack  # closes what the benchmark opens
+
+    @property
+    def folder(self) -> Path:
+        """The folder with its published files."""
+        folder = Path(self.chosen.folder or "")
+        if not folder.is_dir():
+            raise UserError(f"folder {folder} is none; give one with the published files")
+        return folder
+
+    @property
+    def sampling(self) -> ImageSampling:
+        """How pictures are drawn."""
+        return image_sampling(self.config.sampling.images)
 
 
 class Benchmark(Protocol):

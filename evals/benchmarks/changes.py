@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from core.benchmarks import NEEDS, BenchmarkName
+from core.benchmarks import BENCHMARKS
 from core.errors import UserError
 from evals.benchmarks.base import UNSCORED
-from evals.benchmarks.figures import ALL, Figure, category_figures, score_figures
-from evals.benchmarks.yes_no import yes_no_figures
+from evals.benchmarks.catalog import module_of
+from evals.benchmarks.figures import ALL, Figure
 from evals.statistics import BOOTSTRAP_SEED, Estimate, Values
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class BenchmarkChange:
 
 
 def benchmark_change(
-    name: BenchmarkName, after: pa.Table, before: pa.Table, evaluation: Evaluation
+    name: str, after: pa.Table, before: pa.Table, evaluation: Evaluation
 ) -> BenchmarkChange:
     """The change from one table of items to another; of items that were scored in both.
 
@@ -67,32 +67,17 @@ def benchmark_change(
         )
         for figure in (*figures, _difference(*figures))
     )
-    figure_name = NEEDS[name].headline
+    figure_name = BENCHMARKS[name].headline
     return BenchmarkChange(name, figure_name, old_value.value, new_value.value, change)
 
 
-def headline(name: BenchmarkName, rows: pd.DataFrame) -> Figure:
+def headline(name: str, rows: pd.DataFrame) -> Figure:
     """The figure that stands for a benchmark, of scored items."""
-    wanted = NEEDS[name].headline
-    found = [figure for figure in _figures(name, rows) if figure.group == ALL]
+    wanted = BENCHMARKS[name].headline
+    found: list[Figure] = [
+        figure for figure in module_of(name).item_figures(rows) if figure.group == ALL
+    ]
     return next(figure for figure in found if figure.name == wanted)
-
-
-def _figures(name: BenchmarkName, rows: pd.DataFrame) -> Sequence[Figure]:
-    if name in ("pope", "shapes-pope"):
-        return yes_no_figures(rows)
-    if name in ("geneval", "shapes-geneval"):
-        return category_figures(rows)
-    if name == "mme":
-        from evals.benchmarks.mme import perception_figures
-
-        return perception_figures(rows)
-    if name == "flickr30k":
-        from evals.benchmarks.flickr30k import cider_figures
-
-        return cider_figures(rows)
-    scale = 1.0 if name == "coco" else 100.0
-    return score_figures(rows, NEEDS[name].headline, scale)
 
 
 def _common(after: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -18,15 +18,27 @@ from PIL import Image, ImageOps
 from core.errors import UserError
 from core.files import sha256_of
 from data.pictures import PictureError
-from evals.benchmarks.base import FEATURES, ITEMS, NO_IMAGE, Estimable, Item, Row, Verdict, item_row
-from evals.benchmarks.drawing import draw_items, sampling_settings
-from evals.benchmarks.figures import score_figures
+from evals.benchmarks.base import (
+    FEATURES,
+    ITEMS,
+    NO_IMAGE,
+    Estimable,
+    Item,
+    Opening,
+    Row,
+    Verdict,
+    item_row,
+)
+from evals.benchmarks.drawing import draw_items, drawing_settings
+from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.frechet import FrechetFigure
-from evals.checkpoints import Checkpoint
+from evals.checkpoints import Checkpoint, open_checkpoint
 from evals.networks.clip_similarity import ClipSimilarity
 from evals.networks.features import FeatureNetwork
 from models.protocol import ImageSampling, UnifiedModel
+
+NUM_PICTURES = 30_000  # as is usual
 
 
 class Coco:
@@ -52,7 +64,7 @@ class Coco:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling and networks."""
-        return {**sampling_settings(self._sampling), "pictures": 1, **self._digests}
+        return {**drawing_settings(self._sampling), "pictures": 1, **self._digests}
 
     def items(self) -> list[Item]:
         """A caption for each picture; UserError if there are fewer than are wanted."""
@@ -108,3 +120,18 @@ class Coco:
             FrechetFigure("fid", "all", true_RD, drawn_RD),
             *score_figures(rows, "clip_score"),
         ]
+
+
+def open_benchmark(opening: Opening) -> Coco:
+    """The benchmark with its two networks."""
+    judges, device = opening.chosen.judges, opening.config.runtime.device
+    inception, clip = Path(judges["inception"]), open_checkpoint(judges["clip"])
+    if not inception.is_file():
+        raise UserError(f"inception {inception}: no such file; give the TorchScript file of FID")
+    number = opening.chosen.limit or NUM_PICTURES
+    return Coco(opening.folder, opening.sampling, clip, inception, number, device)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone; FID needs features beside them."""
+    return score_figures(rows, "clip_score", 1.0)

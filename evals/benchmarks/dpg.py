@@ -18,13 +18,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from core.benchmarks import ENDPOINT, SELF
 from core.errors import UserError
 from core.runtime import derive_seed
-from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
-from evals.benchmarks.figures import ALL, Figure, mean_of, strata
+from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Opening, Row, Verdict
+from evals.benchmarks.drawing import draw_items, drawing_settings
+from evals.benchmarks.figures import ALL, Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import find_file, wanted
+from evals.checkpoints import open_checkpoint
 from models.protocol import ImageSampling, UnifiedModel
+from models.registry import load_model
 from services.endpoint import Client, data_url
 from services.replies import NoAnswer
 
@@ -56,7 +59,7 @@ class ModelJudge:
     ) -> Sequence[Sequence[str]]:
         """Decoded answers."""
         asked = [[(question, YES_NO) for question in questions]] * len(pictures)
-        return self._model.reply(self._model.encode_images(pictures), asked)
+        return self._model.reply(self._model.see(pictures), asked)
 
 
 class EndpointJudge:
@@ -95,7 +98,7 @@ class DpgBench:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling and the judge."""
-        return {**sampling_settings(self._sampling), "judge": self._digest}
+        return {**drawing_settings(self._sampling), "judge": self._digest}
 
     def items(self) -> list[Item]:
         """All prompts, each with its questions."""
@@ -194,3 +197,26 @@ def _answers(rows: pd.DataFrame) -> pd.DataFrame:
         if said
     ]
     return pd.DataFrame(answers)
+
+
+def open_benchmark(opening: Opening) -> DpgBench:
+    """The benchmark with its judge: the model itself, that of a server, or another checkpoint."""
+    named, config = opening.chosen.judges["judge"], opening.config
+    if named == SELF:
+        return DpgBench(opening.folder, opening.sampling, None, SELF)
+    if named == ENDPOINT:
+        endpoint = config.evaluation.endpoint
+        if endpoint is None:
+            raise UserError("judge endpoint: evaluation.endpoint is null; say there which model")
+        client = opening.stack.enter_context(Client(endpoint, "evaluation.endpoint"))
+        name = f"endpoint {endpoint.model}"
+        return DpgBench(opening.folder, opening.sampling, EndpointJudge(client), name)
+    checkpoint = open_checkpoint(named)
+    device, precision = config.runtime.device, config.model.precision
+    model = load_model(config.model.family, checkpoint.folder, device, precision)
+    return DpgBench(opening.folder, opening.sampling, ModelJudge(model), checkpoint.digest)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return score_figures(rows, "score", 100.0)

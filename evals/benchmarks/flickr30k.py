@@ -15,6 +15,7 @@ from evals.benchmarks.base import (
     ANSWERED,
     EMPTY,
     Item,
+    Opening,
     Row,
     Verdict,
 )
@@ -73,3 +74,13 @@ def cider_figures(rows: pd.DataFrame) -> list[Figure]:
     references = [json.loads(answer) for answer in rows["answer"]]
     scores = cider(list(rows["reply"]), references)
     return score_figures(rows.assign(score=scores), "cider", 100)
+
+
+def open_benchmark(opening: Opening) -> Flickr30k:
+    """The benchmark over its published files."""
+    return Flickr30k(opening.folder, opening.config.sampling.captions.max_new_tokens)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return cider_figures(rows)

@@ -16,12 +16,12 @@ import pandas as pd
 from PIL import Image
 
 from core.errors import UserError
-from evals.benchmarks.base import Item, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.base import Item, Opening, Row, Verdict
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.files import find_file, read_json_lines, wanted
 from evals.benchmarks.geneval_rules import CATEGORIES, COLORS, grade, kept
-from evals.checkpoints import Checkpoint
+from evals.checkpoints import Checkpoint, open_checkpoint
 from evals.networks.clip_similarity import ClipSimilarity, Features
 from evals.networks.detector import Detection, Detector, cut_out
 from models.protocol import ImageSampling, UnifiedModel
@@ -53,7 +53,7 @@ class GenEval:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling and judges."""
-        return {**sampling_settings(self._sampling), **self._digests}
+        return {**drawing_settings(self._sampling), **self._digests}
 
     def items(self) -> list[Item]:
         """All prompts; UserError if the detector cannot name what they ask for."""
@@ -118,3 +118,15 @@ def prompt_item(row: dict[str, object], where: str, item_id: str) -> Item:
 
 def _parts(metadata: Mapping[str, list[dict[str, str]]]) -> list[dict[str, str]]:
     return [*metadata.get("include", []), *metadata.get("exclude", [])]
+
+
+def open_benchmark(opening: Opening) -> GenEval:
+    """The benchmark with its detector and the network that names colours."""
+    detector, clip = (open_checkpoint(opening.chosen.judges[name]) for name in ("detector", "clip"))
+    device = opening.config.runtime.device
+    return GenEval(opening.folder, opening.sampling, detector, clip, device)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return category_figures(rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evals.benchmarks.base import ANSWERED, EMPTY, Item, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, read_items
@@ -65,3 +65,13 @@ def normalise(text: str) -> str:
     LLaVA's conversion takes away the last full stop only, and GQA's own script compares as is.
     """
     return text.lower().translate(_NO_PUNCTUATION)
+
+
+def open_benchmark(opening: Opening) -> Gqa:
+    """The benchmark over its published files."""
+    return Gqa(opening.folder)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return score_figures(rows, "accuracy", 100.0)

@@ -17,7 +17,7 @@ from PIL import Image
 from core.errors import UserError
 from core.names import is_hidden, visible
 from data.pictures import rgb
-from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure, Statistic, ratio
 from evals.benchmarks.files import read_text
 from evals.benchmarks.reading import read_items
@@ -163,3 +163,13 @@ STATISTICS: dict[str, Statistic] = {
     "accuracy+": _accuracy_plus,
     "score": _score,
 }
+
+
+def open_benchmark(opening: Opening) -> Mme:
+    """The benchmark over its published files."""
+    return Mme(opening.folder)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return perception_figures(rows)

@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.names import visible
 from core.runtime import derive_seed
 from data.pictures import rgb
-from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import wanted
 from evals.benchmarks.mmmu_parsing import (
@@ -163,3 +163,13 @@ def _item(row: Mapping[str, Any], name: str, number: int) -> Item:
     subject = re.sub(r"^[^_]+_(.+)_\d+$", r"\1", row["id"])
     image = f"{name}#{number}#{named[0]}"
     return Item(row["id"], subject, row["id"], text, json.dumps(answer), image)
+
+
+def open_benchmark(opening: Opening) -> Mmmu:
+    """The benchmark over its published files."""
+    return Mmmu(opening.folder)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return score_figures(rows, "accuracy", 100.0)

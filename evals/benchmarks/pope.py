@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError
-from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure
 from evals.benchmarks.files import ImageFolder, find_file, read_json_objects, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, read_items
@@ -99,3 +99,13 @@ def clarity(reply: str) -> str:
         return EMPTY
     words = set(re.findall(r"[a-z']+", reply.lower()))
     return ANSWERED if len(words & {"yes", "no"}) == 1 or "not" in words else UNCLEAR
+
+
+def open_benchmark(opening: Opening) -> Pope:
+    """The benchmark over its published files."""
+    return Pope(opening.folder)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return yes_no_figures(rows)

@@ -12,14 +12,13 @@ from PIL import Image
 
 from data.shapes.language import Mention, Prompt, make_prompt
 from data.shapes.oracle import read
-from data.shapes.records import make_records
 from data.shapes.render import CELL
 from data.shapes.scene import Object, Scene
-from evals.benchmarks.base import Item, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.base import Item, Opening, Row, Verdict
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.geneval_rules import grade, kept
-from evals.benchmarks.shapes import NUM_SCENES, SEED
+from evals.benchmarks.shapes_pope import NUM_SCENES, SEED, held_out_records
 from evals.networks.detector import Detection
 from models.protocol import ImageSampling, UnifiedModel
 
@@ -35,12 +34,12 @@ class ShapesGenEval:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling."""
-        return sampling_settings(self._sampling)
+        return drawing_settings(self._sampling)
 
     def items(self) -> list[Item]:
         """All prompts."""
         items: list[Item] = []
-        for record in make_records(self._num, self._split, SEED):  # type: ignore[arg-type]
+        for record in held_out_records(self._num, self._split).values():
             rng = np.random.default_rng([SEED, len(items)])
             said = _without_sizes(make_prompt(record.category, record.scene, rng))
             metadata = json.dumps(metadata_of(said, record.category))
@@ -97,3 +96,13 @@ def _detection(item: Object) -> Detection:
     """The cell of an object; the oracle is sure."""
     left, top = item.column * CELL, item.row * CELL
     return Detection(item.shape, 1.0, (left, top, left + CELL, top + CELL))
+
+
+def open_benchmark(opening: Opening) -> ShapesGenEval:
+    """The benchmark on scenes of a split."""
+    return ShapesGenEval(opening.split, opening.sampling)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return category_figures(rows)

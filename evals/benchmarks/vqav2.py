@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError
-from evals.benchmarks.base import ANSWERED, EMPTY, Item, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, read_items
@@ -118,3 +118,13 @@ def normalise(answer: str) -> str:
         bare = bare.replace(mark, "" if at_edge or in_number else " ")
     words = [DIGITS.get(word, word) for word in _PERIOD.sub("", bare).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def open_benchmark(opening: Opening) -> VqaV2:
+    """The benchmark over its published files."""
+    return VqaV2(opening.folder)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return score_figures(rows, "accuracy", 100.0)

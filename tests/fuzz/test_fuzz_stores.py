@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.artifact import Artifact
-from core.benchmarks import NEEDS, BenchmarkChoice
+from core.benchmarks import BENCHMARKS, BenchmarkChoice
 from core.store import Store
 from evals.benchmarks.base import Item
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.dpg import FIELDS, DpgBench
 from evals.benchmarks.geneval import prompt_item
 from evals.benchmarks.run import items_of, read_answers
-from models.protocol import ImageSampling
+from models.protocol import MaskPredict
 from tests.fuzz.harness import cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
 from tests.loops import quick
@@ -139,7 +139,7 @@ def show(benchmark: Any, item: Item) -> None:
 @given(data=st.data(), name=st.sampled_from(READERS))
 def test_benchmark_files(files: dict[str, Path], data: st.DataObject, name: str) -> None:
     source = files[name]
-    patterns = NEEDS[name].files
+    patterns = BENCHMARKS[name].files
     known = sorted({path for pattern in patterns for path in source.rglob(pattern)})
     chosen = data.draw(st.sampled_from(known))
     with folder() as place:
@@ -162,7 +162,7 @@ def test_dpg_files(rows: list[list[str]], data: st.DataObject) -> None:
         content = data.draw(damaged(content))
     with folder() as place:
         (place / "dpg_bench.csv").write_bytes(content)
-        benchmark = DpgBench(place, ImageSampling(1, 0.0), None, "self")
+        benchmark = DpgBench(place, MaskPredict(1, 0.0), None, "self")
         survives(place, lambda: items_of(benchmark))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.shapes.records import Record, make_records
 from data.shapes.scene import COLORS, SHAPES, Scene
-from evals.benchmarks.base import Item, Row, Verdict
+from evals.benchmarks.base import Item, Opening, Row, Verdict
 from evals.benchmarks.figures import Figure
 from evals.benchmarks.pope import SPLITS, clarity, yes_or_no
 from evals.benchmarks.reading import read_items
@@ -39,10 +39,9 @@ class ShapesPope:
         """The items tell all."""
         return {}
 
-    @cached_property
+    @property
     def _records(self) -> Mapping[str, Record]:
-        records = make_records(self._num, self._split, SEED)  # type: ignore[arg-type]
-        return {record.record_id: record for record in records}
+        return held_out_records(self._num, self._split)
 
     def items(self) -> list[Item]:
         """All questions, by split and scene."""
@@ -78,6 +77,13 @@ class ShapesPope:
         return yes_no_figures(rows)
 
 
+@lru_cache(maxsize=4)
+def held_out_records(num: int, split: str) -> Mapping[str, Record]:
+    """Records by id; drawing scenes until enough are of a split takes seconds."""
+    records = make_records(num, split, SEED)  # type: ignore[arg-type]
+    return {record.record_id: record for record in records}
+
+
 def absent_things(
     scene: Scene, split: str, scenes: Sequence[Scene], rng: np.random.Generator
 ) -> list[Thing]:
@@ -97,3 +103,13 @@ def absent_things(
 def _things(scene: Scene) -> list[Thing]:
     """Different things in reading order."""
     return list(dict.fromkeys((item.color, item.shape) for item in scene.objects))
+
+
+def open_benchmark(opening: Opening) -> ShapesPope:
+    """The benchmark on scenes of a split."""
+    return ShapesPope(opening.split)
+
+
+def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
+    """Figures of scored items alone."""
+    return yes_no_figures(rows)
