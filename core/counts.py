@@ -9,16 +9,16 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 
-from core.draft import SCRATCH, Draft
+from core.artifact_writer import SCRATCH, ArtifactWriter
 
 
-def keep_counts(draft: Draft, kind: str, part: str, counts: Mapping[str, float]) -> None:
+def keep_counts(draft: ArtifactWriter, kind: str, part: str, counts: Mapping[str, float]) -> None:
     """Keep what was counted in a part, before the part itself says that it is done."""
     with draft.write(f"{SCRATCH}{kind}/{part}.json") as path:
         path.write_text(json.dumps(dict(counts)), encoding="utf-8")
 
 
-def kept_counts(draft: Draft, kind: str) -> dict[str, float]:
+def kept_counts(draft: ArtifactWriter, kind: str) -> dict[str, float]:
     """Sums over all parts by name as `kind/name`, whichever runs made them."""
     sums: defaultdict[str, float] = defaultdict(float)
     for name in draft.names(f"{SCRATCH}{kind}/"):

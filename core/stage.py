@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import BaseModel
 
 from core.artifact import Artifact, ArtifactRef
-from core.draft import Draft
+from core.artifact_writer import ArtifactWriter
 from core.errors import UserError
 from core.files import sha256_of
 from core.peers import ALONE, Peers
@@ -64,7 +64,7 @@ class StageContext:
 
     stage: "Stage"
     config: "Config"
-    draft: Draft
+    draft: ArtifactWriter
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger

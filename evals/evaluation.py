@@ -21,8 +21,8 @@ import pyarrow as pa
 from PIL import Image
 
 from core.artifact import part_name
+from core.artifact_writer import ArtifactWriter
 from core.counts import keep_counts, kept_counts
-from core.draft import Draft
 from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import ProgressFactory, Shard
@@ -197,7 +197,7 @@ FOLDERS = {"eval_answers": "answers", "record_metrics": "parts", "images": "imag
 
 
 def evaluate_pool(
-    draft: Draft,
+    draft: ArtifactWriter,
     test: Sequence[Path],
     evaluator: Evaluator,
     batches: Batches,
@@ -230,7 +230,7 @@ def evaluate_pool(
 
 
 def _write_part(
-    draft: Draft,
+    draft: ArtifactWriter,
     batches: Batches,
     evaluator: Evaluator,
     records: pa.Table,
@@ -257,7 +257,7 @@ def _write_part(
 
 
 def join_parts(
-    draft: Draft, evaluation: Evaluation, num_records: int, judged: Provenance
+    draft: ArtifactWriter, evaluation: Evaluation, num_records: int, judged: Provenance
 ) -> tuple[list[dict[str, object]], dict[str, float]]:
     """Join the parts and summarise them; the rows of table `metrics`, and what was counted.
 

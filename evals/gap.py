@@ -23,8 +23,8 @@ from evals.checkpoints import Checkpoint, open_checkpoint
 from evals.outcome import is_finished, outcome
 
 if TYPE_CHECKING:
+    from core.artifact_writer import ArtifactWriter
     from core.config import Config
-    from core.draft import Draft
     from evals.judges.base import Provenance
 
 ORACLE = "oracle"
@@ -149,7 +149,7 @@ def _evaluate(
     checkpoint: Checkpoint,
     judge: _Judge,
     files: Sequence[Path],
-    draft: Draft,
+    draft: ArtifactWriter,
 ) -> None:
     from evals.evaluation import Evaluator, evaluate_pool, join_parts
     from evals.judges.catalog import open_judge

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.artifact import MANIFEST
-from core.draft import Draft, LocalDraft
+from core.artifact_writer import ArtifactWriter, LocalArtifactWriter
 from core.errors import UserError
 from core.remote import connect, is_local
 
@@ -23,7 +23,7 @@ def is_finished(folder: Path) -> bool:
 
 
 @contextmanager
-def outcome(folder: Path, name: str, settings: Mapping[str, Any]) -> Iterator[Draft]:
+def outcome(folder: Path, name: str, settings: Mapping[str, Any]) -> Iterator[ArtifactWriter]:
     """The draft of an evaluation in `folder`, with the parts that an earlier one has left there.
 
     UserError if those were made with other settings: figures of two evaluations must not mix.
@@ -33,7 +33,7 @@ def outcome(folder: Path, name: str, settings: Mapping[str, Any]) -> Iterator[Dr
         raise UserError(f"--to {folder} is not on this machine; give a local folder")
     text = json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n"
     key = sha256(f"{name}\n{text}".encode()).hexdigest()
-    with LocalDraft(name, key, filesystem, root) as draft:
+    with LocalArtifactWriter(name, key, filesystem, root) as draft:
         if draft.has(SETTINGS):
             _compare(folder, json.loads(draft.path(SETTINGS).read_text(encoding="utf-8")), text)
         elif draft.names():

@@ -195,9 +195,9 @@ def check_config(
     if memory:
         print(memory_table(config))
         if device:
-            from flows.fitting import fit_text
+            from flows.readability import readability
 
-            print(fit_text(config))
+            print(readability(config))
 
 
 def _show(urls: Urls) -> None:

@@ -21,10 +21,10 @@ from report.benchmarks import ALL, Interval
 from report.card import render_card
 from report.figures import Figures, read_figures
 from report.page import render_page
-from report.story import Story, Version, from_document, to_document
+from report.run_record import RunRecord, Version, from_document, to_document
 from tracking.runs import BASE, Origin, self_play_key
 
-STORY = "story.json"
+RUN_RECORD = "run.json"
 ANSWERS = "answers/"  # of an evaluation
 PAGE = "report.html"
 CARD = "README.md"
@@ -35,24 +35,28 @@ def report_folder(config: Config, origin: Origin = BASE) -> str:
     return f"reports/seed-{config.seed}-{self_play_key(config, origin)[:8]}"
 
 
-def _origin(story: Story) -> Origin:
-    first = story.versions[0]
-    return BASE if first.checkpoint == story.base else Origin(first.label, first.checkpoint.digest)
+def _origin(run_record: RunRecord) -> Origin:
+    first = run_record.versions[0]
+    return (
+        BASE
+        if first.checkpoint == run_record.base
+        else Origin(first.label, first.checkpoint.digest)
+    )
 
 
-def keep_story(config: Config, store: Store, story: Story) -> None:
+def keep_run_record(config: Config, store: Store, run_record: RunRecord) -> None:
     """Write down what a run has made so far."""
-    text = json.dumps(to_document(story), indent=2, sort_keys=True, allow_nan=False)
-    store.write_text(f"{report_folder(config, _origin(story))}/{STORY}", text + "\n")
+    text = json.dumps(to_document(run_record), indent=2, sort_keys=True, allow_nan=False)
+    store.write_text(f"{report_folder(config, _origin(run_record))}/{RUN_RECORD}", text + "\n")
 
 
-def figures_of(config: Config, store: Store, story: Story) -> Figures:
-    """All figures of a story with at least its base."""
-    first = story.versions[0]
-    compared = [compare(config, store, first, version) for version in story.versions]
+def figures_of(config: Config, store: Store, run_record: RunRecord) -> Figures:
+    """All figures of a run's record with at least its base."""
+    first = run_record.versions[0]
+    compared = [compare(config, store, first, version) for version in run_record.versions]
     whole = {name: change for (name, group), change in compared[-1].items() if group == ALL}
-    changes = whole if len(story.versions) > 1 else {}
-    return read_figures(store, story, changes, compared)
+    changes = whole if len(run_record.versions) > 1 else {}
+    return read_figures(store, run_record, changes, compared)
 
 
 def compare(
@@ -79,7 +83,7 @@ def _answers(evaluation: Artifact) -> pd.DataFrame:
 
 def write_report(config: Config, store: Store, figures: Figures) -> str:
     """Write page and model card of a run; the address of the page, as a browser takes it."""
-    folder = report_folder(config, _origin(figures.story))
+    folder = report_folder(config, _origin(figures.run_record))
     store.write_text(f"{folder}/{CARD}", render_card(figures))
     uri = store.write_text(f"{folder}/{PAGE}", render_page(figures))
     # A folder's name may hold what ends an address, such as "#".
@@ -92,14 +96,14 @@ def report_on(config: Config, path: str, iterations: int | None) -> str:
     UserError if the store knows of no such run.
     """
     store = Store(config.store)
-    document = store.read_json(f"{report_folder(config)}/{STORY}")
+    document = store.read_json(f"{report_folder(config)}/{RUN_RECORD}")
     if document is None:
         raise UserError(
             f"{store.uri} has no run of {path} with seed {config.seed} whose base checkpoint has "
             f"been evaluated; start or continue it with make pipeline CONFIG={path} "
             f"SEED={config.seed}, or give the CONFIG and SEED of another run"
         )
-    story = from_document(document)
+    run_record = from_document(document)
     if iterations is not None:
-        story = story.up_to(iterations)
-    return write_report(config, store, figures_of(config, store, story))
+        run_record = run_record.up_to(iterations)
+    return write_report(config, store, figures_of(config, store, run_record))

@@ -25,13 +25,13 @@ from flows.executors.work_pool import WorkPool
 from flows.pages import RunPages, present
 from flows.preflight import check
 from flows.registration import register
-from flows.reporting import figures_of, keep_story, write_report
+from flows.reporting import figures_of, keep_run_record, write_report
 from flows.showcase import Showcase
 from flows.stages import ChildFlows, announce, label, refused
 from flows.stale_runs import reap_stale_runs
 from report.alarms import show_alarms
 from report.figures import Figures
-from report.story import Story, Version
+from report.run_record import RunRecord, Version
 from report.table import Checkpoint, final_table
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
@@ -138,7 +138,7 @@ class SelfPlay:
         self._config, self._tracker, self._executor = config, tracker, executor
         self._store, self._champion, self._pages = Store(config.store), champion, pages
         self._showcase = Showcase(config, self._store, tracker, pages)
-        self._story: Story | None = None
+        self._run_record: RunRecord | None = None
         self._started, self._at_work = time.monotonic(), 0.0
 
     def run(self) -> str:
@@ -151,7 +151,7 @@ class SelfPlay:
                 "tells MLflow as soon as it answers",
                 self._store.uri,
             )
-        figures = figures_of(self._config, self._store, self._story_so_far)
+        figures = figures_of(self._config, self._store, self._so_far)
         table = f"{self._table(figures)}\n\n{show_alarms(figures.review)}"
         print(f"\n{table}\n", flush=True)
         print(f"Report: {write_report(self._config, self._store, figures)}", flush=True)
@@ -164,19 +164,19 @@ class SelfPlay:
         try:
             yield
         except UserError as error:
-            story = self._story
-            if story is not None and story.versions:
-                story = story.with_end(str(error))
-                keep_story(self._config, self._store, story)
-                figures = figures_of(self._config, self._store, story)
+            run_record = self._run_record
+            if run_record is not None and run_record.versions:
+                run_record = run_record.with_end(str(error))
+                keep_run_record(self._config, self._store, run_record)
+                figures = figures_of(self._config, self._store, run_record)
                 place = write_report(self._config, self._store, figures)
                 print(f"Report of the stopped run: {place}", flush=True)
             raise
 
     @property
-    def _story_so_far(self) -> Story:
-        assert self._story is not None  # it begins before the first checkpoint is judged
-        return self._story
+    def _so_far(self) -> RunRecord:
+        assert self._run_record is not None  # it begins before the first checkpoint is judged
+        return self._run_record
 
     def _play(self, between: Callable[[int], None]) -> None:
         """All iterations, and `between` them what it does after so many."""
@@ -190,7 +190,7 @@ class SelfPlay:
         self._stage(FIT, {"pool": self._pool, "base": self._base}, before)
         inputs = {"pool": self._pool, "test": self._test, "base": self._base}
         self._judged_by = self._stage(JUDGE, inputs, before)
-        self._story = Story(
+        self._run_record = RunRecord(
             self._config.model_dump(mode="json"),
             self._pool,
             self._test,
@@ -202,7 +202,7 @@ class SelfPlay:
             self._judge(start, 0, {}, run)
         for iteration in range(1, self._config.iterations + 1):
             between(iteration - 1)
-            last = self._story_so_far.versions[-1]
+            last = self._so_far.versions[-1]
             with self._tracker.iteration(iteration) as run:
                 made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
                 self._judge(made["trained"], iteration, made, run)
@@ -224,7 +224,7 @@ class SelfPlay:
         logger.info("MLflow answers again, and knows now what it had missed")
         # With what the registry's gate says, which may have another opponent now.
         self._tracker = tracker
-        self._story = again._story_so_far.with_config(self._story_so_far.config)
+        self._run_record = again._so_far.with_config(self._so_far.config)
         self._showcase = again._showcase.shown_on(self._pages)
 
     def _time(self) -> str:
@@ -317,9 +317,9 @@ class SelfPlay:
         judged = Version(
             iteration, checkpoint, evaluation, dict(made), promoted, decision, name, benchmarks
         )
-        self._story = self._story_so_far.with_version(judged)
-        keep_story(self._config, self._store, self._story)
-        self._showcase.show(self._story, run)
+        self._run_record = self._so_far.with_version(judged)
+        keep_run_record(self._config, self._store, self._run_record)
+        self._showcase.show(self._run_record, run)
 
     def _benchmarks(
         self, checkpoint: ArtifactRef, step: Step, run: IterationRun
@@ -342,7 +342,7 @@ class SelfPlay:
         """Whether the checkpoint is the champion, and why."""
         if iteration == 0 and self._champion:
             return True, f"version {self._champion.version}, the champion that this run starts from"
-        versions = self._story_so_far.versions
+        versions = self._so_far.versions
         first = versions[0] if versions else None
         baseline = Scores(first.evaluation, list(first.benchmarks.values())) if first else None
         step = self._step(iteration, checkpoint, run)

@@ -15,7 +15,7 @@ from report.alarms import Changes, Review, review
 from report.figures import VersionFigures, for_alarms, read_version
 from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
 from report.plot_files import gap_plot, training_plot
-from report.story import Story
+from report.run_record import RunRecord
 from report.summary import checkpoint_rows, iteration_page, run_line, run_text
 from tracking.inputs import InputTable
 from tracking.runs import IterationRun, Tracker
@@ -40,33 +40,33 @@ class Showcase:
         self._pages = pages
         return self
 
-    def show(self, story: Story, run: IterationRun) -> None:
-        """Show the last checkpoint of the story, whose MLflow run is `run`."""
+    def show(self, run_record: RunRecord, run: IterationRun) -> None:
+        """Show the last checkpoint of the run's record, whose MLflow run is `run`."""
         if not self._tracker.enabled and self._pages is None:
             return
-        self._figures.append(read_version(self._store, story.versions[-1], story))
-        first, last = story.versions[0], story.versions[-1]
+        self._figures.append(read_version(self._store, run_record.versions[-1], run_record))
+        first, last = run_record.versions[0], run_record.versions[-1]
         self._changes.append(compare(self._config, self._store, first, last))
         pairs = zip(self._figures, self._changes, strict=True)
         alarms = review([for_alarms(figures, changes) for figures, changes in pairs])
         if self._tracker.enabled:
-            self._track(story, run, alarms)
+            self._track(run_record, run, alarms)
         if self._pages is not None:
             self._publish(self._pages, run, alarms)
 
-    def _track(self, story: Story, run: IterationRun, alarms: Review) -> None:
-        version = story.versions[-1]
+    def _track(self, run_record: RunRecord, run: IterationRun, alarms: Review) -> None:
+        version = run_record.versions[-1]
         run.describe(run_text(self._figures, alarms))
-        run.log_inputs(self._inputs(story))
+        run.log_inputs(self._inputs(run_record))
         run.log_picture(
-            "galleries/drawn.png", version.evaluation.digest, lambda: self._drawn(story)
+            "galleries/drawn.png", version.evaluation.digest, lambda: self._drawn(run_record)
         )
         if version.stages:
             pairs, trained = version.stages["pairs"], version.stages["trained"]
             run.log_picture("galleries/pairs.png", pairs.digest, lambda: self._pairs(pairs))
             curve = self._figures[-1].curve
             run.log_picture("plots/training.png", trained.digest, lambda: training_plot(curve))
-        source = "".join(v.evaluation.digest[:SOURCE_DIGITS] for v in story.versions)
+        source = "".join(v.evaluation.digest[:SOURCE_DIGITS] for v in run_record.versions)
         self._tracker.log_picture("plots/gap.png", source, lambda: gap_plot(self._figures))
 
     def _publish(self, pages: RunPages, run: IterationRun, alarms: Review) -> None:
@@ -81,14 +81,14 @@ class Showcase:
             page = iteration_page(self._figures, alarms, pair_examples(paths, NUM_PAIRS), links)
             pages.page(figures.label.replace(" ", "-"), page, PAGE_TEXT.format(figures.label))
 
-    def _inputs(self, story: Story) -> list[InputTable]:
+    def _inputs(self, run_record: RunRecord) -> list[InputTable]:
         """The tables that made and judged the last checkpoint."""
-        stages = story.versions[-1].stages
+        stages = run_record.versions[-1].stages
         given: list[tuple[str, str, ArtifactRef, str]] = [
-            ("test", "evaluation", story.test, "pool")
+            ("test", "evaluation", run_record.test, "pool")
         ]
         if stages:
-            given.append(("pool", "sampling", story.pool, "pool"))
+            given.append(("pool", "sampling", run_record.pool, "pool"))
             given.append(("pairs", "training", stages["pairs"], "pairs"))
         return [
             InputTable(name, use, ref, schema, count_rows(self._store.open(ref).parts()))
@@ -98,10 +98,10 @@ class Showcase:
     def _pairs(self, pairs: ArtifactRef) -> bytes:
         return pair_sheet(pair_examples(self._store.open(pairs).parts(), NUM_PAIRS))
 
-    def _drawn(self, story: Story) -> bytes:
-        evaluation = self._store.open(story.versions[-1].evaluation)
+    def _drawn(self, run_record: RunRecord) -> bytes:
+        evaluation = self._store.open(run_record.versions[-1].evaluation)
         images = [evaluation.path(name) for name in evaluation.names("images/")]
-        records = self._store.open(story.test).parts()
+        records = self._store.open(run_record.test).parts()
         return drawn_sheet(drawn_examples(records, images, NUM_DRAWN))
 
 

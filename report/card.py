@@ -25,11 +25,13 @@ def render_card(figures: Figures) -> str:
 
 def _name(figures: Figures) -> str:
     version = figures.last.version
-    return f"hermesflow-{figures.story.config['model']['family']}-iteration-{version.iteration}"
+    return (
+        f"hermesflow-{figures.run_record.config['model']['family']}-iteration-{version.iteration}"
+    )
 
 
 def _metadata(figures: Figures) -> dict[str, Any]:
-    data = figures.story.config["data"]
+    data = figures.run_record.config["data"]
     split = data["eval_split"] if data["source"] == "shapes" else "test"
     metrics = [
         {"type": name, "name": title, "value": round(figures.last.value(name), 4)}
@@ -69,9 +71,9 @@ def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
 
 
 def _text(figures: Figures) -> Iterator[str]:
-    verdict, config = give_verdict(figures), figures.story.config
+    verdict, config = give_verdict(figures), figures.run_record.config
     yield from (f"# {_name(figures)}", "", verdict.headline, verdict.detail, "")
-    if not figures.finished or figures.story.stopped:
+    if not figures.finished or figures.run_record.stopped:
         yield from (f"The run that made it is not complete. {figures.state}", "")
     yield (
         f"A unified model ({config['model']['family']}) after {figures.last.version.iteration} "
@@ -90,7 +92,7 @@ def _text(figures: Figures) -> Iterator[str]:
 
 
 def _results(figures: Figures) -> Iterator[str]:
-    config = figures.story.config
+    config = figures.run_record.config
     who = figures.judged_by
     trust = (
         f", independent of the model ({who.why}): {who.reads}"
@@ -149,9 +151,9 @@ def _weaknesses(figures: Figures) -> Iterator[str]:
 
 
 def _training(figures: Figures) -> Iterator[str]:
-    config, story = figures.story.config, figures.story
-    pool, base = (f"digest `{ref.digest[:16]}`" for ref in (story.pool, story.base))
-    yield f"- Pool: {figures.pool_records} records, `{story.pool.uri}` ({pool})"
+    config, run_record = figures.run_record.config, figures.run_record
+    pool, base = (f"digest `{ref.digest[:16]}`" for ref in (run_record.pool, run_record.base))
+    yield f"- Pool: {figures.pool_records} records, `{run_record.pool.uri}` ({pool})"
     yield f"- Base: `{config['model']['checkpoint']}` ({base})"
     yield f"- Seed {config['seed']}, objective `{config['training']['objective']}`"
     for modality in ("caption", "image"):
@@ -162,7 +164,7 @@ def _training(figures: Figures) -> Iterator[str]:
 
 def _loading(figures: Figures) -> Iterator[str]:
     checkpoint = figures.last.version.checkpoint
-    family = figures.story.config["model"]["family"]
+    family = figures.run_record.config["model"]["family"]
     yield from ("```python", "from core.artifact import Artifact")
     yield from ("from models.registry import load_model", "")
     yield f'folder = Artifact("{checkpoint.uri}").path("model")'

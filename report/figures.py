@@ -16,8 +16,8 @@ from core.store import Store
 from data.tables import count_rows, read_table
 from report.alarms import Alarm, Changes, IterationFigures, Review, review
 from report.benchmarks import ALL, BenchmarkFigures, Interval, Metrics, read_benchmark
+from report.run_record import RunRecord, Version
 from report.samples import Drawing, Sampled, read_drawings, read_sampled
-from report.story import Story, Version
 
 CURVES = "metrics.jsonl"
 COUNTED = ("questions/", "cut/")  # begin the names of what stages count
@@ -98,7 +98,7 @@ class JudgeFigures:
 class Figures:
     """Everything that a report shows. `changes` are paired, from the first to the last version."""
 
-    story: Story
+    run_record: RunRecord
     versions: Sequence[VersionFigures]
     changes: Mapping[str, Interval]
     review: Review
@@ -143,15 +143,15 @@ class Figures:
     @property
     def finished(self) -> bool:
         """Whether all iterations that the config asks for are there."""
-        wanted: int = self.story.config["iterations"]
+        wanted: int = self.run_record.config["iterations"]
         return self.last.version.iteration >= wanted
 
     @property
     def state(self) -> str:
         """What has become of the run, in a sentence."""
-        done, wanted = self.last.version.iteration, self.story.config["iterations"]
-        if self.story.stopped:
-            return f"Stopped after {done} of {wanted} iterations. {self.story.stopped}"
+        done, wanted = self.last.version.iteration, self.run_record.config["iterations"]
+        if self.run_record.stopped:
+            return f"Stopped after {done} of {wanted} iterations. {self.run_record.stopped}"
         if self.finished:
             return f"Finished: {done} of {wanted} iterations."
         return (
@@ -161,19 +161,22 @@ class Figures:
 
 
 def read_figures(
-    store: Store, story: Story, changes: Mapping[str, Interval], compared: Sequence[Changes] = ()
+    store: Store,
+    run_record: RunRecord,
+    changes: Mapping[str, Interval],
+    compared: Sequence[Changes] = (),
 ) -> Figures:
-    """Read what a report needs of a story with at least its base.
+    """Read what a report needs of a run's record with at least its base.
 
     `compared` are the changes of each version against the first, by metric and group.
     """
-    versions = [read_version(store, version, story) for version in story.versions]
-    base = store.open(story.base)
-    refs = (story.pool, story.test, story.base, story.judge)
-    pool, test = (count_rows(store.open(ref).parts()) for ref in (story.pool, story.test))
-    judged = count_rows([store.open(story.versions[0].evaluation).path("records.parquet")])
+    versions = [read_version(store, version, run_record) for version in run_record.versions]
+    base = store.open(run_record.base)
+    refs = (run_record.pool, run_record.test, run_record.base, run_record.judge)
+    pool, test = (count_rows(store.open(ref).parts()) for ref in (run_record.pool, run_record.test))
+    judged = count_rows([store.open(run_record.versions[0].evaluation).path("records.parquet")])
     return Figures(
-        story=story,
+        run_record=run_record,
         versions=versions,
         changes=changes,
         review=review(
@@ -182,9 +185,9 @@ def read_figures(
                 for index, version in enumerate(versions)
             ]
         ),
-        judged_by=read_judge(store, story),
-        sampled=read_sampled(store, story),
-        drawings=read_drawings(store, story),
+        judged_by=read_judge(store, run_record),
+        sampled=read_sampled(store, run_record),
+        drawings=read_drawings(store, run_record),
         before=[_time(store.open(ref)) for ref in refs],
         pool_records=pool,
         test_records=judged,
@@ -193,8 +196,8 @@ def read_figures(
     )
 
 
-def read_version(store: Store, version: Version, story: Story) -> VersionFigures:
-    """The figures of one checkpoint of a story."""
+def read_version(store: Store, version: Version, run_record: RunRecord) -> VersionFigures:
+    """The figures of one checkpoint of a run's record."""
     opened = {name: store.open(ref) for name, ref in version.stages.items()}
     results = {name: store.open(ref) for name, ref in version.benchmarks.items()}
     evaluation = store.open(version.evaluation)
@@ -214,7 +217,8 @@ def read_version(store: Store, version: Version, story: Story) -> VersionFigures
             *(_time(artifact, f" {name}") for name, artifact in results.items()),
         ],
         benchmarks={
-            name: read_benchmark(name, artifact, story.config) for name, artifact in results.items()
+            name: read_benchmark(name, artifact, run_record.config)
+            for name, artifact in results.items()
         },
         counts=_counts([evaluation, *opened.values(), *results.values()]),
         independent=bool(evaluation.manifest["results"]["independent"]),
@@ -232,9 +236,9 @@ def _counts(artifacts: Sequence[Artifact]) -> dict[str, float]:
     return dict(sums)
 
 
-def read_judge(store: Store, story: Story) -> JudgeFigures:
+def read_judge(store: Store, run_record: RunRecord) -> JudgeFigures:
     """Who judges, by what its stage has found out."""
-    artifact = store.open(story.judge)
+    artifact = store.open(run_record.judge)
     results = artifact.manifest["results"]
     table = read_table(artifact.path("accuracy.parquet"), "metrics").to_pylist()
     return JudgeFigures(

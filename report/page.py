@@ -72,7 +72,7 @@ def render_page(figures: Figures) -> str:
         verdict=give_verdict(figures),
         judge=figures.judge,
         unjudged=unjudged_texts(figures.review),
-        confidence=f"{figures.story.config['evaluation']['confidence']:.0%}",
+        confidence=f"{figures.run_record.config['evaluation']['confidence']:.0%}",
         scores=score_rows(figures),
         main_plots=main_plots(figures),
         group_plots=group_plots(figures),
@@ -86,7 +86,7 @@ def render_page(figures: Figures) -> str:
         published=published_tables(figures),
         benchmarks=benchmark_rows(figures),
         benchmark_groups=list(benchmark_group_rows(figures)),
-        settings=list(flatten(figures.story.config)),
+        settings=list(flatten(figures.run_record.config)),
     )
 
 

@@ -140,7 +140,7 @@ def _cell(benchmark: str, version: VersionFigures) -> Interval | None:
 def _how(benchmarks: Sequence[str], version: VersionFigures, figures: Figures) -> Iterator[str]:
     """Items and judge of every benchmark in the row."""
     if any(name.startswith(GAP) for name in benchmarks):
-        title = figures.story.config["data"]["source"]
+        title = figures.run_record.config["data"]["source"]
         yield f"{figures.test_records} held-out records ({title}), judged by {figures.judge}"
         if not figures.independent:
             yield "by its own taste: G and gap say nothing about drawing"

@@ -22,7 +22,7 @@ from core.store import Store
 from data.rows import RowReader
 from data.schemas import table_named
 from data.tables import decode_image, read_table
-from report.story import Story
+from report.run_record import RunRecord
 
 NUM_SAMPLED = 6  # records with all their samples
 NUM_DRAWINGS = 12  # prompts drawn by every checkpoint
@@ -116,32 +116,36 @@ def spread(rows: Sequence[Row], number: int) -> list[Row]:
     return in_turn[:number]
 
 
-def read_sampled(store: Store, story: Story) -> list[Sampled]:
+def read_sampled(store: Store, run_record: RunRecord) -> list[Sampled]:
     """Some records of the last iteration that became pairs, with all their samples."""
-    last = story.versions[-1]
+    last = run_record.versions[-1]
     if not last.stages:
         return []
-    kinds = _read(store, story.pool, "pool", ["record_id", "category", "composition"]).to_pylist()
+    kinds = _read(
+        store, run_record.pool, "pool", ["record_id", "category", "composition"]
+    ).to_pylist()
     paired = _read(store, last.stages["pairs"], "pairs", ["record_id"])["record_id"]
     known = set(paired.to_pylist())
     chosen = spread([row for row in kinds if row["record_id"] in known], NUM_SAMPLED)
     ids = [row["record_id"] for row in chosen]
-    score = story.config["scoring"]["image_score"]
+    score = run_record.config["scoring"]["image_score"]
     pairs = {row["record_id"]: row for row in _rows_of(store, last.stages["pairs"], "pairs", ids)}
     captions = _scored(store, last.stages, "caption", ("text", "score"), ids)
     images = _scored(store, last.stages, "image", ("image", score), ids)
     return [_sampled(pairs[i], last.iteration, captions[i], images[i]) for i in ids]
 
 
-def read_drawings(store: Store, story: Story) -> list[Drawing]:
+def read_drawings(store: Store, run_record: RunRecord) -> list[Drawing]:
     """Some held-out prompts with what every checkpoint drew for them."""
     columns = ["record_id", "image", "prompt", "category", "composition"]
     records = spread(
-        _read(store, story.test, "pool", columns[:1] + columns[3:]).to_pylist(), NUM_DRAWINGS
+        _read(store, run_record.test, "pool", columns[:1] + columns[3:]).to_pylist(), NUM_DRAWINGS
     )
     ids = [record["record_id"] for record in records]
-    truths = {r["record_id"]: r for r in _rows_of(store, story.test, "pool", ids, columns)}
-    drawn = [(version.label, _drawn(store, version.evaluation, ids)) for version in story.versions]
+    truths = {r["record_id"]: r for r in _rows_of(store, run_record.test, "pool", ids, columns)}
+    drawn = [
+        (version.label, _drawn(store, version.evaluation, ids)) for version in run_record.versions
+    ]
     return [
         Drawing(
             record_id=i,

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.artifact import Artifact, part_name
+from core.artifact_writer import ArtifactWriter
 from core.command import stage_command
 from core.config import Pairing, PairRule
-from core.draft import Draft
 from core.errors import UserError
 from core.stage import Stage, StageContext
 from data.pair_rows import SAMPLE_COLUMNS, PairAssembler, PickedBranch, Tally
@@ -245,7 +245,7 @@ def _keys(table: pa.Table, pool_ids: pa.Array) -> tuple[Ints, Ints, Ints]:
     return record, sample, (record << 32) | sample
 
 
-def _write_parts(draft: Draft, batches: Iterator[pa.Table]) -> None:
+def _write_parts(draft: ArtifactWriter, batches: Iterator[pa.Table]) -> None:
     for number, first in enumerate(batches):
         with (
             draft.write(part_name(number)) as path,

@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 
 from core.artifact import part_name
+from core.artifact_writer import SCRATCH, ArtifactWriter
 from core.command import stage_command
 from core.config import Config, Questions
 from core.counts import keep_counts, kept_counts
-from core.draft import SCRATCH, Draft
 from core.errors import UserError
 from core.progress import Progress
 from core.stage import Stage, StageContext
@@ -172,7 +172,7 @@ class _Shards:
 
 
 def _write_shard(
-    draft: Draft, index: int, shard: pa.Table, asked: list[list[Candidate]], model: str
+    draft: ArtifactWriter, index: int, shard: pa.Table, asked: list[list[Candidate]], model: str
 ) -> None:
     """One part of the pool with its questions, and where all of them come from."""
     schema = arrow_schema("pool")
@@ -194,7 +194,7 @@ def _write_shard(
         writer.write(shard.set_column(position, schema.field(position), column))
 
 
-def _has(draft: Draft, index: int) -> bool:
+def _has(draft: ArtifactWriter, index: int) -> bool:
     return draft.has_all((part_name(index), PROVENANCE + part_name(index)))
 
 

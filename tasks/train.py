@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from core.artifact_writer import SCRATCH, ArtifactWriter
 from core.command import stage_command
 from core.config import Training
-from core.draft import SCRATCH, Draft
 from core.errors import UserError
 from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
@@ -209,7 +209,7 @@ def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     return metrics
 
 
-def _newest_state(draft: Draft) -> str | None:
+def _newest_state(draft: ArtifactWriter) -> str | None:
     # The files are there before the JSON, and dropped after it.
     for name in reversed(draft.names(SCRATCH)):
         if name.endswith(".json"):
@@ -241,7 +241,7 @@ def _last_means(metrics: Metrics) -> dict[str, float]:
     return {name: sum(row[name] for row in window) / len(window) for name in names}
 
 
-def _write(model: UnifiedModel, adapters: "Adapters | None", draft: Draft) -> None:
+def _write(model: UnifiedModel, adapters: "Adapters | None", draft: ArtifactWriter) -> None:
     with draft.folder() as folder:
         if adapters is not None:
             adapters.save(folder / "adapter")

@@ -31,8 +31,8 @@ from report.charts import COLORS, LABEL_GAP, Axis, Line, draw, line_chart, thinn
 from report.figures import Figures, read_figures
 from report.page import TEMPLATES, number, render_page, seconds
 from report.published import published_tables
+from report.run_record import RunRecord, Version, from_document, to_document
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
-from report.story import Story, Version, from_document, to_document
 from report.verdict import BAD, GOOD, OPEN, give_verdict
 from tests.loops import QUICK, Runner, play, quick
 from tests.stage_inputs import pair_row, picture, pool_row, publish
@@ -47,20 +47,20 @@ def config(finished: Finished) -> Config:
 
 
 @pytest.fixture
-def story(config: Config) -> Story:
-    document = Store(config.store).read_json(f"{report_folder(config)}/story.json")
+def run_record(config: Config) -> RunRecord:
+    document = Store(config.store).read_json(f"{report_folder(config)}/run.json")
     assert document is not None
     return from_document(document)
 
 
 @pytest.fixture
-def figures(config: Config, story: Story) -> Figures:
+def figures(config: Config, run_record: RunRecord) -> Figures:
     changes = {
         "gap": Interval(-0.05, -0.08, -0.02),
         "generation": Interval(0.05, 0.02, 0.08),
         "understanding": Interval(0.0, -0.01, 0.01),
     }
-    return read_figures(Store(config.store), story, changes)
+    return read_figures(Store(config.store), run_record, changes)
 
 
 def text_of(page: str) -> str:
@@ -72,18 +72,24 @@ def text_of(page: str) -> str:
 # --- the page ---
 
 
-def test_run_ends_with_a_page_a_card_and_a_story_in_its_store(config: Config, story: Story) -> None:
+def test_run_ends_with_a_page_a_card_and_a_record_in_its_store(
+    config: Config, run_record: RunRecord
+) -> None:
     folder = Path(config.store, report_folder(config))
-    assert {path.name for path in folder.iterdir()} == {"report.html", "README.md", "story.json"}
-    assert [version.label for version in story.versions] == ["base", "iteration 1", "iteration 2"]
-    assert set(story.versions[2].stages) >= {"captions", "images", "pairs", "trained"}
+    assert {path.name for path in folder.iterdir()} == {"report.html", "README.md", "run.json"}
+    assert [version.label for version in run_record.versions] == [
+        "base",
+        "iteration 1",
+        "iteration 2",
+    ]
+    assert set(run_record.versions[2].stages) >= {"captions", "images", "pairs", "trained"}
 
 
 def test_page_shows_the_stored_figures_of_every_checkpoint(
-    config: Config, story: Story, figures: Figures
+    config: Config, run_record: RunRecord, figures: Figures
 ) -> None:
     text = text_of(render_page(figures))
-    for version in story.versions:
+    for version in run_record.versions:
         path = Store(config.store).open(version.evaluation).path("metrics.parquet")
         for row in read_table(path, "metrics").to_pylist():
             if row["name"] in ("gap", "agreement", "malformed") and row["group"] == "all":
@@ -97,7 +103,7 @@ def test_page_shows_the_stored_figures_of_every_checkpoint(
     ):
         assert heading in text
     assert "training.image.beta 0.1" in text
-    assert story.pool.uri in text
+    assert run_record.pool.uri in text
 
 
 def test_page_asks_for_nothing_outside_itself(figures: Figures) -> None:
@@ -124,7 +130,7 @@ def evil(figures: Figures) -> Figures:
         sampled=[replace(record, caption=EVIL, prompt=EVIL, captions=captions)],
         drawings=[replace(drawing, prompt=EVIL, composition=EVIL)],
         review=Review([Alarm(1, EVIL, EVIL)]),
-        story=replace(figures.story, config={**figures.story.config, "store": EVIL}),
+        run_record=replace(figures.run_record, config={**figures.run_record.config, "store": EVIL}),
     )
 
 
@@ -199,10 +205,10 @@ def test_gate_report_and_table_give_one_change_one_interval(tmp_path: Path) -> N
         if "generation_gain" in json.loads(path.read_text("utf-8"))
     )
     gain = json.loads(path.read_text("utf-8"))["generation_gain"]
-    story = from_document(
-        json.loads((tmp_path / "store" / report_folder(config) / "story.json").read_text("utf-8"))
+    run_record = from_document(
+        json.loads((tmp_path / "store" / report_folder(config) / "run.json").read_text("utf-8"))
     )
-    shown = figures_of(config, Store(config.store), story).changes["generation"]
+    shown = figures_of(config, Store(config.store), run_record).changes["generation"]
     assert (shown.value, shown.low, shown.high) == (gain["value"], gain["low"], gain["high"])
     bounds = (f"{gain[name]:+.3f}".replace("0.", ".", 1) for name in ("low", "high"))
     assert "[{}, {}]".format(*bounds) in table
@@ -317,7 +323,7 @@ def test_drawings_hold_every_checkpoint_and_its_share_of_right_answers(figures: 
 
 
 @pytest.fixture
-def by_hand(tmp_path: Path, story: Story) -> Callable[..., Any]:
+def by_hand(tmp_path: Path, run_record: RunRecord) -> Callable[..., Any]:
     """Reads the samples of one record with three captions and images."""
     store = Store(str(tmp_path / "store"))
 
@@ -342,7 +348,7 @@ def by_hand(tmp_path: Path, story: Story) -> Callable[..., Any]:
         made = {name: publish(store, name, [given]) for name, given in rows.items()}
         pool = publish(store, "pool", [[pool_row("r1"), pool_row("r2")]])
         last = Version(1, pool, pool, made, True, "")
-        return read_sampled(store, replace(story, pool=pool, versions=(last,)))
+        return read_sampled(store, replace(run_record, pool=pool, versions=(last,)))
 
     return read
 
@@ -482,7 +488,7 @@ def test_benchmarks_stand_in_page_and_card_with_items_and_judge(figures: Figures
     assert "the section benchmarks of the config is empty" in text_of(render_page(empty))
 
 
-# --- model card and story ---
+# --- model card and run_record ---
 
 
 def test_card_has_metadata_with_the_figures_of_the_last_checkpoint(figures: Figures) -> None:
@@ -498,6 +504,6 @@ def test_card_has_metadata_with_the_figures_of_the_last_checkpoint(figures: Figu
     assert figures.last.version.checkpoint.digest in body
 
 
-def test_story_survives_json(story: Story) -> None:
-    assert from_document(to_document(story)) == story
-    assert [v.iteration for v in story.up_to(1).versions] == [0, 1]
+def test_run_record_survives_json(run_record: RunRecord) -> None:
+    assert from_document(to_document(run_record)) == run_record
+    assert [v.iteration for v in run_record.up_to(1).versions] == [0, 1]

@@ -12,7 +12,7 @@ from core.store import Store
 from flows.reporting import report_folder
 from report.figures import Figures, read_figures
 from report.page import number, render_page
-from report.story import from_document
+from report.run_record import from_document
 from tests.browser import chromium, requested, resize
 from tests.loops import Runner, quick
 
@@ -30,7 +30,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 def figures(finished: tuple[Path, Runner, str]) -> Figures:
     config = quick(finished[0], iterations=2)
     store = Store(config.store)
-    document = store.read_json(f"{report_folder(config)}/story.json")
+    document = store.read_json(f"{report_folder(config)}/run.json")
     assert document is not None
     return read_figures(store, from_document(document), {})
 

@@ -59,6 +59,6 @@ def test_a_run_that_goes_on_is_not_stopped_any_more(store: Path) -> None:
     """The same run with a rule that lets pairs through is another one; the same again stops."""
     again = quick(store, iterations=0, pairing__image__min_best=1.0)
     play(again)
-    document = Store(again.store).read_json(f"{report_folder(again)}/story.json")
+    document = Store(again.store).read_json(f"{report_folder(again)}/run.json")
     assert document is not None
     assert document["stopped"] == ""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from core.artifact import ArtifactRef
-from core.draft import Draft
+from core.artifact_writer import ArtifactWriter
 from core.errors import UserError
 from core.files import TemporaryFolder, sweep
 from core.store import Store
@@ -39,7 +39,7 @@ def local(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def put(draft: Draft, name: str, text: str) -> None:
+def put(draft: ArtifactWriter, name: str, text: str) -> None:
     with draft.write(name) as path:
         path.write_text(text, encoding="utf-8")
 
@@ -271,12 +271,10 @@ def test_two_writers_of_one_key_do_not_disturb_each_other(local: Store, tmp_path
 
 
 def test_documents_beside_the_artifacts_are_replaced_and_read(store: Store) -> None:
-    assert store.read_json("reports/a/story.json") is None
-    assert (
-        store.write_text("reports/a/story.json", '{"a": 1}') == f"{store.uri}/reports/a/story.json"
-    )
-    store.write_text("reports/a/story.json", '{"a": 2}')
-    assert store.read_json("reports/a/story.json") == {"a": 2}
+    assert store.read_json("reports/a/run.json") is None
+    assert store.write_text("reports/a/run.json", '{"a": 1}') == f"{store.uri}/reports/a/run.json"
+    store.write_text("reports/a/run.json", '{"a": 2}')
+    assert store.read_json("reports/a/run.json") == {"a": 2}
 
 
 def at_once(work: Callable[[], object]) -> None:

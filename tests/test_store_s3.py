@@ -349,7 +349,7 @@ def test_server_that_goes_away_stops_a_stage_with_a_way_out(
     with store.draft("sample", "k") as draft, pytest.raises(UserError, match=expected):
         draft.has("part")
     with pytest.raises(UserError, match=expected):
-        store.write_text("story.json", "{}")
+        store.write_text("run.json", "{}")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from report.gallery import (
     pair_sheet,
 )
 from report.plot_files import gap_plot, training_plot
-from report.story import Story, from_document
+from report.run_record import RunRecord, from_document
 from report.summary import PAGE_BYTES, checkpoint_rows, iteration_page, run_line, run_text
 from tests.loops import Runner, quick
 
@@ -30,23 +30,23 @@ EVIL = "<script>alert(1)</script> | ![x](y) *bold* `code`"
 
 
 @pytest.fixture(scope="module")
-def story(finished: tuple[Path, Runner, str]) -> Story:
+def run_record(finished: tuple[Path, Runner, str]) -> RunRecord:
     document = Store(str(finished[0])).read_json(
-        f"{report_folder(quick(finished[0], iterations=2))}/story.json"
+        f"{report_folder(quick(finished[0], iterations=2))}/run.json"
     )
     assert document is not None
     return from_document(document)
 
 
 @pytest.fixture(scope="module")
-def versions(finished: tuple[Path, Runner, str], story: Story) -> list[VersionFigures]:
+def versions(finished: tuple[Path, Runner, str], run_record: RunRecord) -> list[VersionFigures]:
     store = Store(str(finished[0]))
-    return [read_version(store, version, story) for version in story.versions]
+    return [read_version(store, version, run_record) for version in run_record.versions]
 
 
 @pytest.fixture(scope="module")
-def examples(finished: tuple[Path, Runner, str], story: Story) -> list[PairExample]:
-    pairs = Store(str(finished[0])).open(story.versions[-1].stages["pairs"])
+def examples(finished: tuple[Path, Runner, str], run_record: RunRecord) -> list[PairExample]:
+    pairs = Store(str(finished[0])).open(run_record.versions[-1].stages["pairs"])
     return pair_examples(pairs.parts(), 5)
 
 
@@ -133,15 +133,17 @@ def test_examples_are_spread_over_the_table(examples: list[PairExample]) -> None
 
 
 def test_sheets_hold_every_picture(
-    finished: tuple[Path, Runner, str], story: Story, examples: list[PairExample]
+    finished: tuple[Path, Runner, str], run_record: RunRecord, examples: list[PairExample]
 ) -> None:
     store = Store(str(finished[0]))
     few, many = opened(pair_sheet(examples[:1])), opened(pair_sheet(examples))
     assert few.width == many.width
     assert many.height > 4 * few.height
-    evaluations = [store.open(version.evaluation) for version in story.versions]
+    evaluations = [store.open(version.evaluation) for version in run_record.versions]
     drawn = [
-        drawn_examples(store.open(story.test).parts(), [e.path(n) for n in e.names("images/")], 8)
+        drawn_examples(
+            store.open(run_record.test).parts(), [e.path(n) for n in e.names("images/")], 8
+        )
         for e in evaluations
     ]
     prompts = [[one.prompt for one in sheet] for sheet in drawn]

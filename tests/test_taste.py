@@ -21,7 +21,7 @@ from models.protocol import Drawn, UnifiedModel
 from report.card import render_card
 from report.figures import Figures
 from report.page import render_page
-from report.story import from_document
+from report.run_record import from_document
 from report.verdict import GOOD, TASTE, give_verdict
 from tests.loops import play, quick
 
@@ -72,7 +72,7 @@ def played(store: Path, **changes: object) -> tuple[Config, Figures, str]:
         **changes,
     )
     _, table = play(config)
-    document = Store(config.store).read_json(f"{report_folder(config)}/story.json")
+    document = Store(config.store).read_json(f"{report_folder(config)}/run.json")
     assert document is not None
     return config, figures_of(config, Store(config.store), from_document(document)), table
 

@@ -25,8 +25,8 @@ from together import Hook, Outcome, free_port, no_hook, run_together
 import tasks.train
 import training.processes
 from core.artifact import Artifact
+from core.artifact_writer import ArtifactWriter
 from core.config import Config
-from core.draft import Draft
 from core.errors import UserError
 from core.peers import Peers
 from core.stage import StageContext, run_stage, stage_key
@@ -83,7 +83,7 @@ class Group:
         assert ref is not None
         return self.loop.store.open(ref)
 
-    def draft(self) -> Draft:
+    def draft(self) -> ArtifactWriter:
         return self.loop.store.draft("train", self.key)
 
     @property

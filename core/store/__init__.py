@@ -10,7 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core.artifact import SCHEMA_VERSION, Artifact, ArtifactRef, read_manifest
-from core.draft import TEMPORARY, Draft, LocalDraft, RemoteDraft
+from core.artifact_writer import (
+    TEMPORARY,
+    ArtifactWriter,
+    LocalArtifactWriter,
+    RemoteArtifactWriter,
+)
 from core.errors import UserError
 from core.files import TemporaryFolder, put_in_place, sweep, use, writing_to
 from core.remote import connect, is_local, reaching, read_json
@@ -89,7 +94,7 @@ class Store:
             )
         return artifact
 
-    def draft(self, stage: str, key: str) -> Draft:
+    def draft(self, stage: str, key: str) -> ArtifactWriter:
         """Start or continue an unpublished artifact."""
-        kind = LocalDraft if is_local(self.filesystem) else RemoteDraft
+        kind = LocalArtifactWriter if is_local(self.filesystem) else RemoteArtifactWriter
         return kind(stage, key, self.filesystem, f"{self.root}/{stage}/{key}")

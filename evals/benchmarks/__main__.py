@@ -18,8 +18,8 @@ from evals.checkpoints import open_checkpoint
 from evals.outcome import is_finished, outcome
 
 if TYPE_CHECKING:
+    from core.artifact_writer import ArtifactWriter
     from core.config import Config
-    from core.draft import Draft
     from evals.benchmarks.base import Answerable, Benchmark, Item
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _fill(
     config: Config,
     benchmark: Benchmark,
     items: Sequence[Item],
-    draft: Draft,
+    draft: ArtifactWriter,
 ) -> None:
     from evals.benchmarks.run import ask_all, read_answers, take_answers
     from models.batches import Batches

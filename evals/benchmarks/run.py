@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from core.artifact import part_name
-from core.draft import Draft
+from core.artifact_writer import ArtifactWriter
 from core.errors import UserError
 from core.progress import progress
 from core.stage import WHOLE, ProgressFactory, Shard
@@ -114,7 +114,7 @@ def digest_of(items: Sequence[Item]) -> str:
 
 
 def ask_all(
-    draft: Draft,
+    draft: ArtifactWriter,
     benchmark: Benchmark,
     model: Callable[[], UnifiedModel],
     items: Sequence[Item],
@@ -139,7 +139,7 @@ def ask_all(
 
 
 def _ask_part(
-    draft: Draft,
+    draft: ArtifactWriter,
     benchmark: Benchmark,
     model: UnifiedModel,
     items: Sequence[Item],
@@ -161,7 +161,7 @@ def _part(table: str, index: int) -> str:
 
 
 def take_answers(
-    draft: Draft, benchmark: Answerable, items: Sequence[Item], answers: Mapping[str, str]
+    draft: ArtifactWriter, benchmark: Answerable, items: Sequence[Item], answers: Mapping[str, str]
 ) -> None:
     """Write the verdicts on answers from elsewhere, by item id; an item without one is unscored."""
     extra = sorted(set(answers) - {item.item_id for item in items})
@@ -193,7 +193,7 @@ def read_answers(path: Path) -> dict[str, str]:
     return answers
 
 
-def sum_up(draft: Draft, benchmark: Benchmark, evaluation: Evaluation) -> list[Row]:
+def sum_up(draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation) -> list[Row]:
     """Write all items as one table, and figures and counts as table `metrics`; its rows."""
     table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
     frame = table.to_pandas()
@@ -245,7 +245,7 @@ def check_judged(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> 
         )
 
 
-def _with_features(draft: Draft, frame: pd.DataFrame) -> pd.DataFrame:
+def _with_features(draft: ArtifactWriter, frame: pd.DataFrame) -> pd.DataFrame:
     names = draft.names(f"{FEATURES}/")
     if not names:
         return frame

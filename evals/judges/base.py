@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from core.draft import Draft
+from core.artifact_writer import ArtifactWriter
 from data.questions import QuestionRow
 from evals.vqa import Answered
 
@@ -52,5 +52,5 @@ class Judge(ABC):
         """1 for each image with something that is no known shape, if the judge can tell."""
         return [0.0] * len(images)
 
-    def keep_counts(self, draft: Draft, part: int) -> None:  # noqa: B027, since most count nothing
+    def keep_counts(self, draft: ArtifactWriter, part: int) -> None:  # noqa: B027, since most count nothing
         """Keep what the answers about the images of a part have cost, if that is counted."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from core.artifact_writer import ArtifactWriter
 from core.counts import keep_counts
-from core.draft import Draft
 from core.runtime import derive_seed
 from data.questions import QuestionRow
 from evals.judges.base import Judge
@@ -40,7 +40,7 @@ class EndpointJudge(Judge):
         answers = self._client.map(self._answer, pairs)
         return [list(islice(answers, len(asked))) for asked in questions]
 
-    def keep_counts(self, draft: Draft, part: int) -> None:
+    def keep_counts(self, draft: ArtifactWriter, part: int) -> None:
         keep_counts(draft, COUNTED, f"{part:05d}", self._client.take_counts())
 
     def _answer(self, asked: tuple[str, QuestionRow]) -> Answered:

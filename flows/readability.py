@@ -21,7 +21,7 @@ from tasks.fit import COLUMNS
 logger = logging.getLogger(__name__)
 
 
-def fit_text(config: Config) -> str:
+def readability(config: Config) -> str:
     """What the base makes of a sample of the pool, in lines; UserError if it cannot read it."""
     use_threads(config.runtime.threads)
     records = _sample(config)

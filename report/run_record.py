@@ -38,7 +38,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Story:
+class RunRecord:
     """A run: its resolved config, what it started from, who judges, its checkpoints in order.
 
     `stopped` says where and why a run has ended before its last iteration; empty if it has not.
@@ -52,30 +52,30 @@ class Story:
     versions: tuple[Version, ...] = ()
     stopped: str = ""
 
-    def with_version(self, version: Version) -> Story:
-        """The story with one more checkpoint."""
+    def with_version(self, version: Version) -> RunRecord:
+        """The run's record with one more checkpoint."""
         return replace(self, versions=(*self.versions, version))
 
-    def with_config(self, config: Mapping[str, Any]) -> Story:
-        """The same story of a run with another number of iterations."""
+    def with_config(self, config: Mapping[str, Any]) -> RunRecord:
+        """The same run_record of a run with another number of iterations."""
         return replace(self, config=config)
 
-    def with_end(self, reason: str) -> Story:
-        """The story of a run that was stopped."""
+    def with_end(self, reason: str) -> RunRecord:
+        """The record of a run that was stopped."""
         return replace(self, stopped=reason)
 
-    def up_to(self, iteration: int) -> Story:
-        """The story without what came after an iteration."""
+    def up_to(self, iteration: int) -> RunRecord:
+        """The run's record without what came after an iteration."""
         return replace(self, versions=tuple(v for v in self.versions if v.iteration <= iteration))
 
 
-def to_document(story: Story) -> dict[str, Any]:
-    """JSON form of a story."""
-    return asdict(story)
+def to_document(run_record: RunRecord) -> dict[str, Any]:
+    """JSON form of a run's record."""
+    return asdict(run_record)
 
 
-def from_document(document: Mapping[str, Any]) -> Story:
-    """The story of its JSON form."""
+def from_document(document: Mapping[str, Any]) -> RunRecord:
+    """The run's record from its JSON form."""
     pool, test, base, judge = (
         ArtifactRef(**document[name]) for name in ("pool", "test", "base", "judge")
     )
@@ -92,4 +92,6 @@ def from_document(document: Mapping[str, Any]) -> Story:
         )
         for version in document["versions"]
     )
-    return Story(document["config"], pool, test, base, judge, versions, document.get("stopped", ""))
+    return RunRecord(
+        document["config"], pool, test, base, judge, versions, document.get("stopped", "")
+    )

@@ -25,7 +25,7 @@ _NEWEST = "newest"
 Files = Mapping[str, Mapping[str, Any]]  # sha256 and size of each part
 
 
-class Draft(ABC):
+class ArtifactWriter(ABC):
     """An artifact in the making: parts finished before a kill are found again.
 
     Several processes may work on the same key: the first to publish wins, and what the
@@ -102,7 +102,7 @@ class Draft(ABC):
         """Delete temporary files; finished parts stay for the next draft of the same key."""
         self._temporary.close()
 
-    def __enter__(self) -> "Draft":
+    def __enter__(self) -> "ArtifactWriter":
         return self
 
     def __exit__(
@@ -141,7 +141,7 @@ class Draft(ABC):
         return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-class LocalDraft(Draft):
+class LocalArtifactWriter(ArtifactWriter):
     """A draft in a folder: part `name` is the file `name`, and writers take turns by a lock."""
 
     def __init__(
@@ -204,7 +204,7 @@ class LocalDraft(Draft):
         return locked(Path(self._root, _LOCK))
 
 
-class RemoteDraft(Draft):
+class RemoteArtifactWriter(ArtifactWriter):
     """A draft on an object store, where nobody can hold a lock.
 
     Part `name` is the object `name/<sha256>`. Writers that disagree write different objects, so
