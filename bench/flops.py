@@ -7,7 +7,7 @@ that is computed a second time to save memory. A multiplication and an addition 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from models.families.showo.network import ShowoConfig
+from models.families.showo.config import ShowoConfig
 from models.nn.packing import PackedBatch
 
 # The backward pass takes the gradient of each product by both of its factors.

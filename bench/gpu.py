@@ -24,10 +24,10 @@ from bench.flops import forward_flops, image_work, packed_work, text_work
 from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_model
 from bench.training import Lora, PairStep
 from core.runtime import peak_memory_bytes
-from models.families.showo.logps import question_trees
 from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.trees import question_trees
 from models.nn.packing import num_tokens, pack_trees
-from models.protocol import ImageSampling, TextSampling
+from models.protocol import MaskPredict, Seen, TextSampling
 
 GUIDANCE = 5.0
 LORA = Lora()
@@ -94,7 +94,9 @@ def captions(size: Size, device: str) -> Prepared:
     work = text_work(model.config, prefix, lengths) * size.records
     units = {"captions": len(samplings) * size.records, "tokens": sum(lengths) * size.records}
     return Prepared(
-        lambda: model.caption(codes_BN, samplings, seeds), units, forward_flops(model.config, work)
+        lambda: model.caption(Seen(codes_BN), samplings, seeds),
+        units,
+        forward_flops(model.config, work),
     )
 
 
@@ -108,7 +110,7 @@ def answers(size: Size, device: str) -> Prepared:
     work = packed_work(model.config, pack_trees(trees, pad_id), pad_id)
     units = {"images": size.images, "tokens": sum(map(num_tokens, trees))}
     return Prepared(
-        lambda: model.answer(codes_BN, questions), units, forward_flops(model.config, work)
+        lambda: model.answer(Seen(codes_BN), questions), units, forward_flops(model.config, work)
     )
 
 
@@ -116,11 +118,11 @@ def images(size: Size, device: str) -> Prepared:
     """All images of a prompt with guidance, down to pixels."""
     model = make_model(size, device, torch.bfloat16)
     config, special = model.config, model.tokenizer.special
-    prompts, sampling = Data(config).texts(1, PROMPT_WORDS), ImageSampling(size.steps, GUIDANCE)
+    prompts, sampling = Data(config).texts(1, PROMPT_WORDS), MaskPredict(size.steps, GUIDANCE)
 
     def call() -> None:
         codes_BMN = model.generate(prompts, size.images, sampling, [0])
-        model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
+        model.decode(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
 
     lengths = [
         len(t2i_prompt(model.tokenizer.encode(text) if text else [], special, config.max_text_len))

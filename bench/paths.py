@@ -15,17 +15,17 @@ import torch
 from bench import plain
 from bench.synthetic import FULL, SMALL, Data, Size, make_model
 from bench.training import PairStep, PublishedTraining
-from models.families.showo.decoding import (
+from models.families.showo.model import ShowoModel
+from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.sampler import (
     ImageBlocks,
     generate_images,
     generate_replies,
     generate_text,
 )
-from models.families.showo.logps import image_root, instruction
-from models.families.showo.model import ShowoModel
-from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.families.showo.trees import image_root, instruction
 from models.nn.packing import Segment
-from models.protocol import MODALITIES, ImageSampling, TextSampling
+from models.protocol import MODALITIES, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
 
 Side = Literal["ours", "plain"]
@@ -112,7 +112,7 @@ def _captions(scale: Scale, side: Side) -> Call:
 def _images(scale: Scale, side: Side) -> Call:
     model, data = _made(scale, side)
     prompt = _prompt(model, data)
-    sampling = ImageSampling(scale.image_steps, GUIDANCE)
+    sampling = MaskPredict(scale.image_steps, GUIDANCE)
 
     def ours() -> Floats:
         config, special = model.config, model.tokenizer.special
@@ -185,7 +185,7 @@ def _answers(scale: Scale, side: Side) -> Call:
     if side == "plain":
         return _replies(scale, side)
     model, data = _made(scale, side)
-    codes_BN = data.codes(1)
+    codes_BN = Seen(data.codes(1))
     asked = data.questions(1, replace(scale.model, questions=QUESTIONS))
     return lambda: np.concatenate(model.answer(codes_BN, asked)[0])
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.families.showo.decoding import mask_lengths, remask
 from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
@@ -32,7 +31,8 @@ from models.families.showo.prompts import (
     vqa_question,
 )
 from models.nn.packing import IGNORE
-from models.protocol import ImageSampling, PairBatch, TextSampling
+from models.protocol import MaskPredict, PairBatch, TextSampling
+from models.samplers.mask_predict import mask_lengths, remask
 
 
 @torch.inference_mode()
@@ -103,9 +103,9 @@ def _padded_prompt(model: ShowoModel, prompt: str) -> Ids:
 
 @torch.inference_mode()
 def images(
-    model: ShowoModel, prompt: str, num_images: int, sampling: ImageSampling, seed: int
+    model: ShowoModel, prompt: str, num_images: int, sampling: MaskPredict, seed: int
 ) -> Tensor:
-    """Codes [R,N] of images for a prompt; every step runs prompt, padding and all logits."""
+    """Drawn [R,N] of images for a prompt; every step runs prompt, padding and all logits."""
     config = model.config
     shape = (num_images, 2 * sampling.steps, config.num_vq_tokens)
     draws_SRN = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).transpose(0, 1)
@@ -188,7 +188,7 @@ class PairStep:
         model, special = self._model, self._model.tokenizer.special
         prefix = np.concatenate(
             [
-                mmu_prefix(pairs.codes_BN[0] + model.config.image_offset, special),
+                mmu_prefix(pairs.seen.rows[0] + model.config.image_offset, special),
                 mmu_instruction(model.tokenizer, CAPTION_QUESTION),
             ]
         )
@@ -209,11 +209,11 @@ class PairStep:
         """Padded prompt and masked image; the masks are those of the packed step."""
         model, special = self._model, self._model.tokenizer.special
         config = model.config
-        draws = np.random.default_rng(pairs.mask_seeds[0]).random(
+        draws = np.random.default_rng(pairs.draw_seeds[0]).random(
             (1, config.num_vq_tokens + 1), dtype=np.float32
         )
         win_1N, lose_1N = (
-            codes[:1] + config.image_offset for codes in (pairs.codes_win_BN, pairs.codes_lose_BN)
+            codes[:1] + config.image_offset for codes in (pairs.drawn_win, pairs.drawn_lose)
         )
         masked = mask_pair(win_1N, lose_1N, draws[:, 0], draws[:, 1:], config.mask_token_id)
         prompt = _padded_prompt(model, pairs.prompts[0])

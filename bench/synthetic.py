@@ -11,11 +11,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.phi import RotaryEmbedding
 from models.families.showo.prompts import SPECIAL_TOKENS, ShowoTokenizer
-from models.protocol import Codes, PairBatch
+from models.protocol import Drawn, PairBatch, Seen
 from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config, StackConfig
 from models.weights import without_values
 
@@ -146,7 +147,7 @@ class Data:
         drawn = self._random.integers(first, last, (count, words))
         return [" ".join(f"w{number}" for number in row) for row in drawn]
 
-    def codes(self, count: int) -> Codes:
+    def codes(self, count: int) -> Drawn:
         """Codes of images."""
         shape = (count, self._config.num_vq_tokens)
         return self._random.integers(0, self._config.codebook_size, shape)
@@ -154,13 +155,13 @@ class Data:
     def pairs(self, count: int) -> PairBatch:
         """Pairs with one mask each."""
         return PairBatch(
-            codes_BN=self.codes(count),
+            seen=Seen(self.codes(count)),
             captions_win=self.texts(count, CAPTION_WORDS),
             captions_lose=self.texts(count, CAPTION_WORDS),
             prompts=self.texts(count, PROMPT_WORDS),
-            codes_win_BN=self.codes(count),
-            codes_lose_BN=self.codes(count),
-            mask_seeds=list(range(count)),
+            drawn_win=self.codes(count),
+            drawn_lose=self.codes(count),
+            draw_seeds=list(range(count)),
         )
 
     def questions(self, count: int, size: Size) -> list[list[tuple[str, list[str]]]]:

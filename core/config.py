@@ -23,6 +23,7 @@ LARGEST = 1e30
 Positive = Annotated[float, Field(gt=0.0, le=LARGEST)]
 NotNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
 Count = Annotated[int, Field(ge=1)]
+FamilyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][\w.\-/:@]*$")]
 GpuClass = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 ClusterName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
@@ -61,7 +62,7 @@ DeployedStage = Literal[
 class Model(Section):
     """The unified model that improves itself."""
 
-    family: Literal["showo"] = Field(description="model family; decides how the folder is read")
+    family: FamilyName = Field(description="model family; decides how the folder is read")
     checkpoint: str = Field(min_length=1, description="folder of the base checkpoint")
     precision: Literal["float32", "bfloat16"] = Field(
         description="bfloat16: sampling and scoring take weights rounded to it; training keeps "
@@ -195,21 +196,51 @@ class CaptionSampling(Section):
     max_new_tokens: Count = Field(description="longest caption, in tokens")
 
 
-class ImageSampling(Section):
-    """Images sampled for each prompt."""
+class MaskPredictSampling(Section):
+    """Images sampled for each prompt by mask prediction."""
 
+    sampler: Literal["mask_predict"] = Field(description="how the family draws")
     num_samples: int = Field(ge=2, description="images for each prompt")
-    steps: Count = Field(description="mask-predict steps")
+    steps: Count = Field(description="steps of mask prediction")
     guidance: NotNegative = Field(description="g of (1+g)*conditional - g*unconditional logits")
     temperature: NotNegative = Field(description="start of the re-masking noise")
+
+
+class AutoregressiveSampling(Section):
+    """Images sampled for each prompt code by code."""
+
+    sampler: Literal["autoregressive"] = Field(description="how the family draws")
+    num_samples: int = Field(ge=2, description="images for each prompt")
+    guidance: NotNegative = Field(description="g of (1+g)*conditional - g*unconditional logits")
+    temperature: Positive = Field(description="divides the logits, before top-k and top-p")
+    top_k: Count | None = Field(None, description="most probable codes to choose from; null: all")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="probability that the codes to choose from have together; null: 1"
+    )
+
+
+IMAGE_SAMPLER = tuple(
+    f"sampling.images.{name}"
+    for name in ("sampler", "guidance", "temperature", "steps?", "top_k?", "top_p?")
+)
+"""How an image is drawn, without how many are."""
 
 
 class Sampling(Section):
     """What the current checkpoint produces in every iteration."""
 
     captions: CaptionSampling
-    images: ImageSampling
+    images: MaskPredictSampling | AutoregressiveSampling = Field(discriminator="sampler")
     shard_records: Count = Field(description="records a part; a kill loses at most one part")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_predict_unless_said(cls, given: object) -> object:
+        """Configs from before there was a choice do not name the sampler."""
+        images = given.get("images") if isinstance(given, dict) else None
+        if isinstance(images, dict) and "sampler" not in images:
+            return {**given, "images": {"sampler": "mask_predict", **images}}  # type: ignore[dict-item]
+        return given
 
 
 class Scoring(Section):
@@ -299,7 +330,11 @@ class Training(Section):
     )
     caption: Branch
     image: Branch
-    masks_per_pair: Count = Field(description="image masks averaged for each pair and epoch")
+    image_draws: int = Field(
+        ge=0,
+        description="draws (masks of Show-o) that the likelihood of an image is averaged over, for "
+        "each pair and epoch; 0 for families whose likelihood is exact",
+    )
     epochs: Count = Field(description="passes over the pairs")
     max_steps: Count | None = Field(description="end after so many steps; null: after all epochs")
     batch_size: Count = Field(description="pairs a step, of all processes together")
@@ -353,7 +388,7 @@ class Evaluation(Section):
         description="of the judge: a model for checkpoint, a CLIP model for encoder and, in place "
         "of pixels, for reader; null for others",
     )
-    family: Literal["showo"] | None = Field(
+    family: FamilyName | None = Field(
         None, description="family of the judge in folder; null: that of the model"
     )
     reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=12_000))

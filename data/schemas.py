@@ -134,9 +134,7 @@ _TABLES = (
             _count("sample"),
             _image("image"),
             _tokens("tokens"),
-            Column("guidance", pa.float32(), low=0),
-            _count("steps", low=1),
-            _TEMPERATURE,
+            _text("sampler"),
             _SEED,
         ),
     ),
@@ -178,12 +176,12 @@ _TABLES = (
     ),
     Table(
         "ref_logps",
-        ("record_id", "branch", "side", "mask_seed"),
+        ("record_id", "branch", "side", "draw_seed"),
         (
             _ID,
             _text("branch", filled=True),
             _text("side", filled=True),
-            Column("mask_seed", pa.int64()),
+            Column("draw_seed", pa.int64()),
             Column("logp", pa.float64(), low=-1e30, high=1e30),
             Column("num_tokens", pa.float64(), low=0),  # a mean over the masks of a seed
         ),

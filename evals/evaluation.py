@@ -8,6 +8,7 @@ Shapes: B records, M images a prompt, N image tokens.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,15 @@ from evals.networks.caption_scorer import CaptionScorer
 from evals.statistics import BOOTSTRAP_SEED
 from evals.vqa import ANSWERED, Answered, ask, check_answered
 from models.batches import Batches
-from models.protocol import Codes, ImageSampling, TextSampling, UnifiedModel, count_cut
+from models.protocol import (
+    Drawn,
+    Seen,
+    TextSampling,
+    UnifiedModel,
+    count_cut,
+    image_sampling,
+    sampling_settings,
+)
 from models.registry import load_model, use_threads
 from services.endpoint import COUNTED
 
@@ -58,8 +67,7 @@ class Evaluator:
         self.model = _load(config, checkpoint)
         self.judge = judge
         self.scorer = CaptionScorer.of(config.scoring, config.runtime.device)
-        chosen = config.sampling.images
-        self.sampling = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
+        self.sampling = image_sampling(config.sampling.images)
         self.greedy = TextSampling(1.0, 1, config.sampling.captions.max_new_tokens)
         self.num_images = config.evaluation.images_per_prompt
         self.max_unanswered = config.evaluation.max_unanswered
@@ -67,17 +75,18 @@ class Evaluator:
     def rows(self, records: list[Row], seeds: list[int]) -> dict[str, list[Row]]:
         """Rows of `answers`, `records` and `images`."""
         questions = self.judge.questions(records)
-        codes_BN = self.model.encode_images([decode_image(r["image"]) for r in records])
-        codes_BMN = self.model.generate(
+        seen = self.model.see([decode_image(r["image"]) for r in records])
+        drawn_BM = self.model.generate(
             [record["prompt"] for record in records], self.num_images, self.sampling, seeds
         )
-        images = self.model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
+        drawn_R = drawn_BM.reshape(-1, *self.model.drawn_shape)
+        images = self.model.decode(drawn_R)
         repeated = [asked for asked in questions for _ in range(self.num_images)]
-        about_real = ask(self.model, codes_BN, questions)
+        about_real = ask(self.model, seen, questions)
         about_drawn = {
             "generated": self.judge.answers(images, repeated),
-            # As self-VQA does: from the tokens, which is what was generated.
-            "self": ask(self.model, codes_BMN.reshape(-1, codes_BMN.shape[-1]), repeated),
+            # As self-VQA does: from the codes, which are what was drawn.
+            "self": ask(self.model, self.model.see_drawn(drawn_R), repeated),
         }
         answers: list[Row] = []
         for index, record in enumerate(records):
@@ -88,8 +97,8 @@ class Evaluator:
                     answers += _answer_rows(record, subject, sample, drawn)
         return {
             "eval_answers": answers,
-            "record_metrics": self._records(records, codes_BN, codes_BMN, images, answers),
-            "images": self._images(records, seeds, codes_BMN, images),
+            "record_metrics": self._records(records, seen, drawn_BM, images, answers),
+            "images": self._images(records, seeds, drawn_BM, images),
         }
 
     def cut_texts(self, records: pa.Table) -> dict[str, int]:
@@ -105,15 +114,13 @@ class Evaluator:
     def _records(
         self,
         records: list[Row],
-        codes_BN: Codes,
-        codes_BMN: Codes,
+        seen: Seen,
+        drawn_BM: Drawn,
         images: Sequence[Image.Image],
         answers: list[Row],
     ) -> list[Row]:
         scores = record_scores(pd.DataFrame(answers))
-        captions = [
-            row[0] for row in self.model.caption(codes_BN, [self.greedy], [0] * len(records))
-        ]
+        captions = [row[0] for row in self.model.caption(seen, [self.greedy], [0] * len(records))]
         references = [record["references"] or [record["caption"]] for record in records]
         similarity = self.scorer.score(captions, references)
         malformed = np.array(self.judge.malformed(images)).reshape(len(records), -1).mean(1)
@@ -125,7 +132,7 @@ class Evaluator:
                 "composition": record["composition"],
                 **{str(k): v for k, v in scores.loc[record["record_id"]].items()},
                 "malformed": float(malformed[i]),
-                "diversity": token_diversity(codes_BMN[i]),
+                "diversity": token_diversity(drawn_BM[i]),
                 "caption_similarity": min(similarity[i], 1.0),
             }
             for i, record in enumerate(records)
@@ -137,23 +144,21 @@ class Evaluator:
         self,
         records: list[Row],
         seeds: list[int],
-        codes_BMN: Codes,
+        drawn_BM: Drawn,
         images: Sequence[Image.Image],
     ) -> list[Row]:
-        drawn = iter(images)
+        pictures, described = iter(images), json.dumps(sampling_settings(self.sampling))
         return [
             {
                 "record_id": record["record_id"],
                 "sample": sample,
-                "image": encode_image(next(drawn)),
-                "tokens": codes_N.tolist(),
-                "guidance": self.sampling.guidance,
-                "steps": self.sampling.steps,
-                "temperature": self.sampling.temperature,
+                "image": encode_image(next(pictures)),
+                "tokens": picture.ravel().tolist(),
+                "sampler": described,
                 "seed": seed,
             }
-            for record, seed, codes_MN in zip(records, seeds, codes_BMN, strict=True)
-            for sample, codes_N in enumerate(codes_MN)
+            for record, seed, drawn_M in zip(records, seeds, drawn_BM, strict=True)
+            for sample, picture in enumerate(drawn_M)
         ]
 
 
@@ -161,7 +166,7 @@ def _load(config: Config, folder: Path) -> UnifiedModel:
     return load_model(config.model.family, folder, config.runtime.device, config.model.precision)
 
 
-def token_diversity(codes_MN: Codes) -> float:
+def token_diversity(codes_MN: Drawn) -> float:
     """Mean share of positions in which two of a prompt's images differ; 0 for a single image."""
     num_images = len(codes_MN)
     if num_images < 2:

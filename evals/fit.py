@@ -50,9 +50,9 @@ def measure_fit(
 
     def look(first: int, last: int) -> tuple[list[list[Answered]], list[str]]:
         part = records[first:last]
-        codes_BN = model.encode_images([decode_image(row["image"]) for row in part])
-        answers = ask(model, codes_BN, [row["questions"] for row in part])
-        told = model.caption(codes_BN, [greedy], [0] * len(part))
+        seen = model.see([decode_image(row["image"]) for row in part])
+        answers = ask(model, seen, [row["questions"] for row in part])
+        told = model.caption(seen, [greedy], [0] * len(part))
         return answers, [text for (text,) in told]
 
     for answers, texts in batches.map(len(records), look):

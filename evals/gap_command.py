@@ -135,7 +135,7 @@ def _settings(
         "pool": [sha256_of(file) for file in files],
         "family": config.model.family,
         "precision": config.model.precision,
-        "images": {name: sampling["images"][name] for name in ("steps", "guidance", "temperature")},
+        "images": {k: v for k, v in sampling["images"].items() if k != "num_samples"},
         "max_new_tokens": sampling["captions"]["max_new_tokens"],
         "shard_records": sampling["shard_records"],
         "caption_scorer": {k: v for k, v in scoring.items() if k.startswith("caption_")},

@@ -70,8 +70,8 @@ def readable_types(
     def look(first: int, last: int) -> list[list[Answered]]:
         part = records[first:last]
         asked = [write_questions(r["record_id"], r["caption"], words, SEVERAL * most) for r in part]
-        codes_BN = model.encode_images([decode_image(r["image"]) for r in part])
-        return ask(model, codes_BN, asked)
+        seen = model.see([decode_image(r["image"]) for r in part])
+        return ask(model, seen, asked)
 
     for answers in batches.map(len(records), look):
         for image in answers:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from core.errors import UserError
 from data.questions import QuestionRow, normalised
 from evals.networks.caption_scorer import CaptionScorer
-from models.protocol import Codes, UnifiedModel
+from models.protocol import Seen, UnifiedModel
 from services.replies import EMPTY, UNUSABLE
 
 LEAST_PROBABILITY = 0.01
@@ -67,14 +67,14 @@ def chosen(question: QuestionRow, weights: Sequence[float] | npt.NDArray[np.floa
 
 def ask(
     model: UnifiedModel,
-    codes_BN: Codes,
+    seen: Seen,
     questions: Sequence[Sequence[QuestionRow]],
 ) -> list[list[Answered]]:
     """Answers to the questions of each image, by likelihood over the choices."""
     asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
     alike = _alike(model, questions)
     answers = []
-    for rows, probabilities in zip(questions, model.answer(codes_BN, asked), strict=True):
+    for rows, probabilities in zip(questions, model.answer(seen, asked), strict=True):
         answers.append(
             [
                 unanswered(row, ALIKE) if tuple(row["choices"]) in alike else chosen(row, weights_C)
@@ -88,13 +88,13 @@ def _alike(model: UnifiedModel, questions: Sequence[Sequence[QuestionRow]]) -> s
     """Sets of choices of which the model sees two as the same tokens."""
     sets = {tuple(question["choices"]) for image in questions for question in image}
     texts = list(dict.fromkeys(choice for choices in sets for choice in choices))
-    seen = dict(zip(texts, (use.ids for use in model.text_uses(texts, "answer")), strict=True))
-    return {choices for choices in sets if len({seen[c] for c in choices}) < len(choices)}
+    ids = dict(zip(texts, (use.ids for use in model.text_uses(texts, "answer")), strict=True))
+    return {choices for choices in sets if len({ids[c] for c in choices}) < len(choices)}
 
 
 def ask_by_decoding(
     model: UnifiedModel,
-    codes_BN: Codes,
+    seen: Seen,
     questions: Sequence[Sequence[QuestionRow]],
     scorer: CaptionScorer,
 ) -> list[list[Answered]]:
@@ -104,7 +104,7 @@ def ask_by_decoding(
     reply without a word is no answer, nor is one that is equally near to several choices.
     """
     asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
-    replies = model.reply(codes_BN, asked)
+    replies = model.reply(seen, asked)
     return [
         [_by_reply(row, reply, scorer) for row, reply in zip(rows, said, strict=True)]
         for rows, said in zip(questions, replies, strict=True)

@@ -29,15 +29,6 @@ from flows.executors.local import num_processes
 from models.memory import Sizes, available_bytes, check_memory, floor_of, gibibytes
 from models.weight_files import check_one_set
 
-MODEL_FILES = {
-    "showo": (
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "vq/config.json",
-        "vq/model.safetensors",
-    )
-}
 # Up to here every image is decoded; of more records, some images from all over the files.
 DEEP_RECORDS = 1000
 SPREAD_GROUPS = 8
@@ -94,14 +85,19 @@ def _check_device(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
+    # Here, since torch takes seconds to import.
+    from models.registry import check_settings, family
+
     folder = _folder("model.checkpoint", config.model.checkpoint)
+    files = family(config.model.family).files
+    check_settings(config.model.family, config.sampling.images.sampler, config.training.image_draws)
     _check_files(
         "model.checkpoint",
         folder,
-        MODEL_FILES[config.model.family],
+        files,
         "give a complete folder; `python -m models.checkpoints import` makes one of released parts",
     )
-    for name in MODEL_FILES[config.model.family]:
+    for name in files:
         if name.endswith(".safetensors"):
             _check_weights("model.checkpoint", (folder / name).parent)
 

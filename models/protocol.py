@@ -1,21 +1,43 @@
-"""The protocol of a unified multimodal model: reads images, writes images, scores both.
+"""What every family of unified models offers: it reads pictures, draws them, and scores both.
 
-Shapes: B records or images, N image tokens, M images a prompt, K captions an image.
+Reading and drawing are apart. What the understanding side reads is `Seen`: codes for one family,
+features of a vision tower or pixels for another. What the generation side writes is `Drawn`. Each
+is opaque to stages, which slice and keep it; only the family turns one into the other.
+
+Shapes: B records or images, M images per prompt, K captions per image, X the shape that a family
+declares.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor, nn
 
-Codes = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
+Drawn = npt.NDArray[np.int64]
+"""Pictures [B,*X] in the codes that the generation side writes; X is the model's `drawn_shape`."""
 Modality = Literal["caption", "image"]
 MODALITIES: tuple[Modality, ...] = ("caption", "image")
+Questions = Sequence[Sequence[tuple[str, Sequence[str]]]]
+"""For each picture some questions, each with its choices."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the understanding side reads of pictures: one row each, in the family's own form."""
+
+    rows: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Ints | list[int]) -> "Seen":
+        return Seen(self.rows[index])
 
 
 @dataclass(frozen=True)
@@ -28,8 +50,12 @@ class TextSampling:
 
 
 @dataclass(frozen=True)
-class ImageSampling:
-    """How to sample images. Guidance g weighs (1+g)*conditional - g*unconditional."""
+class MaskPredict:
+    """Images by iterated mask prediction: all codes at once, the unlikely ones drawn again.
+
+    Guidance g weighs (1+g)*conditional - g*unconditional; `temperature` is that of the re-masking
+    noise at the start.
+    """
 
     steps: int
     guidance: float
@@ -37,25 +63,64 @@ class ImageSampling:
 
 
 @dataclass(frozen=True)
+class Autoregressive:
+    """Images code by code. Guidance as in `MaskPredict`; temperature acts before top-k and top-p.
+
+    Published code that weighs w*conditional + (1-w)*unconditional has g = w - 1.
+    """
+
+    guidance: float
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+ImageSampling = MaskPredict | Autoregressive
+SamplerName = Literal["mask_predict", "autoregressive"]
+_SAMPLERS: Mapping[SamplerName, type[ImageSampling]] = {
+    "mask_predict": MaskPredict,
+    "autoregressive": Autoregressive,
+}
+
+
+def image_sampling(chosen: Any) -> ImageSampling:
+    """The settings in the config's `sampling.images`."""
+    kind = _SAMPLERS[chosen.sampler]
+    return kind(**{field.name: getattr(chosen, field.name) for field in fields(kind)})
+
+
+def sampling_settings(sampling: ImageSampling) -> dict[str, Any]:
+    """Settings as JSON has them, with the sampler's name; see `sampling_from`."""
+    [name] = [name for name, kind in _SAMPLERS.items() if isinstance(sampling, kind)]
+    return {"sampler": name, **asdict(sampling)}
+
+
+def sampling_from(settings: Mapping[str, Any]) -> ImageSampling:
+    """The settings that `sampling_settings` has described."""
+    values = dict(settings)
+    return _SAMPLERS[values.pop("sampler")](**values)
+
+
+@dataclass(frozen=True)
 class PairBatch:
     """Homologous pairs: for each image and prompt a better and a worse caption and image.
 
-    `mask_seeds` fix the masks of image tokens, the same ones for winner and loser, policy and
-    reference; each pair is averaged over `num_masks` of them.
+    `draw_seeds` and `num_draws` are for models whose likelihood of an image is an estimate: the
+    same draws serve winner and loser, policy and reference, and each pair is averaged over them.
     """
 
-    codes_BN: Codes
+    seen: Seen
     captions_win: Sequence[str]
     captions_lose: Sequence[str]
     prompts: Sequence[str]
-    codes_win_BN: Codes
-    codes_lose_BN: Codes
-    mask_seeds: Sequence[int]
-    num_masks: int = 1
+    drawn_win: Drawn
+    drawn_lose: Drawn
+    draw_seeds: Sequence[int]
+    num_draws: int = 1
 
     def take(self, part: slice) -> "PairBatch":
         """The pairs of a run."""
-        names = (field.name for field in fields(self) if field.name != "num_masks")
+        names = (field.name for field in fields(self) if field.name != "num_draws")
         return replace(self, **{name: getattr(self, name)[part] for name in names})
 
 
@@ -102,8 +167,8 @@ def count_cut(read: TextReader, texts: Mapping[TextRole, Sequence[str]]) -> dict
 class BranchLogps(NamedTuple):
     """One modality of a batch of pairs: sums of log-probabilities in nats and how many tokens.
 
-    The chosen and rejected branches carry gradients. With several masks a pair the sums and counts
-    are means over them. A tuple, in which what wraps a module finds the tensors.
+    The chosen and rejected branches carry gradients. With several draws per pair the sums and
+    counts are means over them. A tuple, in which what wraps a module finds the tensors.
     """
 
     chosen_logps_B: Tensor
@@ -113,15 +178,16 @@ class BranchLogps(NamedTuple):
 
 
 class UnifiedModel(Protocol):
-    """What every family of models offers to sampling, scoring, training and evaluation.
+    """A model of any family, as sampling, scoring, training and evaluation see it.
 
-    Image codes are those of the model's own tokenizer. All randomness comes from the seeds, one for
-    each record, so results do not depend on how records are batched.
+    All randomness comes from the seeds, one for each record, so results do not depend on how
+    records are batched. Weights that are never trained (image tokenizers, mostly vision towers) do
+    not ask for gradients.
     """
 
     @property
     def network(self) -> nn.Module:
-        """What is trained, by the names of its weights in a checkpoint."""
+        """The trained network, with the names that its weights have in a checkpoint."""
         ...
 
     @property
@@ -137,34 +203,53 @@ class UnifiedModel(Protocol):
         """
         ...
 
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """Shape of one drawn picture: (N,) codes, or (N, D) of a residual quantiser."""
+        ...
+
+    @property
+    def sampler(self) -> SamplerName:
+        """Which settings `generate` takes."""
+        ...
+
+    @property
+    def exact_images(self) -> bool:
+        """Whether the likelihood of an image is exact; otherwise it is an estimate from draws."""
+        ...
+
     def save_pretrained(self, path: Path | str) -> None:
         """Write a folder from which the family's `from_pretrained` restores the model."""
         ...
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Codes:
-        """Codes [B,N] of images of any size and mode."""
+    def see(self, images: Sequence[Image.Image]) -> Seen:
+        """What the understanding side reads of images of any size and mode."""
         ...
 
-    def decode_images(self, codes_BN: Codes) -> list[Image.Image]:
-        """RGB images of codes."""
+    def see_drawn(self, drawn: Drawn) -> Seen:
+        """What the understanding side reads of drawn pictures."""
+        ...
+
+    def encode(self, images: Sequence[Image.Image]) -> Drawn:
+        """Codes [B,*X] of images of any size and mode, as if they had been drawn."""
+        ...
+
+    def decode(self, drawn: Drawn) -> list[Image.Image]:
+        """RGB images of drawn pictures [B,*X]."""
         ...
 
     def caption(
-        self, codes_BN: Codes, samplings: Sequence[TextSampling], seeds: Sequence[int]
+        self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
     ) -> list[list[str]]:
         """One caption of each image for each sampling."""
         ...
 
-    def answer(
-        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
-    ) -> list[list[npt.NDArray[np.float64]]]:
-        """Probabilities over the choices of each (question, choices) of each image."""
+    def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
+        """Probabilities over the choices of each question about each image."""
         ...
 
-    def reply(
-        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
-    ) -> list[list[str]]:
-        """Greedily decoded reply to each (question, choices) of each image."""
+    def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
+        """Greedily decoded reply to each question about each image."""
         ...
 
     def generate(
@@ -173,8 +258,8 @@ class UnifiedModel(Protocol):
         num_samples: int,
         sampling: ImageSampling,
         seeds: Sequence[int],
-    ) -> Codes:
-        """Codes [B,M,N] of `num_samples` images for each prompt."""
+    ) -> Drawn:
+        """Pictures [B,M,*X], `num_samples` for each prompt."""
         ...
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:

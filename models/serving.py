@@ -56,16 +56,16 @@ def respond(model: UnifiedModel, requests: Sequence[Request], settings: Settings
 
 
 def _caption(model: UnifiedModel, request: _Reader, settings: Settings) -> Response:
-    codes_BN = model.encode_images([request.image()])
+    seen = model.see([request.image()])
     samplings = [settings.text] * request.number("num_samples", default=1, low=1)
-    [captions] = model.caption(codes_BN, samplings, [request.number("seed", default=0, low=0)])
+    [captions] = model.caption(seen, samplings, [request.number("seed", default=0, low=0)])
     return {"captions": captions}
 
 
 def _answer(model: UnifiedModel, request: _Reader, settings: Settings) -> Response:
-    codes_BN = model.encode_images([request.image()])
+    seen = model.see([request.image()])
     choices = request.choices()
-    [[probabilities_C]] = model.answer(codes_BN, [[(request.text("question"), choices)]])
+    [[probabilities_C]] = model.answer(seen, [[(request.text("question"), choices)]])
     return {
         "choice": choices[int(probabilities_C.argmax())],
         "probabilities": probabilities_C.tolist(),
@@ -75,8 +75,8 @@ def _answer(model: UnifiedModel, request: _Reader, settings: Settings) -> Respon
 def _generate(model: UnifiedModel, request: _Reader, settings: Settings) -> Response:
     num_samples = request.number("num_samples", default=1, low=1)
     seeds = [request.number("seed", default=0, low=0)]
-    codes_BMN = model.generate([request.text("prompt")], num_samples, settings.image, seeds)
-    return {"images": [_png(image) for image in model.decode_images(codes_BMN[0])]}
+    drawn_BM = model.generate([request.text("prompt")], num_samples, settings.image, seeds)
+    return {"images": [_png(image) for image in model.decode(drawn_BM[0])]}
 
 
 def _png(image: Image.Image) -> bytes:

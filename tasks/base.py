@@ -29,7 +29,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
 
 def _check_finite(folder: Path) -> None:
     """UserError for weights that are no numbers, from which every figure would be none."""
-    for place in (folder, folder / "vq"):
+    for place in sorted({file.parent for file in folder.rglob("*.safetensors")}):
         bad = not_finite(Weights(place))
         if bad:
             raise UserError(

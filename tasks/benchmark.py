@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from core.benchmarks import BENCHMARKS, ENDPOINT, SELF, BenchmarkChoice
 from core.command import stage_command
-from core.config import Config
+from core.config import IMAGE_SAMPLER, Config
 from core.errors import UserError
 from core.names import visible
 from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
@@ -130,9 +130,7 @@ BENCHMARK = Stage(
         "evaluation.endpoint.model?",
         "evaluation.bootstrap_samples",
         "evaluation.confidence",
-        "sampling.images.steps",
-        "sampling.images.guidance",
-        "sampling.images.temperature",
+        *IMAGE_SAMPLER,
         "sampling.captions.max_new_tokens",
         "sampling.shard_records",
     ),

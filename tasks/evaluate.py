@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from core.command import stage_command
-from core.config import Config
+from core.config import IMAGE_SAMPLER, Config
 from core.stage import Stage, StageContext
 from data.tables import count_rows
 from evals.evaluation import Evaluator, evaluate_pool, join_parts
@@ -81,9 +81,7 @@ EVALUATE = Stage(
         "scoring.caption_encoder",
         "scoring.caption_pooling",
         "scoring.caption_score",
-        "sampling.images.steps",
-        "sampling.images.guidance",
-        "sampling.images.temperature",
+        *IMAGE_SAMPLER,
         "sampling.captions.max_new_tokens",
         "sampling.shard_records",
     ),

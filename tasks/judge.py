@@ -167,7 +167,7 @@ def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
 def _ask(judge: Judge, model: UnifiedModel, part: list[Row], outside: bool) -> Iterator[Row]:
     asked = judge.questions(part)
     pictures = [decode_image(row["image"]) for row in part]
-    subjects = {REAL: pictures, REBUILT: model.decode_images(model.encode_images(pictures))}
+    subjects = {REAL: pictures, REBUILT: model.decode(model.encode(pictures))}
     if not outside:
         # Right answers without the right picture are guesses from the words of a question.
         half = len(pictures) // 2

@@ -1,6 +1,7 @@
 """Stage `reference`: log-probabilities of every pair under the frozen checkpoint.
 
-Computed once, for all image masks that training will draw; `part-*.parquet` of table `ref_logps`.
+Computed once; where the likelihood of an image is an estimate, for all draws of training. Writes
+`part-*.parquet` of table `ref_logps`.
 """
 
 import sys
@@ -19,7 +20,7 @@ from data.tables import TableWriter, count_rows, iter_batches
 from models.batches import Batches
 from models.protocol import BranchLogps, Modality, UnifiedModel, count_cut
 from models.registry import autocast, load_model, use_threads
-from training.data import NO_MASK, SIDES, PairRows, encode_pairs, pair_columns
+from training.data import EXACT, SIDES, PairRows, encode_pairs, pair_columns
 
 
 class _Reference:
@@ -32,13 +33,14 @@ class _Reference:
             "reference",
             config,
             folder,
-            f"lower training.masks_per_pair = {config.training.masks_per_pair}",
+            f"lower training.image_draws = {config.training.image_draws}",
         )
         # As in training: float32 weights, multiplied in the precision.
         self._model: UnifiedModel = load_model(config.model.family, folder, config.runtime.device)
         self._device, self._precision = config.runtime.device, config.model.precision
-        self._masking = config.seed, config.training.masks_per_pair
-        self._epochs = config.training.epochs
+        self._draws = config.seed, config.training.image_draws
+        # Exact likelihoods are the same in every epoch.
+        self._epochs = 1 if self._model.exact_images else config.training.epochs
 
     def write(self, pairs: pa.Table, writer: TableWriter) -> None:
         """Add the log-probabilities of these pairs."""
@@ -65,18 +67,19 @@ class _Reference:
     def _logps(
         self, rows: PairRows, rows_B: np.ndarray, modality: Modality, epoch: int
     ) -> pa.Table:
-        batch = rows.batch(rows_B, epoch, self._masking)
+        batch = rows.batch(rows_B, epoch, self._draws)
         with torch.inference_mode(), autocast(self._device, self._precision):
             logps: BranchLogps = self._model.pair_logps(batch, modality)
         size = len(rows_B)
-        seeds = batch.mask_seeds if modality == "image" else [NO_MASK] * size
+        drawn = modality == "image" and not self._model.exact_images
+        seeds = batch.draw_seeds if drawn else [EXACT] * size
         both_2B = torch.stack([logps.chosen_logps_B, logps.rejected_logps_B]).double().cpu()
         tokens_2B = torch.stack([logps.chosen_tokens_B, logps.rejected_tokens_B]).double().cpu()
         columns = {
             "record_id": rows.text["record_id"].take(rows_B).to_pylist() * 2,
             "branch": [modality] * (2 * size),
             "side": [SIDES[0]] * size + [SIDES[1]] * size,
-            "mask_seed": [*seeds, *seeds],
+            "draw_seed": [*seeds, *seeds],
             "logp": both_2B.flatten().numpy(),
             "num_tokens": tokens_2B.flatten().numpy(),
         }
@@ -112,7 +115,7 @@ def run(context: StageContext) -> Mapping[str, object] | None:
 REFERENCE = Stage(
     "reference",
     2,
-    ("seed", "model.family", "model.precision", "training.masks_per_pair", "training.epochs"),
+    ("seed", "model.family", "model.precision", "training.image_draws", "training.epochs"),
     ("checkpoint", "pairs"),
     run,
     splits=True,

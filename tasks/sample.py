@@ -6,6 +6,7 @@ checkpoint alone, so a killed stage continues and ends with the same tables.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,7 +21,13 @@ from core.runtime import derive_seed
 from core.stage import Stage, StageContext
 from data.tables import TableWriter, decode_image, encode_image, iter_batches
 from models.batches import Batches
-from models.protocol import ImageSampling, TextSampling, UnifiedModel, count_cut
+from models.protocol import (
+    TextSampling,
+    UnifiedModel,
+    count_cut,
+    image_sampling,
+    sampling_settings,
+)
 from models.registry import load_model, use_threads
 
 Rows = list[dict[str, object]]
@@ -36,7 +43,7 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
 
     def sample(model: UnifiedModel, records: pa.Table, seeds: list[int]) -> Rows:
         images = [decode_image(value) for value in records["image"].to_pylist()]
-        texts = model.caption(model.encode_images(images), settings, seeds)
+        texts = model.caption(model.see(images), settings, seeds)
         return [
             {
                 "record_id": record_id,
@@ -71,33 +78,32 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
 
 def _images(context: StageContext) -> Mapping[str, object] | None:
     chosen = context.config.sampling.images
-    settings = ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
+    settings = image_sampling(chosen)
+    described = json.dumps(sampling_settings(settings))
 
     def sample(model: UnifiedModel, records: pa.Table, seeds: list[int]) -> Rows:
         prompts = records["prompt"].to_pylist()
         prompts_of.clear()
         prompts_of.update(zip(records["record_id"].to_pylist(), prompts, strict=True))
-        codes_BMN = model.generate(prompts, chosen.num_samples, settings, seeds)
-        codes_RN = codes_BMN.reshape(-1, codes_BMN.shape[-1])
+        drawn_BM = model.generate(prompts, chosen.num_samples, settings, seeds)
+        drawn_R = drawn_BM.reshape(-1, *model.drawn_shape)
         # Samples of a prompt are often the same picture, the more so the longer self-play goes on.
-        different, picture_R = np.unique(codes_RN, axis=0, return_inverse=True)
-        pictures = [encode_image(image) for image in model.decode_images(different)]
+        different, picture_R = np.unique(drawn_R, axis=0, return_inverse=True)
+        pictures = [encode_image(image) for image in model.decode(different)]
         images = (pictures[index] for index in picture_R.reshape(-1))
         return [
             {
                 "record_id": record_id,
                 "sample": index,
                 "image": next(images),
-                "tokens": codes_N.tolist(),
-                "guidance": settings.guidance,
-                "steps": settings.steps,
-                "temperature": settings.temperature,
+                "tokens": drawn.ravel().tolist(),
+                "sampler": described,
                 "seed": seed,
             }
-            for record_id, codes_MN, seed in zip(
-                records["record_id"].to_pylist(), codes_BMN, seeds, strict=True
+            for record_id, drawn_M, seed in zip(
+                records["record_id"].to_pylist(), drawn_BM, seeds, strict=True
             )
-            for index, codes_N in enumerate(codes_MN)
+            for index, drawn in enumerate(drawn_M)
         ]
 
     prompts_of: dict[str, str] = {}  # of the rows that were sampled last
@@ -185,7 +191,7 @@ CAPTIONS = Stage(
 )
 IMAGES = Stage(
     "sample-images",
-    2,
+    3,
     reads=(
         "seed",
         "model.family",

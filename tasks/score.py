@@ -184,14 +184,15 @@ def _self_vqa(context: StageContext) -> Judge:
         )
 
     def judge(batch: pa.Table, questions: Sequence[Sequence[QuestionRow]]) -> list[list[Answered]]:
-        # The tokens are what was generated; decoding and encoding again would blur them.
-        codes_BN = np.array(batch["tokens"].to_pylist(), dtype=np.int64)
-        first, which_B = different_pictures(batch["record_id"].to_pylist(), codes_BN)
+        # The codes are what was drawn; decoding and encoding again would blur them.
+        drawn_BN = np.array(batch["tokens"].to_pylist(), dtype=np.int64)
+        first, which_B = different_pictures(batch["record_id"].to_pylist(), drawn_BN)
+        seen = model.see_drawn(drawn_BN[first].reshape(-1, *model.drawn_shape))
         asked = [questions[index] for index in first]
         if scorer is not None:
-            answered = ask_by_decoding(model, codes_BN[first], asked, scorer)
+            answered = ask_by_decoding(model, seen, asked, scorer)
         else:
-            answered = ask(model, codes_BN[first], asked)
+            answered = ask(model, seen, asked)
         return [answered[index] for index in which_B]
 
     return judge

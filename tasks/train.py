@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 WINDOW = 20  # steps that alarms and the figures of the manifest are averaged over
-REFERENCE_COLUMNS = ["record_id", "branch", "side", "mask_seed", "logp"]
+REFERENCE_COLUMNS = ["record_id", "branch", "side", "draw_seed", "logp"]
 
 Metrics = list[dict[str, float]]
 
@@ -63,7 +63,8 @@ def run(context: StageContext) -> Mapping[str, object]:
     paths = context.input("pairs").parts()
     with open_pairs(paths, model, runtime.batch_records, context.progress) as rows:
         stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
-        reference = join_reference(stored, rows, config.seed, training.epochs)
+        epochs = 0 if model.exact_images else training.epochs
+        reference = join_reference(stored, rows, config.seed, epochs)
         trainer = PairTrainer(
             model, accelerator, rows, reference, training, config.seed,
             pairs_at_once=runtime.batch_pairs, sharded=sharded,

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import PhiConfig
 
+from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.prompts import ShowoTokenizer
-from models.protocol import PairBatch
+from models.protocol import PairBatch, Seen
 from models.tokenizers.magvitv2 import MAGVITv2
 
 PARITY = Path(__file__).parent / "parity"
@@ -58,14 +59,14 @@ def random_codes(*shape: int, seed: int = 0) -> np.ndarray:
 
 def pair_batch(num_masks: int = 1) -> PairBatch:
     return PairBatch(
-        codes_BN=random_codes(3, 16, seed=1),
+        seen=Seen(random_codes(3, 16, seed=1)),
         captions_win=["a red cat", "the dog and the cat", "a big table"],
         captions_lose=["the blue ball", "a cat", "a red mat on the table"],
         prompts=["a red cat", "", "a small red ball on a big table and a blue cat on the red mat"],
-        codes_win_BN=random_codes(3, 16, seed=2),
-        codes_lose_BN=random_codes(3, 16, seed=3),
-        mask_seeds=[5, 6, 7],
-        num_masks=num_masks,
+        drawn_win=random_codes(3, 16, seed=2),
+        drawn_lose=random_codes(3, 16, seed=3),
+        draw_seeds=[5, 6, 7],
+        num_draws=num_masks,
     )
 
 

@@ -38,7 +38,7 @@ from tests.loops import Runner, play
 SMALL: Mapping[str, Mapping[str, object]] = {
     "data": {"pool_records": 12, "test_records": 6},
     "evaluation": {"images_per_prompt": 1, "bootstrap_samples": 100},
-    "training": {"masks_per_pair": 1, "batch_size": 8},
+    "training": {"image_draws": 1, "batch_size": 8},
     "runtime": {"threads": 1},
 }
 WARM_UP = 10  # iterations in which caches and pools of memory fill

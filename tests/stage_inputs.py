@@ -65,7 +65,7 @@ SETTINGS: dict[str, Any] = {
         "objective": "sum",
         "caption": dict(BRANCH),
         "image": dict(BRANCH),
-        "masks_per_pair": 2,
+        "image_draws": 2,
         "epochs": 2,
         "max_steps": None,
         "batch_size": 4,

@@ -18,7 +18,7 @@ from bench.flops import Work, forward_flops, image_work, packed_work, text_work,
 from bench.paths import PATHS, TINY, agreement
 from bench.synthetic import SMALL, Data, make_model
 from models.nn.packing import IGNORE, Segment, pack
-from models.protocol import ImageSampling, TextSampling
+from models.protocol import MaskPredict, Seen, TextSampling
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SMALL.network
@@ -122,10 +122,10 @@ def test_work_of_sampling_is_what_is_fed_to_the_network() -> None:
     network, fed = model.network, []
     forward = network.forward
     network.forward = lambda ids, *a, **k: fed.append(ids.numel()) or forward(ids, *a, **k)  # type: ignore[method-assign, func-returns-value]
-    model.generate(data.texts(1, 5), 2, ImageSampling(3, 1.0), [0])
+    model.generate(data.texts(1, 5), 2, MaskPredict(3, 1.0), [0])
     lengths = [5 + 3, 3]
     # Prompts are padded to the longest.
     assert sum(fed) == image_work(CONFIG, lengths, 2, 3, guided=True).tokens + 5
     fed.clear()
-    model.caption(data.codes(2), [TextSampling(1.0, 1, 4)] * 3, [0, 0])
+    model.caption(Seen(data.codes(2)), [TextSampling(1.0, 1, 4)] * 3, [0, 0])
     assert sum(fed) == 2 * text_work(CONFIG, fed[0] // 2, [4, 4, 4]).tokens

@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from core.errors import UserError
-from flows.preflight import MODEL_FILES
 from models.checkpoints.__main__ import main
 from models.checkpoints.sources import find_tokenizer, find_weights
 from models.families.showo.convert import (
@@ -39,7 +38,8 @@ from models.families.showo.convert import (
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
 from models.families.showo.prompts import SPECIAL_TOKENS, SpecialIds
-from models.protocol import ImageSampling
+from models.protocol import MaskPredict
+from models.registry import family
 from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import Weights, dtype_named, without_values
 from tests.published import (
@@ -88,7 +88,7 @@ def test_every_published_layout_gives_the_same_model(tmp_path: Path, layout: str
     assert torch.equal(logits(model.network), logits(MODEL.network))
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     images = [Image.fromarray(pixels)]
-    assert (model.encode_images(images) == MODEL.encode_images(images)).all()
+    assert (model.encode(images) == MODEL.encode(images)).all()
     assert not any(p.is_meta for p in (*model.network.parameters(), *model.network.buffers()))
 
 
@@ -137,8 +137,8 @@ def test_other_resolutions_use_the_same_weights(tmp_path: Path) -> None:
     small, large = (load_published(parts, resolution=pixels) for pixels in (32, 96))
     assert (small.config.num_vq_tokens, large.config.num_vq_tokens) == (4, 36)
     assert same(small.network.state_dict(), large.network.state_dict())
-    codes = large.generate(["a cat"], 1, ImageSampling(2, 2.0), [1])
-    assert large.decode_images(codes[0])[0].size == (96, 96)
+    codes = large.generate(["a cat"], 1, MaskPredict(2, 2.0), [1])
+    assert large.decode(codes[0])[0].size == (96, 96)
     with pytest.raises(UserError, match="resolution = 40 is no multiple of 16 pixels"):
         load_published(parts, resolution=40)
 
@@ -422,7 +422,7 @@ def test_out_and_in_again_is_bit_exact(tmp_path: Path, file_format: str) -> None
     assert same(load_file(first / "model.safetensors"), MODEL.network.state_dict())
     for file in ("config.json", "tokenizer.json", "vq/config.json"):
         assert (first / file).read_text() == (second / file).read_text()
-    assert all((second / name).is_file() for name in MODEL_FILES["showo"])
+    assert all((second / name).is_file() for name in family("showo").files)
 
 
 def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from models.families.showo.model import load_network
-from models.families.showo.network import ShowoConfig
+from models.families.showo.config import ShowoConfig
 from models.weights import Weights
 
 def kilobytes(*names):

@@ -438,7 +438,7 @@ def test_folders_of_benchmarks_from_other_systems(kind: str, tmp_path: Path) -> 
     assert items[0].text.startswith("Is there one?")
 
     class Model:
-        def encode_images(self, pictures: list[Any]) -> list[Any]:
+        def encode(self, pictures: list[Any]) -> list[Any]:
             return pictures
 
         def reply(self, codes: list[Any], questions: list[Any]) -> list[list[str]]:

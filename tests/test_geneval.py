@@ -16,7 +16,7 @@ from evals.benchmarks.geneval_rules import grade, kept, relations
 from evals.benchmarks.shapes_geneval import ShapesGenEval, metadata_of
 from evals.networks.clip_similarity import ClipSimilarity
 from evals.networks.detector import Detection, Detector, cut_out, mask_box
-from models.protocol import ImageSampling
+from models.protocol import MaskPredict
 
 LABELS = ("cat", "dog", "mouse")
 PROMPTS: list[dict[str, Any]] = [
@@ -186,7 +186,7 @@ def test_true_pictures_of_shapes_are_right() -> None:
     from data.shapes.records import make_records
     from evals.benchmarks.shapes_geneval import _grade
 
-    items = ShapesGenEval("validation", ImageSampling(1, 0.0), 30).items()
+    items = ShapesGenEval("validation", MaskPredict(1, 0.0), 30).items()
     for item, record in zip(items, make_records(30, "validation", 0), strict=True):
         picture = Image.fromarray(record.image())
         assert [v.prediction for v in _grade(item, [picture])] == [""], (

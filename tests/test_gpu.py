@@ -15,11 +15,11 @@ from bench.gpu import main
 from bench.synthetic import SMALL, Data, make_model
 from bench.training import PairStep
 from core.store import Store
-from models.families.showo.decoding import generate_images
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
 from models.families.showo.prompts import t2i_prompt
-from models.protocol import ImageSampling, TextSampling
+from models.families.showo.sampler import generate_images
+from models.protocol import MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
 from tests.loops import play, quick
 
@@ -62,7 +62,7 @@ def draw(network: Showo, model: ShowoModel, steps: int) -> torch.Tensor:
         for text in Data(config).texts(2, 5)
     ]
     noise = RecordNoise([1, 2], 3, 2 * steps, config.num_vq_tokens, model.device)
-    sampling = ImageSampling(steps, 5.0)
+    sampling = MaskPredict(steps, 5.0)
     return generate_images(network, prompts, 3, sampling, noise, special)
 
 
@@ -90,7 +90,7 @@ def test_texts_wait_every_fourth_token() -> None:
     codes_BN = Data(model.config).codes(2)
 
     def caption(tokens: int) -> int:
-        return waits(lambda: model.caption(codes_BN, [TextSampling(1.0, 1, tokens)], [0, 1]))
+        return waits(lambda: model.caption(Seen(codes_BN), [TextSampling(1.0, 1, tokens)], [0, 1]))
 
     assert caption(17) - caption(9) <= 2
 

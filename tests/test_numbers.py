@@ -122,7 +122,7 @@ def paired(
     """Pairs of samples that are the same for every record."""
     shades = shades or list(range(len(texts)))
     text = {"temperature": 1.0, "top_k": 0, "seed": 1}
-    drawn = {"tokens": [1], "guidance": 0.0, "steps": 1, "temperature": 1.0, "seed": 1}
+    drawn = {"tokens": [1], "sampler": "{}", "seed": 1}
 
     def table(values: list[dict[str, Any]], more: dict[str, Any]) -> list[dict[str, Any]]:
         return [

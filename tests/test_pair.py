@@ -173,7 +173,7 @@ class Samples:
         for record_id, drawn in self.images.items():
             for index, (shade, score) in enumerate(drawn):
                 key = {"record_id": record_id, "sample": index}
-                setting = {"guidance": 0.0, "steps": 1, "temperature": 1.0, "seed": 1}
+                setting = {"sampler": "{}", "seed": 1}
                 picked = {"image": picture(shade), "tokens": [shade, 1, 2, 3]}
                 images.append(key | picked | setting)
                 values = {"hard": 1 - score, "soft": score, "geometric": score}

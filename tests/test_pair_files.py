@@ -27,7 +27,7 @@ from tasks.pairs import import_stage, main
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN
 from tests.loops import Runner
-from training.data import encode_pairs, pair_columns
+from training.data import PairRows, encode_pairs, pair_columns
 
 Given = dict[str, Any]
 KEPT = [name for name in arrow_schema("pairs").names if not name.endswith("_tokens")]
@@ -260,6 +260,11 @@ def bare_rows(num: int) -> list[dict[str, object]]:
     ]
 
 
+def codes_of(rows: PairRows) -> np.ndarray:
+    """Source, winner and loser of each row."""
+    return np.stack([rows.seen.rows, rows.win, rows.lose], axis=1)
+
+
 def test_rows_without_tokens_are_encoded_from_their_pictures() -> None:
     """Beside others that have them, in any batch size."""
     rows = bare_rows(4)
@@ -267,15 +272,15 @@ def test_rows_without_tokens_are_encoded_from_their_pictures() -> None:
     rows[2] |= {"image_win": rows[2]["image"]}
     table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     model = tiny_model()
-    codes_R3N = encode_pairs(table, model, Batches(3, None, "")).codes_R3N
+    codes_R3N = codes_of(encode_pairs(table, model, Batches(3, None, "")))
     lose = [decode_image(row["image_lose"]) for row in rows]  # type: ignore[arg-type]
-    np.testing.assert_array_equal(codes_R3N[:, 2], model.encode_images(lose))
-    win = model.encode_images([decode_image(rows[0]["image_win"])])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(codes_R3N[:, 2], model.encode(lose))
+    win = model.encode([decode_image(rows[0]["image_win"])])  # type: ignore[arg-type]
     np.testing.assert_array_equal(codes_R3N[0, 1], win[0])
     assert codes_R3N[1, 1].tolist() == [7] * 16
     np.testing.assert_array_equal(codes_R3N[2, 1], codes_R3N[2, 0])
     np.testing.assert_array_equal(
-        encode_pairs(table, model, Batches(1, None, "")).codes_R3N, codes_R3N
+        codes_of(encode_pairs(table, model, Batches(1, None, ""))), codes_R3N
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from showo_tiny import PARITY
 
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.config import ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.parity_vq import full_size_cases
 from models.parity.__main__ import cases, main
 from models.parity.case import scaled

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.config import Training
 from models.losses import margins
 from models.protocol import BranchLogps, Modality
-from training.data import batches_of_epoch, mask_seed
+from training.data import batches_of_epoch, draw_seed
 from training.objectives import active_modalities, pair_loss
 from training.optim import decay_groups, make_optimizer, rate_factor
 
@@ -190,9 +190,9 @@ def test_every_epoch_sees_every_pair_once_in_even_batches() -> None:
     assert again not in other
 
 
-def test_mask_seeds_differ_by_everything_they_depend_on() -> None:
+def test_draw_seeds_differ_by_everything_they_depend_on() -> None:
     keys = [(0, "a", 1, 0), (1, "a", 1, 0), (0, "b", 1, 0), (0, "a", 2, 0), (0, "a", 1, 1)]
-    assert len({mask_seed(*key) for key in keys}) == len(keys)
+    assert len({draw_seed(*key) for key in keys}) == len(keys)
 
 
 def test_margins_are_those_of_the_network_against_the_reference() -> None:

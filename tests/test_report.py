@@ -324,7 +324,7 @@ def by_hand(tmp_path: Path, story: Story) -> Callable[..., Any]:
             return [{"record_id": "r1", "sample": k} | extra | v for k, v in enumerate(values)]
 
         text = {"temperature": 1.0, "top_k": 0, "seed": 1}
-        drawn = {"tokens": [1], "guidance": 0.0, "steps": 1, "temperature": 1.0, "seed": 1}
+        drawn = {"tokens": [1], "sampler": "{}", "seed": 1}
         scores = [0.9, 0.1, 0.9]
         pair = pair_row(1) | {"record_id": "r1", "caption_win": "good", "caption_lose": "bad"}
         pair |= {"image_win": picture(1), "image_lose": picture(2)} | changes

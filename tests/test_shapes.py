@@ -196,8 +196,8 @@ def test_shipped_tokenizer_keeps_what_questions_ask_for() -> None:
     """At least 97 % of the questions are answered right on reconstructions."""
     model = ShowoModel.from_pretrained(BASE)
     records = make_records(300, "test", seed=2)
-    codes = model.encode_images([Image.fromarray(record.image()) for record in records])
-    images = np.stack([np.asarray(image) for image in model.decode_images(codes)])
+    codes = model.encode([Image.fromarray(record.image()) for record in records])
+    images = np.stack([np.asarray(image) for image in model.decode(codes)])
     questions = [[{"question": q.question} for q in record.questions] for record in records]
     right = [
         said == question.answer

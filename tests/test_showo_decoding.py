@@ -6,21 +6,20 @@ import torch
 from showo_tiny import random_codes, tiny_model
 
 from models.families.showo import decoding
-from models.families.showo.decoding import (
-    ImageBlocks,
-    TopK,
-    generate_images,
-    generate_text,
-    mask_lengths,
-    remask,
-)
-from models.families.showo.logps import image_root, instruction
 from models.families.showo.masks import mmu_attention, t2i_attention
 from models.families.showo.network import Showo
 from models.families.showo.prompts import mmu_instruction, t2i_prompt, t2i_row
+from models.families.showo.sampler import (
+    ImageBlocks,
+    generate_images,
+    generate_text,
+)
+from models.families.showo.trees import image_root, instruction
 from models.nn.packing import Segment, Tree
-from models.protocol import ImageSampling, TextSampling
+from models.protocol import MaskPredict, Seen, TextSampling
+from models.samplers.mask_predict import mask_lengths, remask
 from models.samplers.noise import GeneratorNoise, RecordNoise, ReplayNoise
+from models.samplers.text import TopK
 
 MODEL = tiny_model()
 SPECIAL = MODEL.tokenizer.special
@@ -150,7 +149,7 @@ def image_noise(*seeds: int, samples: int, steps: int) -> RecordNoise:
 
 
 def uncached_images(
-    texts: list[np.ndarray], sampling: ImageSampling, noise: RecordNoise
+    texts: list[np.ndarray], sampling: MaskPredict, noise: RecordNoise
 ) -> torch.Tensor:
     """The same algorithm on whole padded rows, as in the published layout."""
     config, network = MODEL.config, MODEL.network
@@ -185,7 +184,7 @@ def uncached_images(
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_images_from_the_prompt_cache_equal_uncached_decoding(guidance: float) -> None:
     texts = prompts("a red cat", "the dog and the cat on the mat", "a")
-    sampling = ImageSampling(6, guidance)
+    sampling = MaskPredict(6, guidance)
     noise = image_noise(1, 2, 3, samples=1, steps=6)
     cached = generate_images(MODEL.network, texts, 1, sampling, noise, SPECIAL)
     noise = image_noise(1, 2, 3, samples=1, steps=6)
@@ -193,7 +192,7 @@ def test_images_from_the_prompt_cache_equal_uncached_decoding(guidance: float) -
 
 
 def test_images_do_not_depend_on_the_rest_of_the_batch() -> None:
-    texts, sampling = prompts("a red cat", "the dog and the cat on the mat"), ImageSampling(5, 2.0)
+    texts, sampling = prompts("a red cat", "the dog and the cat on the mat"), MaskPredict(5, 2.0)
     noise = image_noise(8, 9, samples=3, steps=5)
     together = generate_images(MODEL.network, texts, 3, sampling, noise, SPECIAL).view(2, 3, 16)
     for index, seed in enumerate([8, 9]):
@@ -207,7 +206,7 @@ def test_given_codes_are_kept() -> None:
     given_RN = torch.full((2, 16), -1)
     given_RN[:, 3:9] = 17
     noise = image_noise(1, samples=2, steps=4)
-    texts, sampling = prompts("a cat"), ImageSampling(4, 1.0)
+    texts, sampling = prompts("a cat"), MaskPredict(4, 1.0)
     codes = generate_images(MODEL.network, texts, 2, sampling, noise, SPECIAL, given_RN)
     assert (codes[:, 3:9] == 17).all()
     assert given_RN[0, 0] == -1
@@ -244,10 +243,10 @@ def test_replies_are_the_greedy_continuations_of_each_question() -> None:
         [("a red cat", ["a"]), ("the dog and the blue ball on the mat", ["a"])],
         [("a", ["a"])],
     ]
-    together = model.reply(codes, asked)
+    together = model.reply(Seen(codes), asked)
     for image, questions in enumerate(asked):
         for index, question in enumerate(questions):
-            alone = model.reply(codes[image : image + 1], [[question]])
+            alone = model.reply(Seen(codes[image : image + 1]), [[question]])
             assert together[image][index] == alone[0][0]
             special = model.tokenizer.special
             tree = [

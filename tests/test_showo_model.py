@@ -17,18 +17,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.errors import UserError
+from models.families.showo.config import ShowoConfig
 from models.families.showo.likelihood import PairModule
-from models.families.showo.logps import TokenLogps, choice_logps, question_trees
 from models.families.showo.model import ShowoModel
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.prompts import ShowoTokenizer
+from models.families.showo.trees import TokenLogps, choice_logps, question_trees
 from models.nn import token_logps as heads
 from models.nn.packing import pack, sum_logps
-from models.protocol import MODALITIES, ImageSampling, PairBatch, TextSampling, UnifiedModel
+from models.protocol import MODALITIES, MaskPredict, PairBatch, Seen, TextSampling, UnifiedModel
 from models.registry import autocast
 
 MODEL = tiny_model()
-IMAGE = ImageSampling(4, 2.0)
+IMAGE = MaskPredict(4, 2.0)
 
 
 def test_it_is_a_unified_model() -> None:
@@ -47,7 +48,7 @@ def test_a_saved_model_loads_to_the_same_numbers(tmp_path: Path) -> None:
     texts = ["a red cat", "a dog"]
     codes = loaded.generate(texts, 2, IMAGE, seeds)
     assert (codes == MODEL.generate(texts, 2, IMAGE, seeds)).all()
-    assert loaded.decode_images(codes[0])[0].size == (64, 64)
+    assert loaded.decode(codes[0])[0].size == (64, 64)
 
 
 def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_config_survives_json(tmp_path: Path) -> None:
     ("mode", "size"), [("RGB", (64, 64)), ("L", (100, 70)), ("RGBA", (30, 90))]
 )
 def test_images_of_any_size_and_mode_are_encoded(mode: str, size: tuple[int, int]) -> None:
-    codes = MODEL.encode_images([Image.new(mode, size)] * 2)
+    codes = MODEL.encode([Image.new(mode, size)] * 2)
     assert codes.shape == (2, 16)
     assert codes.dtype == np.int64
     assert (codes[0] == codes[1]).all()
@@ -93,7 +94,7 @@ def test_decoded_pixels_are_clipped_and_truncated() -> None:
     codes = random_codes(1, 16)
     pixels = MODEL.vq.decode_code(tensors(codes)).detach()[0]
     wanted = np.floor(np.clip((pixels.numpy() + 1) / 2, 0, 1) * np.float32(255)).transpose(1, 2, 0)
-    image = MODEL.decode_images(codes)[0]
+    image = MODEL.decode(codes)[0]
     assert (np.asarray(image) == wanted).all()
     image.save(io.BytesIO(), "PNG")
 
@@ -101,9 +102,9 @@ def test_decoded_pixels_are_clipped_and_truncated() -> None:
 def test_captions_come_by_image_and_sampling() -> None:
     codes = random_codes(2, 16)
     samplings = [TextSampling(1.0, 1, 6), TextSampling(1.0, 5, 6)]
-    captions = MODEL.caption(codes, samplings, [1, 2])
+    captions = MODEL.caption(Seen(codes), samplings, [1, 2])
     assert [len(row) for row in captions] == [2, 2]
-    assert MODEL.caption(codes[1:], samplings, [2])[0] == captions[1]
+    assert MODEL.caption(Seen(codes[1:]), samplings, [2])[0] == captions[1]
 
 
 def test_generated_codes_repeat_with_the_seed_and_differ_by_sample() -> None:
@@ -114,7 +115,7 @@ def test_generated_codes_repeat_with_the_seed_and_differ_by_sample() -> None:
 
 
 def test_answers_are_probabilities_over_the_choices() -> None:
-    answers = MODEL.answer(random_codes(3, 16), QUESTIONS)
+    answers = MODEL.answer(Seen(random_codes(3, 16)), QUESTIONS)
     assert [[len(a) for a in image] for image in answers] == [[2, 3], [3], []]
     assert all(a.sum() == pytest.approx(1) for image in answers for a in image)
 
@@ -184,7 +185,7 @@ def test_gradients_of_a_batch_are_the_sum_over_its_pairs() -> None:
 
 def test_winner_and_loser_share_their_masks() -> None:
     batch = pair_batch(4)
-    logps = MODEL.pair_logps(replace(batch, codes_lose_BN=batch.codes_win_BN), "image")
+    logps = MODEL.pair_logps(replace(batch, drawn_lose=batch.drawn_win), "image")
     assert torch.equal(logps.chosen_tokens_B, logps.rejected_tokens_B)
     torch.testing.assert_close(logps.chosen_logps_B, logps.rejected_logps_B)
 
@@ -296,5 +297,5 @@ def test_decoding_runs_in_half_precision(tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path)
     loaded = ShowoModel.from_pretrained(tmp_path, dtype="bfloat16")
     assert loaded.generate(["a cat"], 2, IMAGE, [1]).shape == (1, 2, 16)
-    assert len(loaded.caption(random_codes(2, 16), [TextSampling(1.0, 3, 4)], [1, 2])) == 2
-    assert len(loaded.answer(random_codes(3, 16), QUESTIONS)) == 3
+    assert len(loaded.caption(Seen(random_codes(2, 16)), [TextSampling(1.0, 3, 4)], [1, 2])) == 2
+    assert len(loaded.answer(Seen(random_codes(3, 16)), QUESTIONS)) == 3

@@ -34,7 +34,7 @@ from models.families.showo.phi import Block, Mlp
 from models.protocol import Modality, PairBatch
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
-from training.data import encode_pairs, mask_seed
+from training.data import draw_seed, encode_pairs
 from training.trainer import PairTrainer
 
 LN_2 = math.log(2)
@@ -105,7 +105,7 @@ def test_reference_logps_are_those_of_the_checkpoint_for_every_mask(loop: Loop) 
     stored = read_table(loop.store.open(loop.reference(config)).parts(), "ref_logps")
     assert stored.num_rows == NUM_PAIRS * 2 * (1 + config.training.epochs)
     by_key = {
-        (row["record_id"], row["branch"], row["side"], row["mask_seed"]): row
+        (row["record_id"], row["branch"], row["side"], row["draw_seed"]): row
         for row in stored.to_pylist()
     }
     model = tiny_model()
@@ -113,7 +113,7 @@ def test_reference_logps_are_those_of_the_checkpoint_for_every_mask(loop: Loop) 
     rows = encode_pairs(pairs, model, Batches(4, None, ""))
     for number, epoch in ((0, 0), (7, 1)):
         batch = rows.batch(np.array([number]), epoch, (0, 2))
-        for modality, seed in (("caption", 0), ("image", mask_seed(0, f"r{number}", 1, epoch))):
+        for modality, seed in (("caption", 0), ("image", draw_seed(0, f"r{number}", 1, epoch))):
             logps = model.pair_logps(batch, modality)  # type: ignore[arg-type]
             for side in ("chosen", "rejected"):
                 row = by_key[f"r{number}", modality, side, seed]
@@ -127,7 +127,7 @@ def test_reference_is_reused_unless_masks_or_epochs_change(loop: Loop) -> None:
     key = stage_key(REFERENCE, make_config(), inputs)
     same = make_config(training__batch_size=7, training__caption__beta=0.9)
     assert stage_key(REFERENCE, same, inputs) == key
-    for path, value in (("training__masks_per_pair", 3), ("training__epochs", 3), ("seed", 1)):
+    for path, value in (("training__image_draws", 3), ("training__epochs", 3), ("seed", 1)):
         assert stage_key(REFERENCE, make_config(**{path: value}), inputs) != key
 
 
@@ -156,7 +156,7 @@ def test_a_killed_reference_keeps_its_finished_parts(
 
 
 def test_training_raises_the_margins(loop: Loop) -> None:
-    config = make_config(training__epochs=6, training__masks_per_pair=4)
+    config = make_config(training__epochs=6, training__image_draws=4)
     artifact = loop.train(config)
     rows, results = metrics(artifact), artifact.manifest["results"]
     for modality in ("caption", "image"):
@@ -247,7 +247,7 @@ def test_rates_fall_from_iteration_to_iteration(loop: Loop) -> None:
     [
         {"training__objective": "joint"},
         {"training__caption__length_normalized": True, "training__image__nll_weight": 0.1},
-        {"training__schedule": "cosine", "training__masks_per_pair": 1, "training__epochs": 1},
+        {"training__schedule": "cosine", "training__image_draws": 1, "training__epochs": 1},
     ],
 )
 def test_options_train_without_harm(loop: Loop, changes: Mapping[str, object]) -> None:
@@ -538,6 +538,6 @@ def test_a_winner_without_tokens_is_the_image_of_the_record() -> None:
         ],
         schema=arrow_schema("pairs"),
     )
-    codes_R3N = encode_pairs(table, tiny_model(), Batches(2, None, "")).codes_R3N
-    np.testing.assert_array_equal(codes_R3N[:, 0], codes_R3N[:, 1])
-    assert (codes_R3N[:, 1] != codes_R3N[:, 2]).any()
+    rows = encode_pairs(table, tiny_model(), Batches(2, None, ""))
+    np.testing.assert_array_equal(rows.seen.rows, rows.win)
+    assert (rows.win != rows.lose).any()

@@ -117,10 +117,6 @@ def _served(config: Config, checkpoint: ArtifactRef) -> dict[str, Any]:
                 "top_k": text.top_k,
                 "max_new_tokens": captions.max_new_tokens,
             },
-            "image": {
-                "steps": images.steps,
-                "guidance": images.guidance,
-                "temperature": images.temperature,
-            },
+            "image": images.model_dump(exclude={"num_samples"}),
         },
     }

@@ -106,10 +106,10 @@ def open_verified(uri: str, digest: str) -> Artifact:
 
 
 def _settings(sampling: Mapping[str, Any]) -> Settings:
-    from models.protocol import ImageSampling, TextSampling
+    from models.protocol import TextSampling, sampling_from
     from models.serving import Settings
 
-    return Settings(TextSampling(**sampling["text"]), ImageSampling(**sampling["image"]))
+    return Settings(TextSampling(**sampling["text"]), sampling_from(sampling["image"]))
 
 
 def _filled(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -1,41 +1,46 @@
 """Homologous pairs in the form that models take them, and the order in which they are seen.
 
-Reference and training must see the same masks, so their seeds are derived here and nowhere else.
-Shapes: R pairs of an iteration, B pairs of a batch, N image tokens.
+Where the likelihood of an image is an estimate, reference and training must take the same draws, so
+their seeds are derived here and nowhere else.
+Shapes: R pairs of an iteration, B pairs of a batch, X of a drawn picture, E epochs.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import ProgressFactory
 from data.tables import count_rows, decode_image, iter_batches
 from models.batches import Batches
-from models.protocol import Codes, Modality, PairBatch, UnifiedModel
+from models.protocol import Drawn, Modality, PairBatch, Seen, UnifiedModel
 
 Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-Masking = tuple[int, int]
-"""Seed of the run, masks a pair."""
+Draws = tuple[int, int]
+"""Seed of the run, and draws per pair that an image's likelihood is estimated from; 0: exact."""
 
 TEXT_COLUMNS = ["record_id", "iteration", "prompt", "caption_win", "caption_lose"]
 IMAGES = ("image_win", "image_lose")
 SIDES = ("chosen", "rejected")
-NO_MASK = 0
-"""Mask seed of stored caption log-probabilities, which depend on no mask."""
+EXACT = 0
+"""Draw seed of stored log-probabilities that are exact: captions, and images of some families."""
 
 
-def mask_seed(seed: int, record_id: str, iteration: int, epoch: int) -> int:
-    """Seed of the image masks of a pair in an epoch."""
+def draw_seed(seed: int, record_id: str, iteration: int, epoch: int) -> int:
+    """Seed of the draws for the images of a pair in an epoch."""
     return derive_seed(seed, "masks", record_id, iteration, epoch)
 
 
@@ -57,29 +62,30 @@ def num_batches(num_pairs: int, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class PairRows:
-    """Pairs with their images as codes; `codes_R3N` are source, winner and loser."""
+    """Pairs in the model's form: pictures of the records as read, winners and losers as drawn."""
 
     text: pa.Table
-    codes_R3N: npt.NDArray[np.int32]
+    seen: Seen
+    win: Drawn
+    lose: Drawn
 
     def __len__(self) -> int:
-        return len(self.codes_R3N)
+        return len(self.seen)
 
-    def batch(self, rows_B: Ints, epoch: int, masking: Masking) -> PairBatch:
+    def batch(self, rows_B: Ints, epoch: int, draws: Draws) -> PairBatch:
         """Both modalities of these rows."""
-        seed, num_masks = masking
+        seed, num_draws = draws
         rows = self.text.take(rows_B)
-        codes_B3N = self.codes_R3N[rows_B].astype(np.int64)
         identity = zip(rows["record_id"].to_pylist(), rows["iteration"].to_pylist(), strict=True)
         return PairBatch(
-            codes_BN=codes_B3N[:, 0],
+            seen=self.seen[rows_B],
             captions_win=rows["caption_win"].to_pylist(),
             captions_lose=rows["caption_lose"].to_pylist(),
             prompts=rows["prompt"].to_pylist(),
-            codes_win_BN=codes_B3N[:, 1],
-            codes_lose_BN=codes_B3N[:, 2],
-            mask_seeds=[mask_seed(seed, record_id, it, epoch) for record_id, it in identity],
-            num_masks=num_masks,
+            drawn_win=self.win[rows_B].astype(np.int64),
+            drawn_lose=self.lose[rows_B].astype(np.int64),
+            draw_seeds=[draw_seed(seed, record_id, it, epoch) for record_id, it in identity],
+            num_draws=num_draws,
         )
 
 
@@ -88,10 +94,9 @@ def encode_pairs(table: pa.Table, model: UnifiedModel, batches: Batches) -> Pair
 
     A winner or loser without tokens is encoded from its image; the table needs `pair_columns`.
     """
-    source_BN = _encode(table["image"], model, batches)
-    sides = [_side_codes(table, name, source_BN, model, batches) for name in IMAGES]
-    codes_B3N = np.stack([source_BN, *sides], axis=1).astype(np.int32)
-    return PairRows(table.select(TEXT_COLUMNS), codes_B3N)
+    win, lose = (_drawn(table, name, model, batches) for name in IMAGES)
+    seen = _each(table["image"], lambda images: model.see(images).rows, batches)
+    return PairRows(table.select(TEXT_COLUMNS), Seen(seen), win, lose)
 
 
 def pair_columns(paths: Sequence[Path]) -> list[str]:
@@ -108,40 +113,30 @@ def _without_tokens(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
     return bare
 
 
-def _encode(images: pa.ChunkedArray, model: UnifiedModel, batches: Batches) -> Ints:
-    def encode(first: int, last: int) -> Codes:
-        batch = images.slice(first, last - first).to_pylist()
-        return model.encode_images([decode_image(image) for image in batch])
+def _each(
+    images: pa.ChunkedArray, look: Callable[[list[Image.Image]], Array], batches: Batches
+) -> Array:
+    def part(first: int, last: int) -> Array:
+        rows = images.slice(first, last - first).to_pylist()
+        return look([decode_image(row) for row in rows])
 
-    return np.concatenate(list(batches.map(len(images), encode)))
+    return np.concatenate(list(batches.map(len(images), part)))
 
 
-def _side_codes(
-    table: pa.Table, name: str, source_BN: Ints, model: UnifiedModel, batches: Batches
-) -> Ints:
-    """Codes of all winners or losers: their tokens, or those of the images of rows that lack them.
-
-    The record's own picture, which is the winner where truth wins, is not encoded twice.
-    """
+def _drawn(table: pa.Table, name: str, model: UnifiedModel, batches: Batches) -> Drawn:
+    """All winners or losers: their tokens, or the codes of the images of rows that lack them."""
     bare_B = _without_tokens(table, name)
-    codes_BN = source_BN.copy()
+    drawn = np.empty((table.num_rows, *model.drawn_shape), dtype=np.int64)
     if not bare_B.all():
         known = table.filter(pa.array(~bare_B))
-        codes_BN[~bare_B] = _tokens(known, f"{name}_tokens", source_BN.shape[1])
+        drawn[~bare_B] = _tokens(known, f"{name}_tokens", model.drawn_shape)
     if bare_B.any():
-        own, shown = (_contents(table[column]) for column in ("image", name))
-        fresh_B = bare_B & pc.not_equal(own, shown).to_numpy(zero_copy_only=False)
-        if fresh_B.any():
-            codes_BN[fresh_B] = _encode(table[name].filter(pa.array(fresh_B)), model, batches)
-    return codes_BN
+        drawn[bare_B] = _each(table[name].filter(pa.array(bare_B)), model.encode, batches)
+    return drawn
 
 
-def _contents(images: pa.ChunkedArray) -> pa.Array:
-    return images.combine_chunks().field("bytes")
-
-
-def _tokens(table: pa.Table, column: str, num_tokens: int) -> Ints:
-    values = table[column].combine_chunks()
+def _tokens(table: pa.Table, column: str, shape: tuple[int, ...]) -> Drawn:
+    values, num_tokens = table[column].combine_chunks(), math.prod(shape)
     lengths = pc.list_value_length(values).to_numpy()
     if (lengths != num_tokens).any():
         row = int(np.argmax(lengths != num_tokens))
@@ -149,8 +144,8 @@ def _tokens(table: pa.Table, column: str, num_tokens: int) -> Ints:
             f"pairs: record_id {table['record_id'][row].as_py()!r}, column {column} has "
             f"{lengths[row]} tokens, the model's images have {num_tokens}; sample with this model"
         )
-    codes: Ints = pc.list_flatten(values).to_numpy().reshape(len(values), num_tokens)
-    return codes
+    drawn: Drawn = pc.list_flatten(values).to_numpy().reshape(len(values), *shape)
+    return drawn
 
 
 @contextmanager
@@ -161,47 +156,62 @@ def open_pairs(
     num_pairs = count_rows(paths)
     if num_pairs == 0:
         raise UserError("there are no pairs to train on; see the results of stage pair")
-    texts, filled = [], 0
     batches = Batches(batch_size, "runtime.batch_records", "set runtime.device: cpu")
-    codes_R3N: npt.NDArray[np.int32] | None = None
-    # Unlinked from the start, so that even a killed process leaves nothing behind.
-    with TemporaryFile() as file:
-        with progress("encode images", num_pairs) as bar:
-            for table in iter_batches(paths, "pairs", pair_columns(paths)):
-                part = encode_pairs(table, model, batches)
-                if codes_R3N is None:
-                    shape = (num_pairs, *part.codes_R3N.shape[1:])
-                    codes_R3N = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)
-                codes_R3N[filled : filled + len(part)] = part.codes_R3N
-                filled += len(part)
-                texts.append(part.text)
-                bar.update(len(part))
-        assert codes_R3N is not None
-        yield PairRows(pa.concat_tables(texts).combine_chunks(), codes_R3N)
+    texts = []
+    with ExitStack() as files, progress("encode images", num_pairs) as bar:
+        columns: list[_Column] = []
+        for table in iter_batches(paths, "pairs", pair_columns(paths)):
+            part = encode_pairs(table, model, batches)
+            # Codes are read as they are stored, in 32 bits.
+            values = (part.seen.rows, part.win.astype(np.int32), part.lose.astype(np.int32))
+            columns = columns or [_Column(files, num_pairs, rows) for rows in values]
+            for column, rows in zip(columns, values, strict=True):
+                column.append(rows)
+            texts.append(part.text)
+            bar.update(len(part))
+        seen, win, lose = (column.array for column in columns)
+        yield PairRows(pa.concat_tables(texts).combine_chunks(), Seen(seen), win, lose)
+
+
+class _Column:
+    """An array in a file that is unlinked, so that even a killed process leaves nothing behind."""
+
+    def __init__(self, files: ExitStack, num_rows: int, like: Array) -> None:
+        file = files.enter_context(TemporaryFile())  # noqa: SIM115 (closed by the stack)
+        shape = (num_rows, *like.shape[1:])
+        self.array: Array = np.memmap(file, dtype=like.dtype, mode="w+", shape=shape)
+        self._filled = 0
+
+    def append(self, rows: Array) -> None:
+        self.array[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
 
 
 @dataclass(frozen=True)
 class ReferenceLogps:
-    """Chosen and rejected log-probabilities of the reference; images by epoch E."""
+    """Chosen and rejected log-probabilities of the reference; images by epoch unless exact."""
 
     caption_R2: Floats
     image_ER2: Floats
 
     def take(self, modality: Modality, epoch: int, rows_B: Ints) -> Floats:
         """[B,2] of these rows in this epoch."""
-        return (self.caption_R2 if modality == "caption" else self.image_ER2[epoch])[rows_B]
+        if modality == "caption":
+            return self.caption_R2[rows_B]
+        of_epoch_R2: Floats = self.image_ER2[min(epoch, len(self.image_ER2) - 1)]
+        return of_epoch_R2[rows_B]
 
 
 def join_reference(stored: pa.Table, rows: PairRows, seed: int, epochs: int) -> ReferenceLogps:
-    """The stored `ref_logps` of every row, joined by record and mask seed."""
+    """The stored `ref_logps` of every row, joined by record and draw seed; 0 epochs: exact."""
     ids = rows.text["record_id"]
     keys = list(zip(ids.to_pylist(), rows.text["iteration"].to_pylist(), strict=True))
     caption = np.stack([_lookup(stored, "caption", s, ids, None) for s in SIDES], axis=1)
     images = []
-    for epoch in range(epochs):
-        seeds = pa.array([mask_seed(seed, name, iteration, epoch) for name, iteration in keys])
-        sides = [_lookup(stored, "image", side, ids, seeds) for side in SIDES]
-        images.append(np.stack(sides, axis=1))
+    for epoch in range(max(1, epochs)):
+        seeds = pa.array([draw_seed(seed, name, iteration, epoch) for name, iteration in keys])
+        given = seeds if epochs else None
+        images.append(np.stack([_lookup(stored, "image", s, ids, given) for s in SIDES], axis=1))
     return ReferenceLogps(caption, np.stack(images))
 
 
@@ -210,8 +220,8 @@ def _lookup(
 ) -> Floats:
     here = pc.and_(pc.equal(stored["branch"], branch), pc.equal(stored["side"], side))
     part = stored.filter(here)
-    # A mask seed is unique to a record and an epoch.
-    wanted, column = (ids, "record_id") if seeds is None else (seeds, "mask_seed")
+    # A draw seed is unique to a record and an epoch.
+    wanted, column = (ids, "record_id") if seeds is None else (seeds, "draw_seed")
     place = pc.index_in(wanted, value_set=part[column].combine_chunks())
     if place.null_count:
         missing = ids.filter(pc.is_null(place))[0].as_py()

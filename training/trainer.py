@@ -130,7 +130,7 @@ class PairTrainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics [b] of some pairs, over the modalities that meet in one term."""
         training = self._training
-        batch = self._rows.batch(rows_b, epoch, (self._seed, training.masks_per_pair))
+        batch = self._rows.batch(rows_b, epoch, (self._seed, training.image_draws))
         logps = {m: self._module(self._model.pack_pairs(batch, m)) for m in terms}
         reference = {
             m: torch.from_numpy(self._reference.take(m, epoch, rows_b)).to(

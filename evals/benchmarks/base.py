@@ -13,7 +13,7 @@ import pandas as pd
 from core.benchmarks import BenchmarkChoice
 from core.errors import UserError
 from evals.statistics import Estimate
-from models.protocol import ImageSampling, UnifiedModel
+from models.protocol import ImageSampling, UnifiedModel, image_sampling
 
 if TYPE_CHECKING:
     from core.config import Config
@@ -91,8 +91,7 @@ class Opening:
     @property
     def sampling(self) -> ImageSampling:
         """How pictures are drawn."""
-        chosen = self.config.sampling.images
-        return ImageSampling(chosen.steps, chosen.guidance, chosen.temperature)
+        return image_sampling(self.config.sampling.images)
 
 
 class Benchmark(Protocol):

@@ -29,7 +29,7 @@ from evals.benchmarks.base import (
     Verdict,
     item_row,
 )
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
 from evals.benchmarks.frechet import FrechetFigure
@@ -64,7 +64,7 @@ class Coco:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling and networks."""
-        return {**sampling_settings(self._sampling), "pictures": 1, **self._digests}
+        return {**drawing_settings(self._sampling), "pictures": 1, **self._digests}
 
     def items(self) -> list[Item]:
         """A caption for each picture; UserError if there are fewer than are wanted."""

@@ -22,7 +22,7 @@ from core.benchmarks import ENDPOINT, SELF
 from core.errors import UserError
 from core.runtime import derive_seed
 from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Opening, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import ALL, Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import find_file, wanted
 from evals.checkpoints import open_checkpoint
@@ -59,7 +59,7 @@ class ModelJudge:
     ) -> Sequence[Sequence[str]]:
         """Decoded answers."""
         asked = [[(question, YES_NO) for question in questions]] * len(pictures)
-        return self._model.reply(self._model.encode_images(pictures), asked)
+        return self._model.reply(self._model.see(pictures), asked)
 
 
 class EndpointJudge:
@@ -98,7 +98,7 @@ class DpgBench:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling and the judge."""
-        return {**sampling_settings(self._sampling), "judge": self._digest}
+        return {**drawing_settings(self._sampling), "judge": self._digest}
 
     def items(self) -> list[Item]:
         """All prompts, each with its questions."""

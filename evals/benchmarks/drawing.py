@@ -5,6 +5,7 @@ Shapes: B prompts, M pictures a prompt, N image tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from core.runtime import derive_seed
 from data.tables import encode_image
 from evals.benchmarks.base import IMAGES, ITEMS, Item, Row, Verdict, item_row
-from models.protocol import ImageSampling, UnifiedModel
+from models.protocol import ImageSampling, UnifiedModel, sampling_settings
 
 PICTURES = 4
 """A prompt, as GenEval and DPG-Bench have it."""
@@ -28,9 +29,10 @@ def draw_items(
 ) -> Mapping[str, list[Row]]:
     """Rows of items and pictures; noise depends on the item alone."""
     seeds = [derive_seed("benchmark", item.item_id) for item in items]
-    codes_BMN = model.generate([item.text for item in items], num_pictures, sampling, seeds)
-    pictures = model.decode_images(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
+    drawn_BM = model.generate([item.text for item in items], num_pictures, sampling, seeds)
+    pictures = model.decode(drawn_BM.reshape(-1, *model.drawn_shape))
     uses = model.text_uses([item.text for item in items], "prompt")
+    described = json.dumps(sampling_settings(sampling))
     rows: dict[str, list[Row]] = {ITEMS: [], IMAGES: []}
     for index, (item, seed) in enumerate(zip(items, seeds, strict=True)):
         own = pictures[index * num_pictures : (index + 1) * num_pictures]
@@ -41,21 +43,14 @@ def draw_items(
                     "record_id": item.item_id,
                     "sample": sample,
                     "image": encode_image(picture),
-                    "tokens": codes_BMN[index, sample].tolist(),
-                    "guidance": sampling.guidance,
-                    "steps": sampling.steps,
-                    "temperature": sampling.temperature,
+                    "tokens": drawn_BM[index, sample].ravel().tolist(),
+                    "sampler": described,
                     "seed": seed,
                 }
             )
     return rows
 
 
-def sampling_settings(sampling: ImageSampling) -> dict[str, object]:
+def drawing_settings(sampling: ImageSampling) -> dict[str, object]:
     """What decides about the pictures."""
-    return {
-        "pictures": PICTURES,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "temperature": sampling.temperature,
-    }
+    return {"pictures": PICTURES, **sampling_settings(sampling)}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from core.errors import UserError
 from evals.benchmarks.base import Item, Opening, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.files import find_file, read_json_lines, wanted
 from evals.benchmarks.geneval_rules import CATEGORIES, COLORS, grade, kept
@@ -53,7 +53,7 @@ class GenEval:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling and judges."""
-        return {**sampling_settings(self._sampling), **self._digests}
+        return {**drawing_settings(self._sampling), **self._digests}
 
     def items(self) -> list[Item]:
         """All prompts; UserError if the detector cannot name what they ask for."""

@@ -37,7 +37,7 @@ def read_items(
     asked, pictures, rows = _opened(items, open_image)
     if pictures:
         questions = [[(item.text + cue, choices(item)) for item in same] for same in asked]
-        replies = model.reply(model.encode_images(pictures), questions)
+        replies = model.reply(model.see(pictures), questions)
         for same, said in zip(asked, replies, strict=True):
             for item, reply in zip(same, said, strict=True):
                 rows[item.item_id] = item_row(item, reply, judge(item, reply))
@@ -55,7 +55,7 @@ def caption_items(
     asked, pictures, rows = _opened(items, open_image)
     if pictures:
         greedy = TextSampling(1.0, 1, max_new_tokens)
-        told = model.caption(model.encode_images(pictures), [greedy], [0] * len(pictures))
+        told = model.caption(model.see(pictures), [greedy], [0] * len(pictures))
         for same, (caption,) in zip(asked, told, strict=True):
             rows |= {item.item_id: item_row(item, caption, judge(item, caption)) for item in same}
     return {ITEMS: [rows[item.item_id] for item in items]}

@@ -15,7 +15,7 @@ from data.shapes.oracle import read
 from data.shapes.render import CELL
 from data.shapes.scene import Object, Scene
 from evals.benchmarks.base import Item, Opening, Row, Verdict
-from evals.benchmarks.drawing import draw_items, sampling_settings
+from evals.benchmarks.drawing import draw_items, drawing_settings
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.geneval_rules import grade, kept
 from evals.benchmarks.shapes_pope import NUM_SCENES, SEED, held_out_records
@@ -34,7 +34,7 @@ class ShapesGenEval:
     @property
     def settings(self) -> Mapping[str, object]:
         """Sampling."""
-        return sampling_settings(self._sampling)
+        return drawing_settings(self._sampling)
 
     def items(self) -> list[Item]:
         """All prompts."""

@@ -31,7 +31,7 @@ class ModelJudge(Judge):
     def answers(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[QuestionRow]]
     ) -> list[list[Answered]]:
-        return ask(self._model, self._model.encode_images(images), questions)
+        return ask(self._model, self._model.see(images), questions)
 
 
 def shared_weights(one: Path, other: Path) -> float:

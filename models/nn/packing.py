@@ -43,6 +43,8 @@ class Segment(NamedTuple):
     labels: Ints | None = None
     position: int = 0
     """Position id of a root's first token: what dropped left padding would have given it."""
+    features: npt.NDArray[np.float32] | None = None
+    """[T,W] what the network reads instead of embedded ids, which only stand for positions then."""
 
 
 Tree = Sequence[Segment]
@@ -65,6 +67,10 @@ class PackedBatch:
     targets_L: Tensor
     branch_L: Tensor
     num_branches: int
+    features_FW: Tensor | None = None
+    """All features of the batch, of width W; None if there are none."""
+    feature_place_F: Tensor | None = None
+    """Where they stand in the flattened [B*T]."""
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""
@@ -83,6 +89,8 @@ class PackedBatch:
             source_L=moved(self.source_L),
             targets_L=moved(self.targets_L),
             branch_L=moved(self.branch_L),
+            features_FW=None if self.features_FW is None else moved(self.features_FW),
+            feature_place_F=None if self.feature_place_F is None else moved(self.feature_place_F),
         )
 
 
@@ -158,6 +166,9 @@ def pack(rows: Sequence[Tree], pad_id: int) -> PackedBatch:
     query_T1 = np.arange(width, dtype=np.int32)[:, None]
     attend_BTT = (query_T1 >= first_BT[:, None]) & (query_T1 < last_BT[:, None])
 
+    read = [segment.features for segment in segments if segment.features is not None]
+    has_features_N = np.repeat([s.features is not None for s in segments], length_S)
+    place_F = row_N[has_features_N] * width + column_N[has_features_N]
     place_L, targets_L, branch_L, num_branches = _labels(segments, layout, width)
     read_BR, source_L = _reads(place_L, shape)
     return PackedBatch(
@@ -169,6 +180,8 @@ def pack(rows: Sequence[Tree], pad_id: int) -> PackedBatch:
         targets_L=torch.from_numpy(targets_L),
         branch_L=torch.from_numpy(branch_L),
         num_branches=num_branches,
+        features_FW=torch.from_numpy(np.concatenate(read)) if read else None,
+        feature_place_F=torch.from_numpy(place_F) if read else None,
     )
 
 

@@ -10,22 +10,23 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from core.errors import UserError
-from models.families.showo.parity import showo_cases
-from models.families.showo.parity_vq import full_size_cases, magvitv2_cases
 from models.parity.case import Case, existing
+from models.registry import packages
 
 
 def cases(folder: Path, *, full_size: bool = False) -> Iterator[Case]:
-    """Cases of a folder of either kind, told apart by its config.json."""
-    if "encoder" not in json.loads(existing(folder / "config.json").read_text()):
-        yield from showo_cases(folder)
-        return
-    yield from magvitv2_cases(folder)
-    if full_size:
-        yield from full_size_cases(folder)
+    """Cases of a folder, by the family that knows its config.json."""
+    config = json.loads(existing(folder / "config.json").read_text())
+    for package in packages().values():
+        found = import_module(f"{package}.parity").cases(folder, config, full_size)
+        if found is not None:
+            yield from found
+            return
+    raise UserError(f"{folder}: no family knows this config.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

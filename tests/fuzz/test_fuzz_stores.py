@@ -24,7 +24,7 @@ from evals.benchmarks.catalog import opened
 from evals.benchmarks.dpg import FIELDS, DpgBench
 from evals.benchmarks.geneval import prompt_item
 from evals.benchmarks.run import items_of, read_answers
-from models.protocol import ImageSampling
+from models.protocol import MaskPredict
 from tests.fuzz.harness import cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
 from tests.loops import quick
@@ -162,7 +162,7 @@ def test_dpg_files(rows: list[list[str]], data: st.DataObject) -> None:
         content = data.draw(damaged(content))
     with folder() as place:
         (place / "dpg_bench.csv").write_bytes(content)
-        benchmark = DpgBench(place, ImageSampling(1, 0.0), None, "self")
+        benchmark = DpgBench(place, MaskPredict(1, 0.0), None, "self")
         survives(place, lambda: items_of(benchmark))
 
 

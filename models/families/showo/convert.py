@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import UserError
+from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel, load_network, read_tokenizer
-from models.families.showo.network import ShowoConfig
 from models.families.showo.prompts import SPECIAL_TOKENS, ShowoTokenizer
 from models.sizes import read_sizes
 from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config

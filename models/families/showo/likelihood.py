@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.families.showo.logps import TokenLogps, image_root, masked_image, prompt_root
+from models.families.showo.config import ShowoConfig
 from models.families.showo.masks import mask_pair
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.prompts import (
     CAPTION_QUESTION,
     Ids,
@@ -25,6 +25,7 @@ from models.families.showo.prompts import (
     mmu_instruction,
     t2i_prompt,
 )
+from models.families.showo.trees import TokenLogps, image_root, masked_image, prompt_root
 from models.nn.packing import PackedBatch, Segment, Tree, count_tokens, pack_trees, sum_logps
 from models.protocol import BranchLogps, Modality, PairBatch
 
@@ -70,7 +71,7 @@ def pack_pairs(
 def _caption_tree(
     pairs: PairBatch, index: int, tokenizer: ShowoTokenizer, config: ShowoConfig
 ) -> Tree:
-    root = image_root(pairs.codes_BN[index] + config.image_offset, tokenizer.special)
+    root = image_root(pairs.seen.rows[index] + config.image_offset, tokenizer.special)
     captions: Sequence[str] = (pairs.captions_win[index], pairs.captions_lose[index])
     answers = (mmu_answer(tokenizer, caption, config.max_text_len) for caption in captions)
     instruction = Segment(mmu_instruction(tokenizer, CAPTION_QUESTION), parent=0)
@@ -84,7 +85,7 @@ def _image_tree(
     prompt = t2i_prompt(tokenizer.encode(pairs.prompts[index]), special, config.max_text_len)
     win_KN, lose_KN, win_labels_KN, lose_labels_KN = _masked_images(pairs, index, config)
     tree = [prompt_root(prompt, config.max_text_len)]
-    for mask in range(pairs.num_masks):
+    for mask in range(pairs.num_draws):
         # Border labels are left out: they are visible inputs, and add only noise to a preference.
         for ids_KN, labels_KN in ((win_KN, win_labels_KN), (lose_KN, lose_labels_KN)):
             tree.append(masked_image(ids_KN[mask], labels_KN[mask], special, borders=False))
@@ -93,11 +94,11 @@ def _image_tree(
 
 def _masked_images(pairs: PairBatch, index: int, config: ShowoConfig) -> tuple[Ids, Ids, Ids, Ids]:
     """Inputs and labels [K,N] of winner and loser; mask k does not depend on how many follow."""
-    shape = (pairs.num_masks, config.num_vq_tokens + 1)
-    draws = np.random.default_rng(pairs.mask_seeds[index]).random(shape, dtype=np.float32)
+    shape = (pairs.num_draws, config.num_vq_tokens + 1)
+    draws = np.random.default_rng(pairs.draw_seeds[index]).random(shape, dtype=np.float32)
     win_KN, lose_KN = (
-        np.tile(codes_BN[index] + config.image_offset, (pairs.num_masks, 1))
-        for codes_BN in (pairs.codes_win_BN, pairs.codes_lose_BN)
+        np.tile(codes_BN[index] + config.image_offset, (pairs.num_draws, 1))
+        for codes_BN in (pairs.drawn_win, pairs.drawn_lose)
     )
     masked = mask_pair(win_KN, lose_KN, draws[:, 0], draws[:, 1:], config.mask_token_id)
     return masked.win_BN, masked.lose_BN, masked.win_labels_BN, masked.lose_labels_BN

@@ -20,10 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core.errors import UserError
-from models.families.showo.decoding import generate_images, generate_replies, generate_text
+from models.families.showo.config import ShowoConfig
 from models.families.showo.likelihood import PackedPairs, PairModule, pack_pairs
-from models.families.showo.logps import choice_logps, image_root, instruction
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.prompts import (
     CAPTION_QUESTION,
     ShowoTokenizer,
@@ -31,30 +30,41 @@ from models.families.showo.prompts import (
     t2i_prompt,
     text_use,
 )
+from models.families.showo.sampler import generate_images, generate_replies, generate_text
+from models.families.showo.trees import choice_logps, image_root, instruction
 from models.nn.packing import Segment
 from models.protocol import (
     BranchLogps,
-    Codes,
+    Drawn,
     ImageSampling,
+    MaskPredict,
     Modality,
     PairBatch,
+    Questions,
+    SamplerName,
+    Seen,
     TextReader,
     TextRole,
     TextSampling,
     TextUse,
 )
+from models.registry import Family
 from models.samplers.noise import RecordNoise
 from models.sizes import building
 from models.tokenizers.magvitv2 import MAGVITv2
 from models.weights import Weights, dtype_named, fill, without_values
 
+SAMPLER = "sampling.images.sampler"
 PIXELS = 2**18
 """Of images that pass the image tokenizer at once."""
-Items = TypeVar("Items", Codes, Sequence[Image.Image])
+Items = TypeVar("Items", Drawn, Sequence[Image.Image])
 
 
 class ShowoModel:
     """A `models.protocol.UnifiedModel` of the Show-o family."""
+
+    sampler: SamplerName = "mask_predict"
+    exact_images = False  # masked codes give an estimate, from the masks that were drawn
 
     def __init__(self, network: Showo, vq: MAGVITv2, tokenizer: ShowoTokenizer) -> None:
         """Join parts that agree on vocabulary and image size."""
@@ -123,8 +133,21 @@ class ShowoModel:
         """The module that training wraps; shares the network's weights."""
         return self._pair_module
 
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """One code at each position."""
+        return (self.config.num_vq_tokens,)
+
+    def see(self, images: Sequence[Image.Image]) -> Seen:
+        """Codes of the image tokenizer, which understanding reads too."""
+        return self.see_drawn(self.encode(images))
+
+    def see_drawn(self, drawn: Drawn) -> Seen:
+        """Both sides have the same codes."""
+        return Seen(drawn)
+
     @torch.inference_mode()
-    def encode_images(self, images: Sequence[Image.Image]) -> Codes:
+    def encode(self, images: Sequence[Image.Image]) -> Drawn:
         """Codes [B,N] of images of any size and mode, cropped to the middle square."""
         size = (self.resolution, self.resolution)
         codes = []
@@ -136,7 +159,7 @@ class ShowoModel:
         return torch.cat(codes).cpu().numpy()
 
     @torch.inference_mode()
-    def decode_images(self, codes_BN: Codes) -> list[Image.Image]:
+    def decode(self, codes_BN: Drawn) -> list[Image.Image]:
         """RGB images; pixels are clipped, then truncated to 8 bits as published."""
         images = []
         for chunk_BN in self._chunks(codes_BN):
@@ -152,34 +175,30 @@ class ShowoModel:
         return (images[i : i + size] for i in range(0, len(images), size))
 
     def caption(
-        self, codes_BN: Codes, samplings: Sequence[TextSampling], seeds: Sequence[int]
+        self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
     ) -> list[list[str]]:
         """One caption of each image for each sampling."""
         special = self.tokenizer.special
         instruction = Segment(mmu_instruction(self.tokenizer, CAPTION_QUESTION), parent=0)
         trees = [
             [image_root(codes_N + self.config.image_offset, special), instruction]
-            for codes_N in codes_BN
+            for codes_N in seen.rows
         ]
         steps = max(sampling.max_new_tokens for sampling in samplings)
         noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
         tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
         return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
 
-    def answer(
-        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
-    ) -> list[list[npt.NDArray[np.float64]]]:
-        """Probabilities over the choices of each (question, choices) of each image."""
+    def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
+        """Probabilities over the choices of each question about each image."""
         module = self._pair_module.token_logps
-        logps = choice_logps(module, codes_BN, questions, self.tokenizer)
+        logps = choice_logps(module, seen.rows, questions, self.tokenizer)
         return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
 
-    def reply(
-        self, codes_BN: Codes, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
-    ) -> list[list[str]]:
-        """Greedily decoded reply to each (question, choices) of each image."""
+    def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
+        """Greedily decoded reply to each question about each image."""
         special = self.tokenizer.special
-        images = [image_root(codes_N + self.config.image_offset, special) for codes_N in codes_BN]
+        images = [image_root(codes_N + self.config.image_offset, special) for codes_N in seen.rows]
         turns = [
             [instruction(self.tokenizer, self.config, *question) for question in asked]
             for asked in questions
@@ -199,8 +218,10 @@ class ShowoModel:
         num_samples: int,
         sampling: ImageSampling,
         seeds: Sequence[int],
-    ) -> Codes:
+    ) -> Drawn:
         """Codes [B,M,N] of `num_samples` images for each prompt."""
+        if not isinstance(sampling, MaskPredict):
+            raise UserError(f"Show-o draws by mask prediction; set {SAMPLER}: {self.sampler}")
         config, special = self.config, self.tokenizer.special
         ids = [
             t2i_prompt(self.tokenizer.encode(prompt), special, config.max_text_len)
@@ -261,3 +282,19 @@ def load_network(
     fill(network, weights, device, None if dtype is None else dtype_named(dtype))
     network.showo.model.rotary_emb.to(device)  # in no file
     return network.eval()
+
+
+FAMILY = Family(
+    title="Show-o",
+    load=ShowoModel.from_pretrained,
+    read_texts=read_texts,
+    files=(
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vq/config.json",
+        "vq/model.safetensors",
+    ),
+    sampler=ShowoModel.sampler,
+    exact_images=ShowoModel.exact_images,
+)

@@ -5,7 +5,8 @@ Shapes: B records, T tokens, N image tokens, V vocabulary.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.families.showo.decoding import (
-    UNKNOWN,
+from models.families.showo.config import ShowoConfig
+from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
+from models.families.showo.network import Showo
+from models.families.showo.parity_vq import full_size_cases, magvitv2_cases
+from models.families.showo.prompts import SpecialIds
+from models.families.showo.sampler import (
     generate_images,
     generate_text,
     lengths,
-    mask_lengths,
     prefill,
-    remask,
 )
-from models.families.showo.logps import TokenLogps, masked_image, prompt_root
-from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
-from models.families.showo.network import Showo, ShowoConfig
-from models.families.showo.prompts import SpecialIds
+from models.families.showo.trees import TokenLogps, masked_image, prompt_root
 from models.losses import dpo_loss
 from models.nn.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
 from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled
-from models.protocol import ImageSampling, TextSampling
+from models.protocol import MaskPredict, TextSampling
+from models.samplers.mask_predict import UNKNOWN, mask_lengths, remask
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 
 AS_CALLED = "as_called"  # with the published script's wrong arguments
@@ -93,6 +94,14 @@ def _shifted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         offset = torch.from_numpy(wave.astype(np.float32))
         shifted[key] = weights[key] + offset.view_as(weights[key])
     return shifted
+
+
+def cases(folder: Path, config: Mapping[str, Any], full_size: bool) -> Iterator[Case] | None:
+    """Cases of a folder with a network or an image tokenizer; None if it is of another family."""
+    if "encoder" in config:
+        tokenizer = magvitv2_cases(folder)
+        return chain(tokenizer, full_size_cases(folder)) if full_size else tokenizer
+    return showo_cases(folder) if "llm_vocab_size" in config else None
 
 
 def showo_cases(folder: Path) -> Iterator[Case]:
@@ -257,7 +266,7 @@ def _image_cases(fixture: ShowoFixture, name: str, run: dict[str, Any]) -> Itera
     image_BN = torch.from_numpy(ids_BT[:, start : start + config.num_vq_tokens]).long()
     masked_BN = image_BN == config.mask_token_id
     given_BN = torch.where(masked_BN, UNKNOWN, image_BN - config.image_offset)
-    sampling = ImageSampling(run["timesteps"], run["guidance_scale"], run["temperature"])
+    sampling = MaskPredict(run["timesteps"], run["guidance_scale"], run["temperature"])
     prompts = [fixture.prompt(ids_T) for ids_T in ids_BT]
     exponential, uniform = (
         fixture.tensor("gen_noise_exponential"),

@@ -10,14 +10,12 @@ Shapes: B rows, T tokens of a forward, R of them that are read, S keys (cached o
 E head width, C columns of a head that turn with the position, D width.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from models.families.showo.network import KVCache, ShowoConfig
+from models.families.showo.config import ShowoConfig
+from models.nn.kv_cache import KVCache
 
 INITIAL_STD = 0.02
 
@@ -28,7 +26,7 @@ Rotary = tuple[Tensor, Tensor]
 class Attention(nn.Module):
     """Projections and norms of a block's attention, which the block computes."""
 
-    def __init__(self, config: "ShowoConfig") -> None:
+    def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         width, head_width = config.hidden_size, config.hidden_size // config.num_attention_heads
         self.head_width = head_width
@@ -44,7 +42,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """The feed-forward part of a block; its GELU has the tanh form."""
 
-    def __init__(self, config: "ShowoConfig") -> None:
+    def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -57,7 +55,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A layer whose attention and feed-forward part stand side by side."""
 
-    def __init__(self, config: "ShowoConfig", index: int) -> None:
+    def __init__(self, config: ShowoConfig, index: int) -> None:
         super().__init__()
         self.index = index
         self.self_attn = Attention(config)
@@ -69,7 +67,7 @@ class Block(nn.Module):
         hidden_BTD: Tensor,
         bias_B1TS: Tensor | None,
         rotary_BTC: Rotary,
-        cache: "KVCache | None",
+        cache: KVCache | None,
         read_BR: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B,R,D] at the positions `read_BR`, or [B,T,D] at all of them.
@@ -112,7 +110,7 @@ class RotaryEmbedding(nn.Module):
 
     frequencies: Tensor  # [C/2], radians a position
 
-    def __init__(self, config: "ShowoConfig") -> None:
+    def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         head_width = config.hidden_size // config.num_attention_heads
         columns = int(head_width * config.partial_rotary_factor)
@@ -133,7 +131,7 @@ class RotaryEmbedding(nn.Module):
 class Transformer(nn.Module):
     """Embedding, blocks and last norm; `Showo` runs them."""
 
-    def __init__(self, config: "ShowoConfig") -> None:
+    def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
@@ -145,7 +143,7 @@ class Transformer(nn.Module):
 class Phi(nn.Module):
     """The transformer and its head."""
 
-    def __init__(self, config: "ShowoConfig") -> None:
+    def __init__(self, config: ShowoConfig) -> None:
         super().__init__()
         self.model = Transformer(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from core.errors import UserError
-from models.families.showo.network import ShowoConfig
+from models.families.showo.config import ShowoConfig
 from models.nn.packing import IGNORE
 from models.protocol import TextRole, TextUse
 

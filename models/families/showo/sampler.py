@@ -5,23 +5,22 @@ S key positions, T tokens of one forward, N image tokens, C codebook entries, V 
 D width.
 """
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.families.showo.logps import prompt_root
-from models.families.showo.network import KVCache, Showo
+from models.families.showo.network import Showo
 from models.families.showo.prompts import Ids, SpecialIds, t2i_prompt
+from models.families.showo.trees import prompt_root
+from models.nn.kv_cache import KVCache
 from models.nn.packing import Segment, Tree, num_tokens, pack
-from models.protocol import ImageSampling, TextSampling
+from models.protocol import MaskPredict, TextSampling
+from models.samplers.mask_predict import UNKNOWN, mask_predict
 from models.samplers.noise import Noise
-
-UNKNOWN = -1
+from models.samplers.text import Ends, decode_text, num_steps
 
 
 def prefill(
@@ -66,7 +65,7 @@ def generate_text(
 ) -> list[list[list[int]]]:
     """Continue each prefix once for each sampling; token ids by prefix and sampling."""
     num_samples = len(samplings)
-    room = _steps(samplings) * num_samples
+    room = num_steps(samplings) * num_samples
     tokens_B = lengths(prefixes)
     cache, last_B1D = prefill(network, prefixes, pad_id, room, tokens_B[:, None] - 1)
     length_B = torch.from_numpy(tokens_B).to(network.device)
@@ -76,7 +75,7 @@ def generate_text(
         length_B[:, None].expand(-1, num_samples),
         torch.zeros(len(prefixes), num_samples, dtype=torch.bool, device=network.device),
     )
-    return _continue(network, cache, ends, samplings, stop_id, noise)
+    return decode_text(network, cache, ends, samplings, stop_id, noise)
 
 
 @torch.inference_mode()
@@ -112,7 +111,7 @@ def generate_replies(
             end_BK[row, number], missing_BK[row, number] = end - 1, False
             position_BK[row, number] = len(image.ids) + len(turn)
             start = end
-    device, room = network.device, _steps([sampling]) * most
+    device, room = network.device, num_steps([sampling]) * most
     cache, last_BKD = prefill(network, trees, pad_id, room, end_BK)
     ends = Ends(
         last_BKD,
@@ -120,110 +119,8 @@ def generate_replies(
         torch.from_numpy(position_BK).to(device),
         torch.from_numpy(missing_BK).to(device),
     )
-    replies = _continue(network, cache, ends, [sampling] * most, stop_id, noise)
+    replies = decode_text(network, cache, ends, [sampling] * most, stop_id, noise)
     return [row[: len(asked)] for row, asked in zip(replies, turns, strict=True)]
-
-
-class Ends(NamedTuple):
-    """Where the K samples of each row begin, over a cache of P positions that they share."""
-
-    last_BKD: Tensor
-    """Hidden states that give the first token."""
-    seen_BKP: Tensor
-    """Which of the positions a sample sees."""
-    position_BK: Tensor
-    """Position id of the first token."""
-    stopped_BK: Tensor
-    """Samples that nobody asks for."""
-
-
-def _continue(
-    network: Showo,
-    cache: KVCache,
-    ends: Ends,
-    samplings: Sequence[TextSampling],
-    stop_id: int,
-    noise: Noise,
-) -> list[list[list[int]]]:
-    """Decode behind cached prefixes.
-
-    The cache has room for all steps and is used up. A stop token ends a sample and is kept. The K
-    samples of a row are its K queries, over keys that hold the prefix once and then K tokens a
-    step, of which each sees its own.
-    """
-    num_rows, num_samples = ends.position_BK.shape
-    budget_K = torch.tensor([s.max_new_tokens for s in samplings], device=network.device)
-    max_steps = _steps(samplings) + 1
-    logits_BKV = network.logits(ends.last_BKD)
-    attend_B1KS = _sample_mask(ends.seen_BKP, max_steps - 1)
-    cut = TopK(samplings, network.config.vocab_size, network.device)
-    stopped_BK = ends.stopped_BK
-    steps_BKT: list[Tensor] = []
-    stop_every = steps_between_stops(network.device)
-    for step in range(max_steps):
-        probs_BKV = cut(logits_BKV.float())
-        ids_BK = noise.categorical(probs_BKV.flatten(0, 1)[:, None]).view(num_rows, num_samples)
-        steps_BKT.append(ids_BK)
-        stopped_BK = stopped_BK | (ids_BK == stop_id) | (step + 1 >= budget_K)
-        asked = (step + 1) % stop_every == 0
-        if step + 1 == max_steps or (asked and stopped_BK.all()):
-            break
-        attend = attend_B1KS[..., : cache.length + num_samples]
-        hidden_BKD = network(ids_BK, attend, ends.position_BK + step, cache)
-        cache.advance(num_samples)
-        logits_BKV = network.logits(hidden_BKD)
-    tokens = torch.stack(steps_BKT, dim=2).tolist()
-    return [
-        [_until(ids[: s.max_new_tokens], stop_id) for ids, s in zip(row, samplings, strict=True)]
-        for row in tokens
-    ]
-
-
-def _steps(samplings: Sequence[TextSampling]) -> int:
-    """Forward passes behind a prefix; the last token of a sample is drawn and not read."""
-    return max(sampling.max_new_tokens for sampling in samplings) - 1
-
-
-def steps_between_stops(device: torch.device) -> int:
-    """Steps of text after which it is asked whether all samples have stopped.
-
-    Asking waits for a GPU, which then idles until the next step has reached it.
-    """
-    return 1 if device.type == "cpu" else 4
-
-
-def _sample_mask(seen_BKP: Tensor, num_steps: int) -> Tensor:
-    """[B,1,K,P+K*steps]: each sample sees its prefix and, of the later keys, every K-th."""
-    num_rows, num_samples, _ = seen_BKP.shape
-    own_KK = torch.eye(num_samples, dtype=torch.bool, device=seen_BKP.device)
-    own_BKS = own_KK.repeat(1, num_steps).expand(num_rows, -1, -1)
-    return torch.cat((seen_BKP, own_BKS), dim=2)[:, None]
-
-
-def _until(ids: list[int], stop_id: int) -> list[int]:
-    return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
-
-
-class TopK:
-    """Temperature, then top-k with ties kept, for samples that each have their own settings."""
-
-    def __init__(
-        self, samplings: Sequence[TextSampling], vocab_size: int, device: torch.device
-    ) -> None:
-        # Of all tokens the last is the worst already, so only the others need a sorted head.
-        counts = [s.top_k if s.top_k and s.top_k < vocab_size else None for s in samplings]
-        self.max_k = max(count or 1 for count in counts)
-        self.rank_K1 = torch.tensor([[(count or 1) - 1] for count in counts], device=device)
-        self.all_K1 = torch.tensor([[count is None] for count in counts], device=device)
-        self.temperature_K1 = torch.tensor([[s.temperature] for s in samplings], device=device)
-
-    def __call__(self, logits_BKV: Tensor) -> Tensor:
-        """Probabilities [B,K,V]."""
-        scaled_BKV = logits_BKV / self.temperature_K1
-        best_BKk = scaled_BKV.topk(self.max_k, dim=-1).values
-        rank_BK1 = self.rank_K1.expand(len(logits_BKV), -1, -1)
-        worst_BK1 = best_BKk.gather(-1, rank_BK1).masked_fill(self.all_K1, -math.inf)
-        return scaled_BKV.masked_fill_(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -231,7 +128,7 @@ def generate_images(
     network: Showo,
     prompts: Sequence[Ids],
     num_samples: int,
-    sampling: ImageSampling,
+    sampling: MaskPredict,
     noise: Noise,
     special: SpecialIds,
     given_RN: Tensor | None = None,
@@ -242,28 +139,11 @@ def generate_images(
     the image block runs in each step; guidance of 0 leaves the unconditional rows out.
     """
     blocks = ImageBlocks(network, prompts, num_samples, sampling.guidance, special)
-    num_rows = len(prompts) * num_samples
-    # Without given codes the samples of a prompt begin alike.
     alike = given_RN is None
     if given_RN is None:
-        shape = (num_rows, network.config.num_vq_tokens)
+        shape = (len(prompts) * num_samples, network.config.num_vq_tokens)
         given_RN = torch.full(shape, UNKNOWN, device=network.device)
-    unknown_RN = given_RN == UNKNOWN
-    codes_RN = given_RN
-    temperature = sampling.temperature
-    for step in range(sampling.steps):
-        first = alike and step == 0
-        logits_RNC = blocks.first_logits() if first else blocks.logits(codes_RN, unknown_RN)
-        probs_RNC = logits_RNC.softmax(dim=-1)
-        codes_RN = torch.where(unknown_RN, noise.categorical(probs_RNC), codes_RN)
-        ratio = (step + 1) / sampling.steps
-        # Compounds over the steps; the published schedule, which released weights are used with.
-        temperature *= 1 - ratio
-        chosen_RN = probs_RNC.gather(-1, codes_RN[:, :, None])[:, :, 0]
-        chosen_RN = torch.where(unknown_RN, chosen_RN, torch.finfo(chosen_RN.dtype).max)
-        num_masked_R = mask_lengths(ratio, unknown_RN)
-        unknown_RN = remask(chosen_RN, noise.uniform(chosen_RN), temperature, num_masked_R)
-    return codes_RN
+    return mask_predict(blocks, given_RN, sampling, noise, alike=alike)
 
 
 class ImageBlocks:
@@ -341,31 +221,3 @@ class ImageBlocks:
         unguided = 1 if len(logits_RNC) == self._prompts + 1 else len(logits_RNC) // 2
         cond_RNC, uncond_RNC = logits_RNC[:-unguided], logits_RNC[-unguided:]
         return (1 + self._guidance) * cond_RNC - self._guidance * uncond_RNC
-
-
-def mask_lengths(ratio: float, unknown_RN: Tensor) -> Tensor:
-    """Number of tokens [R] to leave masked after the share `ratio` of the steps.
-
-    floor(N * cos(pi/2 * ratio)) with the full N, at most the unknown ones less one, at least 1. In
-    float32 like the published schedule: the floor of a product just below an integer decides.
-    """
-    # On the CPU, so that no step of sampling waits for a GPU.
-    fraction = torch.cos(torch.tensor(ratio) * math.pi * 0.5)
-    length = int(torch.floor(unknown_RN.shape[1] * fraction))
-    return (unknown_RN.sum(dim=1) - 1).clamp(max=length).clamp(min=1)
-
-
-def remask(probs_RN: Tensor, uniform_RN: Tensor, temperature: float, length_R: Tensor) -> Tensor:
-    """The positions [R,N] to mask again: the least confident ones.
-
-    Confidence is log-probability plus `temperature` times Gumbel noise; positions strictly below
-    the one of rank `length_R` (from 0) are masked.
-    """
-    gumbel_RN = -_safe_log(-_safe_log(uniform_RN))
-    confidence_RN = _safe_log(probs_RN) + temperature * gumbel_RN
-    cut_R1 = confidence_RN.sort(dim=1).values.gather(1, length_R[:, None])
-    return confidence_RN < cut_R1
-
-
-def _safe_log(x: Tensor) -> Tensor:
-    return torch.log(x.clamp(min=1e-20))

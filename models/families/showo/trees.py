@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.families.showo.network import Showo, ShowoConfig
+from models.families.showo.config import ShowoConfig
+from models.families.showo.network import Showo
 from models.families.showo.prompts import (
     Ids,
     ShowoTokenizer,

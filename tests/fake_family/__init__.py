@@ -1,0 +1,1 @@
+"""A small family that draws code by code and reads features: the smallest that fits the seam."""

@@ -1,0 +1,98 @@
+"""Every family holds what stages rely on, and the whole loop runs on one that nobody knows."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import UserError
+from core.store import Store
+from data.tables import read_table
+from models import registry
+from models.conformance import checks
+from models.families.showo.model import FAMILY as SHOWO
+from tasks.train import METRICS, read_metrics
+from tests.fake_family.model import FAMILY as FAKE
+from tests.fake_family.model import make_model
+from tests.loops import play, quick
+from tests.showo_tiny import tiny_model
+from training.data import EXACT
+
+
+@pytest.mark.parametrize(("model", "family"), [(tiny_model, SHOWO), (make_model, FAKE)])
+def test_a_family_conforms(model: object, family: registry.Family) -> None:
+    found = list(checks(model(), family))  # type: ignore[operator]
+    assert [f"{check.name}: {check.problem}" for check in found if check.problem] == []
+    assert len(found) >= 20
+
+
+def test_faults_of_a_family_are_found() -> None:
+    """Noise of the batch instead of the record, a weight that nothing trains, wrong likelihoods."""
+    model = make_model()
+    generate, logps = model.generate, model.pair_module.forward
+    model.generate = lambda p, m, how, seeds: generate(p, m, how, [len(p)] * len(p))  # type: ignore[method-assign]
+    model.pair_module.idle = torch.nn.Parameter(torch.ones(1))
+    model.pair_module.forward = lambda packed: logps(packed)._replace(  # type: ignore[method-assign]
+        rejected_logps_B=logps(packed).rejected_logps_B * 1.01
+    )
+    found = {check.name for check in checks(model, FAKE) if check.problem}
+    assert {
+        "pictures do not depend on their batch",
+        "another seed gives other pictures",
+        "a gradient reaches every trained weight",
+        "winner and loser are treated alike: images",
+    } <= found
+
+
+def test_the_loop_runs_on_a_family_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage of an iteration, with exact likelihoods and pictures drawn code by code."""
+    monkeypatch.setitem(registry.FAMILIES, "fake", "tests.fake_family")
+    make_model().save_pretrained(tmp_path / "fake")
+    config = quick(
+        tmp_path / "store",
+        model__family="fake",
+        model__checkpoint=str(tmp_path / "fake"),
+        sampling__images={
+            "sampler": "autoregressive",
+            "num_samples": 3,
+            "guidance": 1.0,
+            "temperature": 1.0,
+        },
+        scoring__require_fit=False,
+        pairing__caption={"min_best": -1.0, "min_margin": 0.0, "loser": "worst"},
+        pairing__image={"min_best": 0.0, "min_margin": 0.0, "loser": "worst"},
+        training__image_draws=0,
+        benchmarks=[],
+    )
+    runner, _ = play(config)
+    results = {name: result for name, _, result in runner.done}
+    store = Store(config.store)
+    logps = read_table(store.open(results["reference"].ref).parts(), "ref_logps").to_pydict()
+    assert set(logps["draw_seed"]) == {EXACT}
+    assert len(logps["logp"]) == 4 * store.open(results["pair"].ref).manifest["results"]["pairs"]
+    rows = read_metrics(store.open(results["train"].ref).path(METRICS))
+    assert rows[0]["image/loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert rows[-1]["image/rewards/margins"] > 0
+    assert "evaluate" in results
+
+
+@pytest.mark.parametrize(
+    ("sampler", "draws", "message"),
+    [
+        ("mask_predict", 0, "Fake draws by autoregressive"),
+        ("autoregressive", 2, "exact for Fake; set it to 0"),
+    ],
+)
+def test_settings_that_do_not_fit_a_family_are_refused(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, draws: int, message: str
+) -> None:
+    monkeypatch.setitem(registry.FAMILIES, "fake", "tests.fake_family")
+    with pytest.raises(UserError, match=message):
+        registry.check_settings("fake", sampler, draws)
+    with pytest.raises(UserError, match="image_draws = 0, but Show-o estimates"):
+        registry.check_settings("showo", "mask_predict", 0)
+    with pytest.raises(UserError, match="'shwo' is unknown; known: fake, showo"):
+        registry.family("shwo")
