@@ -24,8 +24,8 @@ from bench.flops import forward_flops, image_work, packed_work, text_work
 from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_model
 from bench.training import Lora, PairStep
 from core.runtime import peak_memory_bytes
+from models.families.showo.likelihood import question_trees
 from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
-from models.families.showo.trees import question_trees
 from models.nn.packing import num_tokens, pack_trees
 from models.protocol import MaskPredict, Seen, TextSampling
 

@@ -15,6 +15,7 @@ import torch
 from bench import plain
 from bench.synthetic import FULL, SMALL, Data, Size, make_model
 from bench.training import PairStep, PublishedTraining
+from models.families.showo.likelihood import image_root, instruction
 from models.families.showo.model import ShowoModel
 from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
 from models.families.showo.sampler import (
@@ -23,7 +24,6 @@ from models.families.showo.sampler import (
     generate_replies,
     generate_text,
 )
-from models.families.showo.trees import image_root, instruction
 from models.nn.packing import Segment
 from models.protocol import MODALITIES, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
