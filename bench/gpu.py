@@ -1,57 +1,243 @@
-"""`python -m bench.gpu`: how fast the full-size Show-o trains, draws, captions and answers here.
+"""`python -m bench.gpu`: how fast the full-size Show-o trains, captions, answers and draws here.
 
 Weights are random and nothing is read or downloaded; torch and transformers are enough, with peft
-for LoRA. A part that fails says why, and the rest goes on. No measurement is begun after --minutes.
-With --json what is known is written after every row, as JSON and beside it as Markdown.
+for LoRA. A part that fails says why, and the rest goes on. With --json what is known is written
+after every part, as JSON and beside it as Markdown.
 """
 
 import argparse
 import json
+import platform
 import shlex
+import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.clock import Clock
-from bench.measure import PARTS, Bench
-from bench.report import as_json, as_markdown
-from bench.synthetic import SIZES
+from bench.flops import forward_flops, image_work, packed_work, text_work
+from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_model
+from bench.training import Lora, PairStep
+from core.runtime import peak_memory_bytes
+from models.families.showo.likelihood import question_trees
+from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
+from models.nn.packing import num_tokens, pack_trees
+from models.protocol import MaskPredict, Seen, TextSampling
+
+GUIDANCE = 5.0
+LORA = Lora()
+HEAD = "| part | median | fastest to slowest | speed | MFU | peak memory |"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call to be timed, how many units of what it does, and its useful arithmetic."""
+
+    call: Callable[[], object]
+    units: Mapping[str, float] = field(default_factory=dict)
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of a part's runs, or why it could not be measured."""
+
+    part: str
+    seconds: Sequence[float] = ()
+    units: Mapping[str, float] = field(default_factory=dict)
+    flops: int = 0
+    peak_bytes: int = 0
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def rate(size: Size, device: str) -> Prepared:
+    """A product of square bfloat16 matrices, which MFU is a share of."""
+    first, second = (
+        torch.randn(size.matmul, size.matmul, device=device, dtype=torch.bfloat16) for _ in range(2)
+    )
+    return Prepared(lambda: first @ second, flops=2 * size.matmul**3)
+
+
+def train(size: Size, device: str, *, lora: bool = False) -> Prepared:
+    """A Pair-DPO step: both modalities of all pairs at once, and AdamW."""
+    model = make_model(size, device, torch.float32)
+    if lora:
+        from models.adapters import Adapters
+
+        Adapters(model, LORA, 0)  # type: ignore[arg-type]
+    step = PairStep(model, size, device, size.pairs)
+    units = {"steps": 1, "pairs": size.pairs, "tokens": step.work().tokens}
+    return Prepared(step, units, step.flops(LORA if lora else None))
+
+
+def captions(size: Size, device: str) -> Prepared:
+    """Captions of images by the published settings: greedy, then top-k at three temperatures."""
+    model = make_model(size, device, torch.bfloat16)
+    settings = [(1.0, 1), *product((0.1, 0.7, 2.0), (2, 3, 4))]
+    samplings = [
+        TextSampling(temperature, top_k, length)
+        for (temperature, top_k), length in zip(settings, size.captions, strict=False)
+    ]
+    codes_BN, seeds = Data(model.config).codes(size.records), list(range(size.records))
+    instruction = mmu_instruction(model.tokenizer, CAPTION_QUESTION)
+    lengths = [sampling.max_new_tokens for sampling in samplings]
+    prefix = model.config.num_vq_tokens + 3 + len(instruction)
+    work = text_work(model.config, prefix, lengths) * size.records
+    units = {"captions": len(samplings) * size.records, "tokens": sum(lengths) * size.records}
+    return Prepared(
+        lambda: model.caption(Seen(codes_BN), samplings, seeds),
+        units,
+        forward_flops(model.config, work),
+    )
+
+
+def answers(size: Size, device: str) -> Prepared:
+    """Answers to the questions about a prompt's images by likelihood, as self-VQA asks them."""
+    model = make_model(size, device, torch.bfloat16)
+    data = Data(model.config)
+    codes_BN, questions = data.codes(size.images), data.questions(size.images, size)
+    trees = question_trees(codes_BN, questions, model.tokenizer, model.config)
+    pad_id = model.tokenizer.special.pad
+    work = packed_work(model.config, pack_trees(trees, pad_id), pad_id)
+    units = {"images": size.images, "tokens": sum(map(num_tokens, trees))}
+    return Prepared(
+        lambda: model.answer(Seen(codes_BN), questions), units, forward_flops(model.config, work)
+    )
+
+
+def images(size: Size, device: str) -> Prepared:
+    """All images of a prompt with guidance, down to pixels."""
+    model = make_model(size, device, torch.bfloat16)
+    config, special = model.config, model.tokenizer.special
+    prompts, sampling = Data(config).texts(1, PROMPT_WORDS), MaskPredict(size.steps, GUIDANCE)
+
+    def call() -> None:
+        codes_BMN = model.generate(prompts, size.images, sampling, [0])
+        model.decode(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
+
+    lengths = [
+        len(t2i_prompt(model.tokenizer.encode(text) if text else [], special, config.max_text_len))
+        for text in (*prompts, "")
+    ]
+    work = image_work(config, lengths, size.images, size.steps, guided=True)
+    return Prepared(call, {"images": size.images}, forward_flops(config, work))
+
+
+PARTS: Mapping[str, Callable[[Size, str], Prepared]] = {
+    "rate": rate,
+    "train": train,
+    "lora": lambda size, device: train(size, device, lora=True),
+    "captions": captions,
+    "answers": answers,
+    "images": images,
+}
+
+
+def measure(part: str, size: Size, device: str, runs: int) -> Row:
+    """Time a part after one run to warm up; a part that fails gives the reason."""
+    on_gpu = device != "cpu"
+    try:
+        made = PARTS[part](size, device)
+        made.call()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = [seconds_of(made.call, device) for _ in range(runs)]
+        peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes()
+        return Row(part, seconds, made.units, made.flops, peak)
+    except Exception as error:  # of whatever kind: the other parts are wanted all the same
+        message = str(error).strip().partition("\n")[0]
+        return Row(part, error=f"{type(error).__name__}: {message}"[:300])
+    finally:
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """Seconds of a call, until the device has done all of it."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def hardware(device: str) -> str:
+    """What is measured on, in a line."""
+    if device == "cpu":
+        threads = torch.get_num_threads()
+        return f"CPU {platform.machine()}, {threads} threads, torch {torch.__version__}"
+    about = torch.cuda.get_device_properties(device)
+    memory = f"{about.total_memory / 2**30:.0f} GiB"
+    return f"{about.name}, {memory}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+
+
+def share_of_peak(row: Row, rows: Sequence[Row]) -> float | None:
+    """Model FLOP/s utilisation against the measured rate of products; None where unknown."""
+    peaks = [one.flops / one.median for one in rows if one.part == "rate" and one.seconds]
+    return row.flops / row.median / peaks[0] if peaks and row.seconds and row.flops else None
+
+
+def as_json(rows: Sequence[Row], about: str, command: str) -> dict[str, Any]:
+    """Everything, for programs."""
+    measured = [
+        asdict(row)
+        | ({"median": row.median, "mfu": share_of_peak(row, rows)} if row.seconds else {})
+        for row in rows
+    ]
+    return {"hardware": about, "command": command, "rows": measured}
+
+
+def as_markdown(rows: Sequence[Row], about: str, command: str) -> str:
+    """Everything, for people."""
+    lines = [f"{about}. `{command}`", "", HEAD, "|---" * (HEAD.count("|") - 1) + "|"]
+    for row in rows:
+        if not row.seconds:
+            lines.append(f"| {row.part} | {row.error} | | | | |")
+            continue
+        speeds = [f"{count / row.median:,.4g} {unit}/s" for unit, count in row.units.items()]
+        share = share_of_peak(row, rows)
+        lines.append(
+            f"| {row.part} | {1000 * row.median:,.4g} ms "
+            f"| {1000 * min(row.seconds):,.4g} to {1000 * max(row.seconds):,.4g} "
+            f"| {', '.join(speeds) or f'{row.flops / row.median / 1e12:,.4g} TFLOP/s'} "
+            f"| {'' if share is None else f'{share:.1%}'} | {row.peak_bytes / 2**30:.1f} GiB |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, then print the tables."""
+    """Measure, then print the table."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    clock = Clock(options.device)
-    bench = Bench(SIZES[options.size], clock, options.minutes)
-    about = clock.hardware(), shlex.join(["python", "-m", "bench.gpu", *given])
-    for _ in bench.run(options.parts):
-        if options.json:
-            _write(options.json, bench, about)
-    print(as_markdown(bench.rows, *about))
-    return 0
-
-
-def _write(path: Path, bench: Bench, about: tuple[str, str]) -> None:
-    path.write_text(json.dumps(as_json(bench.rows, *about), indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(as_markdown(bench.rows, *about), encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure the full-size model on a GPU.")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
-    parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART",
-        help=f"in this order, by default all: {' '.join(PARTS)}",
-    )  # fmt: skip
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--json", type=Path, help="file to write, beside it the same as .md")
-    parser.add_argument(
-        "--minutes", type=float, default=5.0, help="no measurement is begun after so long"
-    )
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser
+    options = parser.parse_args(given)
+    about = hardware(options.device), shlex.join(["python", "-m", "bench.gpu", *given])
+    rows: list[Row] = []
+    for part in options.parts:
+        rows.append(measure(part, SIZES[options.size], options.device, options.runs))
+        print(f"{part}: {rows[-1].error or f'{rows[-1].median:.4g} s'}", file=sys.stderr)
+        if options.json:
+            document = json.dumps(as_json(rows, *about), indent=1) + "\n"
+            options.json.write_text(document, encoding="utf-8")
+            text = as_markdown(rows, *about)
+            options.json.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(as_markdown(rows, *about))
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The sides of a path take the same inputs. What is compared is stated with each.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from bench import plain
 from bench.synthetic import FULL, SMALL, Data, Size, make_model
 from bench.training import PairStep, PublishedTraining
+from models.families.showo.likelihood import image_root, instruction
 from models.families.showo.model import ShowoModel
 from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
 from models.families.showo.sampler import (
@@ -24,17 +24,14 @@ from models.families.showo.sampler import (
     generate_replies,
     generate_text,
 )
-from models.families.showo.trees import image_root, instruction
 from models.nn.packing import Segment
 from models.protocol import MODALITIES, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
-from training.sharding import recompute
 
 Side = Literal["ours", "plain"]
 Floats = npt.NDArray[np.float64]
 Call = Callable[[], Floats]
 
-ENCODER = Path(__file__).parent.parent / "models/assets/shapes/caption_encoder"
 NO_STOP = -1  # an id that no token has, so that lengths are fixed
 SETTINGS = [(1.0, 1), *((t, k) for k in (2, 3, 4) for t in (0.1, 0.7, 2.0))]
 QUESTIONS, REPLY_TOKENS = 5, 8
@@ -50,7 +47,6 @@ class Scale:
     caption_tokens: int = 32
     images: int = 16
     image_steps: int = 2
-    captions: int = 10_000
 
 
 MID = Scale(
@@ -66,7 +62,7 @@ MID = Scale(
         vq=SMALL.vq,
     )
 )
-TINY = Scale(SMALL, caption_tokens=4, images=2, image_steps=2, captions=20)
+TINY = Scale(SMALL, caption_tokens=4, images=2, image_steps=2)
 SCALES = {"mid": MID, "tiny": TINY}
 
 
@@ -76,14 +72,11 @@ class HotPath:
 
     Sums of floating-point numbers are taken in another order, so a draw that falls on the edge of
     two categories may go either way, and everything drawn after it. Where that happens, `check`
-    gives a call with numbers before the draw, and they are compared. `faster` and `leaner` are the
-    ratios aimed at.
+    gives a call with numbers before the draw, and they are compared.
     """
 
     title: str
     build: Callable[[Scale, Side], Call]
-    faster: float
-    leaner: float | None = None
     agree: float = 1.0
     tolerance: float = 0.0
     check: Callable[[Scale, Side], Call] | None = None
@@ -197,12 +190,8 @@ def _answers(scale: Scale, side: Side) -> Call:
     return lambda: np.concatenate(model.answer(codes_BN, asked)[0])
 
 
-def _pair_step(scale: Scale, side: Side, recomputed: bool = False) -> Call:
-    """Compared by the first step, after which the sides have other optimizers.
-
-    It is made here, since AdamW has its moments from then on: a process that made no more than one
-    step would never hold them beside activations.
-    """
+def _pair_step(scale: Scale, side: Side) -> Call:
+    """Compared by the first step, after which the sides have other optimizers."""
     model, data = _made(scale, side)
     pairs, settings = data.pairs(1), PublishedTraining()
     if side == "plain":
@@ -212,8 +201,6 @@ def _pair_step(scale: Scale, side: Side, recomputed: bool = False) -> Call:
     else:
         with torch.inference_mode():
             logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
-        if recomputed:
-            recompute(model.blocks)
         sums = [(pair.chosen_logps_B, pair.rejected_logps_B) for pair in logps]
         first = np.array([float(logp_B) for both in sums for logp_B in both])
         # Of a generator of its own, so these are the same pairs.
@@ -227,52 +214,17 @@ def _pair_step(scale: Scale, side: Side, recomputed: bool = False) -> Call:
     return run
 
 
-def _caption_scores(scale: Scale, side: Side) -> Call:
-    # Here, because the import alone takes seconds, which other paths need not wait for.
-    from sentence_transformers import SentenceTransformer
-
-    from evals.networks.caption_scorer import CaptionScorer
-
-    random = np.random.default_rng(SEED)
-    words = ["a", "small", "large", "red", "blue", "green", "circle", "square", "star", "left"]
-    texts = [" ".join(random.choice(words, 9)) for _ in range(scale.captions)]
-    # Ten captions of each image.
-    references = [texts[number - number % 10] for number in range(len(texts))]
-
-    def ours() -> Floats:
-        scorer = CaptionScorer(ENCODER, "cpu")
-        return np.array(scorer.score(texts, [[reference] for reference in references]))
-
-    def straight() -> Floats:
-        encoder = SentenceTransformer(str(ENCODER), device="cpu", local_files_only=True)
-        return np.array(plain.caption_scores(encoder, texts, references))
-
-    return ours if side == "ours" else straight
-
-
 def _made(scale: Scale, side: Side) -> tuple[ShowoModel, Data]:
     model = make_model(_vq_fits(scale.model), "cpu", torch.float32)
     return model, Data(model.config)
 
 
 PATHS = {
-    "captions": HotPath("10 captions of an image", _captions, 60, agree=0.95),
-    "images": HotPath(
-        "16 images with guidance", _images, 3, leaner=4, tolerance=1e-4, check=_image_logits
-    ),
-    "replies": HotPath("5 questions about an image, decoded", _replies, 30),
-    "answers": HotPath("5 questions about an image, by likelihood", _answers, 30, agree=0.0),
-    "pair-step": HotPath("a Pair-DPO step", _pair_step, 2.5, tolerance=1e-3),
-    "lean-step": HotPath(
-        "a Pair-DPO step, recomputing",
-        partial(_pair_step, recomputed=True),
-        2.5,
-        leaner=2,
-        tolerance=1e-3,
-    ),
-    "caption-scores": HotPath(
-        "scores of captions by embedding", _caption_scores, 20, tolerance=1e-4
-    ),
+    "captions": HotPath("10 captions of an image", _captions, agree=0.95),
+    "images": HotPath("16 images with guidance", _images, tolerance=1e-4, check=_image_logits),
+    "replies": HotPath("5 questions about an image, decoded", _replies),
+    "answers": HotPath("5 questions about an image, by likelihood", _answers, agree=0.0),
+    "pair-step": HotPath("a Pair-DPO step", _pair_step, tolerance=1e-3),
 }
 
 

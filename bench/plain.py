@@ -10,7 +10,6 @@ Shapes: T tokens of a row, R rows, N image tokens, V vocabulary, S steps.
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,10 +33,6 @@ from models.families.showo.prompts import (
 from models.nn.packing import IGNORE
 from models.protocol import MaskPredict, PairBatch, TextSampling
 from models.samplers.mask_predict import mask_lengths, remask
-
-if TYPE_CHECKING:
-    # Its import holds memory, which would count for every path.
-    from sentence_transformers import SentenceTransformer
 
 
 @torch.inference_mode()
@@ -232,17 +227,3 @@ class PairStep:
             labels[-len(labels_N) - 1 : -1] = labels_N
             rows.append((ids, torch.from_numpy(labels), t2i_attention(ids[None], special)))
         return rows
-
-
-def caption_scores(
-    encoder: "SentenceTransformer", texts: Sequence[str], references: Sequence[str]
-) -> list[float]:
-    """Cosine of each caption to its true one, both embedded anew, one at a time."""
-    scores = []
-    for text, reference in zip(texts, references, strict=True):
-        vectors = [
-            encoder.encode([one], show_progress_bar=False, normalize_embeddings=True)[0]
-            for one in (text, reference)
-        ]
-        scores.append(float(vectors[0] @ vectors[1]))
-    return scores

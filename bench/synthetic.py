@@ -32,12 +32,10 @@ class Size:
 
     network: ShowoConfig
     vq: MAGVITv2Config
-    long_image: int  # image tokens of the second resolution
-    matmuls: Sequence[int]
+    matmul: int  # width of square matrices
     steps: int  # of sampling an image
     captions: Sequence[int]  # lengths of an image's captions
     pairs: int  # of a training step
-    at_once: Sequence[int]  # pairs and records whose effect on speed is looked at
     questions: int
     choices: int
     images: int  # for a prompt
@@ -59,12 +57,10 @@ FULL = Size(
         eos_token_id=50256,
     ),
     vq=FULL_SIZE,
-    long_image=1024,
-    matmuls=(4096, 8192, 16384),
+    matmul=8192,
     steps=50,
     captions=(32, 39, 47, 54, 62, 70, 77, 85, 92, 100),
     pairs=4,
-    at_once=(1, 2, 8),
     questions=6,
     choices=4,
     images=16,
@@ -87,12 +83,10 @@ SMALL = replace(
     vq=MAGVITv2Config(
         StackConfig(16, (1, 2), (1, 1)), StackConfig(16, (1, 2), (1, 1)), 6, groupnorm_groups=4
     ),
-    long_image=64,
-    matmuls=(128, 256),
+    matmul=256,
     steps=3,
     captions=(4, 6),
     pairs=2,
-    at_once=(1,),
     questions=2,
     choices=2,
     images=2,
@@ -115,9 +109,9 @@ def make_tokenizer(config: ShowoConfig) -> ShowoTokenizer:
     )
 
 
-def make_model(size: Size, device: str, dtype: torch.dtype, *, long: bool = False) -> ShowoModel:
-    """A model with random weights, of the second resolution if `long`."""
-    config = replace(size.network, num_vq_tokens=size.long_image) if long else size.network
+def make_model(size: Size, device: str, dtype: torch.dtype) -> ShowoModel:
+    """A model with random weights."""
+    config = size.network
     torch.manual_seed(0)
     with without_values():
         network = Showo(config)

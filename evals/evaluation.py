@@ -34,9 +34,9 @@ from data.tables import (
     read_table,
     write_table,
 )
-from evals.gap import record_scores, summarize
 from evals.judges.base import Judge, Provenance
 from evals.networks.caption_scorer import CaptionScorer
+from evals.scores import record_scores, summarize
 from evals.statistics import BOOTSTRAP_SEED
 from evals.vqa import ANSWERED, Answered, ask, check_answered
 from models.batches import Batches

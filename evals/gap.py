@@ -1,102 +1,192 @@
-"""What an evaluated checkpoint is worth: U, G, their gap and companions, from stored answers.
-
-U is the share of right answers of the model about real held-out images, G the share of right
-answers, as read by a judge that the loop does not optimise, about images that the model drew for
-the same records. The model's own answers about those images show how far self-VQA, which ranks the
-samples that it learns from, can be trusted.
-"""
+"""`python -m evals.gap`: U, G and their gap of any checkpoint on any pool with questions."""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
+from core.artifact import Artifact
+from core.command import run_command
+from core.errors import UserError
+from core.files import sha256_of
+from core.progress import progress
+from core.runtime import setup_logging
+from core.stage import WHOLE
+from data.checks import check_asked
+from data.tables import count_rows, iter_batches, parquet_files, read_table
+from evals.checkpoints import Checkpoint, open_checkpoint
+from evals.outcome import is_finished, outcome
 
-from data.metrics import METRICS
-from evals.statistics import Estimate, bootstrap_means
+if TYPE_CHECKING:
+    from core.artifact_writer import ArtifactWriter
+    from core.config import Config
+    from evals.judges.base import Provenance
 
-ALL = "all"
-ANSWERED = "answered"
-ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
+ORACLE = "oracle"
+METRICS = "metrics.parquet"
+NOT_SETTINGS = ("judge", "folder", "endpoint", "max_unanswered")  # named by a digest, or no matter
+logger = logging.getLogger(__name__)
 
 
-def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per record: understanding, generation, chance, self_score, agreement, all_right.
-
-    Only what was answered counts; a record has no value of what nobody has answered. chance is what
-    guesses among the choices would get, self_score is generation as the model itself answers,
-    agreement the share of answers about its images that both it and the judge get right or both get
-    wrong, all_right the share of images without a wrong answer. Takes rows of `eval_answers`.
-    """
-    answers = answers[answers["status"] == ANSWERED]
-    real, judged, own = (
-        answers[answers["subject"] == subject].set_index(ANSWER)["right"]
-        for subject in ("real", "generated", "self")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after an error that a user can act on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.gap",
+        description="Understanding U, generation G and their gap of a checkpoint, on a pool.",
     )
-    both = own.index.intersection(judged.index)
-    by_image = judged.groupby(["record_id", "sample"])
-    scores = {
-        "understanding": _by_record(real),
-        "generation": _by_record(judged),
-        "chance": _by_record(answers.set_index("record_id")["chance"]),
-        "self_score": _by_record(own),
-        "agreement": _by_record((own[both] == judged[both]).astype(np.float64)),
-        "all_right": _by_record(by_image.min()),
-    }
-    return pd.DataFrame(scores)
+    parser.add_argument("--checkpoint", required=True, help="model folder, or URI of an artifact")
+    parser.add_argument("--pool", required=True, type=Path, help="Parquet file or folder of a pool")
+    parser.add_argument(
+        "--to", required=True, type=Path, help="folder for tables; resumed if there"
+    )
+    parser.add_argument(
+        "--judge",
+        help="who answers about generated images: oracle (shapes world), a checkpoint, or the URI "
+        "of an artifact of stage judge, as a run makes it; default: what the config says",
+    )
+    parser.add_argument(
+        "--config",
+        default="pipeline.yaml",
+        help="model family, sampling, caption encoder, intervals and device (%(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    setup_logging()
+    return run_command(lambda: _measure(options))
 
 
-def _by_record(values: pd.Series[float]) -> pd.Series[float]:
-    return values.groupby("record_id").mean()
+def _measure(options: argparse.Namespace) -> None:
+    # Here, so that --help does not wait for the schema.
+    from core.config import load_config
+
+    config = load_config(options.config, {})
+    checkpoint = open_checkpoint(options.checkpoint)
+    judge = _judge(options.judge, config, checkpoint)
+    config = judge.config
+    files = parquet_files(options.pool)
+    for batch in iter_batches(files, "pool", ["record_id", "questions"]):
+        check_asked(batch, str(options.pool))
+    settings = _settings(config, checkpoint, judge, files)
+    with outcome(options.to, "gap", settings) as draft:
+        if not is_finished(options.to):
+            _evaluate(config, checkpoint, judge, files, draft)
+            draft.publish({"settings": settings})
+    print(_table(options.to, checkpoint, judge))
 
 
-def summarize(
-    records: pd.DataFrame,
-    answers: pd.DataFrame,
-    *,
-    samples: int,
-    confidence: float,
-    seed: int,
-    unsaid: Collection[str] = (),
-) -> list[dict[str, object]]:
-    """Rows of table `metrics`: every name over all records and over each group of them.
+@dataclass(frozen=True)
+class _Judge:
+    """Whom to ask about generated images: the config that says so, and what it has learnt."""
 
-    `unsaid` are names that mean nothing here, such as the agreement with a judge that is the model.
-    """
-    rows: list[dict[str, object]] = []
-    for group, part in _groups(records, answers):
-        part = part.assign(gap=part["understanding"] - part["generation"])
-        names = [m.name for m in METRICS if m.name in part and m.name not in unsaid]
-        values_RC = part[names].to_numpy(np.float64)
-        estimates = bootstrap_means(values_RC, samples=samples, confidence=confidence, seed=seed)
-        rows += [_row(name, group, found) for name, found in zip(names, estimates, strict=True)]
-    return rows
+    config: Config
+    provenance: Provenance
+    digest: str
+    prepared: Path = Path()
+    types: tuple[str, ...] | None = None
+    base: Path = Path()
 
 
-def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield ALL, records
-    for column in ("category", "composition"):
-        for value, part in records.groupby(column):
-            yield f"{column}/{value}", part
-    for kind, part in answers.groupby("type"):
-        yield f"type/{kind}", record_scores(part).drop(columns="all_right").dropna()
+def _judge(given: str | None, config: Config, checkpoint: Checkpoint) -> _Judge:
+    from evals.judges.catalog import JUDGE, provenance_of, read_record
+
+    kind = config.evaluation.judge
+    if given and given != ORACLE and "://" in given:
+        artifact = Artifact(given)
+        if artifact.manifest["stage"] != JUDGE.partition(".")[0]:
+            raise UserError(f"--judge {given} is of stage {artifact.manifest['stage']}, not judge")
+        record = read_record(artifact.path())
+        config = _with(config, judge=record.provenance.kind)
+        digest = artifact.ref.digest
+        return _Judge(config, record.provenance, digest, artifact.path(), record.types)
+    if given == ORACLE or (given is None and kind == ORACLE):
+        config = _with(config, judge=ORACLE, folder=None)
+        return _Judge(config, provenance_of(config, checkpoint.folder), ORACLE)
+    if given is None and kind in ("reader", "encoder"):
+        raise UserError(
+            f"evaluation.judge = {kind!r} learns from a pool first; give --judge the URI of the "
+            "artifact of stage judge that a run has made (`python -m core.store lineage` shows it)"
+        )
+    if given is None and kind == "endpoint":
+        return _Judge(config, provenance_of(config, checkpoint.folder), kind)
+    named = given or config.evaluation.folder or config.model.checkpoint
+    folder = open_checkpoint(named)
+    # As a judge from elsewhere, whose weights are held against those of the judged one.
+    config = _with(config, judge="checkpoint", folder=str(folder.folder))
+    return _Judge(config, provenance_of(config, checkpoint.folder), folder.digest)
 
 
-def _row(name: str, group: str, estimate: Estimate) -> dict[str, object]:
+def _with(config: Config, **changes: object) -> Config:
+    evaluation = config.evaluation.model_copy(update=changes)
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def _settings(
+    config: Config, checkpoint: Checkpoint, judge: _Judge, files: Sequence[Path]
+) -> dict[str, Any]:
+    """All that decides about the outcome; it may be continued as long as this stays the same."""
+    document = config.model_dump(mode="json")
+    scoring, sampling = document["scoring"], document["sampling"]
     return {
-        "name": name,
-        "group": group,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "count": estimate.count,
+        "checkpoint": checkpoint.digest,
+        "judge": judge.digest,
+        "pool": [sha256_of(file) for file in files],
+        "family": config.model.family,
+        "precision": config.model.precision,
+        "images": {k: v for k, v in sampling["images"].items() if k != "num_samples"},
+        "max_new_tokens": sampling["captions"]["max_new_tokens"],
+        "shard_records": sampling["shard_records"],
+        "caption_scorer": {k: v for k, v in scoring.items() if k.startswith("caption_")},
+        "evaluation": {k: v for k, v in document["evaluation"].items() if k not in NOT_SETTINGS},
     }
+
+
+def _evaluate(
+    config: Config,
+    checkpoint: Checkpoint,
+    judge: _Judge,
+    files: Sequence[Path],
+    draft: ArtifactWriter,
+) -> None:
+    from evals.evaluation import Evaluator, evaluate_pool, join_parts
+    from evals.judges.catalog import open_judge
+    from evals.judges.endpoint import judge_server
+    from models.batches import Batches
+
+    batches = Batches.of_stage(
+        "evaluate",
+        config,
+        checkpoint.folder,
+        f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
+    )
+    with (
+        judge_server(config, config.evaluation.judge == "endpoint") as served,
+        open_judge(served, judge.prepared, judge.types, judge.base) as asked,
+    ):
+        evaluator = Evaluator(config, checkpoint.folder, asked)
+        shard = config.sampling.shard_records
+        evaluate_pool(draft, files, evaluator, batches, shard, WHOLE, progress)
+    join_parts(draft, config.evaluation, count_rows(files), judge.provenance)
+
+
+def _table(folder: Path, checkpoint: Checkpoint, judge: _Judge) -> str:
+    """Over all records and by type of question, with intervals."""
+    rows = read_table(folder / METRICS, "metrics").to_pylist()
+    who = judge.provenance
+    lines = [f"{checkpoint.name}, judged by {who.name}"]
+    if not who.independent:
+        lines.append(f"Not independent: {who.why}; G is what a relative of the model likes.")
+    for row in rows:
+        if row["group"] == "all" or row["group"].startswith("type/"):
+            lines.append(
+                f"{row['group']:<18} {row['name']:<18} {row['value']:.3f} "
+                f"[{row['low']:.3f}, {row['high']:.3f}]  {row['count']} records"
+            )
+    return "\n".join([*lines, f"tables: {folder}"])
 
 
 if __name__ == "__main__":
-    # Here, since the command needs models and this module must not.
-    from evals.gap_command import main
-
     sys.exit(main())

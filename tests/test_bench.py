@@ -11,46 +11,69 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.clock import Times
+from bench import gpu
+from bench.__main__ import Comparison
+from bench.__main__ import main as compare_main
 from bench.flops import Work, forward_flops, image_work, packed_work, text_work, training_flops
-from bench.gpu import main
-from bench.measure import PARTS, Row
-from bench.report import as_markdown, peak_rate, round_of_paper
+from bench.paths import PATHS, TINY, agreement
 from bench.synthetic import SMALL, Data, make_model
-from models import linear as linears
 from models.nn.packing import IGNORE, Segment, pack
 from models.protocol import MaskPredict, Seen, TextSampling
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SMALL.network
-# Compilers take long, and a machine may have none.
-QUICK = [part for part in PARTS if not part.endswith("-compiled")]
 
 
 def test_every_part_runs_at_a_small_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "speed.json"
-    command = ["--size", "small", "--device", "cpu", "--json", str(file), "--parts", *QUICK]
-    assert main(command) == 0
-    stored = json.loads(file.read_text())
-    failed = {row["variant"]: row["error"] for row in stored["rows"] if row["error"]}
-    assert list(failed) == ["CUDA graph"]
-    assert stored["peak_flops"] > 0
-    assert all(share["per_second"] > 0 for share in stored["round"])
-    shares = [row["share_of_peak"] for row in stored["rows"] if row["part"] == "train"]
-    assert all(0 < share < 1 for share in shares)
+    command = ["--size", "small", "--device", "cpu", "--runs", "1", "--json", str(file)]
+    assert gpu.main(command) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["part"] for row in rows] == list(gpu.PARTS)
+    assert {row["part"]: row["error"] for row in rows if row["error"]} == {}
+    assert all(0 < row["mfu"] <= 1 for row in rows)
     table = file.with_suffix(".md").read_text()
     assert table in capsys.readouterr().out
-    assert "--size small" in table
-    assert "| train | full fine-tuning | " in table
+    assert "steps/s" in table
 
 
-def test_parts_that_come_too_late_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--size", "small", "--device", "cpu", "--parts", "rate", "images", "--minutes", "0"])
+def test_a_part_that_fails_says_why_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(size: object, device: str) -> gpu.Prepared:
+        raise RuntimeError("no memory\nand more")
+
+    monkeypatch.setitem(gpu.PARTS, "train", fails)  # type: ignore[call-overload]
+    gpu.main(["--size", "small", "--device", "cpu", "--parts", "train", "rate", "--runs", "1"])
     shown = capsys.readouterr().out
-    assert shown.count("left out: no time left") == 3
-    assert "| images | 80,000 images | not measured |  |" in shown
+    assert "| train | RuntimeError: no memory |" in shown
+    assert "TFLOP/s" in shown
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if PATHS[name].agree > 0])
+def test_both_sides_give_the_same(name: str) -> None:
+    path = PATHS[name]
+    build = path.check or path.build
+    ours, straight = (build(TINY, side)() for side in ("ours", "plain"))
+    assert agreement(path, ours, straight) == 1.0
+    assert agreement(path, ours + 1, straight) == 0.0
+
+
+def test_sides_are_compared_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--scale", "tiny", "--runs", "1", "--to", str(tmp_path), "--paths", "pair-step"]
+    assert compare_main(command) == 0
+    table = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert "| a Pair-DPO step |" in table
+    assert table in capsys.readouterr().out
+    document = json.loads((tmp_path / "performance.json").read_text(encoding="utf-8"))
+    assert document["paths"]["pair-step"]["agree"] == 1.0
+
+
+def test_sides_that_differ_are_an_error() -> None:
+    assert Comparison("pair-step", [1.0, 3.0, 2.0], [8.0], 1.0).faster == 4.0
+    assert not Comparison("pair-step", [1.0], [1.0], 0.99).equal
 
 
 def test_it_needs_no_more_than_torch_and_transformers() -> None:
@@ -69,10 +92,8 @@ def counted(work: Work) -> int:
 
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("labelled", [20, 8])
-def test_arithmetic_is_that_of_torch_where_nothing_is_hidden(
-    trained: bool, labelled: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Torch counts keys that a mask hides too, so all see all here; what oneDNN does it misses."""
+def test_arithmetic_is_that_of_torch_where_nothing_is_hidden(trained: bool, labelled: int) -> None:
+    """Torch counts keys that a mask hides too, so all see all here."""
     model = make_model(SMALL, "cpu", torch.float32)
     ids = np.arange(20)
     labels = np.where(ids < labelled, ids, IGNORE)
@@ -81,15 +102,12 @@ def test_arithmetic_is_that_of_torch_where_nothing_is_hidden(
     read = 3 * labelled
     assert work == Work(60, 60 * 20, read, read * 20, read * CONFIG.vocab_size)
     # Of attention it counts the products of this backend alone, on a CPU.
-    monkeypatch.setattr(linears, "quick", lambda *_: False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logps = model.pair_module.token_logps(batch)
         if trained:
             logps.sum().backward()
     wanted = training_flops(CONFIG, work) if trained else forward_flops(CONFIG, work)
-    # Logits are computed again for the backward pass, which is no useful work.
-    again = 2 * CONFIG.hidden_size * work.logits if trained else 0
-    assert counter.get_total_flops() == wanted + again
+    assert counter.get_total_flops() == wanted
 
 
 def test_frozen_weights_save_a_third() -> None:
@@ -111,25 +129,3 @@ def test_work_of_sampling_is_what_is_fed_to_the_network() -> None:
     fed.clear()
     model.caption(Seen(data.codes(2)), [TextSampling(1.0, 1, 4)] * 3, [0, 0])
     assert sum(fed) == 2 * text_work(CONFIG, fed[0] // 2, [4, 4, 4]).tokens
-
-
-def test_a_round_is_counted_by_plain_rows() -> None:
-    times = Times(0.5, 0.4, 0.6, 3, 2**30)
-    rows = [
-        Row("rate", "8 x 8", times, {}, 10**12),
-        Row("images", "16 images, 50 steps", times, {"images": 16}, 10**11),
-        Row("images, 10 steps", "16 at once", times, {"images": 16}),
-        Row("train", "recomputation", times, {"steps": 1}),
-        Row("train", "full fine-tuning", times, {"steps": 1}, 5 * 10**11),
-    ]
-    assert peak_rate(rows) == 2e12
-    hours = {share.what: share.hours for share in round_of_paper(rows)}
-    assert hours["images"] == pytest.approx(80000 / 32 / 3600)
-    assert hours["training"] == pytest.approx(3000 / 2 / 3600)
-    assert hours["captions"] is None
-    table = as_markdown(rows, "A device", "a command")
-    assert (
-        "| train | full fine-tuning | 500 ms | 40.0 % of 3 | 2 steps/s | 50.0 % | 1.0 GiB |"
-        in table
-    )
-    assert "| all | | 5 missing | 1.11 |" in table

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evals.gap import record_scores, summarize
+from evals.scores import record_scores, summarize
 from evals.statistics import bootstrap_difference, bootstrap_mean
 
 

@@ -8,7 +8,7 @@ from stage_inputs import QUICK
 from data.shapes.records import make_records
 from data.tables import read_table, write_table
 from evals.checkpoints import open_checkpoint
-from evals.gap_command import main
+from evals.gap import main
 
 BASE = "models/assets/shapes/base"
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from showo_tiny import tiny_model
 
-from models.families.showo.trees import TokenLogps
+from models.families.showo.likelihood import TokenLogps
 from models.nn.packing import (
     IGNORE,
     ROOT,

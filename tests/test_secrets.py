@@ -42,6 +42,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_whole_run_leaves_no_secret_behind(
     server: Server, tmp_path: Path, mlflow_uri: str
 ) -> None:

@@ -18,11 +18,10 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from models.families.showo.config import ShowoConfig
-from models.families.showo.likelihood import PairModule
+from models.families.showo.likelihood import PairModule, TokenLogps, choice_logps, question_trees
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
 from models.families.showo.prompts import ShowoTokenizer
-from models.families.showo.trees import TokenLogps, choice_logps, question_trees
 from models.nn import token_logps as heads
 from models.nn.packing import pack, sum_logps
 from models.protocol import MODALITIES, MaskPredict, PairBatch, Seen, TextSampling, UnifiedModel

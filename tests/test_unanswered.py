@@ -13,8 +13,8 @@ import tasks.evaluate
 from core.errors import UserError
 from core.store import Store
 from data.questions import QuestionRow
-from evals.gap import record_scores
 from evals.judges.oracle import Oracle
+from evals.scores import record_scores
 from evals.vqa import ALIKE, Answered, ask, ask_by_decoding, check_answered, unanswered
 from services.replies import EMPTY, TRUNCATED
 from tests.loops import play, quick

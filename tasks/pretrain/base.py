@@ -26,6 +26,7 @@ from data.shapes.oracle import read
 from data.shapes.questions import HOW_MANY, WHOLE, training_questions
 from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Scene, split_of
 from models.families.showo.config import ShowoConfig
+from models.families.showo.likelihood import TokenLogps
 from models.families.showo.masks import cosine_mask
 from models.families.showo.network import Showo
 from models.families.showo.prompts import (
@@ -38,7 +39,6 @@ from models.families.showo.prompts import (
     t2i_prompt,
     vqa_question,
 )
-from models.families.showo.trees import TokenLogps
 from models.nn.packing import IGNORE, Segment, Tree, pack
 from models.tokenizers.magvitv2 import MAGVITv2
 from tasks.pretrain.tokenizer import scene_images, to_pixels

@@ -8,6 +8,7 @@ its class has no sizes. State-dict keys are ours.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import UserError
+from core.files import sha256_of
+from models.checkpoints.sources import Source, find_tokenizer, find_weights
 from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel, load_network, read_tokenizer
 from models.families.showo.prompts import SPECIAL_TOKENS, ShowoTokenizer
@@ -239,3 +242,49 @@ def _count(stored: Mapping[str, Any], name: str, path: Path) -> int:
     if type(value) is not int or value < 1:
         raise UserError(f"{path}: {name} = {value!r}; it must be a whole number from 1")
     return value
+
+
+def import_options(parser: argparse.ArgumentParser) -> None:
+    """What `python -m models.checkpoints import` is told for this family."""
+    for option, what in (
+        ("--show-o", "Show-o or HermesFlow"),
+        ("--vq", "MAGVIT-v2"),
+        ("--tokenizer", "the language model: its tokenizer and config.json"),
+    ):
+        parser.add_argument(option, required=True, metavar="FOLDER|ID@REVISION", help=what)
+    parser.add_argument(
+        "--resolution", type=int, metavar="PIXELS", help="256 or 512; default: as in config.json"
+    )
+
+
+def import_model(given: argparse.Namespace) -> tuple[ShowoModel, dict[str, object]]:
+    """The model of the published parts, and what each of them was."""
+    sources = {
+        "show_o": find_weights("--show-o", given.show_o),
+        "vq": find_weights("--vq", given.vq),
+        "tokenizer": find_tokenizer("--tokenizer", given.tokenizer),
+    }
+    folders = Published(**{name: source.folder for name, source in sources.items()})
+    model = load_published(folders, resolution=given.resolution, dtype=given.dtype)
+    return model, {name: _origin(name, source) for name, source in sources.items()}
+
+
+def _origin(name: str, source: Source) -> dict[str, object]:
+    if name == "tokenizer":
+        digests = {"tokenizer.json": sha256_of(source.folder / "tokenizer.json")}
+    else:
+        place = show_o_folder(source.folder) if name == "show_o" else source.folder
+        digests = Weights(place).digests()
+    return {"given": source.given, "commit": source.commit, "sha256": digests}
+
+
+def describe(model: ShowoModel) -> str:
+    """What was imported."""
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    return f"Show-o of {parameters:,} parameters for images of {model.resolution} pixels"
+
+
+def export_model(checkpoint: Path, folder: Path, file_format: Format, dtype: str | None) -> str:
+    """Write a checkpoint in the published layout; what the folder has then."""
+    save_published(ShowoModel.from_pretrained(checkpoint, dtype=dtype), folder, file_format)
+    return f"config.json and weights of Show-o, {VQ}/, {LANGUAGE_MODEL}/"

@@ -1,10 +1,12 @@
-"""Homologous pairs as packed trees, and their log-probabilities.
+"""Likelihoods of a Show-o network: packed trees of tokens, through one `forward`.
 
-A pair is a tree in each modality: image -> instruction -> chosen / rejected caption, and
-prompt -> chosen / rejected image, the latter once for each mask. The modalities are packed apart,
-so that each has a gradient of its own.
+Everything that is trained or scored by likelihood passes here: pre-training, choices of a
+question, both branches of preference pairs. A pair is a tree in each modality: image ->
+instruction -> chosen / rejected caption, and prompt -> chosen / rejected image, the latter once for
+each draw of a mask. The modalities are packed apart.
 
-Shapes: B pairs, N image tokens, K masks a pair, G branches.
+Shapes: B images, pairs and as many trees, N image tokens, K masks per pair, L labelled tokens, G
+branches (labelled segments).
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.families.showo.config import ShowoConfig
 from models.families.showo.masks import mask_pair
@@ -21,13 +23,137 @@ from models.families.showo.prompts import (
     CAPTION_QUESTION,
     Ids,
     ShowoTokenizer,
+    SpecialIds,
+    image_block,
     mmu_answer,
     mmu_instruction,
+    mmu_prefix,
     t2i_prompt,
+    vqa_question,
 )
-from models.families.showo.trees import TokenLogps, image_root, masked_image, prompt_root
-from models.nn.packing import PackedBatch, Segment, Tree, count_tokens, pack_trees, sum_logps
+from models.nn.packing import (
+    IGNORE,
+    PackedBatch,
+    Segment,
+    Tree,
+    count_tokens,
+    num_tokens,
+    pack_trees,
+    sum_logps,
+)
 from models.protocol import BranchLogps, Modality, PairBatch
+
+RUN_TOKENS = 2**13
+"""Tokens of questions that pass the network at once."""
+
+
+class TokenLogps(nn.Module):
+    """Log-probabilities of the labelled tokens of a packed batch.
+
+    The one module that training wraps (autocast and data parallelism act on `forward`).
+    """
+
+    def __init__(self, network: Showo) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """[L] in nats, over the full vocabulary, in float32."""
+        hidden_BRD = self.network(
+            batch.input_ids_BT, batch.attend_B1TT, batch.position_ids_BT, read_BR=batch.read_BR
+        )
+        chosen_LD = hidden_BRD.flatten(0, 1).index_select(0, batch.source_L)
+        return self.network.token_logps(chosen_LD, batch.targets_L)
+
+
+def image_root(image_ids_N: Ids, special: SpecialIds) -> Segment:
+    """Root of an understanding tree: mmu, soi, image, eoi, seeing each other."""
+    return Segment(mmu_prefix(image_ids_N, special), full=True)
+
+
+def prompt_root(prompt_ids: Ids, max_text_len: int) -> Segment:
+    """Root of a generation tree; its positions leave room for the padding that is not there."""
+    return Segment(prompt_ids, position=max_text_len + 1 - len(prompt_ids))
+
+
+def masked_image(
+    input_ids_N: Ids, labels_N: Ids, special: SpecialIds, *, borders: bool, parent: int = 0
+) -> Segment:
+    """Image block under a prompt; with `borders` soi and eoi are labelled too, as published.
+
+    The two border labels are visible inputs, so they teach nothing but count in published sums.
+    """
+    ends = (special.soi, special.eoi) if borders else (IGNORE, IGNORE)
+    labels = np.concatenate(([ends[0]], labels_N, [ends[1]]))
+    return Segment(image_block(input_ids_N, special), parent, full=True, labels=labels)
+
+
+def instruction(
+    tokenizer: ShowoTokenizer, config: ShowoConfig, question: str, choices: Sequence[str]
+) -> Ids:
+    """The user's turn that asks a question; whether it names the choices is up to the config."""
+    wording = vqa_question(question, choices if config.list_choices else ())
+    return mmu_instruction(tokenizer, wording)
+
+
+def question_trees(
+    codes_BN: Ids,
+    questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
+    tokenizer: ShowoTokenizer,
+    config: ShowoConfig,
+) -> list[Tree]:
+    """For each image a tree of all its questions and all their choices; choices are branches."""
+    trees: list[Tree] = []
+    for codes_N, asked in zip(codes_BN, questions, strict=True):
+        tree = [image_root(codes_N + config.image_offset, tokenizer.special)]
+        for question, choices in asked:
+            tree.append(Segment(instruction(tokenizer, config, question, choices), parent=0))
+            parent = len(tree) - 1
+            for choice in choices:
+                ids = mmu_answer(tokenizer, choice, config.max_text_len)
+                tree.append(Segment(ids[:-1], parent, labels=ids))
+        trees.append(tree)
+    return trees
+
+
+@torch.inference_mode()
+def choice_logps(
+    module: TokenLogps,
+    codes_BN: Ids,
+    questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
+    tokenizer: ShowoTokenizer,
+) -> list[list[Tensor]]:
+    """Log-probability, on the CPU, of each choice of each question of each image.
+
+    The end token counts, so a choice is not favoured for being the beginning of another.
+    """
+    network = module.network
+    trees = question_trees(codes_BN, questions, tokenizer, network.config)
+    num_choices = [[len(choices) for _, choices in asked] for asked in questions]
+    branches = [sum(counts) for counts in num_choices]
+    found: dict[int, Tensor] = {}
+    for run in _runs(trees):
+        batch = pack_trees([trees[i] for i in run], tokenizer.special.pad).to(network.device)
+        sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
+        found |= zip(run, sums_G.split([branches[i] for i in run]), strict=True)
+    return [list(found[i].split(counts)) for i, counts in enumerate(num_choices)]
+
+
+def _runs(trees: Sequence[Tree]) -> list[list[int]]:
+    """Indices of trees by length, at most `RUN_TOKENS` together.
+
+    Trees of like lengths leave little padding when they are packed together.
+    """
+    length_B = [num_tokens(tree) for tree in trees]
+    runs: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(trees)), key=length_B.__getitem__):
+        if not runs or length_B[index] > room:
+            runs.append([])
+            room = RUN_TOKENS
+        runs[-1].append(index)
+        room -= length_B[index]
+    return runs
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,14 @@ from torch import nn
 
 from core.errors import UserError
 from models.families.showo.config import ShowoConfig
-from models.families.showo.likelihood import PackedPairs, PairModule, pack_pairs
+from models.families.showo.likelihood import (
+    PackedPairs,
+    PairModule,
+    choice_logps,
+    image_root,
+    instruction,
+    pack_pairs,
+)
 from models.families.showo.network import Showo
 from models.families.showo.prompts import (
     CAPTION_QUESTION,
@@ -31,7 +38,6 @@ from models.families.showo.prompts import (
     text_use,
 )
 from models.families.showo.sampler import generate_images, generate_replies, generate_text
-from models.families.showo.trees import choice_logps, image_root, instruction
 from models.nn.packing import Segment
 from models.protocol import (
     BranchLogps,

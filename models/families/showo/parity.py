@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.families.showo.config import ShowoConfig
+from models.families.showo.likelihood import TokenLogps, masked_image, prompt_root
 from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
 from models.families.showo.network import Showo
 from models.families.showo.parity_vq import full_size_cases, magvitv2_cases
@@ -27,7 +28,6 @@ from models.families.showo.sampler import (
     lengths,
     prefill,
 )
-from models.families.showo.trees import TokenLogps, masked_image, prompt_root
 from models.losses import dpo_loss
 from models.nn.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
 from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled

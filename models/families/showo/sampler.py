@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.families.showo.likelihood import prompt_root
 from models.families.showo.network import Showo
 from models.families.showo.prompts import Ids, SpecialIds, t2i_prompt
-from models.families.showo.trees import prompt_root
 from models.nn.kv_cache import KVCache
 from models.nn.packing import Segment, Tree, num_tokens, pack
 from models.protocol import MaskPredict, TextSampling

@@ -1,0 +1,94 @@
+"""What an evaluated checkpoint is worth: U, G, their gap and companions, from stored answers.
+
+U is the share of right answers of the model about real held-out images, G the share of right
+answers, as read by a judge that the loop does not optimise, about images that the model drew for
+the same records. The model's own answers about those images show how far self-VQA, which ranks the
+samples that it learns from, can be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import pandas as pd
+
+from data.metrics import METRICS
+from evals.statistics import Estimate, bootstrap_means
+
+ALL = "all"
+ANSWERED = "answered"
+ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
+
+
+def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
+    """Per record: understanding, generation, chance, self_score, agreement, all_right.
+
+    Only what was answered counts; a record has no value of what nobody has answered. chance is what
+    guesses among the choices would get, self_score is generation as the model itself answers,
+    agreement the share of answers about its images that both it and the judge get right or both get
+    wrong, all_right the share of images without a wrong answer. Takes rows of `eval_answers`.
+    """
+    answers = answers[answers["status"] == ANSWERED]
+    real, judged, own = (
+        answers[answers["subject"] == subject].set_index(ANSWER)["right"]
+        for subject in ("real", "generated", "self")
+    )
+    both = own.index.intersection(judged.index)
+    by_image = judged.groupby(["record_id", "sample"])
+    scores = {
+        "understanding": _by_record(real),
+        "generation": _by_record(judged),
+        "chance": _by_record(answers.set_index("record_id")["chance"]),
+        "self_score": _by_record(own),
+        "agreement": _by_record((own[both] == judged[both]).astype(np.float64)),
+        "all_right": _by_record(by_image.min()),
+    }
+    return pd.DataFrame(scores)
+
+
+def _by_record(values: pd.Series[float]) -> pd.Series[float]:
+    return values.groupby("record_id").mean()
+
+
+def summarize(
+    records: pd.DataFrame,
+    answers: pd.DataFrame,
+    *,
+    samples: int,
+    confidence: float,
+    seed: int,
+    unsaid: Collection[str] = (),
+) -> list[dict[str, object]]:
+    """Rows of table `metrics`: every name over all records and over each group of them.
+
+    `unsaid` are names that mean nothing here, such as the agreement with a judge that is the model.
+    """
+    rows: list[dict[str, object]] = []
+    for group, part in _groups(records, answers):
+        part = part.assign(gap=part["understanding"] - part["generation"])
+        names = [m.name for m in METRICS if m.name in part and m.name not in unsaid]
+        values_RC = part[names].to_numpy(np.float64)
+        estimates = bootstrap_means(values_RC, samples=samples, confidence=confidence, seed=seed)
+        rows += [_row(name, group, found) for name, found in zip(names, estimates, strict=True)]
+    return rows
+
+
+def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    yield ALL, records
+    for column in ("category", "composition"):
+        for value, part in records.groupby(column):
+            yield f"{column}/{value}", part
+    for kind, part in answers.groupby("type"):
+        yield f"type/{kind}", record_scores(part).drop(columns="all_right").dropna()
+
+
+def _row(name: str, group: str, estimate: Estimate) -> dict[str, object]:
+    return {
+        "name": name,
+        "group": group,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "count": estimate.count,
+    }
