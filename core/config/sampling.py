@@ -61,7 +61,9 @@ class Sampling(Section):
     """What the current checkpoint produces in every iteration."""
 
     captions: CaptionSampling
-    images: MaskPredictSampling | AutoregressiveSampling = Field(discriminator="sampler")
+    images: MaskPredictSampling | AutoregressiveSampling = Field(
+        discriminator="sampler", description="images sampled for each prompt, by kind of sampler"
+    )
     shard_records: Count = Field(description="records a part; a kill loses at most one part")
 
     @model_validator(mode="before")
