@@ -5,7 +5,6 @@ import pytest
 import torch
 from showo_tiny import random_codes, tiny_model
 
-from models.families.showo import decoding
 from models.families.showo.likelihood import image_root, instruction
 from models.families.showo.masks import mmu_attention, t2i_attention
 from models.families.showo.network import Showo
@@ -17,6 +16,7 @@ from models.families.showo.sampler import (
 )
 from models.nn.packing import Segment, Tree
 from models.protocol import MaskPredict, Seen, TextSampling
+from models.samplers import text as decoding
 from models.samplers.mask_predict import mask_lengths, remask
 from models.samplers.noise import GeneratorNoise, RecordNoise, ReplayNoise
 from models.samplers.text import TopK
