@@ -12,9 +12,10 @@ NAMES = ("core", "data", "models")
 HELP = [
     ("flows.local", "pipeline"),
     ("tasks.base", "--store"),
-    ("tasks.train", "--store"),
-    ("tasks.pairs", "export"),
-    ("evals.gap", "--checkpoint"),
+    # Of the others each waits for its imports, some seconds.
+    pytest.param("tasks.train", "--store", marks=pytest.mark.slow),
+    pytest.param("tasks.pairs", "export", marks=pytest.mark.slow),
+    pytest.param("evals.gap", "--checkpoint", marks=pytest.mark.slow),
 ]
 
 

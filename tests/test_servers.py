@@ -187,6 +187,7 @@ def test_something_is_done_while_servers_start(state: Path) -> None:
     assert stop(folder / "fake.json")
 
 
+@pytest.mark.slow
 def test_what_is_imported_before_servers_answer_reads_none_of_their_settings() -> None:
     code = (
         "import sys; from flows import local; local._import_stages(); "

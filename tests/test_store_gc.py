@@ -54,6 +54,7 @@ def test_gc_lists_first_and_frees_what_no_checkpoint_needs(copied: Path) -> None
     assert "0 B  in 0 artifacts freed" in again.stdout
 
 
+@pytest.mark.slow
 def test_freed_store_goes_on_and_says_what_is_gone(copied: Path) -> None:
     gc(copied, "--without-registry", "--delete")
     runner, _ = play(quick(copied, iterations=3))
