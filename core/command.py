@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from core.artifact import ArtifactRef
 from core.errors import UserError
 from core.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, termination_raised
-from core.peers import ALONE, Peers
+from core.process_group import SINGLE, ProcessGroup
 from core.proxies import go_past_proxies
 from core.runtime import setup_logging
 from core.secrets import masked
@@ -45,7 +45,7 @@ def stage_command(
     stages: Mapping[str, Stage],
     arguments: Sequence[str] | None = None,
     run: Runner = run_stage,
-    peers: Peers = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> int:
     """Run one of a module's stages from the command line by `run`; prints its ref as JSON.
 
@@ -64,11 +64,11 @@ def stage_command(
     )
     parser.add_argument("--seed", type=int, help="replaces the seed of the config")
     options = parser.parse_args(arguments)
-    setup_logging(logging.INFO if peers.first else logging.ERROR)
+    setup_logging(logging.INFO if group.is_main_process else logging.ERROR)
 
     def command() -> None:
         ref = _run(stages[options.stage], options, run)
-        if peers.first:
+        if group.is_main_process:
             print(json.dumps(asdict(ref)))
 
     return run_command(command)

@@ -17,7 +17,7 @@ from core.artifact import Artifact, ArtifactRef
 from core.artifact_writer import ArtifactWriter
 from core.errors import UserError
 from core.files import sha256_of
-from core.peers import ALONE, Peers
+from core.process_group import SINGLE, ProcessGroup
 from core.progress import Progress, silent
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class UndeclaredReadError(Exception):
-    """A stage read a config value that is not in its `reads`, and so not in its key."""
+    """A stage read a config value that is not in its `config_keys`, and so not in its key."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ WHOLE = Shard()
 class StageContext:
     """What the body of a stage may use: the declared config, its inputs and its draft.
 
-    Of several peers the first alone writes into the draft.
+    Of several group the first alone writes into the draft.
     """
 
     stage: "Stage"
@@ -69,7 +69,7 @@ class StageContext:
     inputs: Mapping[str, Sequence[Artifact]]
     logger: logging.Logger
     shard: Shard = WHOLE
-    peers: Peers = ALONE
+    group: ProcessGroup = SINGLE
 
     def input(self, name: str) -> Artifact:
         """The only artifact of input `name`."""
@@ -82,7 +82,7 @@ class StageContext:
 
     @property
     def seed(self) -> int:
-        """Seed of this stage from the config's `seed`, which must be among its `reads`.
+        """Seed of this stage from the config's `seed`, which must be among its `config_keys`.
 
         The same for all inputs and iterations: mix in (`derive_seed`) what has to differ.
         """
@@ -96,30 +96,30 @@ Body = Callable[[StageContext], Mapping[str, object] | None]
 class Stage:
     """A cached step of the pipeline.
 
-    `reads` are dotted config paths (one that ends in "?" may be absent), `inputs` the names of
-    input artifacts (each may be given none, one or several). `body` writes parts into the draft
+    `config_keys` are dotted config paths (one that ends in "?" may be absent), `inputs` the names
+    of input artifacts (each may be given none, one or several). `body` writes parts into the draft
     and returns counts and metrics for the manifest. Raise `version` whenever the body starts to
     compute something else. `files` names what the body reads outside the store; their contents
-    enter the key. The body of a stage that `splits` does the parts of its shard, and returns None
-    while parts of others are missing. The processes of one that `meets` are `peers`, which share
-    every part of the work. `unkeyed` are config paths that the body may read besides, since results
-    do not depend on them; `around` has up what the body needs (a server), however many processes
-    share it, and gives the config that says where it is. `retention` is what `gc` makes of its
-    artifacts once the checkpoint that came of them has a successor: `kept`; `intermediate`, so all
-    is freed; `checkpoint`, so the weights are freed unless it is registered. A `verdict` is kept,
-    and its input `checkpoint` counts as judged for registration.
+    enter the key. The body of a `sharded` stage does the parts of its shard, and returns None
+    while parts of other shards are missing. The processes of a `distributed` one are a `group`,
+    which shares every part of the work. `unkeyed` are config paths that the body may read besides,
+    since results do not depend on them. `resources` starts what the body needs (a server), however
+    many processes share it, and gives the config that says where it is. `retention` is what `gc`
+    makes of its artifacts once the checkpoint that came of them has a successor: `kept`;
+    `intermediate`, so all is freed; `checkpoint`, so the weights are freed unless it is registered.
+    A `verdict` is kept, and its input `checkpoint` counts as judged for registration.
     """
 
     name: str
     version: int
-    reads: tuple[str, ...]
+    config_keys: tuple[str, ...]
     inputs: tuple[str, ...]
     body: Body
     files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
-    splits: bool = False
-    meets: bool = False
+    sharded: bool = False
+    distributed: bool = False
     unkeyed: tuple[str, ...] = ()
-    around: "Callable[[Config], AbstractContextManager[Config]]" = nullcontext
+    resources: "Callable[[Config], AbstractContextManager[Config]]" = nullcontext
     retention: Retention = "kept"
 
 
@@ -140,25 +140,25 @@ class ConfigView:
 
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}" if self._path else name
-        free = (*self._stage.reads, *self._stage.unkeyed)
+        free = (*self._stage.config_keys, *self._stage.unkeyed)
         if {path, path + ABSENT} & set(free) or path == RUNTIME:
             return getattr(self._section, name)
         if any(declared.startswith(f"{path}.") for declared in free):
             return ConfigView(self._stage, getattr(self._section, name), path)
-        declared = ", ".join(self._stage.reads) or "nothing"
+        declared = ", ".join(self._stage.config_keys) or "nothing"
         raise UndeclaredReadError(
             f"stage {self._stage.name} read config value {path}, but declares {declared}; "
-            "add it to the `reads` of the stage"
+            "add it to the `config_keys` of the stage"
         )
 
 
 def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
-    """The config values at the `reads` of a stage, in JSON form."""
+    """The config values at the `config_keys` of a stage, in JSON form."""
     document = config.model_dump(mode="json")
     values: dict[str, Any] = {}
-    for path in stage.reads:
+    for path in stage.config_keys:
         if path.split(".")[0] == RUNTIME:
-            raise ValueError(f"stage {stage.name}: {path} must not be in `reads`")
+            raise ValueError(f"stage {stage.name}: {path} must not be in `config_keys`")
         value: Any = document
         for part in path.removesuffix(ABSENT).split("."):
             if path.endswith(ABSENT):
@@ -195,13 +195,13 @@ def run_stage(
     store: Store,
     inputs: Inputs,
     progress: ProgressFactory = show_progress,
-    peers: Peers = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> StageResult:
     """Return the published artifact of this stage, running its body only if there is none.
 
-    Several processes that share the work call it with the same arguments, each as one of `peers`.
+    Several processes that share the work call it with the same arguments, each as one of `group`.
     """
-    result = run_shard(stage, config, store, inputs, WHOLE, progress, peers)
+    result = run_shard(stage, config, store, inputs, WHOLE, progress, group)
     assert result is not None  # the whole lacks no part
     return result
 
@@ -213,7 +213,7 @@ def run_shard(
     inputs: Inputs,
     shard: Shard,
     progress: ProgressFactory = show_progress,
-    peers: Peers = ALONE,
+    group: ProcessGroup = SINGLE,
     key: str | None = None,
 ) -> StageResult | None:
     """Do one shard of a stage; the artifact if it is complete then, None if others are at work.
@@ -222,17 +222,17 @@ def run_shard(
     whether all are. `key` is that of `stage_key`, if the caller has computed it.
     """
     started = time.monotonic()
-    key, *others = peers.gather(lambda: key or stage_key(stage, config, inputs))
+    key, *others = group.gather(lambda: key or stage_key(stage, config, inputs))
     if any(other != key for other in others):
         raise UserError(
             f"the processes of stage {stage.name} have different configs, inputs or versions of "
             "the program; give all of them the same"
         )
-    ref = peers.once(lambda: store.find(stage.name, key))
+    ref = group.once(lambda: store.find(stage.name, key))
     cached = ref is not None
     if ref is None:
-        with stage.around(config) as ready:
-            ref = _run_body(stage, ready, store, inputs, progress, key, shard, peers)
+        with stage.resources(config) as ready:
+            ref = _run_body(stage, ready, store, inputs, progress, key, shard, group)
     return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
 
 
@@ -244,7 +244,7 @@ def _run_body(
     progress: ProgressFactory,
     key: str,
     shard: Shard,
-    peers: Peers,
+    group: ProcessGroup,
 ) -> ArtifactRef | None:
     started = time.monotonic()
     refs = as_lists(stage, inputs)
@@ -254,11 +254,11 @@ def _run_body(
             # Looks like the config to the body and to the type checker.
             config=cast("Config", ConfigView(stage, config)),
             draft=draft,
-            progress=progress if peers.first else silent,
+            progress=progress if group.is_main_process else silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
             shard=shard,
-            peers=peers,
+            group=group,
         )
         with watched(f"stage {stage.name}", config.runtime.stall_minutes):
             results = stage.body(context)
@@ -274,7 +274,7 @@ def _run_body(
             "seconds": round(time.monotonic() - started, 3),
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        return peers.once(lambda: draft.publish(manifest))
+        return group.once(lambda: draft.publish(manifest))
 
 
 def as_lists(stage: Stage, inputs: Inputs) -> dict[str, list[ArtifactRef]]:

@@ -30,7 +30,7 @@ class LoserFrom(IntEnum):
     OLD_LOSER = 2
 
 
-class Fate(IntEnum):
+class FilterReason(IntEnum):
     """What becomes of one modality of a record: the first filter that drops it, or KEPT."""
 
     KEPT = 0
@@ -172,18 +172,20 @@ def _with_old_loser(picks: Picks, previous: Previous, where_R: Flags, source: Lo
 
 
 def judge(picks: Picks, rule: PairRule, asked_R: Flags | None = None) -> Ints:
-    """The `Fate` of each record; `asked` are those with questions to be scored by, None: all."""
+    """The `FilterReason` of each record; `asked` are those that have questions, None: all."""
     # Scores are stored with 32 bits; a margin of exactly the threshold must pass.
     margin_R = (picks.winner_score_R - picks.loser_score_R).round(6)
     missing_R = picks.loser_row_R == NONE
     reasons = {
-        Fate.NO_QUESTIONS: np.zeros_like(missing_R) if asked_R is None else ~asked_R,
-        Fate.NO_SCORES: picks.num_scored_R == 0,
-        Fate.NO_WINNER: picks.winner_row_R == NONE,
-        Fate.BELOW_MIN_BEST: picks.winner_score_R <= np.float32(rule.min_best),
-        Fate.NO_LOSER: missing_R,
+        FilterReason.NO_QUESTIONS: np.zeros_like(missing_R) if asked_R is None else ~asked_R,
+        FilterReason.NO_SCORES: picks.num_scored_R == 0,
+        FilterReason.NO_WINNER: picks.winner_row_R == NONE,
+        FilterReason.BELOW_MIN_BEST: picks.winner_score_R <= np.float32(rule.min_best),
+        FilterReason.NO_LOSER: missing_R,
         # A fresh loser is never above the best, only as good: that is a lack of margin.
-        Fate.NOT_ABOVE_LOSER: (margin_R <= 0) & (picks.loser_from_R != LoserFrom.SAMPLES),
-        Fate.BELOW_MARGIN: (margin_R <= 0) | (margin_R < rule.min_margin),
+        FilterReason.NOT_ABOVE_LOSER: (margin_R <= 0) & (picks.loser_from_R != LoserFrom.SAMPLES),
+        FilterReason.BELOW_MARGIN: (margin_R <= 0) | (margin_R < rule.min_margin),
     }
-    return np.select(list(reasons.values()), [int(fate) for fate in reasons], int(Fate.KEPT))
+    return np.select(
+        list(reasons.values()), [int(fate) for fate in reasons], int(FilterReason.KEPT)
+    )

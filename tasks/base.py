@@ -42,7 +42,7 @@ def _files(config: Config) -> Sequence[Path]:
     return sorted(path for path in Path(config.model.checkpoint).rglob("*") if path.is_file())
 
 
-BASE = Stage("base", 1, reads=("model",), inputs=(), body=_body, files=_files)
+BASE = Stage("base", 1, config_keys=("model",), inputs=(), body=_body, files=_files)
 
 if __name__ == "__main__":
     sys.exit(stage_command({"base": BASE}))

@@ -122,7 +122,7 @@ def _with_server(config: Config) -> AbstractContextManager[Config]:
 BENCHMARK = Stage(
     "benchmark",
     2,
-    reads=(
+    config_keys=(
         "benchmarks",
         "data.eval_split?",
         "model.family",
@@ -137,9 +137,9 @@ BENCHMARK = Stage(
     inputs=("checkpoint",),
     body=_body,
     files=_files,
-    splits=True,
+    sharded=True,
     unkeyed=("evaluation.endpoint", "evaluation.max_unanswered"),
-    around=_with_server,
+    resources=_with_server,
 )
 
 

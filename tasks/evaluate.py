@@ -68,7 +68,7 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 EVALUATE = Stage(
     "evaluate",
     5,
-    reads=(
+    config_keys=(
         "model.family",
         "model.precision",
         "evaluation.judge",
@@ -88,10 +88,10 @@ EVALUATE = Stage(
     inputs=("test", "checkpoint", "base", "judge"),
     body=_body,
     files=_encoder_files,
-    splits=True,
+    sharded=True,
     # What its folder holds is named by the digests of files.
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
-    around=_with_server,
+    resources=_with_server,
 )
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
 STAGE = Stage(
     "fit",
     1,
-    reads=(
+    config_keys=(
         "model.family",
         "model.precision",
         "scoring.caption_encoder",

@@ -53,7 +53,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
 GATE = Stage(
     "gate",
     1,
-    reads=("gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
+    config_keys=("gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
     inputs=("checkpoint", "evaluation", "benchmarks", "baseline", "baseline_benchmarks"),
     body=_body,
     retention="verdict",

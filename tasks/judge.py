@@ -274,7 +274,7 @@ def _judge_files(config: Config) -> Sequence[Path]:
 STAGE = Stage(
     "judge",
     2,
-    reads=(
+    config_keys=(
         "model.family",
         "model.precision",
         "evaluation.judge",
@@ -288,7 +288,7 @@ STAGE = Stage(
     body=_body,
     files=_judge_files,
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
-    around=_with_server,
+    resources=_with_server,
 )
 
 if __name__ == "__main__":

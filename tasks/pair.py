@@ -22,7 +22,7 @@ from core.stage import Stage, StageContext
 from data.pair_rows import SAMPLE_COLUMNS, PairAssembler, PickedBranch, Tally
 from data.pairing import (
     NONE,
-    Fate,
+    FilterReason,
     Flags,
     Ints,
     Picks,
@@ -44,16 +44,18 @@ WRITTEN_BYTES = 32 << 20  # of rows that are checked and written at once
 PART_BATCHES = 16  # batches of rows a part
 FEW = 0.1  # share of the records below which the log warns
 WAYS_OUT = {
-    Fate.NO_QUESTIONS: "they have no questions, by which {modality}s are scored; see what stage "
-    "questions did",
-    Fate.NO_SCORES: "no {modality} of theirs has a score; see what stages sample and score did",
-    Fate.NO_WINNER: "all their captions are empty; see what stage sample did",
-    Fate.BELOW_MIN_BEST: "their best {modality} is not above pairing.{modality}.min_best = "
-    "{rule.min_best} (the best of all has {best:.3f}); lower it",
-    Fate.NO_LOSER: "they have one {modality} only; raise num_samples in sampling.{modality}s",
-    Fate.NOT_ABOVE_LOSER: "their best {modality} is not above the old loser; set "
+    FilterReason.NO_QUESTIONS: "they have no questions, by which {modality}s are scored; see what "
+    "stage questions did",
+    FilterReason.NO_SCORES: "no {modality} of theirs has a score; see what stages sample and "
+    "score did",
+    FilterReason.NO_WINNER: "all their captions are empty; see what stage sample did",
+    FilterReason.BELOW_MIN_BEST: "their best {modality} is not above "
+    "pairing.{modality}.min_best = {rule.min_best} (the best of all has {best:.3f}); lower it",
+    FilterReason.NO_LOSER: "they have one {modality} only; raise num_samples in "
+    "sampling.{modality}s",
+    FilterReason.NOT_ABOVE_LOSER: "their best {modality} is not above the old loser; set "
     "pairing.iteration_rule: fresh",
-    Fate.BELOW_MARGIN: "winner and loser {modality} differ by less than pairing.{modality}."
+    FilterReason.BELOW_MARGIN: "winner and loser {modality} differ by less than pairing.{modality}."
     "min_margin = {rule.min_margin}, or not at all; lower it, or sample more varied {modality}s",
 }
 IDENTICAL, SAME_AFTER_CUT = "identical", "same_after_cut"
@@ -67,7 +69,7 @@ def run(context: StageContext) -> Mapping[str, object]:
         _caption_branch(context, pool_ids, old),
         _image_branch(context, pool_ids, old, asked_R),
     ]
-    kept_R = np.logical_and.reduce([branch.fate_R == Fate.KEPT for branch in branches])
+    kept_R = np.logical_and.reduce([branch.fate_R == FilterReason.KEPT for branch in branches])
     old_rows = None if old is None else RowReader(_paths(context.inputs["previous"]))
     pool = RowReader(_paths(context.inputs["pool"]))
     assembler = PairAssembler(pool, branches, old_rows, iteration, _reader(context))
@@ -273,7 +275,7 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _results(branches: Sequence[PickedBranch], tally: Tally) -> dict[str, object]:
     """Numbers for the manifest: what each filter dropped and passed, scores of what is left."""
     records = len(branches[0].fate_R)
-    kept_R = np.stack([branch.fate_R == Fate.KEPT for branch in branches])
+    kept_R = np.stack([branch.fate_R == FilterReason.KEPT for branch in branches])
     results: dict[str, object] = {
         "records": records,
         "pairs": tally.pairs,
@@ -282,7 +284,7 @@ def _results(branches: Sequence[PickedBranch], tally: Tally) -> dict[str, object
     }
     for branch in branches:
         modality, left = branch.modality, records
-        for fate in list(Fate)[1:]:
+        for fate in list(FilterReason)[1:]:
             dropped = int((branch.fate_R == fate).sum())
             results[f"{modality}/dropped/{fate.name.lower()}"] = dropped
             results[f"{modality}/passed/{fate.name.lower()}"] = 1 - dropped / left if left else 0.0

@@ -48,7 +48,7 @@ def import_stage(file: Path, images: Path, max_bad_share: float) -> Stage:
     return Stage(
         "import-pairs",
         1,
-        reads=(),
+        config_keys=(),
         inputs=(),
         body=run,
         files=lambda config: [file, *image_files(file, images)],

@@ -75,7 +75,7 @@ def _test_files(config: Config) -> Sequence[Path]:
 POOL = Stage(
     "pool",
     1,
-    reads=("data.source", "data.pool_records?", "data.seed?", "data.pool?"),
+    config_keys=("data.source", "data.pool_records?", "data.seed?", "data.pool?"),
     inputs=(),
     body=_pool,
     files=_pool_files,
@@ -84,7 +84,13 @@ POOL = Stage(
 TEST = Stage(
     "test",
     1,
-    reads=("data.source", "data.test_records?", "data.eval_split?", "data.seed?", "data.test?"),
+    config_keys=(
+        "data.source",
+        "data.test_records?",
+        "data.eval_split?",
+        "data.seed?",
+        "data.test?",
+    ),
     inputs=(),
     body=_test,
     files=_test_files,

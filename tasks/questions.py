@@ -283,7 +283,7 @@ def _with_server(config: Config) -> Iterator[Config]:
 QUESTIONS = Stage(
     "questions",
     int(PROMPT_VERSION),
-    reads=(
+    config_keys=(
         "questions.by?",
         "questions.endpoint.model?",
         "questions.per_record?",
@@ -299,7 +299,7 @@ QUESTIONS = Stage(
         "model.family",
         "model.precision",
     ),
-    around=_with_server,
+    resources=_with_server,
 )
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ REFERENCE = Stage(
     ("seed", "model.family", "model.precision", "training.image_draws", "training.epochs"),
     ("checkpoint", "pairs"),
     run,
-    splits=True,
+    sharded=True,
     retention="intermediate",
 )
 

@@ -178,7 +178,7 @@ def _sample_all(
 CAPTIONS = Stage(
     "sample-captions",
     2,
-    reads=(
+    config_keys=(
         "seed",
         "model.family",
         "model.precision",
@@ -187,13 +187,13 @@ CAPTIONS = Stage(
     ),
     inputs=("pool", "checkpoint"),
     body=_captions,
-    splits=True,
+    sharded=True,
     retention="intermediate",
 )
 IMAGES = Stage(
     "sample-images",
     3,
-    reads=(
+    config_keys=(
         "seed",
         "model.family",
         "model.precision",
@@ -202,7 +202,7 @@ IMAGES = Stage(
     ),
     inputs=("pool", "checkpoint"),
     body=_images,
-    splits=True,
+    sharded=True,
     retention="intermediate",
 )
 

@@ -249,17 +249,17 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 SCORE_CAPTIONS = Stage(
     "score-captions",
     2,
-    reads=("scoring.caption_encoder", "scoring.caption_pooling", "scoring.caption_score"),
+    config_keys=("scoring.caption_encoder", "scoring.caption_pooling", "scoring.caption_score"),
     inputs=("pool", "captions"),
     body=_score_captions,
     files=_encoder_files,
-    splits=True,
+    sharded=True,
     retention="intermediate",
 )
 SCORE_IMAGES = Stage(
     "score-images",
     3,
-    reads=(
+    config_keys=(
         "model.family",
         "model.precision",
         "scoring.judge",
@@ -270,7 +270,7 @@ SCORE_IMAGES = Stage(
     inputs=("pool", "checkpoint", "images"),
     body=_score_images,
     files=_encoder_files,
-    splits=True,
+    sharded=True,
     retention="intermediate",
     unkeyed=("scoring.max_unanswered",),
 )

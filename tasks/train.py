@@ -50,12 +50,12 @@ def run(context: StageContext) -> Mapping[str, object]:
     """Train, then publish the model."""
     config, training, runtime = context.config, context.config.training, context.config.runtime
     use_threads(runtime.threads)
-    device = process_device(runtime.device, context.peers)
-    accelerator = make_accelerator(device, context.peers, config.model.precision)
-    context.logger.info("process 1 of %d, on %s", context.peers.num, device)
+    device = process_device(runtime.device, context.group)
+    accelerator = make_accelerator(device, context.group, config.model.precision)
+    context.logger.info("process 1 of %d, on %s", context.group.size, device)
     _check_memory(context, device)
     model, adapters = _load(context, device)
-    sharded = runtime.shard_weights and context.peers.num > 1
+    sharded = runtime.shard_weights and context.group.size > 1
     if runtime.recompute:
         recompute(model.blocks)
     if sharded:
@@ -77,10 +77,10 @@ def run(context: StageContext) -> Mapping[str, object]:
         metrics, seconds = _fit(context, trainer)
     if sharded:
         weights = trainer.trained_weights()
-        if context.peers.first:
+        if context.group.is_main_process:
             model, adapters = _load(context, "cpu")
             _take_over(model, weights)
-    if context.peers.first:
+    if context.group.is_main_process:
         _write(model, adapters, context.draft)
         with context.draft.write(METRICS) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
@@ -99,7 +99,7 @@ TRAIN = Stage(
     ("seed", "model.family", "model.precision", "training"),
     ("checkpoint", "pairs", "reference"),
     run,
-    meets=True,
+    distributed=True,
     retention="checkpoint",
 )
 
@@ -114,8 +114,8 @@ def _check_memory(context: StageContext, device: str) -> None:
     folder = context.input("checkpoint").path("model")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device == "cpu" else 1
     available = available_bytes(device, here)
-    context.peers.gather(
-        lambda: check_memory("train", context.config, folder, available, context.peers.num)
+    context.group.gather(
+        lambda: check_memory("train", context.config, folder, available, context.group.size)
     )
 
 
@@ -142,7 +142,7 @@ def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
     """All steps that are left, and the seconds each of them took."""
     metrics = _resume(context, trainer)
     # Those of one process, since all must meet to save.
-    save_every = context.peers.once(lambda: context.config.runtime.save_every_steps)
+    save_every = context.group.once(lambda: context.config.runtime.save_every_steps)
     first, started = len(metrics), time.monotonic()
     with context.progress("train", trainer.num_steps) as bar, held_back() as is_to_end:
         for row in metrics:
@@ -163,13 +163,13 @@ def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
     # Reached after a signal only by those processes that have not got one themselves.
     if len(metrics) < trainer.num_steps:
         raise Terminated
-    context.peers.gather(trainer.check_weights)
+    context.group.gather(trainer.check_weights)
     return metrics, (time.monotonic() - started) / max(1, trainer.num_steps - first)
 
 
 def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics) -> None:
     """Write the state after the last of `metrics` and drop older ones."""
-    draft, peers = context.draft, context.peers
+    draft, group = context.draft, context.group
     name = f"{SCRATCH}step-{len(metrics):06d}"
     # One folder per process: they may be on several machines.
     with TemporaryDirectory() as folder:
@@ -178,7 +178,7 @@ def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics) -> None
         for file in files:
             with draft.write(f"{name}/{file}") as path:
                 shutil.move(Path(folder, file), path)
-    names = [file for of_process in peers.gather(lambda: files) for file in of_process]
+    names = [file for of_process in group.gather(lambda: files) for file in of_process]
 
     def finish() -> None:
         # Written last: a state counts only with its JSON.
@@ -189,14 +189,14 @@ def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics) -> None
             if not part.startswith(name):
                 draft.discard(part)
 
-    peers.once(finish)
+    group.once(finish)
 
 
 def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     """Restore the newest complete state; the metrics of the steps done."""
     draft = context.draft
     # One process chooses, and none saves or drops a state before all have read this one.
-    name = context.peers.once(lambda: _newest_state(draft))
+    name = context.group.once(lambda: _newest_state(draft))
     if name is None:
         return []
     saved = json.loads(draft.path(f"{name}.json").read_text(encoding="utf-8"))
@@ -254,9 +254,9 @@ def _write(model: UnifiedModel, adapters: "Adapters | None", draft: ArtifactWrit
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line, in one process or in each of several that torchrun has started."""
-    with connected() as peers:
-        run_together = partial(run_stage, peers=peers)
-        return stage_command({TRAIN.name: TRAIN}, arguments, run_together, peers)
+    with connected() as group:
+        run_together = partial(run_stage, group=group)
+        return stage_command({TRAIN.name: TRAIN}, arguments, run_together, group)
 
 
 if __name__ == "__main__":

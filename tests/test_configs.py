@@ -49,7 +49,7 @@ def leaves(section: BaseModel, path: str = "") -> list[str]:
 
 
 def test_every_field_is_read_by_a_stage_or_by_the_flow() -> None:
-    paths = {path for stage in STAGES for path in (*stage.reads, *stage.unkeyed)}
+    paths = {path for stage in STAGES for path in (*stage.config_keys, *stage.unkeyed)}
     reads = {path.removesuffix(ABSENT) for path in paths} | READ_BY_FLOWS
     for leaf in leaves(load_config(PROJECT / "pipeline.yaml")):
         parts = leaf.split(".")

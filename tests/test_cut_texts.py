@@ -50,7 +50,7 @@ def inputs(store: Store, captions: list[str]) -> dict[str, Any]:
     images = [
         {
             "record_id": "r0", "sample": i, "image": picture(i), "tokens": [i] * 16,
-            "sampler": "{}", **common,
+            "sampler": "{}", "seed": 1,
         }
         for i in range(2)
     ]  # fmt: skip

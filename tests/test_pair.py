@@ -18,7 +18,7 @@ from core.stage import run_stage
 from core.store import Store
 from data.pairing import (
     NONE,
-    Fate,
+    FilterReason,
     LoserFrom,
     Picks,
     Previous,
@@ -92,23 +92,23 @@ def test_an_empty_caption_can_lose_but_never_win() -> None:
         scored([[0.9, 0.7, 0.2], [0.9, 0.8]], [False, True, True] + [False] * 2), 2, "worst"
     )
     assert picks.winner_row_R.tolist() == [101, NONE]
-    assert judge(picks, rule()).tolist() == [Fate.KEPT, Fate.NO_WINNER]
+    assert judge(picks, rule()).tolist() == [FilterReason.KEPT, FilterReason.NO_WINNER]
 
 
 @pytest.mark.parametrize(
     ("scores", "changes", "fate"),
     [
-        ([0.9, 0.1], {}, Fate.KEPT),
-        ([], {}, Fate.NO_SCORES),
-        ([0.6, 0.1], {}, Fate.BELOW_MIN_BEST),
-        ([0.9], {}, Fate.NO_LOSER),
-        ([0.9, 0.9], {}, Fate.BELOW_MARGIN),
-        ([0.9, 0.8], {"min_margin": 0.1}, Fate.KEPT),
-        ([0.9, 0.81], {"min_margin": 0.1}, Fate.BELOW_MARGIN),
-        ([0.61, 0.1], {"min_best": 0.6}, Fate.KEPT),
+        ([0.9, 0.1], {}, FilterReason.KEPT),
+        ([], {}, FilterReason.NO_SCORES),
+        ([0.6, 0.1], {}, FilterReason.BELOW_MIN_BEST),
+        ([0.9], {}, FilterReason.NO_LOSER),
+        ([0.9, 0.9], {}, FilterReason.BELOW_MARGIN),
+        ([0.9, 0.8], {"min_margin": 0.1}, FilterReason.KEPT),
+        ([0.9, 0.81], {"min_margin": 0.1}, FilterReason.BELOW_MARGIN),
+        ([0.61, 0.1], {"min_best": 0.6}, FilterReason.KEPT),
     ],
 )
-def test_filters(scores: list[float], changes: Mapping[str, object], fate: Fate) -> None:
+def test_filters(scores: list[float], changes: Mapping[str, object], fate: FilterReason) -> None:
     as_stored = [float(np.float32(score)) for score in scores]
     assert judge(pick(scored([as_stored]), 1, "worst"), rule(**changes)).tolist() == [fate]
 
@@ -135,8 +135,10 @@ def test_published_update_keeps_the_old_loser_unless_the_old_winner_is_beaten() 
 
 def test_a_published_winner_below_the_old_loser_is_dropped() -> None:
     fresh = pick(scored([[0.7, 0.2]]), 1, "worst")
-    assert judge(published_update(fresh, old(0.9, 0.75)), rule()).tolist() == [Fate.NOT_ABOVE_LOSER]
-    assert judge(published_update(fresh, old(0.9, 0.65)), rule()).tolist() == [Fate.KEPT]
+    assert judge(published_update(fresh, old(0.9, 0.75)), rule()).tolist() == [
+        FilterReason.NOT_ABOVE_LOSER
+    ]
+    assert judge(published_update(fresh, old(0.9, 0.65)), rule()).tolist() == [FilterReason.KEPT]
 
 
 def test_rows_are_read_by_number_across_files_and_row_groups(tmp_path: Path) -> None:

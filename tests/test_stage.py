@@ -79,7 +79,7 @@ def test_key_depends_on_what_is_read_and_on_nothing_else(store: Store) -> None:
     key = stage_key(STAGE, Config(), {"pool": pool})
     unread = Config(train=Train(steps=9), runtime=Runtime(threads=8))
     assert stage_key(STAGE, unread, {"pool": pool}) == key
-    newer = Stage("train", 2, STAGE.reads, STAGE.inputs, body)
+    newer = Stage("train", 2, STAGE.config_keys, STAGE.inputs, body)
     keys = {
         key,
         stage_key(STAGE, Config(train=Train(lr=0.2)), {"pool": pool}),
@@ -177,7 +177,7 @@ def test_what_a_stage_needs_is_up_only_while_its_body_runs(store: Store) -> None
         states.append("used")
         return {"steps": context.config.train.steps}
 
-    stage = Stage("s", 1, (), (), read, unkeyed=("train",), around=around)
+    stage = Stage("s", 1, (), (), read, unkeyed=("train",), resources=around)
     ref = run_stage(stage, Config(), store, {}).ref
     assert states == ["up", "used", "down"]
     assert store.open(ref).manifest["results"] == {"steps": 4}

@@ -28,7 +28,7 @@ from core.artifact import Artifact
 from core.artifact_writer import ArtifactWriter
 from core.config import Config
 from core.errors import UserError
-from core.peers import Peers
+from core.process_group import ProcessGroup
 from core.stage import StageContext, run_stage, stage_key
 from models.families.showo.model import ShowoModel
 from models.registry import use_threads
@@ -382,7 +382,7 @@ def test_processes_that_accelerate_does_not_see_are_refused(
         run_stage(TRAIN, group.config, group.loop.store, group.inputs)
 
 
-class Two(Peers):
+class Two(ProcessGroup):
     num, rank = 2, 1
 
 
@@ -391,7 +391,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert process_device("cuda", Two()) == "cuda:1"
     assert process_device("cpu", Two()) == "cpu"
-    assert process_device("cuda:3", Peers()) == "cuda:3"
+    assert process_device("cuda:3", ProcessGroup()) == "cuda:3"
     with pytest.raises(UserError, match="cuda:0 names one GPU for 2 processes"):
         process_device("cuda:0", Two())
     monkeypatch.setenv("LOCAL_RANK", "2")

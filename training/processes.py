@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import distributed
 
 from core.errors import UserError
-from core.peers import ALONE, Peers
+from core.process_group import SINGLE, ProcessGroup
 
 T = TypeVar("T")
 
@@ -24,38 +24,38 @@ NUM_STARTED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD
 WAY_OUT = 'start them with torchrun, see "Training on several machines" in README.md'
 
 
-class Processes(Peers):
+class TorchGroup(ProcessGroup):
     """The processes of torch's default group."""
 
     def __init__(self) -> None:
-        self.num, self.rank = distributed.get_world_size(), distributed.get_rank()
+        self.size, self.rank = distributed.get_world_size(), distributed.get_rank()
 
     def gather(self, function: Callable[[], T]) -> list[T]:
         """What `function` gives in each process, by rank."""
-        results: list[T | None] = [None] * self.num
+        results: list[T | None] = [None] * self.size
         distributed.all_gather_object(results, function())
         return results  # type: ignore[return-value]
 
 
 @contextmanager
-def connected() -> Iterator[Peers]:
-    """The peers of this process, for as long as it trains."""
+def connected() -> Iterator[ProcessGroup]:
+    """The group of this process, for as long as it trains."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or any(n not in os.environ for n in TORCHRUN):
-        yield ALONE
+        yield SINGLE
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    yield Processes()
+    yield TorchGroup()
     # Not after an error: the others may be waiting for this process, and torchrun ends them.
     distributed.destroy_process_group()
 
 
-def process_device(device: str, peers: Peers) -> str:
+def process_device(device: str, group: ProcessGroup) -> str:
     """The device of this process: `cuda` is a GPU of its own for each on a machine."""
-    if peers.num == 1 or device == "cpu":
+    if group.size == 1 or device == "cpu":
         return device
     if device != "cuda":
         raise UserError(
-            f"runtime.device = {device} names one GPU for {peers.num} processes; set it to cuda, "
+            f"runtime.device = {device} names one GPU for {group.size} processes; set it to cuda, "
             "and choose among GPUs by CUDA_VISIBLE_DEVICES"
         )
     local, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -68,15 +68,15 @@ def process_device(device: str, peers: Peers) -> str:
     return f"cuda:{local}"
 
 
-def make_accelerator(device: str, peers: Peers, precision: str) -> Accelerator:
+def make_accelerator(device: str, group: ProcessGroup, precision: str) -> Accelerator:
     """An accelerator on `device` for exactly these processes; UserError if others were started."""
     # Launchers that are not understood start processes that would each train by itself.
     num_started = max(int(os.environ.get(name, "1")) for name in NUM_STARTED)
-    if num_started != peers.num:
-        raise _unconnected(num_started, peers.num)
+    if num_started != group.size:
+        raise _unconnected(num_started, group.size)
     if device != "cpu":
         torch.cuda.set_device(torch.device(device).index or 0)
-    if peers.num > 1:
+    if group.size > 1:
         # Otherwise accelerate sets a number of threads of its own.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     # A process may train several times, with another precision each time.

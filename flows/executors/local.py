@@ -41,18 +41,21 @@ class LocalProcesses:
     def run(self, job: Job) -> StageResult | None:
         """As `Executor.run`."""
         stage, runtime = job.stage, job.config.runtime
-        num = num_processes(runtime) if stage.splits or stage.meets else 1
+        num = num_processes(runtime) if stage.sharded or stage.distributed else 1
         if num == 1 or job.find() is not None:
             return InProcess().run(job)
         started = time.monotonic()
-        with stage.around(job.config) as ready, TemporaryDirectory(prefix="hermesflow-") as folder:
+        with (
+            stage.resources(job.config) as ready,
+            TemporaryDirectory(prefix="hermesflow-") as folder,
+        ):
             document = {
                 **replace(job, config=ready).documents(),
                 "module": stage.body.__module__,
                 "stage": stage.name,
                 "num": num,
                 # A rank that meets no others sees one GPU alone, its own.
-                "own_gpus": runtime.device == "cuda" and not stage.meets,
+                "own_gpus": runtime.device == "cuda" and not stage.distributed,
             }
             Path(folder, JOB).write_text(json.dumps(document), encoding="utf-8")
             with _launched(folder) as launcher:
@@ -124,7 +127,7 @@ def _follow(launcher: subprocess.Popen[str], stage: Stage, num: int) -> None:
             event: Event = json.loads(line)
             if "step" in event:
                 # Of ranks that train the first alone tells what all do.
-                name, shown = event["step"], 1 if stage.meets else num
+                name, shown = event["step"], 1 if stage.distributed else num
                 step = steps.setdefault(name, _Step(name, shown))
                 step.take(event)
             elif "error" in event:

@@ -75,15 +75,15 @@ def _work(document: dict[str, Any], rank: int, progress: ProgressFactory) -> Non
     stages = [value for value in vars(module).values() if isinstance(value, Stage)]
     [stage] = [stage for stage in stages if stage.name == document["stage"]]
     job = job_from(stage, document)
-    if not stage.meets:
+    if not stage.distributed:
         index, count = job.shard.index, job.shard.count
         mine = Shard(index + count * rank, count * document["num"])
         run_shard(stage, job.config, job.store, job.inputs, mine, progress)
         return
     from training.processes import connected
 
-    with connected() as peers:
-        run_stage(stage, job.config, job.store, job.inputs, progress, peers)
+    with connected() as group:
+        run_stage(stage, job.config, job.store, job.inputs, progress, group)
 
 
 def _end_with_parent() -> None:

@@ -108,7 +108,7 @@ class _Runs:
 
     def complete(self) -> None:
         """Have every shard done; UserError if that cannot be had. Leaves no run behind."""
-        count = self.compute.fan_out if self.job.stage.splits else 1
+        count = self.compute.fan_out if self.job.stage.sharded else 1
         shards = [Shard(index, count) for index in range(count)]
         try:
             self._adopt(shards)

@@ -6,17 +6,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Peers:
-    """A process without peers; a subclass connects several.
+class ProcessGroup:
+    """A single process; a subclass connects several.
 
-    All peers must call `gather` and `once` in the same order. Where one fails, whoever has started
-    them ends the others.
+    All processes must call `gather` and `once` in the same order. Where one fails, the launcher
+    ends the others.
     """
 
-    num, rank = 1, 0
+    size, rank = 1, 0
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process is the one that shows, writes and publishes."""
         return self.rank == 0
 
@@ -26,9 +26,9 @@ class Peers:
 
     def once(self, function: Callable[[], T]) -> T:
         """What `function` gives in the first process, which alone calls it."""
-        results = self.gather(lambda: function() if self.first else None)
+        results = self.gather(lambda: function() if self.is_main_process else None)
         # None is what the others give, unless it is what the first gives.
         return results[0]  # type: ignore[return-value]
 
 
-ALONE = Peers()
+SINGLE = ProcessGroup()
