@@ -19,7 +19,8 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
-    "bench", "core", "data", "evals", "flows", "models", "report", "tasks", "tracking", "training",
+    "bench", "core", "data", "evals", "flows", "models", "report", "services", "tasks",
+    "tracking", "training",
 )  # fmt: skip
 
 
