@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from core.ours import PACKAGES
+
 ROOT = Path(__file__).parent.parent
 NAMES = ("core", "data", "models")
 HELP = [
@@ -74,3 +76,10 @@ def test_a_package_of_others_that_is_loaded_is_named_with_its_place(other: Path)
     assert done.returncode == 1
     assert f"the package 'models' of {other / 'models'} is loaded in this process" in done.stderr
     assert "in a process of its own" in done.stderr
+
+
+def test_every_room_is_among_our_packages_and_in_images() -> None:
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(PACKAGES) == rooms
+    shipped = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{room}" for room in rooms - {"bench"}} <= set(shipped)

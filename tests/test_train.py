@@ -271,6 +271,26 @@ def test_pairs_computed_some_at_a_time_train_as_the_whole_batch(loop: Loop, at_o
         assert row == pytest.approx(same, rel=2e-4, abs=1e-5)
 
 
+def test_out_of_memory_halves_the_pairs_at_once_and_changes_nothing(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = metrics(Loop(f"{loop.store.uri}-whole").train(make_config()))
+    original, most = PairTrainer._loss, 2
+
+    def loss(trainer: PairTrainer, rows_b: Any, *others: Any) -> Any:
+        if len(rows_b) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(trainer, rows_b, *others)
+
+    monkeypatch.setattr(PairTrainer, "_loss", loss)
+    for row, same in zip(metrics(loop.train(make_config())), wanted, strict=True):
+        assert row == pytest.approx(same, rel=2e-4, abs=1e-5)
+    assert "going on with 2 pairs at once; set runtime.batch_pairs: 2" in caplog.text
+    most = 0
+    with pytest.raises(UserError, match=r"with 1 pairs at once .*training\.lora"):
+        Loop(f"{loop.store.uri}-none").train(make_config())
+
+
 @pytest.mark.parametrize("objective", ["sum", "joint"])
 def test_activations_computed_again_change_nothing(
     loop: Loop, objective: str, monkeypatch: pytest.MonkeyPatch
