@@ -158,11 +158,11 @@ def test_stages_make_the_same_when_memory_is_scarce(
     ample, short = stores
     wanted = digests(ample, FITS)
     calls: list[str] = []
-    for name in ("encode_images", "generate", "answer", "pair_logps"):
+    for name in ("encode", "generate", "answer", "pair_logps"):
         monkeypatch.setattr(ShowoModel, name, scarce(getattr(ShowoModel, name), calls))
     with caplog.at_level(logging.WARNING, "models.batches"):
         assert digests(short, 2 * FITS) == wanted
     # Once in captions, images, scores, judge, evaluation and reference: none tries a size twice.
-    encode = "encode_images"
+    encode = "encode"
     assert calls == [encode, "generate", "answer", encode, encode, encode]
     assert caplog.text.count("going on with 4; set runtime.batch_records: 4") == len(calls)

@@ -438,10 +438,10 @@ def test_folders_of_benchmarks_from_other_systems(kind: str, tmp_path: Path) -> 
     assert items[0].text.startswith("Is there one?")
 
     class Model:
-        def encode(self, pictures: list[Any]) -> list[Any]:
+        def see(self, pictures: list[Any]) -> list[Any]:
             return pictures
 
-        def reply(self, codes: list[Any], questions: list[Any]) -> list[list[str]]:
+        def reply(self, seen: list[Any], questions: list[Any]) -> list[list[str]]:
             return [["yes"] * len(asked) for asked in questions]
 
     rows = benchmark.run(Model(), items)[ITEMS]  # type: ignore[arg-type]

@@ -129,6 +129,7 @@ def test_processes_that_train_together_save_and_end(tmp_path: Path) -> None:
     assert "continuing after step" in output
 
 
+@pytest.mark.slow
 def test_stage_that_hangs_ends_itself_and_says_where(tmp_path: Path) -> None:
     """It works longer than it may be silent, then says nothing more."""
     store = tmp_path / "store"

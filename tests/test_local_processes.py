@@ -112,6 +112,7 @@ def test_an_error_in_a_process_is_the_error_of_the_stage(loop: Loop, children: o
         run_on_machine(TRAIN, config, loop.store, loop.inputs(config))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_stage_and_the_next_run_goes_on(
     loop: Loop, tmp_path: Path, children: Callable[[], list[psutil.Process]]
 ) -> None:

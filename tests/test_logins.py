@@ -84,6 +84,7 @@ def status(address: str, login: str = "", body: bytes | None = None) -> int:
         return error.code
 
 
+@pytest.mark.slow
 def test_neither_server_answers_without_the_password(servers: tuple[Path, Urls]) -> None:
     _, urls = servers
     user, _, password = urls.login.partition(":")
@@ -114,6 +115,7 @@ def test_events_are_taken_from_who_knows_the_password(servers: tuple[Path, Urls]
                     socket.recv(timeout=10)
 
 
+@pytest.mark.slow
 def test_clients_of_ours_log_in_past_the_proxy(servers: tuple[Path, Urls]) -> None:
     """With the variables of subprocesses, and with the file that a user's shell takes."""
     folder, urls = servers

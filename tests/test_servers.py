@@ -292,6 +292,7 @@ def _urls(state: Path) -> Urls:
     return ensure_servers(state, free_port(), free_port())
 
 
+@pytest.mark.slow
 def test_servers_answer_are_reused_and_end(state: Path) -> None:
     urls = _urls(state)
     assert answers(urls.prefect_api + "/health")

@@ -17,7 +17,7 @@ from core.store import Store
 from data.questions import QuestionRow
 from evals.vqa import Answered
 from flows.reporting import figures_of, report_folder
-from models.protocol import Drawn, UnifiedModel
+from models.protocol import Seen, UnifiedModel
 from report.card import render_card
 from report.figures import Figures
 from report.page import render_page
@@ -29,9 +29,9 @@ CORNER = 16  # pixels
 
 
 def ask_for_red_corners(
-    model: UnifiedModel, codes_BN: Drawn, questions: Sequence[Sequence[QuestionRow]]
+    model: UnifiedModel, seen: Seen, questions: Sequence[Sequence[QuestionRow]]
 ) -> list[list[Answered]]:
-    pictures = np.stack([np.asarray(picture) for picture in model.decode(codes_BN)])
+    pictures = np.stack([np.asarray(picture) for picture in model.decode(seen.rows)])
     corner_B3 = pictures[:, :CORNER, :CORNER].astype(np.float64).mean((1, 2))
     red_B = corner_B3[:, 0] - corner_B3[:, 1:].mean(1)
     return [

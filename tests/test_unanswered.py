@@ -16,6 +16,7 @@ from data.questions import QuestionRow
 from evals.judges.oracle import Oracle
 from evals.scores import record_scores
 from evals.vqa import ALIKE, Answered, ask, ask_by_decoding, check_answered, unanswered
+from models.protocol import Seen
 from services.replies import EMPTY, TRUNCATED
 from tests.loops import play, quick
 from tests.test_gap import answers
@@ -54,7 +55,7 @@ def test_choices_that_are_one_to_the_model_have_no_answer() -> None:
         question(["red", "blue"], "red"),
         question([long + "red", long + "blue"], long + "red"),
     ]
-    [[short, cut]] = ask(model, random_codes(1, 16), [asked])
+    [[short, cut]] = ask(model, Seen(random_codes(1, 16)), [asked])
     assert short.answered
     assert cut.status == ALIKE
     assert not cut.right
