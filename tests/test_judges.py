@@ -107,6 +107,7 @@ def test_readers_learn_what_pictures_show_and_leave_out_what_they_do_not(store: 
     assert least <= 0 < min(found[name, "color"]["low"] for name in LEADS)
 
 
+@pytest.mark.slow
 def test_readers_are_the_same_whoever_trains_them_and_go_on_after_a_kill(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,9 @@ print("MLflow", [e.name for e in mlflow.search_experiments()])
 """
 
 
+pytestmark = pytest.mark.slow  # all of them start both servers
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Urls]]:
     """The folder that has the state folder, and what answers there."""
@@ -84,7 +87,6 @@ def status(address: str, login: str = "", body: bytes | None = None) -> int:
         return error.code
 
 
-@pytest.mark.slow
 def test_neither_server_answers_without_the_password(servers: tuple[Path, Urls]) -> None:
     _, urls = servers
     user, _, password = urls.login.partition(":")
@@ -115,7 +117,6 @@ def test_events_are_taken_from_who_knows_the_password(servers: tuple[Path, Urls]
                     socket.recv(timeout=10)
 
 
-@pytest.mark.slow
 def test_clients_of_ours_log_in_past_the_proxy(servers: tuple[Path, Urls]) -> None:
     """With the variables of subprocesses, and with the file that a user's shell takes."""
     folder, urls = servers
@@ -203,7 +204,6 @@ def test_status_says_how_to_log_in_and_the_password_to_a_terminal_alone(
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_one_click_opens_both_pages(servers: tuple[Path, Urls], tmp_path: Path) -> None:
     from flows.logins import clickable
 
@@ -228,7 +228,6 @@ def test_another_setting_needs_a_new_start(
     assert set(running(folder / ".hermesflow")) == {"prefect", "mlflow"}
 
 
-@pytest.mark.slow
 def test_a_start_that_fails_leaves_nothing_and_status_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

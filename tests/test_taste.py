@@ -106,6 +106,7 @@ def test_an_independent_judge_sees_no_progress_and_raises_the_alarm(store: Path)
     assert "reward hacking" in table
 
 
+@pytest.mark.slow
 def test_own_taste_promotes_where_the_config_says_so(store: Path) -> None:
     changes = {"evaluation__judge": "base", "gate__own_taste": True}
     _, figures, _ = played(store, **changes, gate__max_understanding_loss=1.0)

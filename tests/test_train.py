@@ -470,6 +470,7 @@ run_stage(TRAIN, config, loop.store, inputs)
 """
 
 
+@pytest.mark.slow
 def test_training_survives_sigkill(loop: Loop, tmp_path: Path) -> None:
     config = make_config()
     script = SCRIPT.format(tests=str(Path(__file__).parent), store=str(tmp_path / "other"))

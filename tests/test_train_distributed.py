@@ -113,7 +113,14 @@ def keep_states(folder: Path, rank: int) -> None:
             *(2, 5, {"batch_size": 5, "objective": "joint", "epochs": 4}), marks=pytest.mark.slow
         ),
         # Batches of 3, 3, 2 and 2: there is a process without rows.
-        (3, 10, {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True}),
+        pytest.param(
+            *(
+                3,
+                10,
+                {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True},
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_several_processes_train_like_one(
@@ -174,7 +181,7 @@ def watch_memory(folder: Path, rank: int) -> None:
             *(2, 10, {"runtime__batch_pairs": 1, "training__batch_size": 5}),
             marks=pytest.mark.slow,
         ),
-        (2, 10, {"training__lora": {"rank": 2, "alpha": 4}}),
+        pytest.param(*(2, 10, {"training__lora": {"rank": 2, "alpha": 4}}), marks=pytest.mark.slow),
     ],
 )
 def test_processes_with_a_part_of_the_weights_each_train_like_one(
