@@ -106,7 +106,9 @@ def arm_configs(study: Study, shared: Mapping[str, object]) -> dict[tuple[str, i
 
 def run_all(configs: Mapping[tuple[str, int], Config], workers: int) -> pd.DataFrame:
     """Metrics of all runs: arm, seed, iteration, name, group, value, low, high."""
-    LOGS.mkdir(parents=True, exist_ok=True)
+    # Absolute, since the pool's processes start where this one was started.
+    logs = LOGS.absolute()
+    logs.mkdir(parents=True, exist_ok=True)
     for config in configs.values():
         Store(config.store).check()
     # The pool's processes read it when they start; torch would take every core in each of them.
@@ -118,7 +120,7 @@ def run_all(configs: Mapping[tuple[str, int], Config], workers: int) -> pd.DataF
         progress("ablations", len(configs)) as bar,
     ):
         waiting: dict[Future[list[Row]], tuple[str, int]] = {
-            pool.submit(run_one, config, arm, seed): (arm, seed)
+            pool.submit(run_one, config, arm, seed, logs): (arm, seed)
             for (arm, seed), config in configs.items()
         }
         for done in as_completed(waiting):
@@ -133,14 +135,14 @@ def run_all(configs: Mapping[tuple[str, int], Config], workers: int) -> pd.DataF
     return table.sort_values(["arm", "seed", "iteration", "group", "name"], ignore_index=True)
 
 
-def run_one(config: Config, arm: str, seed: int) -> list[Row]:
+def run_one(config: Config, arm: str, seed: int, logs: Path) -> list[Row]:
     """One self-play without servers, its output in a log; the metrics of all its checkpoints."""
     from flows.self_play import SelfPlay
     from tracking.runs import open_tracker
 
     executor = _Remembering()
     with (
-        open(LOGS / f"{arm}-{seed}.log", "a", encoding="utf-8") as log,
+        open(logs / f"{arm}-{seed}.log", "a", encoding="utf-8") as log,
         redirect_stdout(log),
         redirect_stderr(log),
     ):
