@@ -43,9 +43,7 @@ class Registry:
 
     def find(self, key: str) -> Version | None:
         """The version registered under this key."""
-        query = f"name = '{self._name}' and tags.`{KEY}` = '{key}'"
-        found = self._connection.attempt(lambda client: client.search_model_versions(query))
-        return _version(found[0]) if found else None
+        return self._connection.attempt(lambda client: self._oldest(client, key))
 
     def empty(self) -> bool:
         """Whether the model has no version yet."""
@@ -81,9 +79,20 @@ class Registry:
                 model_id=model_id,
                 await_creation_for=0,
             )
+            # Another run may have registered the same key meanwhile. Each sees all versions that
+            # were made before its own, so exactly the oldest stays.
+            first = self._oldest(client, key)
+            if first is not None and first.number != str(version.version):
+                client.delete_model_version(self._name, str(version.version))
+                return first
             return _version(version)
 
         return self._connection.attempt(make)
+
+    def _oldest(self, client: MlflowClient, key: str) -> Version | None:
+        query = f"name = '{self._name}' and tags.`{KEY}` = '{key}'"
+        found = client.search_model_versions(query)
+        return _version(min(found, key=lambda one: int(one.version))) if found else None
 
     def set_aliases(self, version: Version, *, promote: bool) -> None:
         """Make the version the candidate and, if promoted, the champion; once for each version."""
