@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "finished" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("finished"))
+
+
+# A shell starts what it runs in the background with SIGINT ignored, and so would be the processes
+# that tests interrupt.
+IN_MAIN_THREAD = threading.current_thread() is threading.main_thread()
+if IN_MAIN_THREAD and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
