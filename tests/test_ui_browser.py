@@ -31,7 +31,8 @@ from tests.screenshots import (
     until,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+# One worker, since all of them look at the runs of one pair of servers.
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("ui")]
 ROOT = Path(__file__).parent.parent
 PLAY = """
 import sys
