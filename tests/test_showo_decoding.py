@@ -12,13 +12,13 @@ from models.families.showo.prompts import mmu_instruction, t2i_prompt, t2i_row
 from models.families.showo.sampler import (
     ImageBlocks,
     generate_images,
-    generate_text,
 )
 from models.nn.packing import Segment, Tree
 from models.protocol import MaskPredict, Seen, TextSampling
 from models.samplers import text as decoding
 from models.samplers.mask_predict import mask_lengths, remask
 from models.samplers.noise import GeneratorNoise, RecordNoise, ReplayNoise
+from models.samplers.prefixes import generate_text
 from models.samplers.text import TopK
 
 MODEL = tiny_model()

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from models.families.showo.config import ShowoConfig
-from models.families.showo.likelihood import PairModule, TokenLogps, choice_logps, question_trees
+from models.families.showo.likelihood import PairModule, TokenLogps, question_trees
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
 from models.families.showo.prompts import ShowoTokenizer
 from models.nn import token_logps as heads
 from models.nn.packing import pack, sum_logps
+from models.nn.pairs import choice_logps
 from models.protocol import MODALITIES, MaskPredict, PairBatch, Seen, TextSampling, UnifiedModel
 from models.registry import autocast
 
@@ -124,10 +125,10 @@ def test_choices_of_a_shared_row_score_as_in_rows_of_their_own(list_choices: boo
     network = Showo(replace(MODEL.config, list_choices=list_choices))
     network.load_state_dict(MODEL.network.state_dict())
     module, codes = TokenLogps(network), random_codes(3, 16)
-    together = choice_logps(module, codes, QUESTIONS, MODEL.tokenizer)
-    for tree, image in zip(
-        question_trees(codes, QUESTIONS, MODEL.tokenizer, network.config), together, strict=True
-    ):
+    trees = question_trees(codes, QUESTIONS, MODEL.tokenizer, network.config)
+    pad = MODEL.tokenizer.special.pad
+    together = choice_logps(module, trees, QUESTIONS, pad, network.device)
+    for tree, image in zip(trees, together, strict=True):
         logps = iter(torch.cat(image) if image else ())
         for segment in tree:
             if segment.labels is not None:

@@ -10,10 +10,8 @@ branches (labelled segments).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from models.families.showo.config import ShowoConfig
@@ -36,15 +34,10 @@ from models.nn.packing import (
     PackedBatch,
     Segment,
     Tree,
-    count_tokens,
-    num_tokens,
     pack_trees,
-    sum_logps,
 )
+from models.nn.pairs import PackedPairs, branch_logps
 from models.protocol import BranchLogps, Modality, PairBatch
-
-RUN_TOKENS = 2**13
-"""Tokens of questions that pass the network at once."""
 
 
 class TokenLogps(nn.Module):
@@ -116,58 +109,6 @@ def question_trees(
     return trees
 
 
-@torch.inference_mode()
-def choice_logps(
-    module: TokenLogps,
-    codes_BN: Ids,
-    questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
-    tokenizer: ShowoTokenizer,
-) -> list[list[Tensor]]:
-    """Log-probability, on the CPU, of each choice of each question of each image.
-
-    The end token counts, so a choice is not favoured for being the beginning of another.
-    """
-    network = module.network
-    trees = question_trees(codes_BN, questions, tokenizer, network.config)
-    num_choices = [[len(choices) for _, choices in asked] for asked in questions]
-    branches = [sum(counts) for counts in num_choices]
-    found: dict[int, Tensor] = {}
-    for run in _runs(trees):
-        batch = pack_trees([trees[i] for i in run], tokenizer.special.pad).to(network.device)
-        sums_G = sum_logps(module(batch), batch.branch_L, batch.num_branches).cpu()
-        found |= zip(run, sums_G.split([branches[i] for i in run]), strict=True)
-    return [list(found[i].split(counts)) for i, counts in enumerate(num_choices)]
-
-
-def _runs(trees: Sequence[Tree]) -> list[list[int]]:
-    """Indices of trees by length, at most `RUN_TOKENS` together.
-
-    Trees of like lengths leave little padding when they are packed together.
-    """
-    length_B = [num_tokens(tree) for tree in trees]
-    runs: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(trees)), key=length_B.__getitem__):
-        if not runs or length_B[index] > room:
-            runs.append([])
-            room = RUN_TOKENS
-        runs[-1].append(index)
-        room -= length_B[index]
-    return runs
-
-
-@dataclass(frozen=True)
-class PackedPairs:
-    """One modality of pairs in model form; branches are chosen, rejected, once for each mask."""
-
-    batch: PackedBatch
-    num_pairs: int
-
-    def to(self, device: torch.device | str) -> "PackedPairs":
-        """The same pairs on another device."""
-        return replace(self, batch=self.batch.to(device))
-
-
 class PairModule(nn.Module):
     """Log-probabilities of packed pairs; what training wraps and calls."""
 
@@ -177,12 +118,7 @@ class PairModule(nn.Module):
 
     def forward(self, pairs: PackedPairs) -> BranchLogps:
         """Sums by branch, averaged over the masks of a pair."""
-        batch = pairs.batch
-        sums_G = sum_logps(self.token_logps(batch), batch.branch_L, batch.num_branches)
-        tokens_G = count_tokens(batch.branch_L, batch.num_branches).to(sums_G.dtype)
-        logps_B2 = sums_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
-        tokens_B2 = tokens_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
-        return BranchLogps(logps_B2[:, 0], logps_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
+        return branch_logps(self.token_logps(pairs.batch), pairs)
 
 
 def pack_pairs(
@@ -191,7 +127,7 @@ def pack_pairs(
     """The trees of one modality of every pair, packed into rows of about equal length."""
     tree_of = _caption_tree if modality == "caption" else _image_tree
     trees = [tree_of(pairs, index, tokenizer, config) for index in range(len(pairs.prompts))]
-    return PackedPairs(pack_trees(trees, tokenizer.special.pad), len(pairs.prompts))
+    return PackedPairs(pack_trees(trees, tokenizer.special.pad), len(trees), modality)
 
 
 def _caption_tree(

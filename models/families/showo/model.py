@@ -22,12 +22,11 @@ from torch import nn
 from core.errors import UserError
 from models.families.showo.config import ShowoConfig
 from models.families.showo.likelihood import (
-    PackedPairs,
     PairModule,
-    choice_logps,
     image_root,
     instruction,
     pack_pairs,
+    question_trees,
 )
 from models.families.showo.network import Showo
 from models.families.showo.prompts import (
@@ -37,8 +36,9 @@ from models.families.showo.prompts import (
     t2i_prompt,
     text_use,
 )
-from models.families.showo.sampler import generate_images, generate_replies, generate_text
+from models.families.showo.sampler import generate_images
 from models.nn.packing import Segment
+from models.nn.pairs import PackedPairs, choice_logps
 from models.protocol import (
     BranchLogps,
     Drawn,
@@ -56,6 +56,7 @@ from models.protocol import (
 )
 from models.registry import Family
 from models.samplers.noise import RecordNoise
+from models.samplers.prefixes import generate_replies, generate_text
 from models.sizes import building
 from models.tokenizers.magvitv2 import MAGVITv2
 from models.weights import Weights, dtype_named, fill, without_values
@@ -197,8 +198,14 @@ class ShowoModel:
 
     def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
         """Probabilities over the choices of each question about each image."""
-        module = self._pair_module.token_logps
-        logps = choice_logps(module, seen.rows, questions, self.tokenizer)
+        trees = question_trees(seen.rows, questions, self.tokenizer, self.config)
+        logps = choice_logps(
+            self._pair_module.token_logps,
+            trees,
+            questions,
+            self.tokenizer.special.pad,
+            self.device,
+        )
         return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
 
     def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:

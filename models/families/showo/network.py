@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.families.showo.config import ShowoConfig
 from models.families.showo.phi import Phi
 from models.nn.kv_cache import KVCache
+from models.nn.packing import PackedBatch
 from models.nn.token_logps import token_logps
 
 CLIP_WIDTH = 1024
@@ -65,6 +66,10 @@ class Showo(nn.Module):
         """
         hidden_BTD = self.showo.model.embed_tokens(input_ids_BT)
         return self.transform(hidden_BTD, attend_B1TS, position_ids_BT, cache, read_BR)
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """Embeddings [B,T,D] of packed rows."""
+        return self.showo.model.embed_tokens(batch.input_ids_BT)  # type: ignore[no-any-return]
 
     def transform(
         self,

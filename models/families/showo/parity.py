@@ -22,18 +22,14 @@ from models.families.showo.masks import mask_pair, mmu_attention, t2i_attention
 from models.families.showo.network import Showo
 from models.families.showo.parity_vq import full_size_cases, magvitv2_cases
 from models.families.showo.prompts import SpecialIds
-from models.families.showo.sampler import (
-    generate_images,
-    generate_text,
-    lengths,
-    prefill,
-)
+from models.families.showo.sampler import generate_images
 from models.losses import dpo_loss
 from models.nn.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
 from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled
 from models.protocol import MaskPredict, TextSampling
 from models.samplers.mask_predict import UNKNOWN, mask_lengths, remask
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
+from models.samplers.prefixes import generate_text, lengths, prefill
 
 AS_CALLED = "as_called"  # with the published script's wrong arguments
 

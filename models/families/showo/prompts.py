@@ -8,7 +8,6 @@ has one for each.
 M is the text budget, n the number of image tokens, ids are vocabulary ids.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from core.errors import UserError
 from models.families.showo.config import ShowoConfig
 from models.nn.packing import IGNORE
 from models.protocol import TextRole, TextUse
+from models.tokenizers.text import TextTokenizer
 
 Ids = npt.NDArray[np.int64]
 
@@ -40,9 +40,6 @@ SPECIAL_TOKENS = (
 CAPTION_QUESTION = "Give a caption for this image."
 PUBLISHED_TRAINING_QUESTION = "Give a detailed caption for this image."
 ANSWER_CUE = " ASSISTANT:"
-# Texts of which a tokenizer remembers the ids, and the longest of them in characters.
-REMEMBERED, REMEMBERED_LENGTH = 16_384, 512
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how sentencepiece names tokens of single bytes
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class SpecialIds:
         )
 
 
-class ShowoTokenizer:
+class ShowoTokenizer(TextTokenizer):
     """A fast tokenizer with the ten special tokens appended in the published order."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -89,7 +86,6 @@ class ShowoTokenizer:
             )
         tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS[0]})
         tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]))
-        self.tokenizer = tokenizer
         ids = [int(i) for i in np.array(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))]
         if ids != list(range(ids[0], ids[0] + len(ids))):
             raise UserError(
@@ -97,21 +93,12 @@ class ShowoTokenizer:
                 "load a tokenizer without them, or one saved by this class"
             )
         self.special = SpecialIds.after(ids[0], tokenizer.bos_token_id, tokenizer.eos_token_id)
-        self._control = {*ids, self.special.bos, self.special.eos}
-        # Prompts and questions come back in every stage and iteration.
-        self._known: dict[str, list[int]] = {}
+        super().__init__(tokenizer, {*ids, self.special.bos, self.special.eos})
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> "ShowoTokenizer":
         """Load tokenizer.json and its companions from a local folder."""
         return cls(PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True))
-
-    def save_pretrained(self, path: Path | str) -> None:
-        """Write the tokenizer with its special tokens into a folder."""
-        self.tokenizer.save_pretrained(str(path))
-
-    def __len__(self) -> int:
-        return len(self.tokenizer)
 
     @property
     def special_ids(self) -> Mapping[str, int]:
@@ -119,80 +106,6 @@ class ShowoTokenizer:
         first = self.special.pad
         named = {name: first + index for index, name in enumerate(SPECIAL_TOKENS)}
         return named | {"<|sot|>": self.special.bos, "<|eot|>": self.special.eos}
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, with no bos or eos around it.
-
-        Whatever the text says, none of the ids is one that layouts are built from: the name of such
-        a token in a caption is cut in two and stays text.
-        """
-        if len(text) > REMEMBERED_LENGTH:
-            return self._encode(text)
-        if text not in self._known:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            self._known[text] = self._encode(text)
-        return list(self._known[text])
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        pieces = [text]  # what is left, the first piece last
-        while pieces:
-            piece = pieces.pop()
-            found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-            cuts = [
-                span
-                for token, span in zip(found["input_ids"], found["offset_mapping"], strict=True)
-                if token in self._control
-            ]
-            if cuts:
-                pieces += reversed(_cut(piece, cuts))
-            else:
-                ids += found["input_ids"]
-        return ids
-
-    def unknown_share(self, text: str) -> float:
-        """Share of a text's characters, blanks aside, that no token of their own stands for.
-
-        That is what the unknown token or tokens of single bytes stand for, and what is left out.
-        """
-        characters = {i for i, character in enumerate(text) if not character.isspace()}
-        if not characters:
-            return 0.0
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        known: set[int] = set()
-        for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
-            if token not in self._control and not self._is_part(token):
-                known.update(range(start, end))
-        return len(characters - known) / len(characters)
-
-    def _is_part(self, token: int) -> bool:
-        """Whether a token is the unknown one, or bytes that are no whole character."""
-        if token == self.tokenizer.unk_token_id:
-            return True
-        name = str(self.tokenizer.convert_ids_to_tokens(token))
-        return bool(BYTE.fullmatch(name)) or "\ufffd" in str(self.tokenizer.decode([token]))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids without special tokens and surrounding blanks."""
-        text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text).strip()
-
-
-def _cut(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """Pieces of a text, cut in the middle of each span; a span of one character is left out."""
-    pieces, done = [], 0
-    for start, end in spans:
-        if end - start > 1:
-            middle = (start + end + 1) // 2
-            pieces.append(text[done:middle])
-            done = middle
-        else:
-            pieces.append(text[done:start])
-            done = end
-    return [piece for piece in (*pieces, text[done:]) if piece]
 
 
 def vqa_question(question: str, choices: Sequence[str] = ()) -> str:
