@@ -98,9 +98,11 @@ def read_ends(log: Path) -> list[tuple[Occurrence, float]]:
     ends: list[tuple[Occurrence, float]] = []
     seen = Counter[Occurrence]()
     for label, stage, how in (match.groups() for match in found):
+        # A checkpoint that is registered already needs no gate, and has no line of one.
+        stage = "gate" if stage == "register" else stage
         occurrence: Occurrence = (label, stage)
         seen[occurrence] += 1
-        # One for each benchmark; a registration has a line for its decision, too.
+        # One for each benchmark; a decision has a line for its registration, too.
         if seen[occurrence] > 1 and stage != "gate":
             occurrence = (label, stage, str(seen[occurrence]))
         ends.append((occurrence, float(how[:-2]) if how.endswith(" s") else 0.0))
