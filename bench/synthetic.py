@@ -162,6 +162,7 @@ class Data:
             drawn_win=self.codes(count),
             drawn_lose=self.codes(count),
             draw_seeds=list(range(count)),
+            unprompted=[False] * count,
         )
 
     def questions(self, count: int, size: Size) -> list[list[tuple[str, list[str]]]]:

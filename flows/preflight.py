@@ -88,11 +88,12 @@ def _check_device(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     # Here, since torch takes seconds to import.
-    from models.registry import check_settings, family
+    from models.registry import check_folder, check_kind, check_settings, family
 
     folder = _folder("model.checkpoint", config.model.checkpoint)
+    check_kind(config.model.family, folder)
     files = family(config.model.family).files
-    check_settings(config.model.family, config.sampling.images.sampler, config.training.image_draws)
+    check_settings(config.model.family, config.sampling.images.sampler, config.training)
     _check_files(
         "model.checkpoint",
         folder,
@@ -102,6 +103,7 @@ def _check_model(config: Config) -> None:
     for name in files:
         if name.endswith(".safetensors"):
             _check_weights("model.checkpoint", (folder / name).parent)
+    check_folder(config.model.family, folder)
 
 
 def _check_compute(config: Config) -> None:
@@ -110,10 +112,11 @@ def _check_compute(config: Config) -> None:
 
 def memory_table(config: Config) -> str:
     """The least that each stage with a model takes of the memory that is free here."""
-    sizes, available = Sizes.from_folder(Path(config.model.checkpoint)), _available(config)
+    folder, available = Path(config.model.checkpoint), _available(config)
     rows = [
         f"  {name:<16} {gibibytes(sum(floor.values())):>10} of {gibibytes(available)}"
         for name in _model_stages(config)
+        for sizes in [Sizes.of_model(name, config, folder)]
         for floor in [floor_of(name, config, sizes, num_processes(config.runtime))]
     ]
     return "\n".join(["memory of a process, at least:", *rows])

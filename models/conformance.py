@@ -160,6 +160,7 @@ def _pairs(model: UnifiedModel, pictures: Sequence[Image.Image]) -> PairBatch:
         drawn_win=model.encode(pictures),
         drawn_lose=model.encode(pictures[::-1]),
         draw_seeds=SEEDS,
+        unprompted=[False] * len(SEEDS),
         num_draws=0 if model.exact_images else 2,
     )
 

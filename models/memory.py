@@ -34,29 +34,44 @@ CGROUP = Path("/sys/fs/cgroup")
 class Sizes:
     """Parameters of a model's folder, of whatever family."""
 
-    network: int  # in the files of the folder itself, which training changes
-    frozen: int  # in folders below it: tokenizers and encoders of images
+    network: int  # what training changes
+    frozen: int  # in folders below, or under names that are never trained: image tokenizers
     per_rank: int  # which LoRA adds for each rank: rows and columns of the blocks' matrices
+    vision: int = 0  # towers that are part of the network, and not trained
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Sizes:
-        """Read the headers of all its safetensors files."""
-        network = frozen = per_rank = 0
+    def from_folder(
+        cls, folder: Path, frozen_names: tuple[str, ...] = (), vision_names: tuple[str, ...] = ()
+    ) -> Sizes:
+        """Read the headers of all safetensors files; names are told by their beginnings."""
+        network = frozen = per_rank = vision = 0
         for path in folder.rglob("*.safetensors"):
             for name, (_, shape) in read_header(path).items():
-                if path.parent != folder:
+                if path.parent != folder or name.startswith(frozen_names):
                     frozen += math.prod(shape)
-                    continue
-                network += math.prod(shape)
-                # Blocks are numbered in names, which tells their matrices from embedding and head.
-                in_block = any(part.isdigit() for part in name.split("."))
-                per_rank += sum(shape) if in_block and len(shape) == 2 else 0
-        return cls(network, frozen, per_rank)
+                elif name.startswith(vision_names):
+                    vision += math.prod(shape)
+                else:
+                    network += math.prod(shape)
+                    # Blocks are numbered in names, unlike embedding and head.
+                    in_block = any(part.isdigit() for part in name.split("."))
+                    per_rank += sum(shape) if in_block and len(shape) == 2 else 0
+        return cls(network, frozen, per_rank, vision)
+
+    @classmethod
+    def of_model(cls, stage: str, config: Config, folder: Path) -> Sizes:
+        """Of a model of the config's family in a stage, trained as the config says."""
+        # Here, since torch takes seconds to import.
+        from models.registry import family
+
+        of = family(config.model.family)
+        learns = stage == "train" and config.training.train_vision
+        return cls.from_folder(folder, of.frozen, () if learns else of.vision)
 
 
 def inference_floor(sizes: Sizes, precision: str, *, judge: bool = False) -> Floor:
     """Weights of a model that samples or scores; with `judge`, those of a second one like it."""
-    weights = BYTES[precision] * sizes.network
+    weights = BYTES[precision] * (sizes.network + sizes.vision)
     frozen = FLOAT * sizes.frozen  # image tokenizers stay in float32
     parts = {"weights": weights, "image tokenizer": frozen}
     return parts | {"judge": weights + frozen} if judge else parts
@@ -67,7 +82,7 @@ def training_floor(sizes: Sizes, *, rank: int | None = None, shards: int = 1) ->
     trained = sizes.network if rank is None else rank * sizes.per_rank
     network = sizes.network + (0 if rank is None else trained)
     return {
-        "weights": FLOAT * network / shards,
+        "weights": FLOAT * (network + sizes.vision) / shards,
         "image tokenizer": FLOAT * sizes.frozen,
         "gradients": FLOAT * trained / shards,
         "moments": 2 * FLOAT * trained / shards,
@@ -93,7 +108,7 @@ def check_memory(
     stage: str, config: Config, folder: Path, available: float, processes: int = 1
 ) -> None:
     """UserError with what would help if not even the floor of a stage fits."""
-    sizes = Sizes.from_folder(folder)
+    sizes = Sizes.of_model(stage, config, folder)
     floor = floor_of(stage, config, sizes, processes)
     if sum(floor.values()) <= available:
         return

@@ -42,11 +42,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class TextSampling:
-    """How to sample one text. Temperature acts before top-k; top_k of 1 is greedy."""
+    """How to sample one text: temperature, then top-k, then top-p; top_k of 1 is greedy."""
 
     temperature: float = 1.0
     top_k: int | None = None
     max_new_tokens: int = 100
+    top_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class PairBatch:
 
     `draw_seeds` and `num_draws` are for models whose likelihood of an image is an estimate: the
     same draws serve winner and loser, policy and reference, and each pair is averaged over them.
+    Images of pairs that are `unprompted` are scored without their prompt, as guidance draws them.
     """
 
     seen: Seen
@@ -116,6 +118,7 @@ class PairBatch:
     drawn_win: Drawn
     drawn_lose: Drawn
     draw_seeds: Sequence[int]
+    unprompted: Sequence[bool]
     num_draws: int = 1
 
     def take(self, part: slice) -> "PairBatch":

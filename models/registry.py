@@ -7,18 +7,24 @@ Packages of others join by an entry point of the group `hermesflow.families`.
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from core.config import Training
 from core.errors import UserError
 from models.protocol import SamplerName, TextReader, UnifiedModel
+from models.sizes import read_sizes
 
-FAMILIES: dict[str, str] = {"showo": "models.families.showo"}
+FAMILIES: dict[str, str] = {
+    "janus": "models.families.janus",
+    "showo": "models.families.showo",
+}
 """Package of each family."""
 ENTRY_POINTS = "hermesflow.families"
 
@@ -36,6 +42,16 @@ class Family:
     """What a model's folder must hold."""
     sampler: SamplerName
     exact_images: bool
+    recognises: Callable[[Mapping[str, Any]], bool]
+    """Whether a config.json is one of this family's."""
+    check: Callable[[Path], object]
+    """UserError for a folder that holds no whole model, by its config and headers alone."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of names that are never trained, beside all in folders below: image tokenizers."""
+    vision: tuple[str, ...] = ()
+    """Beginnings of names that are trained only where the config says so: vision towers."""
+    train_vision: Callable[[Any], None] | None = None
+    """Has a model train its vision tower; None: this family has none."""
 
 
 def packages() -> Mapping[str, str]:
@@ -53,9 +69,39 @@ def family(name: str) -> Family:
     return found
 
 
-def check_settings(name: str, sampler: str, image_draws: int) -> None:
+def check_kind(name: str, folder: Path) -> None:
+    """UserError for a folder that holds a model of another family."""
+    chosen, stored = family(name), {}
+    with suppress(UserError):  # a config.json that cannot be read is of no family
+        stored = read_sizes(folder / "config.json")
+    if not stored or chosen.recognises(stored):
+        return
+    for other in packages():
+        if other != name and family(other).recognises(stored):
+            raise UserError(
+                f"{folder} holds a model of {family(other).title}, but model.family = {name!r}; "
+                f"set it to {other}"
+            )
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """UserError for a folder that holds no whole model of a family."""
+    check_kind(name, folder)
+    family(name).check(folder)
+
+
+def check_settings(name: str, sampler: str, training: Training) -> None:
     """UserError for settings of sampling and training that do not fit a family."""
-    chosen = family(name)
+    chosen, image_draws = family(name), training.image_draws
+    if training.train_vision and chosen.train_vision is None:
+        raise UserError(
+            f"training.train_vision = true, but {chosen.title} has no vision tower; set it to false"
+        )
+    if training.train_vision and training.lora is not None:
+        raise UserError(
+            "training.train_vision = true trains whole weights and training.lora adapters of the "
+            "language model alone; set one of them to false or null"
+        )
     if sampler != chosen.sampler:
         raise UserError(
             f"sampling.images.sampler = {sampler!r}, but {chosen.title} draws by "
@@ -80,11 +126,21 @@ def load_model(
 
     `precision` is that of the network's weights.
     """
+    check_folder(name, Path(folder))
     return family(name).load(Path(folder), device, precision)
+
+
+def train_vision(name: str, model: UnifiedModel) -> None:
+    """Have a model of a family train its vision tower; UserError if there is none."""
+    chosen = family(name)
+    if chosen.train_vision is None:
+        raise UserError(f"{chosen.title} has no vision tower; set training.train_vision: false")
+    chosen.train_vision(model)
 
 
 def load_texts(name: str, folder: Path | str) -> TextReader:
     """How a model of this family reads texts, without its weights."""
+    check_folder(name, Path(folder))
     return family(name).read_texts(Path(folder))
 
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,42 @@ from models.weight_files import (
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Tensors(Protocol):
+    """Tensors by name, and where they came from: files (`Weights`) or memory (`Held`)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they are, for messages."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Shapes by name."""
+        ...
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Types by name, as safetensors has them."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors."""
+        ...
+
+
+class Held:
+    """Tensors in memory, by other names than those of the files in `folder`."""
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.folder = folder
+        self._tensors = tensors
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.kinds = {name: _kind(tensor.dtype) for name, tensor in tensors.items()}
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._tensors.items())
 
 
 class Weights:
@@ -97,7 +133,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 def fill(
     module: nn.Module,
-    weights: Weights,
+    weights: Tensors,
     device: torch.device,
     dtype: torch.dtype | None,
     *,
@@ -136,7 +172,7 @@ def dtype_named(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_kinds(weights: Weights, floating: Collection[str]) -> None:
+def _check_kinds(weights: Tensors, floating: Collection[str]) -> None:
     """UserError for counts where the model has weights."""
     kinds = weights.kinds
     bad = [f"{n} is {kinds[n]}" for n in sorted(floating) if kinds.get(n, FLOATS[0]) not in FLOATS]
@@ -148,7 +184,7 @@ def _check_kinds(weights: Weights, floating: Collection[str]) -> None:
 
 
 def _check_shapes(
-    weights: Weights, wanted: Mapping[str, torch.Size], optional: Collection[str]
+    weights: Tensors, wanted: Mapping[str, torch.Size], optional: Collection[str]
 ) -> None:
     found = weights.shapes
     shared = wanted.keys() & found.keys()

@@ -20,7 +20,7 @@ from data.tables import TableWriter, count_rows, iter_batches
 from models.batches import Batches
 from models.protocol import BranchLogps, Modality, UnifiedModel, count_cut
 from models.registry import autocast, load_model, use_threads
-from training.data import EXACT, SIDES, PairRows, encode_pairs, pair_columns
+from training.data import EXACT, SIDES, Draws, PairRows, encode_pairs, pair_columns
 
 
 class _Reference:
@@ -38,7 +38,7 @@ class _Reference:
         # As in training: float32 weights, multiplied in the precision.
         self._model: UnifiedModel = load_model(config.model.family, folder, config.runtime.device)
         self._device, self._precision = config.runtime.device, config.model.precision
-        self._draws = config.seed, config.training.image_draws
+        self._draws = Draws.of(config.seed, config.training)
         # Exact likelihoods are the same in every epoch.
         self._epochs = 1 if self._model.exact_images else config.training.epochs
 
@@ -115,7 +115,14 @@ def run(context: StageContext) -> Mapping[str, object] | None:
 REFERENCE = Stage(
     "reference",
     2,
-    ("seed", "model.family", "model.precision", "training.image_draws", "training.epochs"),
+    (
+        "seed",
+        "model.family",
+        "model.precision",
+        "training.image_draws",
+        "training.prompt_dropout",
+        "training.epochs",
+    ),
     ("checkpoint", "pairs"),
     run,
     sharded=True,

@@ -29,7 +29,7 @@ from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
 from models.memory import available_bytes, check_memory
 from models.protocol import UnifiedModel
-from models.registry import load_model, use_threads
+from models.registry import load_model, train_vision, use_threads
 from training.data import join_reference, open_pairs
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
@@ -123,6 +123,8 @@ def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters |
     """The model to be trained, in float32; with adapters, if they are what is trained."""
     config, lora = context.config, context.config.training.lora
     model = load_model(config.model.family, context.input("checkpoint").path("model"), device)
+    if config.training.train_vision:
+        train_vision(config.model.family, model)
     if lora is None:
         return model, None
     # Here, since the import takes seconds.

@@ -66,6 +66,7 @@ def pair_batch(num_masks: int = 1) -> PairBatch:
         drawn_win=random_codes(3, 16, seed=2),
         drawn_lose=random_codes(3, 16, seed=3),
         draw_seeds=[5, 6, 7],
+        unprompted=[False] * 3,
         num_draws=num_masks,
     )
 

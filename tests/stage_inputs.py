@@ -66,6 +66,8 @@ SETTINGS: dict[str, Any] = {
         "caption": dict(BRANCH),
         "image": dict(BRANCH),
         "image_draws": 2,
+        "prompt_dropout": 0.0,
+        "train_vision": False,
         "epochs": 2,
         "max_steps": None,
         "batch_size": 4,

@@ -6,21 +6,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.config import Training
 from core.errors import UserError
 from core.store import Store
 from data.tables import read_table
 from models import registry
 from models.conformance import checks
+from models.families.janus.model import FAMILY as JANUS
 from models.families.showo.model import FAMILY as SHOWO
 from tasks.train import METRICS, read_metrics
 from tests.fake_family.model import FAMILY as FAKE
 from tests.fake_family.model import make_model
+from tests.janus_tiny import tiny_janus
 from tests.loops import play, quick
 from tests.showo_tiny import tiny_model
+from tests.stage_inputs import make_config
 from training.data import EXACT
 
 
-@pytest.mark.parametrize(("model", "family"), [(tiny_model, SHOWO), (make_model, FAKE)])
+@pytest.mark.parametrize(
+    ("model", "family"), [(tiny_model, SHOWO), (tiny_janus, JANUS), (make_model, FAKE)]
+)
 def test_a_family_conforms(model: object, family: registry.Family) -> None:
     found = list(checks(model(), family))  # type: ignore[operator]
     assert [f"{check.name}: {check.problem}" for check in found if check.problem] == []
@@ -90,9 +96,21 @@ def test_settings_that_do_not_fit_a_family_are_refused(
     monkeypatch: pytest.MonkeyPatch, sampler: str, draws: int, message: str
 ) -> None:
     monkeypatch.setitem(registry.FAMILIES, "fake", "tests.fake_family")
+
+    def training(**changes: object) -> Training:
+        return make_config(
+            **{f"training__{name}": value for name, value in changes.items()}
+        ).training
+
     with pytest.raises(UserError, match=message):
-        registry.check_settings("fake", sampler, draws)
+        registry.check_settings("fake", sampler, training(image_draws=draws))
     with pytest.raises(UserError, match="image_draws = 0, but Show-o estimates"):
-        registry.check_settings("showo", "mask_predict", 0)
-    with pytest.raises(UserError, match="'shwo' is unknown; known: fake, showo"):
+        registry.check_settings("showo", "mask_predict", training(image_draws=0))
+    with pytest.raises(UserError, match="train_vision = true, but Show-o has no vision tower"):
+        registry.check_settings("showo", "mask_predict", training(train_vision=True))
+    lora = {"rank": 2, "alpha": 2}
+    both = training(image_draws=0, train_vision=True, lora=lora)
+    with pytest.raises(UserError, match="set one of them to false or null"):
+        registry.check_settings("janus", "autoregressive", both)
+    with pytest.raises(UserError, match="'shwo' is unknown; known: fake, janus, showo"):
         registry.family("shwo")

@@ -36,7 +36,7 @@ FULL = Sizes(network=1_448_176_770, frozen=95_000_000, per_rank=24 * (4 * 2 + 2 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every folder holds the released Show-o."""
-    monkeypatch.setattr(Sizes, "from_folder", lambda folder: FULL)
+    monkeypatch.setattr(Sizes, "from_folder", lambda *_: FULL)
 
 
 def refusal(stage: str, available: float, processes: int = 1, **changes: Any) -> str:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from core.config import Training
 from core.errors import UserError
 from core.runtime import derive_seed
 from core.stage import ProgressFactory
@@ -29,8 +30,6 @@ from models.protocol import Drawn, Modality, PairBatch, Seen, UnifiedModel
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-Draws = tuple[int, int]
-"""Seed of the run, and draws per pair that an image's likelihood is estimated from; 0: exact."""
 
 TEXT_COLUMNS = ["record_id", "iteration", "prompt", "caption_win", "caption_lose"]
 IMAGES = ("image_win", "image_lose")
@@ -61,6 +60,28 @@ def num_batches(num_pairs: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What is drawn for the images of pairs, in training and for the reference alike."""
+
+    seed: int
+    num_draws: int
+    """Draws that an image's likelihood is estimated from; 0: exact."""
+    prompt_dropout: float
+
+    @classmethod
+    def of(cls, seed: int, training: Training) -> "Draws":
+        """By a run's seed and config."""
+        return cls(seed, training.image_draws, training.prompt_dropout)
+
+    def unprompted(self, record_id: str, iteration: int) -> bool:
+        """Whether the images of a pair are scored without their prompt, in all epochs."""
+        if self.prompt_dropout == 0:
+            return False
+        seed = derive_seed(self.seed, "prompt", record_id, iteration)
+        return bool(np.random.default_rng(seed).random() < self.prompt_dropout)
+
+
+@dataclass(frozen=True)
 class PairRows:
     """Pairs in the model's form: pictures of the records as read, winners and losers as drawn."""
 
@@ -74,9 +95,9 @@ class PairRows:
 
     def batch(self, rows_B: Ints, epoch: int, draws: Draws) -> PairBatch:
         """Both modalities of these rows."""
-        seed, num_draws = draws
         rows = self.text.take(rows_B)
-        identity = zip(rows["record_id"].to_pylist(), rows["iteration"].to_pylist(), strict=True)
+        columns = (rows[name].to_pylist() for name in ("record_id", "iteration"))
+        identity = list(zip(*columns, strict=True))
         return PairBatch(
             seen=self.seen[rows_B],
             captions_win=rows["caption_win"].to_pylist(),
@@ -84,8 +105,9 @@ class PairRows:
             prompts=rows["prompt"].to_pylist(),
             drawn_win=self.win[rows_B].astype(np.int64),
             drawn_lose=self.lose[rows_B].astype(np.int64),
-            draw_seeds=[draw_seed(seed, record_id, it, epoch) for record_id, it in identity],
-            num_draws=num_draws,
+            draw_seeds=[draw_seed(draws.seed, name, it, epoch) for name, it in identity],
+            unprompted=[draws.unprompted(name, it) for name, it in identity],
+            num_draws=draws.num_draws,
         )
 
 

@@ -23,7 +23,15 @@ from models.batches import is_out_of_memory
 from models.protocol import Modality, UnifiedModel
 from models.weight_files import listing
 from models.weights import not_finite
-from training.data import Floats, Ints, PairRows, ReferenceLogps, batches_of_epoch, num_batches
+from training.data import (
+    Draws,
+    Floats,
+    Ints,
+    PairRows,
+    ReferenceLogps,
+    batches_of_epoch,
+    num_batches,
+)
 from training.objectives import active_modalities, branch_settings, pair_loss
 from training.optim import make_optimizer, rate_factor
 from training.sharding import local, whole
@@ -130,7 +138,7 @@ class PairTrainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics [b] of some pairs, over the modalities that meet in one term."""
         training = self._training
-        batch = self._rows.batch(rows_b, epoch, (self._seed, training.image_draws))
+        batch = self._rows.batch(rows_b, epoch, Draws.of(self._seed, training))
         logps = {m: self._module(self._model.pack_pairs(batch, m)) for m in terms}
         reference = {
             m: torch.from_numpy(self._reference.take(m, epoch, rows_b)).to(

@@ -22,6 +22,7 @@ CONFIGS = ("config.json", "preprocessor_config.json")
 TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SAFETENSORS = (*CONFIGS, f"*.safetensors{INDEX}", "*.safetensors")
 PICKLES = (*CONFIGS, f"pytorch_model*.bin{INDEX}", "pytorch_model*.bin")
+BESIDE = ("processor_config.json", "generation_config.json", "chat_template.*")
 # Branches and tags of git may have slashes; ids never have more than one.
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
 
@@ -40,6 +41,14 @@ def find_weights(option: str, place: str) -> Source:
     source = _find(option, place, SAFETENSORS)
     if source.commit and not _has_weights(source.folder):
         return _find(option, place, PICKLES)
+    return source
+
+
+def find_checkpoint(option: str, place: str) -> Source:
+    """The folder of a checkpoint whose tokenizer stands beside its weights."""
+    source = _find(option, place, (*SAFETENSORS, *TOKENIZER, *BESIDE))
+    if source.commit and not _has_weights(source.folder):
+        return _find(option, place, (*PICKLES, *TOKENIZER, *BESIDE))
     return source
 
 

@@ -14,7 +14,7 @@ to end, L labelled tokens, G branches (labelled segments).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ class Segment(NamedTuple):
     labels: Ints | None = None
     position: int = 0
     """Position id of a root's first token: what dropped left padding would have given it."""
-    features: npt.NDArray[np.float32] | None = None
+    features: npt.NDArray[Any] | None = None
     """[T,W] what the network reads instead of embedded ids, which only stand for positions then."""
 
 

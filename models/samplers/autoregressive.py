@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.protocol import Autoregressive
 from models.samplers.noise import Noise
+from models.samplers.text import nucleus
 
 NextLogits = Callable[[Tensor | None], Tensor]
 """Logits [R,C] of the next code given the one drawn last (None at the start).
@@ -49,10 +50,5 @@ def code_probabilities(logits_RC: Tensor, how: Autoregressive) -> Tensor:
         scaled_RC = scaled_RC.masked_fill(scaled_RC < worst_R1, -math.inf)
     probs_RC = scaled_RC.softmax(dim=1)
     if how.top_p is not None and how.top_p < 1:
-        sorted_RC, order_RC = probs_RC.sort(dim=1, descending=True, stable=True)
-        # A code stays if those before it have less than top-p together, so the first always does.
-        before_RC = sorted_RC.cumsum(dim=1) - sorted_RC
-        kept_RC = torch.where(before_RC < how.top_p, sorted_RC, 0.0)
-        probs_RC = torch.zeros_like(probs_RC).scatter(1, order_RC, kept_RC)
-        probs_RC = probs_RC / probs_RC.sum(dim=1, keepdim=True)
+        probs_RC = nucleus(probs_RC, torch.full_like(probs_RC[:, :1], how.top_p))
     return probs_RC

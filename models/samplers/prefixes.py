@@ -101,7 +101,7 @@ def generate_text(
 @torch.inference_mode()
 def generate_replies(
     network: PrefixModel,
-    images: Sequence[Segment],
+    images: Sequence[Tree],
     turns: Sequence[Sequence[Ints]],
     sampling: TextSampling,
     stop_id: int,
@@ -110,12 +110,13 @@ def generate_replies(
 ) -> list[list[list[int]]]:
     """Reply to each turn of each image; token ids by image and turn.
 
-    Image and turns are one row, in which the turns do not see each other. `noise` has as many rows
+    Image and turns are one row, in which the turns follow the image's last segment and do not see
+    each other. `noise` has as many rows
     for each image as the image with most turns has turns.
     """
     most = max(map(len, turns))
     trees = [
-        [image, *(Segment(turn, parent=0) for turn in asked)]
+        [*image, *(Segment(turn, parent=len(image) - 1) for turn in asked)]
         for image, asked in zip(images, turns, strict=True)
     ]
     shape = (len(images), most)
@@ -123,13 +124,13 @@ def generate_replies(
     end_BK, position_BK = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     missing_BK = np.ones(shape, dtype=np.bool_)
     for row, (image, asked) in enumerate(zip(images, turns, strict=True)):
-        start = len(image.ids)
+        image_tokens = start = num_tokens(image)
         seen_BKP[row, :, :start] = True
         for number, turn in enumerate(asked):
             end = start + len(turn)
             seen_BKP[row, number, start:end] = True
             end_BK[row, number], missing_BK[row, number] = end - 1, False
-            position_BK[row, number] = len(image.ids) + len(turn)
+            position_BK[row, number] = image_tokens + len(turn)
             start = end
     device, room = network.device, num_steps([sampling]) * most
     cache, last_BKD = prefill(network, trees, pad_id, room, end_BK)

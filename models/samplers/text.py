@@ -119,8 +119,18 @@ def _until(ids: list[int], stop_id: int) -> list[int]:
     return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
 
 
+def nucleus(probs_RV: Tensor, top_p_R1: Tensor) -> Tensor:
+    """Probabilities [...,R,V] within the smallest set of categories that has top-p together."""
+    sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+    # A category stays if those before it have less than top-p, so the first always does.
+    before_RV = sorted_RV.cumsum(dim=-1) - sorted_RV
+    kept_RV = torch.where(before_RV < top_p_R1, sorted_RV, 0.0)
+    probs_RV = torch.zeros_like(probs_RV).scatter(-1, order_RV, kept_RV)
+    return probs_RV / probs_RV.sum(dim=-1, keepdim=True)
+
+
 class TopK:
-    """Temperature, then top-k with ties kept, for samples that each have their own settings."""
+    """Temperature, then top-k with ties kept, then top-p, each sample by its own settings."""
 
     def __init__(
         self, samplings: Sequence[TextSampling], vocab_size: int, device: torch.device
@@ -131,6 +141,9 @@ class TopK:
         self.rank_K1 = torch.tensor([[(count or 1) - 1] for count in counts], device=device)
         self.all_K1 = torch.tensor([[count is None] for count in counts], device=device)
         self.temperature_K1 = torch.tensor([[s.temperature] for s in samplings], device=device)
+        # All of 1.0 keeps everything, and the sort can be left out.
+        top_p = [[1.0 if s.top_p is None else s.top_p] for s in samplings]
+        self.top_p_K1 = torch.tensor(top_p, device=device) if min(top_p) < [1.0] else None
 
     def __call__(self, logits_BKV: Tensor) -> Tensor:
         """Probabilities [B,K,V]."""
@@ -138,4 +151,5 @@ class TopK:
         best_BKk = scaled_BKV.topk(self.max_k, dim=-1).values
         rank_BK1 = self.rank_K1.expand(len(logits_BKV), -1, -1)
         worst_BK1 = best_BKk.gather(-1, rank_BK1).masked_fill(self.all_K1, -math.inf)
-        return scaled_BKV.masked_fill_(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
+        probs_BKV = scaled_BKV.masked_fill_(scaled_BKV < worst_BK1, -math.inf).softmax(dim=-1)
+        return probs_BKV if self.top_p_K1 is None else nucleus(probs_BKV, self.top_p_K1)

@@ -261,6 +261,7 @@ class FakeModel:
                     ids = np.append(ids_of(text), END)
                     tree.append(Segment(ids[:-1], parent=1, labels=ids))
             else:
+                prompt = "" if batch.unprompted[index] else prompt
                 tree = [Segment(np.append(ids_of(prompt), DRAW))]
                 for codes_N in (batch.drawn_win[index], batch.drawn_lose[index]):
                     tree.append(Segment(CODES + codes_N[:-1], parent=0, labels=codes_N))
@@ -294,4 +295,6 @@ FAMILY = Family(
     files=("config.json", "model.safetensors"),
     sampler=FakeModel.sampler,
     exact_images=FakeModel.exact_images,
+    recognises=lambda stored: set(stored) == {"width"},
+    check=lambda folder: None,
 )

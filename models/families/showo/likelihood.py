@@ -144,7 +144,8 @@ def _image_tree(
     pairs: PairBatch, index: int, tokenizer: ShowoTokenizer, config: ShowoConfig
 ) -> Tree:
     special = tokenizer.special
-    prompt = t2i_prompt(tokenizer.encode(pairs.prompts[index]), special, config.max_text_len)
+    text = "" if pairs.unprompted[index] else pairs.prompts[index]
+    prompt = t2i_prompt(tokenizer.encode(text), special, config.max_text_len)
     win_KN, lose_KN, win_labels_KN, lose_labels_KN = _masked_images(pairs, index, config)
     tree = [prompt_root(prompt, config.max_text_len)]
     for mask in range(pairs.num_draws):

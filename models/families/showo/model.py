@@ -102,9 +102,7 @@ class ShowoModel:
         `dtype` is that of the network, None: as stored; the vq is float32.
         """
         folder = Path(path)
-        for name in ("config.json", "model.safetensors", "vq"):
-            if not (folder / name).exists():
-                raise UserError(f"{folder / name}: no such file; a model folder needs it")
+        _check_folder(folder)
         config = ShowoConfig.from_json(folder / "config.json")
         network = load_network(config, Weights(folder), torch.device(device), dtype)
         vq = MAGVITv2.from_pretrained(folder / "vq").to(device)
@@ -211,7 +209,8 @@ class ShowoModel:
     def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
         """Greedily decoded reply to each question about each image."""
         special = self.tokenizer.special
-        images = [image_root(codes_N + self.config.image_offset, special) for codes_N in seen.rows]
+        offset = self.config.image_offset
+        images = [[image_root(codes_N + offset, special)] for codes_N in seen.rows]
         turns = [
             [instruction(self.tokenizer, self.config, *question) for question in asked]
             for asked in questions
@@ -297,6 +296,13 @@ def load_network(
     return network.eval()
 
 
+def _check_folder(folder: Path) -> None:
+    for name in ("config.json", "model.safetensors", "vq"):
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name}: no such file; a model folder needs it")
+    ShowoConfig.from_json(folder / "config.json")
+
+
 FAMILY = Family(
     title="Show-o",
     load=ShowoModel.from_pretrained,
@@ -310,4 +316,6 @@ FAMILY = Family(
     ),
     sampler=ShowoModel.sampler,
     exact_images=ShowoModel.exact_images,
+    recognises=lambda stored: "num_vq_tokens" in stored,
+    check=_check_folder,
 )

@@ -1,0 +1,391 @@
+"""A whole Janus model in one folder, which transformers loads as well.
+
+The folder has transformers' layout: config.json, model.safetensors, tokenizer.json and
+preprocessor_config.json. Other small files that stood beside them (chat template, processor) and
+tensors that only the published code has are kept as they are.
+
+Shapes: B pictures or prompts, N codes, M pictures per prompt, F positions of a read picture, H W
+pixels.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from core.errors import UserError
+from models.families.janus.config import HF_TYPE, PREPROCESSOR, PUBLISHED_TYPE, JanusConfig
+from models.families.janus.likelihood import (
+    FEATURES,
+    PairModule,
+    pack_pairs,
+    question_trees,
+    read_picture,
+)
+from models.families.janus.network import Janus
+from models.families.janus.prompts import CAPTION_QUESTION, JanusTokenizer, wording
+from models.families.janus.sampler import generate_images
+from models.families.janus.vq import JanusVQ
+from models.nn.packing import Segment
+from models.nn.pairs import PackedPairs, choice_logps
+from models.protocol import (
+    Autoregressive,
+    BranchLogps,
+    Drawn,
+    ImageSampling,
+    Modality,
+    PairBatch,
+    Questions,
+    SamplerName,
+    Seen,
+    TextReader,
+    TextRole,
+    TextSampling,
+    TextUse,
+)
+from models.registry import Family
+from models.samplers.noise import RecordNoise
+from models.samplers.prefixes import generate_replies, generate_text
+from models.sizes import building
+from models.weights import Tensors, Weights, dtype_named, fill, without_values
+
+SAMPLER = "sampling.images.sampler"
+VQ = "model.vqmodel."
+VISION = "model.vision_model."
+GENERATION = ("model.generation_embeddings.", "model.generation_head.", VQ)
+UNUSED = "published/unused.safetensors"
+# Files of a checkpoint that are small and belong to it, whatever reads them.
+KEPT = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    PREPROCESSOR,
+    "processor_config.json",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+MAX_PIXELS = 2**20
+"""Of pictures that pass vision tower or image tokenizer at once."""
+Items = TypeVar("Items", Drawn, Sequence[Image.Image])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is carried from the folder that a model came from to those it is saved in."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    unused: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors that only the published code has, by its names."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "Kept":
+        """Of a folder in transformers' layout."""
+        paths = (folder / name for name in KEPT)
+        files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+        unused = folder / UNUSED
+        return cls(files, load_file(unused) if unused.is_file() else {})
+
+    def write(self, folder: Path) -> None:
+        """Put it into a folder."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        if self.unused:
+            (folder / UNUSED).parent.mkdir(exist_ok=True)
+            save_file(dict(self.unused), folder / UNUSED, metadata={"format": "pt"})
+
+
+class JanusModel:
+    """A `models.protocol.UnifiedModel` of the Janus family."""
+
+    sampler: SamplerName = "autoregressive"
+    exact_images = True
+
+    def __init__(self, network: Janus, vq: JanusVQ, tokenizer: JanusTokenizer, kept: Kept) -> None:
+        """Join parts that agree on vocabulary and codebook."""
+        config = network.config
+        if len(tokenizer) > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens, but text_config.vocab_size = "
+                f"{config.vocab_size} in config.json: use the tokenizer of this checkpoint"
+            )
+        self.config = config
+        self.network = network
+        self.vq = vq
+        self.tokenizer = tokenizer
+        self._kept = kept
+        self._pair_module = PairModule(network)
+        self._trains_vision = False
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Path | str, device: str = "cpu", dtype: str | None = "float32"
+    ) -> "JanusModel":
+        """Load a folder in transformers' layout.
+
+        `dtype` is that of the network, None: as stored; the image tokenizer is in float32.
+        """
+        folder, place = Path(path), torch.device(device)
+        config = check_folder(folder)
+        tokenizer_names = [name for name in Weights(folder).shapes if name.startswith(VQ)]
+        network = load_network(config, Weights(folder, ignored=tokenizer_names), place, dtype)
+        vq = JanusVQ.from_weights(config.vq, Weights(folder, prefix=VQ), place)
+        tokenizer = JanusTokenizer.from_folder(folder, config.settings)
+        return cls(network, vq, tokenizer, Kept.of(folder))
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write a folder that `from_pretrained` and transformers read."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.to_json(folder / "config.json")
+        save_file(self.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+        self.write_beside(folder)
+
+    def write_beside(self, folder: Path) -> None:
+        """Write tokenizer and preprocessing, as they came or else as they are."""
+        self._kept.write(folder)
+        if "tokenizer.json" not in self._kept.files:
+            self.tokenizer.save_pretrained(folder)
+        if PREPROCESSOR not in self._kept.files:
+            self.config.preprocessing.to_json(folder / PREPROCESSOR)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All weights by transformers' names."""
+        tensors = dict(self.network.state_dict())
+        tensors |= {VQ + name: tensor for name, tensor in self.vq.state_dict().items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    @property
+    def unused(self) -> Mapping[str, Tensor]:
+        """Tensors that only the published code has, by its names."""
+        return self._kept.unused
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return self.network.device
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers of the language model."""
+        return list(self.network.model.language_model.layers)
+
+    @property
+    def pair_module(self) -> PairModule:
+        """The module that training wraps; shares the network's weights."""
+        return self._pair_module
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """One code at each position."""
+        return (self.config.num_codes,)
+
+    def train_vision(self) -> None:
+        """Have the vision tower learn, which then reads pictures anew in every step."""
+        self._trains_vision = True
+        self.network.model.vision_model.requires_grad_(True)
+
+    @torch.inference_mode()
+    def see(self, images: Sequence[Image.Image]) -> Seen:
+        """Features of the vision tower, or the bytes of patches for it if it learns."""
+        if self._trains_vision:
+            return Seen(self.patches(images))
+        network, rows = self.network, []
+        for chunk in self._chunks(images):
+            patches_BFW = torch.from_numpy(self.patches(chunk)).to(self.device)
+            features_BFW = network.features(network.pixels(patches_BFW.flatten(0, 1)))
+            rows.append(features_BFW.float().cpu().numpy())
+        return Seen(np.concatenate(rows))
+
+    def patches(self, images: Sequence[Image.Image]) -> npt.NDArray[np.uint8]:
+        """Bytes [B,F,W] of images of any size and mode, in patches as the vision tower reads."""
+        bytes_BHW3 = np.stack([self._prepared(image) for image in images])
+        num, side, _, _ = bytes_BHW3.shape
+        patch = int(self.config.vision.patch_size)
+        grid = bytes_BHW3.reshape(num, side // patch, patch, side // patch, patch, 3)
+        # Within a patch channels, rows and columns, as a convolution has them.
+        ordered = np.ascontiguousarray(grid.transpose(0, 1, 3, 5, 2, 4))
+        return ordered.reshape(num, -1, 3 * patch * patch)
+
+    def see_drawn(self, drawn: Drawn) -> Seen:
+        """Of the pixels of drawn pictures: there is no way from codes to the vision tower."""
+        return self.see(self.decode(drawn))
+
+    def _prepared(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Bytes [H,W,3]: the long side fitted, the short one padded in the colour of the mean."""
+        prepared, side = self.config.preprocessing, self.config.image_size
+        rgb = image.convert("RGB")
+        longest = max(rgb.size)
+        # Truncated, as published; rounding makes half of all pictures one line larger.
+        width, height = (max(int(n / longest * side), prepared.min_size) for n in rgb.size)
+        small = rgb.resize((width, height), Image.Resampling.BICUBIC)
+        background = tuple(int(value * 255) for value in prepared.image_mean)
+        square = Image.new("RGB", (side, side), background)
+        square.paste(small, ((side - width) // 2, (side - height) // 2))
+        return np.asarray(square)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> Drawn:
+        """Codes [B,N] of images of any size and mode, cropped to the middle square."""
+        size = (self.config.image_size, self.config.image_size)
+        codes = []
+        for chunk in self._chunks(images):
+            squares = [ImageOps.fit(image.convert("RGB"), size) for image in chunk]
+            pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
+            pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            codes.append(self.vq.encode(pixels_B3HW))
+        return torch.cat(codes).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, drawn: Drawn) -> list[Image.Image]:
+        """RGB images of drawn pictures [B,N]; pixels are clipped, then truncated as published."""
+        side = math.isqrt(self.config.num_codes)
+        images = []
+        for chunk_BN in self._chunks(drawn):
+            pixels_B3HW = self.vq.decode(torch.from_numpy(chunk_BN).to(self.device), side, side)
+            bytes_B3HW = ((pixels_B3HW + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+            arrays = bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()
+            images += [Image.fromarray(array) for array in arrays]
+        return images
+
+    def _chunks(self, images: Items) -> Iterator[Items]:
+        """As many at once as `MAX_PIXELS` allows, since a pixel needs much memory in there."""
+        size = max(1, MAX_PIXELS // self.config.image_size**2)
+        return (images[i : i + size] for i in range(0, len(images), size))
+
+    def caption(
+        self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
+    ) -> list[list[str]]:
+        """One caption of each image for each sampling."""
+        special = self.tokenizer.special
+        question = Segment(self.tokenizer.question(CAPTION_QUESTION), parent=FEATURES)
+        trees = [[*read_picture(read_FW, self.tokenizer), question] for read_FW in seen.rows]
+        steps = max(sampling.max_new_tokens for sampling in samplings)
+        noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
+        tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
+        return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
+
+    def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
+        """Probabilities over the choices of each question about each image."""
+        trees = question_trees(seen, questions, self.tokenizer)
+        pad = self.tokenizer.special.pad
+        module = self._pair_module.token_logps
+        logps = choice_logps(module, trees, questions, pad, self.device)
+        return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
+
+    def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
+        """Greedily decoded reply to each question about each image."""
+        special, listed = self.tokenizer.special, self.config.settings.list_choices
+        turns = [
+            [
+                self.tokenizer.question(wording(text, choices if listed else ()))
+                for text, choices in asked
+            ]
+            for asked in questions
+        ]
+        images = [read_picture(read_FW, self.tokenizer) for read_FW in seen.rows]
+        greedy = TextSampling(1.0, 1, self.config.settings.max_text_len)
+        num_replies = len(turns) * max(map(len, turns))
+        # Greedy decoding draws too, from a distribution with one category.
+        noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
+        tokens = generate_replies(
+            self.network, images, turns, greedy, special.eos, noise, special.pad
+        )
+        return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        num_samples: int,
+        sampling: ImageSampling,
+        seeds: Sequence[int],
+    ) -> Drawn:
+        """Codes [B,M,N] of `num_samples` pictures for each prompt."""
+        if not isinstance(sampling, Autoregressive):
+            raise UserError(f"Janus draws code by code; set {SAMPLER}: {self.sampler}")
+        ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
+        noise = RecordNoise(seeds, num_samples, self.config.num_codes, 1, self.device)
+        codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, self.tokenizer)
+        return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
+
+    def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
+        """What becomes of each text in this role."""
+        return _text_uses(self.tokenizer, texts, role)
+
+    def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
+        """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
+        packed = pack_pairs(batch, modality, self.tokenizer, self.config.vocab_size)
+        return packed.to(self.device)
+
+    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
+        """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
+        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
+        return logps
+
+
+def read_texts(folder: Path) -> TextReader:
+    """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
+    settings = JanusConfig.from_json(folder / "config.json").settings
+    return partial(_text_uses, JanusTokenizer.from_folder(folder, settings))
+
+
+def _text_uses(tokenizer: JanusTokenizer, texts: Sequence[str], role: TextRole) -> list[TextUse]:
+    # The same texts come again and again: prompts in every iteration, choices in every question.
+    uses = {text: tokenizer.use(text, role) for text in set(texts)}
+    return [uses[text] for text in texts]
+
+
+def check_parts(names: Mapping[str, object], folder: Path) -> None:
+    """UserError for weights that only read."""
+    missing = [part for part in GENERATION if not any(name.startswith(part) for name in names)]
+    if missing:
+        raise UserError(
+            f"{folder}: the weights have no {', '.join(part.rstrip('.') for part in missing)}, so "
+            "this checkpoint reads pictures and draws none; give one that was converted whole"
+        )
+
+
+def check_folder(folder: Path) -> JanusConfig:
+    """UserError unless a folder holds a whole model, by its headers; its config."""
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: no such file; a model folder needs it")
+    config = JanusConfig.from_json(folder / "config.json")
+    check_parts(Weights(folder).shapes, folder)
+    JanusTokenizer.from_folder(folder, config.settings)
+    return config
+
+
+def load_network(
+    config: JanusConfig, weights: Tensors, device: torch.device, dtype: str | None
+) -> Janus:
+    """Network of these weights, never initialised at random; `dtype` None: as stored."""
+    with building(weights.folder), without_values():
+        network = Janus(config)
+    fill(network, weights, device, None if dtype is None else dtype_named(dtype))
+    network.place_constants(device)
+    return network.eval()
+
+
+FAMILY = Family(
+    title="Janus",
+    load=JanusModel.from_pretrained,
+    read_texts=read_texts,
+    files=("config.json", "model.safetensors", "tokenizer.json"),
+    sampler=JanusModel.sampler,
+    exact_images=JanusModel.exact_images,
+    recognises=lambda stored: stored.get("model_type") in (HF_TYPE, PUBLISHED_TYPE),
+    check=check_folder,
+    frozen=(VQ,),
+    vision=(VISION,),
+    train_vision=JanusModel.train_vision,
+)

@@ -1,0 +1,38 @@
+"""The small Janus of the parity files, as a model and as a published folder."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+from models.families.janus.config import OWN
+from models.families.janus.model import JanusModel
+from models.families.janus.parity import JanusFixture, kit_sizes
+from tests.published import save_weights
+from tests.showo_tiny import PARITY
+
+KEYS = PARITY / "janus_full_keys.json"
+
+
+@cache
+def fixture() -> JanusFixture:
+    """The published numbers."""
+    return JanusFixture(PARITY / "janus_tiny")
+
+
+def tiny_janus() -> JanusModel:
+    """A model of its own with the published weights."""
+    return fixture().model(fixture().weights)
+
+
+def published_folder(folder: Path, layout: str) -> Path:
+    """Its checkpoint as the published code has it."""
+    shutil.copytree(PARITY / "janus_tiny/tokenizer", folder)
+    stored = json.loads((PARITY / "janus_tiny/config.json").read_text())
+    kit = stored.pop("_kit")
+    stored[OWN] = {"sizes": kit_sizes(kit), "settings": {"max_text_len": 64}}
+    (folder / "config.json").write_text(json.dumps(stored))
+    prepared = {name: value for name, value in kit["preprocessor"].items() if name != "background"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
+    save_weights(fixture().weights, folder, layout)
+    return folder

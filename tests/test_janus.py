@@ -1,0 +1,245 @@
+"""Janus: published layouts in and out, what is refused, and the whole loop on a tiny one."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from core.errors import UserError
+from core.store import Store
+from data.tables import read_table
+from models import registry
+from models.checkpoints.__main__ import main
+from models.families.janus.config import HF_TYPE, OWN, JanusConfig
+from models.families.janus.convert import hf_sizes, load_checkpoint, to_hf, to_published
+from models.families.janus.model import VQ, JanusModel
+from models.families.janus.network import Janus
+from models.memory import Sizes
+from models.parity.__main__ import cases
+from models.protocol import Autoregressive, TextSampling
+from models.weights import without_values
+from tasks.train import METRICS, read_metrics
+from tests.janus_tiny import KEYS, fixture, published_folder, tiny_janus
+from tests.loops import play, quick
+from tests.showo_tiny import PARITY, tiny_model
+from training.data import EXACT
+
+MODEL = tiny_janus()
+PICTURES = [
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 29, 3), dtype=np.uint8))
+    for i in range(3)
+]
+HOW = Autoregressive(guidance=1.5, temperature=0.9)
+
+
+def same(one: JanusModel, other: JanusModel) -> bool:
+    """All weights bit by bit, and what is drawn and said."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return (
+        mine.keys() == theirs.keys()
+        and all(torch.equal(mine[name].float(), theirs[name].float()) for name in mine)
+        and np.array_equal(*(m.generate(["a cat"], 2, HOW, [3]) for m in (one, other)))
+        and one.caption(one.see(PICTURES), [TextSampling(1.0, 1, 5)], [0] * 3)
+        == other.caption(other.see(PICTURES), [TextSampling(1.0, 1, 5)], [0] * 3)
+    )
+
+
+@pytest.mark.slow
+def test_every_published_number_is_met() -> None:
+    missed = [case.name for case in cases(PARITY / "janus_tiny") if not case.passed]
+    assert missed == []
+
+
+# Published layouts
+
+
+@pytest.mark.parametrize(
+    "layout", ["model.safetensors", "pytorch_model.bin", "shards.safetensors", "shards.bin"]
+)
+def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout: str) -> None:
+    folder = published_folder(tmp_path / "published", layout)
+    arguments = ["--family", "janus", "import", "--janus", str(folder), "--to"]
+    assert main([*arguments, str(tmp_path / "ours")]) == 0
+    model = JanusModel.from_pretrained(tmp_path / "ours", dtype=None)
+    assert same(JanusModel.from_pretrained(tmp_path / "ours"), MODEL)
+    assert next(model.network.parameters()).dtype == torch.float16
+    out = tmp_path / "out"
+    arguments = ["--family", "janus", "export", "--checkpoint", str(tmp_path / "ours"), "--to"]
+    assert main([*arguments, str(out)]) == 0
+    written, wanted = load_file(out / "model.safetensors"), fixture().weights
+    assert written.keys() == wanted.keys()
+    assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert same(load_checkpoint(out, dtype="float32"), MODEL)
+
+
+def test_transformers_loads_our_folder_and_we_load_its(tmp_path: Path) -> None:
+    """The same logits of a text and of codes."""
+    MODEL.save_pretrained(tmp_path / "ours")
+    theirs = JanusForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    assert not torch.equal(theirs.lm_head.weight, theirs.get_input_embeddings().weight)
+    ids_1T = torch.arange(3, 190, 7)[None]
+    positions_1T = torch.arange(ids_1T.shape[1])[None]
+    with torch.inference_mode():
+        hidden_1TD = MODEL.network(ids_1T, None, positions_1T)
+        ours = MODEL.network.logits(hidden_1TD)
+        torch.testing.assert_close(ours, theirs(input_ids=ids_1T).logits, rtol=0, atol=5e-5)
+        codes = MODEL.network.code_logits(hidden_1TD)
+        torch.testing.assert_close(
+            codes, theirs.model.generation_head(hidden_1TD), rtol=0, atol=5e-5
+        )
+    theirs.save_pretrained(tmp_path / "theirs")
+    MODEL.tokenizer.save_pretrained(tmp_path / "theirs")
+    MODEL.config.preprocessing.to_json(tmp_path / "theirs/preprocessor_config.json")
+    found = load_checkpoint(tmp_path / "theirs")
+    assert same(found, MODEL)
+
+
+@pytest.mark.parametrize("name", ["Janus-1.3B, Janus-Pro-1B", "Janus-Pro-7B"])
+def test_full_size_networks_have_exactly_the_published_tensors(name: str) -> None:
+    published = json.loads(KEYS.read_text())[name]
+    path = Path("config.json")
+    config = JanusConfig.from_sizes(hf_sizes(published["config"], path), path)
+    with without_values():
+        network, vq = Janus(config), JanusVQVAE(config.vq)
+    tensors = network.state_dict() | {VQ + n: t for n, t in vq.state_dict().items()}
+    ours = {n: list(t.shape) for n, t in to_published(tensors)}
+    unused = {n for n in published["tensors"] if ".attn_pool." in n or n.endswith("codebook_used")}
+    assert ours == {n: s for n, s in published["tensors"].items() if n not in unused}
+    assert config.num_codes == config.num_features == 576
+
+
+def test_names_are_mapped_both_ways() -> None:
+    used = {n: t for n, t in fixture().weights.items() if ".attn_pool." not in n}
+    used.pop("gen_vision_model.quantize.codebook_used")
+    there: dict[str, torch.Tensor] = {}
+    for name, tensor in used.items():
+        there |= to_hf(name, tensor)
+    back = dict(to_published(there))
+    assert back.keys() == used.keys()
+    assert all(torch.equal(back[name], used[name]) for name in used)
+
+
+# What is refused
+
+
+def test_folders_of_other_families_are_named(tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path / "janus")
+    tiny_model().save_pretrained(tmp_path / "showo")
+    with pytest.raises(UserError, match=r"holds a model of Janus, but model.family = 'showo'"):
+        registry.load_model("showo", tmp_path / "janus", "cpu")
+    with pytest.raises(UserError, match=r"holds a model of Show-o, but .* set it to showo"):
+        registry.check_folder("janus", tmp_path / "showo")
+    published = published_folder(tmp_path / "published", "shards.bin")
+    with pytest.raises(UserError, match=r"published layout .* --family janus import"):
+        registry.check_folder("janus", published)
+    arguments = ["--family", "janus", "import", "--to", str(tmp_path / "x"), "--janus"]
+    assert main([*arguments, str(tmp_path / "showo")]) == 2
+
+
+def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
+    def broken(name: str) -> Path:
+        MODEL.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    def problem(folder: Path) -> str:
+        with pytest.raises(UserError) as error:
+            registry.check_folder("janus", folder)
+        return str(error.value)
+
+    folder = broken("reads only")
+    weights = load_file(folder / "model.safetensors")
+    kept = {n: t for n, t in weights.items() if "generation" not in n and "vqmodel" not in n}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "no model.generation_embeddings, model.generation_head, model.vqmodel" in problem(folder)
+
+    folder = broken("tokenizer")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in tokenizer["added_tokens"]:
+        token["content"] = token["content"].replace("<begin_of_image>", "<something>")
+    tokenizer["model"]["vocab"].pop("<begin_of_image>", None)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert "the tokenizer lacks <begin_of_image>" in problem(folder)
+
+    folder = broken("pixels")
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("24", "48"))
+    assert "pictures of 48 pixels, but the vision tower in config.json reads 24" in problem(folder)
+
+    folder = broken("sizes")
+    stored = json.loads((folder / "config.json").read_text())
+    stored["vision_config"]["image_size"] = 26
+    (folder / "config.json").write_text(json.dumps(stored))
+    (folder / "preprocessor_config.json").unlink()
+    assert "image_size = 26 is no multiple of patch_size = 4" in problem(folder)
+
+
+# What is read and trained
+
+
+def test_a_tower_that_learns_reads_pixels_and_gets_a_gradient(tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path)
+    model = JanusModel.from_pretrained(tmp_path)
+    frozen = model.see(PICTURES)
+    model.train_vision()
+    bytes_of = model.see(PICTURES)
+    assert (frozen.rows.dtype, bytes_of.rows.dtype) == (np.float32, np.uint8)
+    samplings = [TextSampling(1.0, 1, 6)]
+    assert model.caption(bytes_of, samplings, [0] * 3) == MODEL.caption(frozen, samplings, [0] * 3)
+    weights = list(model.network.model.vision_model.parameters())
+    assert all(weight.requires_grad for weight in weights)
+
+
+def test_memory_counts_tower_and_tokenizer_as_not_trained(tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path)
+    of = registry.family("janus")
+    sizes = Sizes.from_folder(tmp_path, of.frozen, of.vision)
+    trained = [p for p in MODEL.network.parameters() if p.requires_grad]
+    assert sizes.network == sum(p.numel() for p in trained)
+    assert sizes.vision == sum(p.numel() for p in MODEL.network.model.vision_model.parameters())
+    assert sizes.frozen == sum(t.numel() for t in MODEL.vq.state_dict().values())
+    assert JanusConfig.from_json(tmp_path / "config.json").sizes.model_type == HF_TYPE
+    assert OWN in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_loop_runs_on_a_tiny_janus(tmp_path: Path) -> None:
+    """Every stage of an iteration; a third of the pairs is compared without prompts."""
+    MODEL.save_pretrained(tmp_path / "janus")
+    config = quick(
+        tmp_path / "store",
+        model__family="janus",
+        model__checkpoint=str(tmp_path / "janus"),
+        sampling__images={
+            "sampler": "autoregressive",
+            "num_samples": 3,
+            "guidance": 4.0,
+            "temperature": 1.0,
+        },
+        scoring__require_fit=False,
+        pairing__caption={"min_best": -1.0, "min_margin": 0.0, "loser": "worst"},
+        pairing__image={"min_best": 0.0, "min_margin": 0.0, "loser": "worst"},
+        training__image_draws=0,
+        training__prompt_dropout=0.3,
+        benchmarks=[],
+    )
+    runner, _ = play(config)
+    results = {name: result for name, _, result in runner.done}
+    store = Store(config.store)
+    logps = read_table(store.open(results["reference"].ref).parts(), "ref_logps").to_pydict()
+    assert set(logps["draw_seed"]) == {EXACT}
+    rows = read_metrics(store.open(results["train"].ref).path(METRICS))
+    assert rows[0]["image/loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert rows[-1]["image/rewards/margins"] > 0
+    trained = JanusModel.from_pretrained(store.open(results["train"].ref).path("model"))
+    before, after = (dict(m.network.named_parameters()) for m in (MODEL, trained))
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved
+    assert not any("vision_model" in name for name in moved)
