@@ -26,7 +26,7 @@ from models.parity.__main__ import cases
 from models.protocol import Autoregressive, TextSampling
 from models.weights import without_values
 from tasks.train import METRICS, read_metrics
-from tests.janus_tiny import KEYS, fixture, published_folder, tiny_janus
+from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
 from tests.loops import play, quick
 from tests.showo_tiny import PARITY, tiny_model
 from training.data import EXACT
@@ -212,7 +212,8 @@ def test_memory_counts_tower_and_tokenizer_as_not_trained(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_loop_runs_on_a_tiny_janus(tmp_path: Path) -> None:
     """Every stage of an iteration; a third of the pairs is compared without prompts."""
-    MODEL.save_pretrained(tmp_path / "janus")
+    base = random_janus()
+    base.save_pretrained(tmp_path / "janus")
     config = quick(
         tmp_path / "store",
         model__family="janus",
@@ -228,6 +229,7 @@ def test_the_loop_runs_on_a_tiny_janus(tmp_path: Path) -> None:
         pairing__image={"min_best": 0.0, "min_margin": 0.0, "loser": "worst"},
         training__image_draws=0,
         training__prompt_dropout=0.3,
+        training__learning_rate=3e-3,
         benchmarks=[],
     )
     runner, _ = play(config)
@@ -239,7 +241,7 @@ def test_the_loop_runs_on_a_tiny_janus(tmp_path: Path) -> None:
     assert rows[0]["image/loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert rows[-1]["image/rewards/margins"] > 0
     trained = JanusModel.from_pretrained(store.open(results["train"].ref).path("model"))
-    before, after = (dict(m.network.named_parameters()) for m in (MODEL, trained))
+    before, after = (dict(m.network.named_parameters()) for m in (base, trained))
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     assert moved
     assert not any("vision_model" in name for name in moved)
