@@ -1,5 +1,6 @@
 """What the base is trained on, and how."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,26 +8,44 @@ import pytest
 import torch
 
 from data.shapes.scene import split_of
+from models.families.janus.vq import JanusVQ
 from models.tokenizers.magvitv2 import MAGVITv2
-from tasks.pretrain.base import Corpus, Recipe, pretrain
+from tasks.pretrain.base import Corpus, Learner, Recipe, pretrain
+from tasks.pretrain.janus import JanusBits, JanusLearner
+from tasks.pretrain.showo import ShowoLearner
 
 ASSETS = Path(__file__).parents[1] / "models/assets/shapes/base"
 
 
-@pytest.fixture(scope="module")
-def vq() -> MAGVITv2:
-    return MAGVITv2.from_pretrained(ASSETS / "vq")
+LEARNERS = [
+    lambda: ShowoLearner(MAGVITv2.from_pretrained(ASSETS / "vq")),
+    lambda: JanusLearner(JanusVQ(JanusBits(32).module), 32),
+]
 
 
-def test_no_whole_picture_is_of_another_split(vq: MAGVITv2) -> None:
-    corpus = Corpus(vq, 12_000, 0, np.random.default_rng(0))
+def test_no_whole_picture_is_of_another_split() -> None:
+    corpus = Corpus(LEARNERS[0](), 12_000, np.random.default_rng(0))
     shown = corpus.scenes + [s for s in corpus.broken_scenes if not s.malformed]
     assert {split_of(scene) for scene in shown} == {"train"}
-    assert len(corpus.broken_scenes) == len(corpus.broken_ids_BN)
+    assert len(corpus.broken_scenes) == len(corpus.broken_seen)
 
 
-def test_pretraining_is_reproducible(vq: MAGVITv2) -> None:
+@pytest.mark.parametrize("make", LEARNERS, ids=["showo", "janus"])
+def test_pretraining_is_reproducible(make: Callable[[], Learner]) -> None:
     recipe = Recipe(steps=3, warmup=1, t2i_rows=4, mmu_rows=4)
-    one, same = (pretrain(vq, recipe, num_scenes=60, seed=3) for _ in range(2))
+    one, same = (pretrain(make, recipe, num_scenes=60, seed=3).network for _ in range(2))
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
+
+
+def test_codes_of_janus_are_the_signs_of_its_encoder() -> None:
+    """So that bits named by a tree are a codebook of vectors."""
+    torch.manual_seed(0)
+    bits = JanusBits(32)
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        signs_BNZ = (bits.bits(pixels) > 0).flatten(2).transpose(1, 2).long()
+        codes_BN = bits.codes(pixels)
+        assert torch.equal(codes_BN, (signs_BNZ * 2 ** torch.arange(8)).sum(-1))
+        decoded = bits.pixels(signs_BNZ.transpose(1, 2).unflatten(2, (4, 4)) * 2.0 - 1)
+        torch.testing.assert_close(decoded, bits.decoded(codes_BN))

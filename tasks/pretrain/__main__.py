@@ -1,7 +1,7 @@
 """`python -m tasks.pretrain`: make the shipped models of the shapes world from nothing.
 
-Tokenizer, network and caption encoder, in that order; a finished one is kept, so an interrupted run
-goes on with the next.
+Image tokenizer and network of a family, and the caption encoder, in that order; a finished one is
+kept, so an interrupted run goes on with the next.
 """
 
 from __future__ import annotations
@@ -10,32 +10,31 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from core.command import run_command
 from core.runtime import setup_logging
-from models.families.showo.model import ShowoModel
+from data.shapes.render import CELL
+from data.shapes.scene import GRID
 from models.tokenizers.magvitv2 import MAGVITv2
-from tasks.pretrain.base import NUM_SCENES, Recipe, build_tokenizer, pretrain
+from tasks.pretrain.base import NUM_SCENES, L, Recipe, pretrain
 from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
-from tasks.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
+from tasks.pretrain.tokenizer import (
+    MagvitBits,
+    T,
+    evaluate_tokenizer,
+    train_tokenizer,
+)
+
+IMAGE_SIZE = GRID * CELL
 
 
-def make(out: Path, seed: int, quick: bool) -> None:
-    """Write `out/base` and `out/caption_encoder`."""
-    if not (out / "base" / "vq" / "config.json").is_file():
-        vq = train_tokenizer(
-            steps=20 if quick else 2500, batch_size=64, learning_rate=3e-3, seed=seed
-        )
-        print("tokenizer, on validation scenes:", evaluate_tokenizer(vq, "validation", 1000))
-        vq.save_pretrained(out / "base" / "vq")
-    if not (out / "base" / "model.safetensors").is_file():
-        vq = MAGVITv2.from_pretrained(out / "base" / "vq")
-        recipe = Recipe(steps=10) if quick else Recipe()
-        network = pretrain(vq, recipe, num_scenes=600 if quick else NUM_SCENES, seed=seed)
-        ShowoModel(network, vq, build_tokenizer()).save_pretrained(out / "base")
+def make(family: str, out: Path, seed: int, quick: bool) -> None:
+    """Write the base of a family and `out/caption_encoder`."""
+    {"showo": make_showo, "janus": make_janus}[family](out, seed, quick)
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             steps = 100 if quick else 4000
@@ -48,9 +47,54 @@ def make(out: Path, seed: int, quick: bool) -> None:
             encoder.save(str(out / "caption_encoder"), create_model_card=False)
 
 
+def make_showo(out: Path, seed: int, quick: bool) -> None:
+    """Write `out/base`."""
+    from tasks.pretrain.showo import ShowoLearner
+
+    folder = out / "base"
+    if not (folder / "vq" / "config.json").is_file():
+        _tokenizer(MagvitBits, seed, quick).module.save_pretrained(folder / "vq")
+    if not (folder / "model.safetensors").is_file():
+        vq = MAGVITv2.from_pretrained(folder / "vq")
+        learner = _network(lambda: ShowoLearner(vq), seed, quick)
+        learner.model().save_pretrained(folder)
+
+
+def make_janus(out: Path, seed: int, quick: bool) -> None:
+    """Write `out/janus`; the image tokenizer waits in `out/janus-vq.pt` for the network."""
+    from models.families.janus.vq import JanusVQ
+    from tasks.pretrain.janus import JanusBits, JanusLearner
+
+    folder, kept = out / "janus", out / "janus-vq.pt"
+    if (folder / "model.safetensors").is_file():
+        return
+    if not kept.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(_tokenizer(lambda: JanusBits(IMAGE_SIZE), seed, quick).module.state_dict(), kept)
+    bits = JanusBits(IMAGE_SIZE)
+    bits.module.load_state_dict(torch.load(kept, weights_only=True))
+    learner = _network(lambda: JanusLearner(JanusVQ(bits.module), IMAGE_SIZE), seed, quick)
+    learner.model().save_pretrained(folder)
+    kept.unlink()
+
+
+def _tokenizer(make: Callable[[], T], seed: int, quick: bool) -> T:
+    made = train_tokenizer(
+        make, steps=20 if quick else 2500, batch_size=64, learning_rate=3e-3, seed=seed
+    )
+    print("tokenizer, on validation scenes:", evaluate_tokenizer(made, "validation", 1000))
+    return made
+
+
+def _network(make: Callable[[], L], seed: int, quick: bool) -> L:
+    recipe, num_scenes = (Recipe(steps=10), 600) if quick else (Recipe(), NUM_SCENES)
+    return pretrain(make, recipe, num_scenes=num_scenes, seed=seed)
+
+
 def main() -> int:
     """Parse the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks.pretrain", description=__doc__)
+    parser.add_argument("--family", choices=["showo", "janus"], default="showo")
     parser.add_argument("--out", type=Path, default=Path("models/assets/shapes-new"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -58,7 +102,7 @@ def main() -> int:
     options = parser.parse_args()
     setup_logging()
     torch.set_num_threads(options.threads)
-    return run_command(lambda: make(options.out, options.seed, options.quick))
+    return run_command(lambda: make(options.family, options.out, options.seed, options.quick))
 
 
 if __name__ == "__main__":

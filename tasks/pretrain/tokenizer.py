@@ -1,4 +1,4 @@
-"""Train the MAGVIT-v2 tokenizer of the shapes world.
+"""Train an image tokenizer of the shapes world, whose codes are the signs of a few numbers.
 
 Two things made lookup-free quantization work at this size. Half of the training pictures are
 collages of patches in random places: the code of a patch must then follow from the patch alone,
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.progress import Progress
@@ -44,6 +46,56 @@ CONFIG = MAGVITv2Config(
 )
 PATCH = CONFIG.downsample
 BITS_WEIGHT = 0.5
+
+
+class BitTokenizer(Protocol):
+    """A tokenizer of any architecture whose codes are bits."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def bits(self, pixels_B3HW: Tensor) -> Tensor:
+        """Logits [B,Z,h,w] of the bits."""
+        ...
+
+    def pixels(self, signs_BZhw: Tensor) -> Tensor:
+        """Pixels [B,3,H,W] in [-1,1] of bits as signs."""
+        ...
+
+    def codes(self, pixels_B3HW: Tensor) -> Tensor:
+        """Codes [B,N]."""
+        ...
+
+    def decoded(self, codes_BN: Tensor) -> Tensor:
+        """Pixels [B,3,H,W] of codes."""
+        ...
+
+
+class MagvitBits:
+    """MAGVIT-v2 as a `BitTokenizer`."""
+
+    def __init__(self) -> None:
+        self.module = MAGVITv2(CONFIG)
+
+    def bits(self, pixels_B3HW: Tensor) -> Tensor:
+        """Logits of the bits."""
+        logits: Tensor = 2 * self.module.encoder(pixels_B3HW)
+        return logits
+
+    def pixels(self, signs_BZhw: Tensor) -> Tensor:
+        """Pixels of signs."""
+        decoded: Tensor = self.module.decoder(signs_BZhw)
+        return decoded
+
+    def codes(self, pixels_B3HW: Tensor) -> Tensor:
+        """Codes of pictures."""
+        return self.module.get_code(pixels_B3HW)
+
+    def decoded(self, codes_BN: Tensor) -> Tensor:
+        """Pictures of codes."""
+        return self.module.decode_code(codes_BN)
 
 
 def scene_images(
@@ -97,6 +149,9 @@ def tree_bits(patches: NDArray[np.uint8], depth: int) -> NDArray[np.int64]:
     return bits
 
 
+T = TypeVar("T", bound=BitTokenizer)
+
+
 class Corpus:
     """Scenes of the training split and collages of patches, with the bits of every patch."""
 
@@ -127,48 +182,54 @@ class Corpus:
         return images, bits_BNZ.transpose(1, 2).reshape(size, -1, self.side, self.side).float()
 
 
-def train_tokenizer(*, steps: int, batch_size: int, learning_rate: float, seed: int) -> MAGVITv2:
-    """Fit encoder and decoder; returns the running average of the weights."""
+def train_tokenizer(
+    make: Callable[[], T], *, steps: int, batch_size: int, learning_rate: float, seed: int
+) -> T:
+    """Fit encoder and decoder; with the running average of the weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     corpus = Corpus(rng)
-    model = MAGVITv2(CONFIG)
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    tokenizer = make()
+    module = tokenizer.module
+    module.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
+        [p for p in module.parameters() if p.requires_grad],
+        lr=learning_rate,
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     with Progress("tokenizer", steps) as bar:
         for _ in range(steps):
             images, bits = corpus.batch(batch_size, rng)
-            loss = _loss(model, to_pixels(images), bits)
+            loss = _loss(tokenizer, to_pixels(images), bits)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            average.update_parameters(model)
+            average.update_parameters(module)
             bar.update(1)
-    model.load_state_dict(average.module.state_dict())
-    model.eval()
-    return model
+    module.load_state_dict(average.module.state_dict())
+    module.eval()
+    return tokenizer
 
 
-def _loss(model: MAGVITv2, pixels: Tensor, bits_BZhw: Tensor) -> Tensor:
+def _loss(tokenizer: BitTokenizer, pixels: Tensor, bits_BZhw: Tensor) -> Tensor:
     """Reconstruction that weighs objects, which are few of the pixels, and the tree's bits.
 
     The decoder reads the tree's bits too, so that it need not wait for the encoder.
     """
-    z_BZhw = model.encoder(pixels)
-    out = model.decoder(bits_BZhw * 2 - 1)
+    logits_BZhw = tokenizer.bits(pixels)
+    out = tokenizer.pixels(bits_BZhw * 2 - 1)
     background = torch.tensor(BACKGROUND).view(1, 3, 1, 1) / 127.5 - 1
     is_object = (pixels - background).abs().amax(1, keepdim=True) > 0.1
     near = torch.nn.functional.max_pool2d(is_object.float(), 3, stride=1, padding=1)
     weight = 0.3 + near * 2
     error = ((out - pixels).abs() + (out - pixels) ** 2).mean(1, keepdim=True)
     reconstruction = (weight * error).sum() / weight.sum()
-    named: Tensor = torch.nn.functional.binary_cross_entropy_with_logits(2 * z_BZhw, bits_BZhw)
+    named: Tensor = torch.nn.functional.binary_cross_entropy_with_logits(logits_BZhw, bits_BZhw)
     loss: Tensor = reconstruction + BITS_WEIGHT * named
     return loss
 
@@ -179,11 +240,11 @@ def _rate(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def evaluate_tokenizer(model: MAGVITv2, split: Split, num: int) -> dict[str, float]:
+def evaluate_tokenizer(tokenizer: BitTokenizer, split: Split, num: int) -> dict[str, float]:
     """How the oracle reads reconstructions: share of scenes and objects right, codes in use."""
     scenes, images = scene_images(num, split, np.random.default_rng(7), broken_share=0.0)
-    codes_BN = model.get_code(to_pixels(images))
-    seen = read(to_images(model.decode_code(codes_BN)))
+    codes_BN = tokenizer.codes(to_pixels(images))
+    seen = read(to_images(tokenizer.decoded(codes_BN)))
     kept = [len({*a.objects} & {*b.objects}) for a, b in zip(scenes, seen, strict=True)]
     return {
         "scenes": float(np.mean([a == b for a, b in zip(scenes, seen, strict=True)])),

@@ -51,6 +51,11 @@ class JanusSettings:
     Demos of Janus-1.3B write the roles as plain words, `User` and `Assistant`.
     """
 
+    system: str = (
+        "You are a helpful language and vision assistant. You are able to understand the visual "
+        "content that the user provides, and assist the user with a variety of tasks using natural "
+        "language."
+    )
     user: str = "<|User|>"
     assistant: str = "<|Assistant|>"
     max_text_len: int = 512

@@ -20,11 +20,6 @@ from models.tokenizers.text import TextTokenizer
 
 Ids = npt.NDArray[np.int64]
 
-SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content that the user provides, and assist the user with a variety of tasks using natural "
-    "language."
-)
 CAPTION_QUESTION = "Describe the image in detail."
 BETWEEN = "\n\n"
 NAMES = {
@@ -99,7 +94,8 @@ class JanusTokenizer(TextTokenizer):
     def picture_head(self) -> Ids:
         """What stands before the features of any picture; ends in begin_of_image."""
         if self._picture_head is None:
-            turn = self.turns(SYSTEM + BETWEEN, self.settings.user, ": ")
+            system = self.settings.system and self.settings.system + BETWEEN
+            turn = self.turns(system, self.settings.user, ": ")
             self._picture_head = _ids(self.special.bos, *turn, self.special.boi)
         return self._picture_head
 
