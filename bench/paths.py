@@ -18,15 +18,11 @@ from bench.training import PairStep, PublishedTraining
 from models.families.showo.likelihood import image_root, instruction
 from models.families.showo.model import ShowoModel
 from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
-from models.families.showo.sampler import (
-    ImageBlocks,
-    generate_images,
-    generate_replies,
-    generate_text,
-)
+from models.families.showo.sampler import ImageBlocks, generate_images
 from models.nn.packing import Segment
 from models.protocol import MODALITIES, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
+from models.samplers.prefixes import generate_replies, generate_text
 
 Side = Literal["ours", "plain"]
 Floats = npt.NDArray[np.float64]
@@ -170,7 +166,7 @@ def _replies(scale: Scale, side: Side) -> Call:
         greedy = TextSampling(1.0, 1, REPLY_TOKENS)
         noise = RecordNoise([SEED] * len(asked), 1, REPLY_TOKENS, 1, model.device)
         found = generate_replies(
-            model.network, [root], [turns], greedy, NO_STOP, noise, special.pad
+            model.network, [[root]], [turns], greedy, NO_STOP, noise, special.pad
         )
         return np.array(found[0], dtype=np.float64)
 

@@ -1,7 +1,7 @@
 """Strict YAML settings: every problem listed at once, by the path of its field.
 
 A file with `extends: other.yaml` (beside it) says only what differs from that file. Sections are
-merged key by key, lists are replaced, and so is a section that names another `source`.
+merged key by key; lists are replaced, and so is a section of another `source` or `sampler`.
 """
 
 import difflib
@@ -31,7 +31,7 @@ Lines = dict[FieldPath, str]
 """Where each field stands: `line 3`, or `base.yaml, line 3`."""
 EXTENDS = "extends"
 MAX_BYTES = 1 << 20  # of a config file
-VARIANT = "source"  # the key that chooses between sections with other fields
+VARIANTS = ("source", "sampler")  # keys that choose between sections with other fields
 
 
 def load_settings(
@@ -80,7 +80,7 @@ def _read_chain(
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """`base` with the changes in `values`."""
-    if VARIANT in values and values[VARIANT] != base.get(VARIANT, values[VARIANT]):
+    if any(key in values and values[key] != base.get(key, values[key]) for key in VARIANTS):
         return values
     merged = base | values
     for key, value in values.items():

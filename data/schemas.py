@@ -124,7 +124,15 @@ _TABLES = (
     Table(
         "captions",
         _SAMPLE_KEY,
-        (_ID, _count("sample"), _text("text"), _TEMPERATURE, _count("top_k"), _SEED),
+        (
+            _ID,
+            _count("sample"),
+            _text("text"),
+            _TEMPERATURE,
+            _count("top_k"),
+            _score("top_p"),
+            _SEED,
+        ),
     ),
     Table(
         "images",

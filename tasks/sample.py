@@ -36,7 +36,7 @@ Rows = list[dict[str, object]]
 def _captions(context: StageContext) -> Mapping[str, object] | None:
     sampling = context.config.sampling.captions
     settings = [
-        TextSampling(group.temperature, group.top_k, sampling.max_new_tokens)
+        TextSampling(group.temperature, group.top_k, sampling.max_new_tokens, group.top_p)
         for group in sampling.settings
         for _ in range(group.num_samples)
     ]
@@ -51,6 +51,7 @@ def _captions(context: StageContext) -> Mapping[str, object] | None:
                 "text": text,
                 "temperature": setting.temperature,
                 "top_k": setting.top_k or 0,
+                "top_p": 1.0 if setting.top_p is None else setting.top_p,
                 "seed": seed,
             }
             for record_id, row, seed in zip(
@@ -177,7 +178,7 @@ def _sample_all(
 
 CAPTIONS = Stage(
     "sample-captions",
-    2,
+    3,
     config_keys=(
         "seed",
         "model.family",

@@ -44,7 +44,7 @@ def inputs(store: Store, captions: list[str]) -> dict[str, Any]:
     """Samples of a record, as scored: the first caption is the best, the last the worst."""
     common = {"temperature": 1.0, "seed": 1}
     rows = [
-        {"record_id": "r0", "sample": i, "text": text, "top_k": 0, **common}
+        {"record_id": "r0", "sample": i, "text": text, "top_k": 0, "top_p": 1.0, **common}
         for i, text in enumerate(captions)
     ]
     images = [

@@ -80,6 +80,18 @@ def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout:
     assert same(load_checkpoint(out, dtype="float32"), MODEL)
 
 
+def test_roles_are_named_at_import(tmp_path: Path) -> None:
+    """Plain words for Janus-1.3B, from both layouts."""
+    prompts = {row.get("roles"): row["ids"] for row in fixture().prompting["gen"]}
+    published = published_folder(tmp_path / "published", "model.safetensors")
+    MODEL.save_pretrained(tmp_path / "hf")
+    for number, folder in enumerate((published, tmp_path / "hf")):
+        arguments = ["--family", "janus", "import", "--roles", "User/Assistant", "--janus"]
+        assert main([*arguments, str(folder), "--to", str(tmp_path / f"{number}")]) == 0
+        model = JanusModel.from_pretrained(tmp_path / f"{number}")
+        assert model.tokenizer.prompt("a red cat").tolist() == prompts["User/Assistant"]
+
+
 def test_transformers_loads_our_folder_and_we_load_its(tmp_path: Path) -> None:
     """The same logits of a text and of codes."""
     MODEL.save_pretrained(tmp_path / "ours")

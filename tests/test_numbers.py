@@ -121,7 +121,7 @@ def paired(
 ) -> Mapping[str, Any]:
     """Pairs of samples that are the same for every record."""
     shades = shades or list(range(len(texts)))
-    text = {"temperature": 1.0, "top_k": 0, "seed": 1}
+    text = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
     drawn = {"tokens": [1], "sampler": "{}", "seed": 1}
 
     def table(values: list[dict[str, Any]], more: dict[str, Any]) -> list[dict[str, Any]]:

@@ -170,7 +170,9 @@ class Samples:
         for record_id, samples in self.captions.items():
             for index, (text, score) in enumerate(samples):
                 key = {"record_id": record_id, "sample": index}
-                captions.append(key | {"text": text, "temperature": 1.0, "top_k": 0, "seed": 1})
+                captions.append(
+                    key | {"text": text, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
+                )
                 caption_scores.append(key | {"score": score})
         for record_id, drawn in self.images.items():
             for index, (shade, score) in enumerate(drawn):

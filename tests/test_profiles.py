@@ -12,11 +12,16 @@ from core.store import Store
 from data.tables import encode_image, write_table
 from models.checkpoints.__main__ import main as checkpoints
 from tasks.train import METRICS, read_metrics
+from tests.janus_tiny import published_folder
 from tests.loops import play
 from tests.published import published_parts
 
 PROJECT = Path(__file__).parent.parent
-PROFILES = [PROJECT / "configs" / f"show_o_{size}.yaml" for size in (256, 512)]
+SHOW_O, JANUS = (
+    [PROJECT / "configs" / f"{name}.yaml" for name in names]
+    for names in (("show_o_256", "show_o_512"), ("janus_1b", "janus_pro_1b", "janus_pro_7b"))
+)
+STEPS = "sampling.images.steps"
 WORDS = ["red", "blue", "big", "small"]
 
 
@@ -47,10 +52,15 @@ def records(num: int, prefix: str) -> list[dict[str, object]]:
 
 def small(profile: Path, tmp_path: Path) -> Config:
     """The profile on a small model, few records and no GPU; the recipe is its own."""
-    parts = published_parts(tmp_path / "published")
-    folders = {"--show-o": parts.show_o, "--vq": parts.vq, "--tokenizer": parts.tokenizer}
+    if profile in JANUS:
+        folders = {"--janus": published_folder(tmp_path / "published", "shards.bin")}
+        family = ["--family", "janus"]
+    else:
+        parts = published_parts(tmp_path / "published")
+        folders = {"--show-o": parts.show_o, "--vq": parts.vq, "--tokenizer": parts.tokenizer}
+        family = []
     given = [text for option, folder in folders.items() for text in (option, str(folder))]
-    assert checkpoints(["import", *given, "--to", str(tmp_path / "model")]) == 0
+    assert checkpoints([*family, "import", *given, "--to", str(tmp_path / "model")]) == 0
     for name, num in (("pool", 10), ("test", 4)):
         write_table(tmp_path / f"{name}.parquet", "pool", records(num, name))
     changes: dict[str, object] = {
@@ -61,7 +71,6 @@ def small(profile: Path, tmp_path: Path) -> Config:
         "data.test": str(tmp_path / "test.parquet"),
         "scoring.caption_encoder": str(PROJECT / "models/assets/shapes/caption_encoder"),
         "sampling.captions.max_new_tokens": 8,
-        "sampling.images.steps": 4,
         # Random weights are seldom right.
         "pairing.image.min_best": 0.0,
         "scoring.require_fit": False,
@@ -72,11 +81,12 @@ def small(profile: Path, tmp_path: Path) -> Config:
         "runtime.threads": 1,
         "evaluation.bootstrap_samples": 100,
     }
-    return load_config(profile, changes)
+    return load_config(profile, changes | ({} if profile in JANUS else {STEPS: 4}))
 
 
-def test_a_published_model_goes_through_the_loop_and_back(tmp_path: Path) -> None:
-    config = small(PROFILES[1], tmp_path)
+@pytest.mark.parametrize("profile", [SHOW_O[1], JANUS[1]], ids=lambda path: path.stem)
+def test_a_published_model_goes_through_the_loop_and_back(profile: Path, tmp_path: Path) -> None:
+    config = small(profile, tmp_path)
     runner, table = play(config)
     results = {(name, i): result.ref for name, i, result in runner.done}
     store = Store(config.store)
@@ -92,21 +102,35 @@ def test_a_published_model_goes_through_the_loop_and_back(tmp_path: Path) -> Non
     assert "iteration 1" in table
     target = tmp_path / "exported"
     given = ["export", "--checkpoint", str(trained.path("model")), "--to", str(target)]
-    assert checkpoints(given) == 0
-    published = load_file(target / "pytorch_model.safetensors")
-    before = load_file(store.open(results["base", 0]).path("model/model.safetensors"))
-    assert published.keys() == before.keys()
-    changed = [name for name in before if not before[name].equal(published[name])]
-    assert len(changed) > len(before) / 2
+    assert checkpoints([f"--family={config.model.family}", *given]) == 0
+    [weights] = target.glob("*.safetensors")
+    published = load_file(weights)
+    before = store.open(results["base", 0]).path("model")
+    given[2], given[4] = str(before), str(tmp_path / "base")
+    assert checkpoints([f"--family={config.model.family}", *given]) == 0
+    base = load_file(tmp_path / "base" / weights.name)
+    assert published.keys() == base.keys()
+    changed = {name for name in base if not base[name].equal(published[name])}
+    trainable = {n for n in base if not n.startswith(("vision_model.", "gen_vision_model."))}
+    assert len(changed) > len(trainable) / 2
+    assert changed <= trainable
 
 
 def test_profiles_differ_only_where_the_resolution_matters() -> None:
-    small, large = (load_config(profile).model_dump() for profile in PROFILES)
+    small, large = (load_config(profile).model_dump() for profile in SHOW_O)
     differing = {name for name in large if small[name] != large[name]}
     assert differing == {"store", "model", "tracking", "runtime"}
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("profile", JANUS, ids=lambda path: path.stem)
+def test_profiles_of_janus_sample_as_published(profile: Path) -> None:
+    config = load_config(profile)
+    images = config.sampling.images
+    assert (images.guidance + 1, images.temperature, images.top_k) == (5.0, 1.0, None)
+    assert {(s.temperature, s.top_p) for s in config.sampling.captions.settings} > {(0.1, 0.95)}
+
+
+@pytest.mark.parametrize("profile", SHOW_O, ids=lambda path: path.stem)
 def test_profiles_hold_the_recipe_of_the_paper(profile: Path) -> None:
     config = load_config(profile)
     settings = [(s.temperature, s.top_k) for s in config.sampling.captions.settings]
@@ -122,5 +146,5 @@ def test_profiles_hold_the_recipe_of_the_paper(profile: Path) -> None:
 
 def test_every_setting_of_the_recipe_is_written_out() -> None:
     """So that a profile shows all of it, and a changed default cannot change it."""
-    given = yaml.safe_load(PROFILES[1].read_text(encoding="utf-8"))
+    given = yaml.safe_load(SHOW_O[1].read_text(encoding="utf-8"))
     assert set(given) == set(Config.model_fields)

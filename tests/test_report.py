@@ -327,7 +327,7 @@ def by_hand(tmp_path: Path, run_record: RunRecord) -> Callable[..., Any]:
         def table(values: list[Any], extra: dict[str, object]) -> list[dict[str, object]]:
             return [{"record_id": "r1", "sample": k} | extra | v for k, v in enumerate(values)]
 
-        text = {"temperature": 1.0, "top_k": 0, "seed": 1}
+        text = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
         drawn = {"tokens": [1], "sampler": "{}", "seed": 1}
         scores = [0.9, 0.1, 0.9]
         pair = pair_row(1) | {"record_id": "r1", "caption_win": "good", "caption_lose": "bad"}

@@ -18,6 +18,9 @@ class TextSettings(Section):
         description="most probable tokens to choose from; null: all; 1: greedy"
     )
     num_samples: Count = Field(description="captions with these settings")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="probability that the tokens to choose from have together; null: 1"
+    )
 
 
 class CaptionSampling(Section):

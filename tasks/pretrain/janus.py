@@ -41,6 +41,7 @@ def base_config(vocab_size: int, image_size: int) -> JanusConfig:
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "vocab_size": vocab_size,
+            **{f"{name}_token_id": list(NAMES).index(name) for name in ("bos", "eos", "pad")},
             "max_position_embeddings": 256,
         },
         "vision_config": {
@@ -76,7 +77,7 @@ class JanusBits:
     """
 
     def __init__(self, image_size: int) -> None:
-        self.module = JanusVQVAE(base_config(1, image_size).vq)
+        self.module = JanusVQVAE(base_config(len(NAMES), image_size).vq)
         places = 2 ** torch.arange(BITS)
         signs_CZ = ((torch.arange(2**BITS)[:, None] // places) % 2) * 2.0 - 1
         self.module.quantize.embedding.weight.data.copy_(signs_CZ / BITS**0.5)
@@ -121,7 +122,7 @@ class JanusLearner:
     def __init__(self, vq: JanusVQ, image_size: int) -> None:
         """A network of random weights, whose vision tower learns too."""
         self.vq = vq
-        self.tokenizer = build_tokenizer(base_config(1, image_size))
+        self.tokenizer = build_tokenizer(base_config(len(NAMES), image_size))
         self.config = base_config(len(self.tokenizer), image_size)
         self.network = Janus(self.config).requires_grad_(True)
         self._module = TokenLogps(self.network)

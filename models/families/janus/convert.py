@@ -95,12 +95,22 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: str | None = None) -> JanusModel:
-    """The model of a folder in either layout; `dtype` None: as stored."""
+def load_checkpoint(
+    folder: Path,
+    *,
+    roles: tuple[str, str] | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> JanusModel:
+    """The model of a folder in either layout; `dtype` None: as stored.
+
+    `roles` are the names of user and assistant in prompts, None: as config.json says.
+    """
     path = folder / "config.json"
     stored = read_sizes(path)
     if stored.get("model_type") == HF_TYPE:
-        return JanusModel.from_pretrained(folder, device, dtype)
+        model = JanusModel.from_pretrained(folder, device, dtype)
+        return model if roles is None else model.with_roles(*roles)
     if stored.get("model_type") != PUBLISHED_TYPE:
         raise UserError(
             f"{path}: model_type = {stored.get('model_type')!r}; give a folder of Janus or "
@@ -116,7 +126,10 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: str | None = No
         else:
             renamed |= to_hf(name, tensor)
     check_parts(renamed, folder)
-    config = JanusConfig.from_sizes(hf_sizes(stored, path), path)
+    sizes = hf_sizes(stored, path)
+    if roles is not None:
+        sizes[OWN] = {**sizes[OWN], "user": roles[0], "assistant": roles[1]}
+    config = JanusConfig.from_sizes(sizes, path)
     place = torch.device(device)
     tokenizer = {name.removeprefix(VQ): t for name, t in renamed.items() if name.startswith(VQ)}
     network = {name: t for name, t in renamed.items() if not name.startswith(VQ)}
@@ -305,12 +318,25 @@ def import_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER|ID@REVISION",
         help="Janus or Janus-Pro, published or converted to transformers",
     )
+    parser.add_argument(
+        "--roles",
+        type=_roles,
+        metavar="USER/ASSISTANT",
+        help="names in prompts; User/Assistant for Janus-1.3B, default: those of Janus-Pro",
+    )
+
+
+def _roles(given: str) -> tuple[str, str]:
+    user, between, assistant = given.partition("/")
+    if not (user and between and assistant):
+        raise argparse.ArgumentTypeError(f"{given!r} is not two names with a / between them")
+    return user, assistant
 
 
 def import_model(given: argparse.Namespace) -> tuple[JanusModel, dict[str, object]]:
     """The model of a checkpoint in either layout, and what it was."""
     source: Source = find_checkpoint("--janus", given.janus)
-    model = load_checkpoint(source.folder, dtype=given.dtype)
+    model = load_checkpoint(source.folder, roles=given.roles, dtype=given.dtype)
     digests = Weights(source.folder).digests()
     digests["tokenizer.json"] = sha256_of(source.folder / "tokenizer.json")
     return model, {"janus": {"given": source.given, "commit": source.commit, "sha256": digests}}

@@ -10,7 +10,7 @@ pixels.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -118,6 +118,7 @@ class JanusModel:
                 f"the tokenizer has {len(tokenizer)} tokens, but text_config.vocab_size = "
                 f"{config.vocab_size} in config.json: use the tokenizer of this checkpoint"
             )
+        config.sizes.image_token_id = tokenizer.special.image  # which transformers looks for
         self.config = config
         self.network = network
         self.vq = vq
@@ -141,6 +142,13 @@ class JanusModel:
         vq = JanusVQ.from_weights(config.vq, Weights(folder, prefix=VQ), place)
         tokenizer = JanusTokenizer.from_folder(folder, config.settings)
         return cls(network, vq, tokenizer, Kept.of(folder))
+
+    def with_roles(self, user: str, assistant: str) -> "JanusModel":
+        """The same model with other names of roles in its prompts."""
+        settings = replace(self.config.settings, user=user, assistant=assistant)
+        self.network.config = replace(self.config, settings=settings)
+        tokenizer = JanusTokenizer(self.tokenizer.tokenizer, settings)
+        return JanusModel(self.network, self.vq, tokenizer, self._kept)
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write a folder that `from_pretrained` and transformers read."""
