@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from PIL import Image
 
 from core.artifact import part_name
 from core.artifact_writer import ArtifactWriter
+from core.config import Config, Evaluation
 from core.counts import keep_counts, kept_counts
 from core.errors import UserError
 from core.runtime import derive_seed
@@ -37,7 +38,7 @@ from data.tables import (
 from evals.judges.base import Judge, Provenance
 from evals.networks.caption_scorer import CaptionScorer
 from evals.scores import record_scores, summarize
-from evals.statistics import BOOTSTRAP_SEED
+from evals.statistics import Bootstrap
 from evals.vqa import ANSWERED, Answered, ask, check_answered
 from models.batches import Batches
 from models.protocol import (
@@ -51,9 +52,6 @@ from models.protocol import (
 )
 from models.registry import load_model, use_threads
 from services.endpoint import COUNTED
-
-if TYPE_CHECKING:
-    from core.config import Config, Evaluation
 
 Row = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -286,10 +284,8 @@ def join_parts(
     metrics = summarize(
         records.to_pandas(),
         answers[answers["status"] == ANSWERED],
-        samples=evaluation.bootstrap_samples,
-        confidence=evaluation.confidence,
-        seed=BOOTSTRAP_SEED,
-        unsaid=_unsaid(judged),
+        Bootstrap.of(evaluation),
+        _unsaid(judged),
     )
     counts = _counts(answers)
     metrics.append(_unanswered_row(counts))

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from core.config import Evaluation
 from core.errors import UserError
 from core.progress import Progress
 from data.tables import decode_image
 from evals.networks.caption_scorer import CaptionScorer
-from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_mean
+from evals.statistics import Bootstrap
 from evals.vqa import ANSWERED, Answered, ask, tally
 from models.batches import Batches
 from models.protocol import TextRole, TextSampling, UnifiedModel
-
-if TYPE_CHECKING:
-    from core.config import Evaluation
 
 SAMPLE = 256  # records
 UNKNOWN_SHARE = 0.3
@@ -114,15 +112,9 @@ def _captions(
 
 
 def _estimated(name: str, values: Sequence[float], evaluation: Evaluation) -> Figures:
-    if not values:
+    if not len(values):
         return {}
-    column: Values = np.array(values, np.float64)
-    found: Estimate = bootstrap_mean(
-        column,
-        samples=evaluation.bootstrap_samples,
-        confidence=evaluation.confidence,
-        seed=BOOTSTRAP_SEED,
-    )
+    found = Bootstrap.of(evaluation).mean(np.asarray(values, np.float64))
     return {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
 
 

@@ -16,7 +16,7 @@ from core.config import Evaluation, Gate
 from core.errors import UserError
 from data.metrics import METRICS
 from evals.benchmarks.changes import BenchmarkChange
-from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_difference
+from evals.statistics import Bootstrap, Estimate, Values
 
 PAIRED = tuple(metric.name for metric in METRICS if metric.paired)
 
@@ -68,9 +68,9 @@ def judge(
     name = "G" if judged.independent else "G by its own taste"
     sentence = (
         f"{'promoted' if promote else 'not promoted'}: "
-        f"{'' if judged.independent else _own_taste(judged, gate)}{name} changed by {_show(gain)}, "
-        f"which {'exceeds' if rises else 'does not exceed'} the required "
-        f"{gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
+        f"{'' if judged.independent else _own_taste(judged, gate)}"
+        f"{name} changed by {gain.signed()}, which "
+        f"{'exceeds' if rises else 'does not exceed'} the required {gate.min_generation_gain:+.3f}, and U by {change.signed()}, which is "
         f"{'a' if lost else 'no'} loss beyond the allowed {gate.max_understanding_loss:.3f} "
         f"(judged by the {'intervals' if gate.beyond_interval else 'values'}"
         f"{_left_out(changes, candidate, champion)})"
@@ -106,16 +106,8 @@ def paired_changes(
     answered anything about them there. UserError if none is in both.
     """
     old_R, new_R = (_scores(table) for table in _joined(before, after))
-    return {
-        name: bootstrap_difference(
-            new_R[name],
-            old_R[name],
-            samples=evaluation.bootstrap_samples,
-            confidence=evaluation.confidence,
-            seed=BOOTSTRAP_SEED,
-        )
-        for name in new_R
-    }
+    bootstrap = Bootstrap.of(evaluation)
+    return {name: bootstrap.mean(new_R[name] - old_R[name]) for name in new_R}
 
 
 def comparable(a: pa.Table, b: pa.Table) -> bool:
@@ -143,7 +135,3 @@ def _scores(table: pa.Table) -> dict[str, Values]:
     # Averaged in double precision: a gate must not turn on the rounding of the stored floats.
     found = {name: np.asarray(pc.cast(table[name], pa.float64())) for name in PAIRED}
     return found | {"gap": found["understanding"] - found["generation"]}
-
-
-def _show(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

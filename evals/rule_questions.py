@@ -15,7 +15,7 @@ import numpy as np
 from core.progress import Progress
 from data.caption_questions import Words, write_questions
 from data.tables import decode_image
-from evals.statistics import BOOTSTRAP_SEED, bootstrap_mean
+from evals.statistics import Bootstrap
 from evals.vqa import Answered, ask, only_answered
 from models.batches import Batches
 from models.protocol import TextReader, UnifiedModel
@@ -23,7 +23,7 @@ from services.question_writer import POOL, Candidate
 
 MEASURED = 256  # records whose pictures the base is asked about
 SEVERAL = 3  # times as many questions are written as are kept
-RESAMPLES, CONFIDENCE = 2000, 0.95
+BOOTSTRAP = Bootstrap(2000, 0.95)
 RULES = "rules"
 # Why a question by rules was dropped.
 UNREAD_TYPE, SAME_CHOICES, SURPLUS = "unread_type", "same_choices", "surplus"
@@ -87,6 +87,4 @@ def readable_types(
 
 
 def _above_chance(leads: Sequence[float]) -> bool:
-    values = np.asarray(leads, np.float64)
-    found = bootstrap_mean(values, samples=RESAMPLES, confidence=CONFIDENCE, seed=BOOTSTRAP_SEED)
-    return found.low > 0
+    return BOOTSTRAP.mean(np.asarray(leads, np.float64)).low > 0

@@ -6,16 +6,13 @@ Rising own scores that the judge does not confirm are what learning to please on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_difference
+from core.config import Evaluation
+from evals.statistics import Bootstrap, Estimate
 from evals.vqa import ANSWERED
-
-if TYPE_CHECKING:
-    from core.config import Evaluation
 
 SUBJECTS = {"self": "self_score", "generated": "generation"}
 COLUMNS = ["record_id", "subject", "type", "status", "right"]
@@ -28,20 +25,15 @@ def type_changes(after: pd.DataFrame, before: pd.DataFrame, evaluation: Evaluati
     Of records that have answers of the type in both tables; types without any have no change.
     """
     found: dict[tuple[str, str], Estimate] = {}
-    new = dict(_by_type(after))
+    new, bootstrap = dict(_by_type(after)), Bootstrap.of(evaluation)
     for key, old_R in _by_type(before):
         if key not in new:
             continue
         new_R = new[key]
         both = old_R.index.intersection(new_R.index)
         if len(both):
-            found[key] = bootstrap_difference(
-                np.asarray(new_R[both], np.float64),
-                np.asarray(old_R[both], np.float64),
-                samples=evaluation.bootstrap_samples,
-                confidence=evaluation.confidence,
-                seed=BOOTSTRAP_SEED,
-            )
+            after_R, before_R = (np.asarray(one[both], np.float64) for one in (new_R, old_R))
+            found[key] = bootstrap.mean(after_R - before_R)
     return found
 
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
 from evals.networks.caption_scorer import encoder_files
 from evals.sampling import spread_batches, spread_records
-from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_mean
+from evals.statistics import Bootstrap
 from evals.vqa import check_answered
 from models.batches import Batches
 from models.registry import load_model, use_threads
@@ -208,14 +209,7 @@ def accuracy_rows(answers: pd.DataFrame, config: Config) -> list[Row]:
 def _estimate(values: pd.Series, config: Config) -> dict[str, float]:
     if not len(values):
         return {"value": 0.0, "low": -1.0, "high": 1.0, "count": 0}
-    settings = config.evaluation
-    found: Estimate = bootstrap_mean(
-        np.asarray(values, np.float64),
-        samples=settings.bootstrap_samples,
-        confidence=settings.confidence,
-        seed=BOOTSTRAP_SEED,
-    )
-    return {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+    return asdict(Bootstrap.of(config.evaluation).mean(np.asarray(values, np.float64)))
 
 
 def unreadable(rows: Sequence[Row]) -> set[str]:

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from hashlib import sha256
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from core.artifact import part_name
 from core.artifact_writer import ArtifactWriter
+from core.config import Evaluation
 from core.errors import UserError
 from core.progress import progress
 from core.stage import WHOLE, ProgressFactory, Shard
@@ -28,7 +29,6 @@ from evals.benchmarks.base import (
     NO_ANSWER,
     PARTLY,
     UNSCORED,
-    Answerable,
     Benchmark,
     Item,
     Row,
@@ -37,12 +37,10 @@ from evals.benchmarks.base import (
 )
 from evals.benchmarks.figures import ALL
 from evals.benchmarks.files import read_json_lines, wanted
-from evals.statistics import BOOTSTRAP_SEED
+from evals.benchmarks.reading import Reading
+from evals.statistics import Bootstrap
 from models.batches import Batches
 from models.protocol import UnifiedModel
-
-if TYPE_CHECKING:
-    from core.config import Evaluation
 
 METRICS = "metrics.parquet"
 PARTS = "parts"
@@ -161,7 +159,7 @@ def _part(table: str, index: int) -> str:
 
 
 def take_answers(
-    draft: ArtifactWriter, benchmark: Answerable, items: Sequence[Item], answers: Mapping[str, str]
+    draft: ArtifactWriter, benchmark: Reading, items: Sequence[Item], answers: Mapping[str, str]
 ) -> None:
     """Write the verdicts on answers from elsewhere, by item id; an item without one is unscored."""
     extra = sorted(set(answers) - {item.item_id for item in items})
@@ -204,19 +202,10 @@ def sum_up(draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation) 
             f"benchmark {benchmark.name}: none of its {len(frame)} items could be scored "
             f"({frame['status'].iloc[0]}: {frame['reply'].iloc[0]}); is its folder complete?"
         )
+    bootstrap = Bootstrap.of(evaluation)
     rows: list[Row] = [
-        {
-            "name": figure.name,
-            "group": figure.group,
-            **asdict(
-                figure.estimate(
-                    samples=evaluation.bootstrap_samples,
-                    confidence=evaluation.confidence,
-                    seed=BOOTSTRAP_SEED,
-                )
-            ),
-        }
-        for figure in benchmark.figures(scored)
+        {"name": one.name, "group": one.group, **asdict(one.estimate(bootstrap))}
+        for one in benchmark.figures(scored)
     ]
     rows += _counts(frame)
     with draft.write("items.parquet") as path:
