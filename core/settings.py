@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from core.aliases import check_aliases
 from core.errors import UserError
 from core.secrets import masked
 
@@ -31,6 +30,7 @@ Lines = dict[FieldPath, str]
 """Where each field stands: `line 3`, or `base.yaml, line 3`."""
 EXTENDS = "extends"
 MAX_BYTES = 1 << 20  # of a config file
+MAX_FIELDS = 100_000  # of a document with all aliases written out
 VARIANT = "source"  # the key that chooses between sections with other fields
 
 
@@ -115,7 +115,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
         loader = yaml.SafeLoader(text)  # refuses some characters at once
         node = loader.get_single_node()
         if node is not None:
-            check_aliases(node, f"config file {path}")
+            _check_aliases(node, f"config file {path}", {})
             problems = list(_walk(node, (), lines, set()))
         values = {} if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # no such day, too many digits
@@ -125,6 +125,34 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
             f"config file {path} holds {_show(values)}; it must hold `key: value` lines"
         )
     return values, lines, problems
+
+
+def _check_aliases(node: yaml.Node, where: str, sizes: dict[int, int]) -> int:
+    """How many fields a node has with its aliases, which can make gigabytes of a few lines.
+
+    UserError for one that contains itself or is too large; `sizes` has 0 for those that are being
+    measured.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(
+                f"{where}: the section in line {node.start_mark.line + 1} contains itself; "
+                "write it out"
+            )
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    size = 1
+    if isinstance(node, yaml.SequenceNode):
+        size += sum(_check_aliases(child, where, sizes) for child in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        size += sum(_check_aliases(child, where, sizes) for pair in node.value for child in pair)
+    if size > MAX_FIELDS:
+        raise UserError(
+            f"{where} has more than {MAX_FIELDS} fields once its aliases (*) are written out; use "
+            "fewer of them"
+        )
+    sizes[id(node)] = size
+    return size
 
 
 def _walk(node: yaml.Node, path: FieldPath, lines: Lines, seen: set[int]) -> Iterator[str]:

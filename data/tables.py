@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -54,17 +53,12 @@ class TableWriter:
     def __enter__(self) -> "TableWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with writing_to(self._path):
-            if error is None:
+            if kind is None:
                 self._flush()
             self._writer.close()
-        if error is None:
+        if kind is None:
             _check_keys([self._path], self._name)
 
     def _flush(self) -> None:

@@ -5,10 +5,11 @@ Shapes: R records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +18,10 @@ from core.errors import UserError
 from data.metrics import METRICS
 from evals.benchmarks.changes import BenchmarkChange
 from evals.statistics import Bootstrap, Estimate, Values
+from evals.vqa import ANSWERED
 
+SUBJECTS = {"self": "self_score", "generated": "generation"}
+ANSWER_COLUMNS = ["record_id", "subject", "type", "status", "right"]  # that `type_changes` reads
 PAIRED = tuple(metric.name for metric in METRICS if metric.paired)
 
 
@@ -136,3 +140,33 @@ def _scores(table: pa.Table) -> dict[str, Values]:
     # Averaged in double precision: a gate must not turn on the rounding of the stored floats.
     found = {name: np.asarray(pc.cast(table[name], pa.float64())) for name in PAIRED}
     return found | {"gap": found["understanding"] - found["generation"]}
+
+
+def type_changes(
+    after: pd.DataFrame, before: pd.DataFrame, evaluation: Evaluation
+) -> dict[tuple[str, str], Estimate]:
+    """Whether own answers about drawings move with those of the judge, by type of question.
+
+    Rising own scores that the judge does not confirm are what learning to please oneself looks
+    like. Paired changes of own score and judge's by (metric, `type/...`), from `eval_answers` rows.
+
+    Of records that have answers of the type in both tables; types without any have no change.
+    """
+    found: dict[tuple[str, str], Estimate] = {}
+    new, bootstrap = dict(_by_type(after)), Bootstrap.of(evaluation)
+    for key, old_R in _by_type(before):
+        if key not in new:
+            continue
+        new_R = new[key]
+        both = old_R.index.intersection(new_R.index)
+        if len(both):
+            after_R, before_R = (np.asarray(one[both], np.float64) for one in (new_R, old_R))
+            found[key] = bootstrap.mean(after_R - before_R)
+    return found
+
+
+def _by_type(answers: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.Series[float]]]:
+    given = answers[answers["status"] == ANSWERED]
+    for (subject, kind), part in given.groupby(["subject", "type"]):
+        if subject in SUBJECTS:
+            yield (SUBJECTS[subject], f"type/{kind}"), part.groupby("record_id")["right"].mean()

@@ -10,10 +10,10 @@ from typing import Any
 from core.config import Config
 from core.errors import UserError
 from core.progress import progress
+from data.rows import spread_records
 from data.tables import parquet_files
 from evals.fit import SAMPLE, measure_fit, refuse_misfits, show_fit
 from evals.networks.caption_scorer import CaptionScorer
-from evals.sampling import spread_records
 from models.batches import Batches
 from models.registry import load_model, use_threads
 from tasks.fit import COLUMNS

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
 
-from report.metrics import Change
+from data.metrics import Interval
 
 Metrics = Mapping[tuple[str, str], float]
 Results = Mapping[str, object]
-Changes = Mapping[tuple[str, str], Change]
+Changes = Mapping[tuple[str, str], Interval]
 
 ALL = "all"
 MODALITIES = ("caption", "image")
@@ -112,22 +112,19 @@ def review(iterations: Sequence[IterationFigures]) -> Review:
 
     Nothing is called fine that could not be judged.
     """
-    alarms = [
-        Alarm(now.iteration, name, sentence)
-        for now in iterations
-        for check, _, _ in CHECKS
-        for name, sentence in check(now, iterations[0])
-    ]
-    raised = {check.__name__: False for check, _, _ in CHECKS}
+    alarms: list[Alarm] = []
+    raised: set[Check] = set()
     for now in iterations:
         for check, _, _ in CHECKS:
-            raised[check.__name__] |= any(True for _ in check(now, iterations[0]))
+            found = [Alarm(now.iteration, *one) for one in check(now, iterations[0])]
+            alarms += found
+            raised |= {check} if found else set()
     quiet, unjudged = [], []
     for check, what, needs in CHECKS:
         reason = _why_not(needs, iterations)
         if reason:
             unjudged.append((what, reason))
-        elif not raised[check.__name__]:
+        elif check not in raised:
             quiet.append(what)
     return Review(alarms, quiet, unjudged)
 
@@ -189,19 +186,17 @@ def _reward_hacking(now: IterationFigures, base: IterationFigures) -> Iterator[t
         own, seen = whole
         yield (
             "reward hacking",
-            f"The model's score of its own drawings rose by {_signed(own)}, what the judge sees "
-            f"by {_signed(seen)}: it learns to please itself, which is not to draw better. Run "
+            f"The model's score of its own drawings rose by {own.signed()}, what the judge sees "
+            f"by {seen.signed()}: it learns to please itself, which is not to draw better. Run "
             "fewer iterations, raise pairing.image.min_margin, or lower "
             "training.learning_rate.",
         )
     groups = sorted({group for name, group in now.changes if group.startswith("type/")})
-    kinds = [group for group in groups if _unconfirmed(now, group)]
+    kinds = {group: pair for group in groups if (pair := _unconfirmed(now, group))}
     if kinds and not whole:
         listed = ", ".join(
-            f"{group.removeprefix('type/')} ({_signed(own)} against {_signed(seen)})"
-            for group in kinds
-            if (pair := _unconfirmed(now, group))
-            for own, seen in [pair]
+            f"{group.removeprefix('type/')} ({own.signed()} against {seen.signed()})"
+            for group, (own, seen) in kinds.items()
         )
         yield (
             "reward hacking by type",
@@ -211,7 +206,7 @@ def _reward_hacking(now: IterationFigures, base: IterationFigures) -> Iterator[t
         )
 
 
-def _unconfirmed(now: IterationFigures, group: str) -> tuple[Change, Change] | None:
+def _unconfirmed(now: IterationFigures, group: str) -> tuple[Interval, Interval] | None:
     """Own rise and judge's change, if the first is beyond its interval and the second is not."""
     own, seen = (now.changes.get((name, group)) for name in ("self_score", "generation"))
     if own is None or seen is None or own.low <= 0 or seen.low > 0:
@@ -222,40 +217,21 @@ def _unconfirmed(now: IterationFigures, group: str) -> tuple[Change, Change] | N
     return None if reads < LEAST_READ or seen.value > reads * own.value / 2 else (own, seen)
 
 
-def _signed(change: Change) -> str:
-    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-
-
 def _missing_answers(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
-    lost = {
-        name.removeprefix("questions/"): int(n)
-        for name, value in now.counts.items()
-        if name.startswith("questions/")
-        and not name.endswith("/answered")
-        and (n := _number(now.counts, name))
-        and value
-    }
+    counts = _counted(now, "questions/")
+    lost = {name: n for name, n in counts.items() if n and not name.endswith("/answered")}
     if lost:
-        total = sum(
-            int(_number(now.counts, name) or 0)
-            for name in now.counts
-            if name.startswith("questions/")
-        )
         listed = ", ".join(f"{name} {n}" for name, n in lost.items())
         yield (
             "answers are missing",
-            f"{sum(lost.values())} of {total} questions have no answer and are in no score "
-            f"({listed}). See what was said, or ask a judge that answers such questions.",
+            f"{sum(lost.values())} of {sum(counts.values())} questions have no answer and are in "
+            f"no score ({listed}). See what was said, or ask a judge that answers such questions.",
         )
 
 
 def _cut_texts(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
     """Texts of the pool and of benchmarks; that a few samples run on is what sampling does."""
-    cut = {
-        name.removeprefix("cut/"): int(n)
-        for name in now.counts
-        if name.startswith("cut/") and (n := _number(now.counts, name))
-    }
+    cut = {name: n for name, n in _counted(now, "cut/").items() if n}
     cut.pop("sampled captions", None)
     if cut.get("captions", 0) <= FEW_CUT * 2 * (_number(now.pairs, "pairs") or 0.0):
         cut.pop("captions", None)
@@ -373,6 +349,15 @@ def _pair(now: IterationFigures, base: IterationFigures, name: str) -> tuple[flo
     if key in now.metrics and key in base.metrics:
         return now.metrics[key], base.metrics[key]
     return None
+
+
+def _counted(now: IterationFigures, kind: str) -> dict[str, int]:
+    """What was counted of a kind, by the rest of its name."""
+    return {
+        name.removeprefix(kind): int(_number(now.counts, name) or 0)
+        for name in now.counts
+        if name.startswith(kind)
+    }
 
 
 def _number(results: Results, name: str) -> float | None:

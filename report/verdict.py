@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from report.benchmarks import Interval
+from data.metrics import Interval
 from report.figures import Figures
 
 GOOD, BAD, OPEN, TASTE = "good", "bad", "open", "taste"
@@ -100,11 +100,7 @@ def _detail(changes: Mapping[str, Interval]) -> str:
 
 def signed(interval: Interval) -> str:
     """`+0.034 [+0.015, +0.052]` with real minus signs."""
-    value, low, high = (
-        f"{number:+.3f}".replace("-", "−")
-        for number in (interval.value, interval.low, interval.high)
-    )
-    return f"{value} [{low}, {high}]"
+    return interval.signed().replace("-", "−")
 
 
 def _plain(number: float) -> str:

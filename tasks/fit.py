@@ -12,9 +12,9 @@ from pathlib import Path
 
 from core.command import stage_command
 from core.stage import Stage, StageContext
+from data.rows import spread_records
 from evals.fit import SAMPLE, find_misfits, measure_fit, refuse_misfits, show_fit
 from evals.networks.caption_scorer import CaptionScorer, encoder_files
-from evals.sampling import spread_records
 from models.batches import Batches
 from models.registry import load_model, use_threads
 

@@ -22,6 +22,7 @@ from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
 from core.stage import Stage, StageContext
+from data.rows import spread_batches, spread_records
 from data.tables import decode_image, write_table
 from evals.judges.base import Judge, Provenance
 from evals.judges.catalog import (
@@ -37,7 +38,6 @@ from evals.judges.catalog import (
 from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
 from evals.networks.caption_scorer import encoder_files
-from evals.sampling import spread_batches, spread_records
 from evals.statistics import Bootstrap
 from evals.vqa import check_answered
 from models.batches import Batches

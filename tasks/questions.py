@@ -30,6 +30,7 @@ from core.errors import UserError
 from core.progress import Progress
 from core.stage import Stage, StageContext
 from data.caption_questions import Words, words_of
+from data.rows import spread_records
 from data.schemas import arrow_schema
 from data.tables import TableWriter, iter_batches
 from evals.rule_questions import (
@@ -40,7 +41,6 @@ from evals.rule_questions import (
     by_rules,
     readable_types,
 )
-from evals.sampling import spread_records
 from models.batches import Batches
 from models.registry import load_model, load_texts, use_threads
 from services.endpoint import COUNTED, Client

@@ -20,9 +20,10 @@ from core.files import TemporaryFolder, put_in_place, writing_to
 from data.held_out import KEPT, KEPT_ROWS, keep_looks
 from data.ingest.parts import PartWriter, part_path, rows_of
 from data.ingest.state import HELD, Plan, State
-from data.looks import Looks
+from data.looks import Ints, Looks
 from data.tables import ROW_GROUP, iter_batches
 
+LARGEST = 2.0**64
 Side = npt.NDArray[np.bool_]
 
 
@@ -104,3 +105,30 @@ def _database(folder: Path, joined: Iterable[Mapping[str, Any]]) -> sqlite3.Conn
 def _found(database: sqlite3.Connection, record_id: str) -> list[Mapping[str, Any]]:
     given = "SELECT texts FROM joined WHERE record = ? ORDER BY rowid"
     return [json.loads(texts) for (texts,) in database.execute(given, (record_id,))]
+
+
+def held_out(looks_N: Looks, group_N: Ints, records: int = 0, share: float = 0.0) -> Side:
+    """Which records are held out, by hashes of their pictures: about a number, or a share.
+
+    Equal pictures and near twins are a group, and a group is on one side, however often its
+    pictures occur, whatever their records are called, in any order of the source.
+
+    A group larger than the wanted number stays in the pool, where several fit in its place.
+    """
+    lowest_N = np.full(len(group_N), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lowest_N, group_N, looks_N["pixels"])
+    value_N = _mixed(lowest_N[group_N])
+    if not records:
+        return np.asarray(value_N < share * LARGEST)
+    groups_G, size_G = np.unique(group_N, return_counts=True)
+    order_G = np.argsort(value_N[groups_G], kind="stable")
+    fitting_G = order_G[size_G[order_G] <= records]
+    before_G = np.cumsum(size_G[fitting_G]) - size_G[fitting_G]
+    return np.isin(group_N, groups_G[fitting_G[before_G < records]])
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Evenly spread values: the lowest of a large group would nearly always be held out."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(values ^ (values >> np.uint64(31)))

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from core.errors import UserError
 from core.files import TemporaryFolder, locked, sweep
 from core.progress import Progress, progress
-from data.ingest.division import Division
-from data.ingest.holdout import held_out
+from data.ingest.division import Division, held_out
 from data.ingest.images import taken_image
 from data.ingest.normalise import Normal, normalise, texts_of
 from data.ingest.parts import PART_BYTES, PART_ROWS, PartWriter, placed
