@@ -136,6 +136,20 @@ def encode_image(image: Image.Image) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
+def image_row(
+    record_id: str, sample: int, image: Mapping[str, Any], drawn: Any, sampler: str, seed: int
+) -> dict[str, Any]:
+    """A row of table `images`: an encoded picture, and the numbers that it was drawn as."""
+    return {
+        "record_id": record_id,
+        "sample": sample,
+        "image": image,
+        "tokens": drawn.ravel().tolist(),
+        "sampler": sampler,
+        "seed": seed,
+    }
+
+
 def decode_image(value: Mapping[str, Any]) -> Image.Image:
     """The value of an image column as an RGB PIL image; PictureError if it is none."""
     return rgb(value["bytes"])

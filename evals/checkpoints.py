@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.artifact import MANIFEST, Artifact, content_digest
 from core.errors import UserError
 from core.files import sha256_of
+
+if TYPE_CHECKING:
+    from core.config import Config
+    from models.protocol import UnifiedModel
 
 
 @dataclass(frozen=True)
@@ -37,3 +42,12 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
         if file.is_file()
     }
     return Checkpoint(text, folder, content_digest(files))
+
+
+def open_model(config: Config, folder: Path, family: str | None = None) -> UnifiedModel:
+    """The model in a folder as a config has it run: its precision, on its device and threads."""
+    from models.registry import load_model, use_threads  # here, since torch takes seconds
+
+    use_threads(config.runtime.threads)
+    model, device = config.model, config.runtime.device
+    return load_model(family or model.family, folder, device, model.precision)

@@ -31,10 +31,12 @@ from data.tables import (
     TableWriter,
     decode_image,
     encode_image,
+    image_row,
     iter_batches,
     read_table,
     write_table,
 )
+from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.networks.caption_scorer import CaptionScorer
 from evals.scores import record_scores, summarize
@@ -45,12 +47,10 @@ from models.protocol import (
     Drawn,
     Seen,
     TextSampling,
-    UnifiedModel,
     count_cut,
     image_sampling,
     sampling_settings,
 )
-from models.registry import load_model, use_threads
 from services.endpoint import COUNTED
 
 Row = dict[str, Any]
@@ -61,8 +61,7 @@ class Evaluator:
     """Turns records into the rows of one part of each table."""
 
     def __init__(self, config: Config, checkpoint: Path, judge: Judge) -> None:
-        use_threads(config.runtime.threads)
-        self.model = _load(config, checkpoint)
+        self.model = open_model(config, checkpoint)
         self.judge = judge
         self.scorer = CaptionScorer.of(config.scoring, config.runtime.device)
         self.sampling = image_sampling(config.sampling.images)
@@ -147,21 +146,12 @@ class Evaluator:
     ) -> list[Row]:
         pictures, described = iter(images), json.dumps(sampling_settings(self.sampling))
         return [
-            {
-                "record_id": record["record_id"],
-                "sample": sample,
-                "image": encode_image(next(pictures)),
-                "tokens": picture.ravel().tolist(),
-                "sampler": described,
-                "seed": seed,
-            }
+            image_row(
+                record["record_id"], sample, encode_image(next(pictures)), picture, described, seed
+            )
             for record, seed, drawn_M in zip(records, seeds, drawn_BM, strict=True)
             for sample, picture in enumerate(drawn_M)
         ]
-
-
-def _load(config: Config, folder: Path) -> UnifiedModel:
-    return load_model(config.model.family, folder, config.runtime.device, config.model.precision)
 
 
 def token_diversity(codes_MN: Drawn) -> float:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.config import Evaluation
+from core.config import Config, Evaluation
 from core.errors import UserError
-from core.progress import Progress
+from core.stage import ProgressFactory
 from data.tables import decode_image
+from evals.checkpoints import open_model
 from evals.networks.caption_scorer import CaptionScorer
 from evals.statistics import Bootstrap
 from evals.vqa import ANSWERED, Answered, ask, tally
@@ -22,6 +24,7 @@ from models.batches import Batches
 from models.protocol import TextRole, TextSampling, UnifiedModel
 
 SAMPLE = 256  # records
+FIT_COLUMNS = ["record_id", "image", "prompt", "caption", "references", "questions"]
 UNKNOWN_SHARE = 0.3
 """Of the characters of texts: above it, prompts and questions have lost what they ask for."""
 NO_COUNT = 0.0
@@ -31,20 +34,18 @@ Figures = dict[str, float]
 
 
 def measure_fit(
-    model: UnifiedModel,
-    scorer: CaptionScorer,
-    records: Sequence[Row],
-    max_new_tokens: int,
-    evaluation: Evaluation,
-    batches: Batches,
-    bar: Progress,
+    config: Config, folder: Path, records: Sequence[Row], progress: ProgressFactory
 ) -> Figures:
-    """Figures by name; those of means have `/low` and `/high`, and are absent without a record."""
+    """Figures by name of the model in a folder, on records with FIT_COLUMNS.
+
+    Those of means have `/low` and `/high`, and are absent without a record.
+    """
+    model, evaluation = open_model(config, folder), config.evaluation
     figures = dict(_texts(model, records))
     scores: dict[str, list[float]] = {"understanding": [], "chance": [], "lead": []}
     captions: list[str] = []
     statuses: dict[str, int] = {}
-    greedy = TextSampling(1.0, 1, max_new_tokens)
+    greedy = TextSampling(1.0, 1, config.sampling.captions.max_new_tokens)
 
     def look(first: int, last: int) -> tuple[list[list[Answered]], list[str]]:
         part = records[first:last]
@@ -53,23 +54,25 @@ def measure_fit(
         told = model.caption(seen, [greedy], [0] * len(part))
         return answers, [text for (text,) in told]
 
-    for answers, texts in batches.map(len(records), look):
-        captions += texts
-        for status, n in tally(answers).items():
-            statuses[status] = statuses.get(status, 0) + n
-        for image in answers:
-            given = [one for one in image if one.answered]
-            if given:
-                right = float(np.mean([one.right for one in given]))
-                chance = float(np.mean([1 / len(one.question["choices"]) for one in given]))
-                scores["understanding"].append(right)
-                scores["chance"].append(chance)
-                scores["lead"].append(right - chance)
-        bar.update(len(texts))
+    with progress("fit", len(records)) as bar:
+        for answers, texts in Batches.few(config.runtime).map(len(records), look):
+            captions += texts
+            for status, n in tally(answers).items():
+                statuses[status] = statuses.get(status, 0) + n
+            for image in answers:
+                given = [one for one in image if one.answered]
+                if given:
+                    right = float(np.mean([one.right for one in given]))
+                    chance = float(np.mean([1 / len(one.question["choices"]) for one in given]))
+                    scores["understanding"].append(right)
+                    scores["chance"].append(chance)
+                    scores["lead"].append(right - chance)
+            bar.update(len(texts))
     total = sum(statuses.values())
     figures["questions/unanswered"] = 1 - statuses.get(ANSWERED, 0) / total if total else NO_COUNT
     for name, values in scores.items():
         figures |= _estimated(name, values, evaluation)
+    scorer = CaptionScorer.of(config.scoring, config.runtime.device)
     figures |= _captions(scorer, captions, records, evaluation)
     return figures | {"records": float(len(records))}
 

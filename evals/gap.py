@@ -163,7 +163,7 @@ def _evaluate(
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
     )
     with (
-        judge_server(config, config.evaluation.judge == "endpoint") as served,
+        judge_server(config) as served,
         open_judge(served, judge.prepared, judge.types, judge.base) as asked,
     ):
         evaluator = Evaluator(config, checkpoint.folder, asked)

@@ -195,7 +195,7 @@ def check_config(
     if memory:
         print(memory_table(config))
         if device:
-            from flows.readability import readability
+            from tasks.fit import readability
 
             print(readability(config))
 

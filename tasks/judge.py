@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from core.errors import UserError
 from core.stage import Stage, StageContext
 from data.rows import spread_batches, spread_records
 from data.tables import decode_image, write_table
+from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.judges.catalog import (
     CAPTIONS,
@@ -41,7 +41,7 @@ from evals.networks.caption_scorer import encoder_files
 from evals.statistics import Bootstrap
 from evals.vqa import check_answered
 from models.batches import Batches
-from models.registry import load_model, use_threads
+from models.registry import use_threads
 
 if TYPE_CHECKING:
     from models.protocol import UnifiedModel
@@ -61,9 +61,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
     use_threads(config.runtime.threads)
     base = context.input("base").path("model")
     provenance = provenance_of(config, base)
-    prepared = _prepare(context)
-    answers = _answers(context, prepared, base)
-    rows = accuracy_rows(answers, config)
+    rows = accuracy_rows(_answers(context, _prepare(context), base), config)
     readable = sorted({row["group"] for row in rows} - {ALL} - unreadable(rows))
     _check(provenance, rows, readable)
     types = tuple(readable) if provenance.kind == "reader" else None
@@ -88,15 +86,13 @@ def _prepare(context: StageContext) -> Path:
     config, draft = context.config, context.draft
     if config.evaluation.judge == "encoder" and not draft.has(CAPTIONS):
         with draft.write(CAPTIONS) as path:
-            write_captions(path, _prompts(context.input("pool").parts()))
+            pool = context.input("pool").parts()
+            rows = spread_records(pool, ["record_id", "prompt"], DISTRACTORS)
+            write_captions(path, [row["prompt"] for row in rows])
     if config.evaluation.judge == "reader":
         _train_readers(context)
         return draft.path(NETWORK.format(0)).parent.parent
     return draft.path(CAPTIONS).parent if draft.has(CAPTIONS) else Path()
-
-
-def _prompts(pool: Sequence[Path]) -> list[str]:
-    return [row["prompt"] for row in spread_records(pool, ["record_id", "prompt"], DISTRACTORS)]
 
 
 def _train_readers(context: StageContext) -> None:
@@ -140,7 +136,7 @@ def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
     most = ASKED_OUTSIDE if outside else MEASURED
     columns = ["record_id", "image", "prompt", "questions"]
     records = spread_records(context.input("test").parts(), columns, most)
-    model = load_model(config.model.family, base, config.runtime.device, config.model.precision)
+    model = open_model(config, base)
     rows: list[Row] = []
     with (
         open_judge(config, prepared, None, base) as judge,
@@ -256,15 +252,6 @@ def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str])
         )
 
 
-def _with_server(config: Config) -> AbstractContextManager[Config]:
-    return judge_server(config, config.evaluation.judge == "endpoint")
-
-
-def _judge_files(config: Config) -> Sequence[Path]:
-    folder = config.evaluation.folder
-    return encoder_files(folder) if folder else []
-
-
 STAGE = Stage(
     "judge",
     2,
@@ -280,9 +267,9 @@ STAGE = Stage(
     ),
     inputs=("pool", "test", "base"),
     body=_body,
-    files=_judge_files,
+    files=lambda c: encoder_files(c.evaluation.folder) if c.evaluation.folder else (),
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
-    resources=_with_server,
+    resources=judge_server,
 )
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from data.caption_questions import Words, words_of
 from data.rows import spread_records
 from data.schemas import arrow_schema
 from data.tables import TableWriter, iter_batches
+from evals.checkpoints import open_model
 from evals.rule_questions import (
     MEASURED,
     SAME_CHOICES,
@@ -42,7 +43,7 @@ from evals.rule_questions import (
     readable_types,
 )
 from models.batches import Batches
-from models.registry import load_model, load_texts, use_threads
+from models.registry import load_texts
 from services.endpoint import COUNTED, Client
 from services.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
 from services.vllm_server import served
@@ -108,9 +109,7 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
     if draft.has(TYPES):
         known: dict[str, float | None] = json.loads(draft.path(TYPES).read_text(encoding="utf-8"))
         return known
-    use_threads(config.runtime.threads)
-    folder = context.input("base").path("model")
-    model = load_model(config.model.family, folder, config.runtime.device, config.model.precision)
+    model = open_model(config, context.input("base").path("model"))
     columns = ["record_id", "image", "caption"]
     records = spread_records(context.input("about").parts(), columns, MEASURED)
     with context.progress("read by the base", len(records)) as bar:

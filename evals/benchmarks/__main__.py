@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.files import sha256_of
 from core.runtime import setup_logging
 from evals.benchmarks.catalog import opened
-from evals.checkpoints import open_checkpoint
+from evals.checkpoints import open_checkpoint, open_model
 from evals.outcome import is_finished, outcome
 
 if TYPE_CHECKING:
@@ -151,14 +151,11 @@ def _fill(
 ) -> None:
     from evals.benchmarks.run import ask_all, read_answers, take_answers
     from models.batches import Batches
-    from models.registry import load_model, use_threads
 
     if options.answers:
         take_answers(draft, cast("Reading", benchmark), items, read_answers(options.answers))
         return
-    use_threads(config.runtime.threads)
-    folder = open_checkpoint(options.checkpoint).folder
-    model = load_model(config.model.family, folder, config.runtime.device, config.model.precision)
+    model = open_model(config, open_checkpoint(options.checkpoint).folder)
     batches = Batches(
         config.runtime.batch_records, "runtime.batch_records", "set model.precision: bfloat16"
     )

@@ -25,9 +25,8 @@ from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Op
 from evals.benchmarks.drawing import Drawing
 from evals.benchmarks.figures import ALL, Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import find_file, wanted
-from evals.checkpoints import open_checkpoint
+from evals.checkpoints import open_checkpoint, open_model
 from models.protocol import ImageSampling, UnifiedModel
-from models.registry import load_model
 from services.endpoint import Client, data_url
 from services.replies import NoAnswer
 
@@ -111,9 +110,8 @@ class DpgBench(Drawing):
             name = f"endpoint {endpoint.model}"
             return cls(opening.folder, opening.sampling, EndpointJudge(client), name)
         checkpoint = open_checkpoint(named)
-        device, precision = config.runtime.device, config.model.precision
-        model = load_model(config.model.family, checkpoint.folder, device, precision)
-        return cls(opening.folder, opening.sampling, ModelJudge(model), checkpoint.digest)
+        judge = ModelJudge(open_model(config, checkpoint.folder))
+        return cls(opening.folder, opening.sampling, judge, checkpoint.digest)
 
     def items(self) -> list[Item]:
         """All prompts, each with its questions."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from core.runtime import derive_seed
-from data.tables import encode_image
+from data.tables import encode_image, image_row
 from evals.benchmarks.base import IMAGES, ITEMS, Benchmark, Item, Row, Verdict, item_row
 from models.protocol import ImageSampling, UnifiedModel, sampling_settings
 
@@ -48,14 +48,8 @@ class Drawing(Benchmark):
             verdicts = self.grade(item, own)
             for sample, (picture, verdict) in enumerate(zip(own, verdicts, strict=True)):
                 rows[ITEMS].append(item_row(item, "", verdict, sample, cut=uses[index].cut))
-                rows[IMAGES].append(
-                    {
-                        "record_id": item.item_id,
-                        "sample": sample,
-                        "image": encode_image(picture),
-                        "tokens": drawn_BM[index, sample].ravel().tolist(),
-                        "sampler": described,
-                        "seed": seed,
-                    }
-                )
+                drawn = drawn_BM[index, sample]
+                encoded = encode_image(picture)
+                row = image_row(item.item_id, sample, encoded, drawn, described, seed)
+                rows[IMAGES].append(row)
         return rows

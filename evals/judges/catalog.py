@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.judges.encoder import EncoderJudge, read_captions
 from evals.judges.endpoint import EndpointJudge
 from evals.judges.models import HALF, ModelJudge, shared_weights
 from evals.judges.oracle import Oracle
-from models.registry import load_model
 from services.endpoint import Client
 
 if TYPE_CHECKING:
@@ -99,12 +99,10 @@ def open_judge(
         with Client(evaluation.endpoint, "evaluation.endpoint") as client:
             yield EndpointJudge(client)
     elif evaluation.judge == "base":
-        yield ModelJudge(load_model(config.model.family, base, device, config.model.precision))
+        yield ModelJudge(open_model(config, base))
     elif evaluation.judge == "checkpoint":
         assert evaluation.folder is not None
-        family = evaluation.family or config.model.family
-        precision = config.model.precision
-        yield ModelJudge(load_model(family, Path(evaluation.folder), device, precision))
+        yield ModelJudge(open_model(config, Path(evaluation.folder), evaluation.family))
     elif evaluation.judge == "encoder":
         assert evaluation.folder is not None
         clip = open_clip(evaluation.folder, device)

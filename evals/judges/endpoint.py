@@ -55,9 +55,14 @@ class EndpointJudge(Judge):
 
 
 @contextmanager
-def judge_server(config: Config, wanted: bool) -> Iterator[Config]:
-    """The config with the address of the judge of `evaluation.endpoint`, started if need be."""
+def judge_server(config: Config, wanted: bool | None = None) -> Iterator[Config]:
+    """The config with the address of the judge of `evaluation.endpoint`, started if need be.
+
+    It is `wanted` where `evaluation.judge` says so, unless told otherwise.
+    """
     evaluation = config.evaluation
+    if wanted is None:
+        wanted = evaluation.judge == "endpoint"
     if not wanted or evaluation.endpoint is None:
         yield config
         return
