@@ -204,7 +204,9 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldP
     shown = "" if isinstance(value, dict | BaseModel) else f" = {_show(value)}"
     if kind == "extra_forbidden":
         known = sorted(section.model_fields) if section else []
-        return f"{where}{shown}: unknown key; {_suggest(str(path[-1]), known)}"
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
+        return f"{where}{shown}: unknown key; {meant}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind in ("literal_error", "union_tag_invalid"):
         expected = detail["ctx"].get("expected") or detail["ctx"]["expected_tags"]
@@ -213,11 +215,6 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldP
         message = f"should be one of {', '.join(choices)}"
         message += f"; did you mean {near[0]}?" if near else ""
     return f"{where}{shown}: {message}{description}"
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
 
 
 def _resolve(
@@ -245,9 +242,10 @@ def _resolve(
         sections = _sections_of(field.annotation)
         if get_origin(field.annotation) is dict and parts:
             path.append(parts.pop(0))
-        if isinstance(field.discriminator, str) and parts:
+        if isinstance(chosen_by := field.discriminator, str) and parts:
             tag = parts.pop(0)
-            sections = [s for s in sections if _has_tag(s, field.discriminator, tag)]
+            tags = [get_args(one.model_fields[chosen_by].annotation) for one in sections]
+            sections = [one for one, known in zip(sections, tags, strict=True) if tag in known]
         child = sections[0] if sections else None
     return tuple(path), section, description
 
@@ -258,10 +256,6 @@ def _sections_of(annotation: object) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, types.UnionType, list, dict):
         return [section for part in get_args(annotation) for section in _sections_of(part)]
     return []
-
-
-def _has_tag(section: type[BaseModel], discriminator: str, tag: object) -> bool:
-    return tag in get_args(section.model_fields[discriminator].annotation)
 
 
 def dotted(path: FieldPath) -> str:

@@ -66,7 +66,8 @@ def judge(
     kept = change.high if gate.beyond_interval else change.value
     rises = gained > gate.min_generation_gain
     lost = kept < -gate.max_understanding_loss
-    worse = [_is_loss(one.change, gate) for one in benchmarks]
+    ends = [(one.change.high, one.change.value) for one in benchmarks]
+    worse = [(high if gate.beyond_interval else value) < 0 for high, value in ends]
     seen = judged.independent or gate.own_taste
     promote = rises and not lost and not any(worse) and seen
     name = "G" if judged.independent else "G by its own taste"
@@ -83,10 +84,6 @@ def judge(
     beyond = " beyond its interval" if gate.beyond_interval else ""
     parts = [one.sentence(loss) + beyond for one, loss in zip(benchmarks, worse, strict=True)]
     return GateDecision(promote, "; ".join([sentence, *parts]), gain, change, benchmarks)
-
-
-def _is_loss(change: Estimate, gate: Gate) -> bool:
-    return (change.high if gate.beyond_interval else change.value) < 0
 
 
 def _left_out(changes: Mapping[str, Estimate], *tables: pa.Table) -> str:

@@ -287,7 +287,9 @@ class SelfPlay:
     def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
         run.log_refs(made)
         for name in ("pairs", "trained"):
-            run.log_values(_numbers(self._store.open(made[name]).manifest["results"], name))
+            results = self._store.open(made[name]).manifest["results"].items()
+            numbers = {k: float(v) for k, v in results if isinstance(v, int | float)}
+            run.log_values({f"{name}/{k}": v for k, v in numbers.items()})
         run.log_curves(read_metrics(self._store.open(made["trained"]).path(METRICS)))
 
     def _judge(
@@ -382,8 +384,3 @@ class SelfPlay:
             judge += f" {NOT_SHOWN}"
         confidence = self._config.evaluation.confidence
         return final_table(columns, figures.changes, confidence=confidence, judge=judge)
-
-
-def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:
-    """The numeric results of a stage, under its name."""
-    return {f"{prefix}/{k}": float(v) for k, v in results.items() if isinstance(v, int | float)}

@@ -28,13 +28,15 @@ def give_verdict(figures: Figures) -> Verdict:
     """
     base, last = figures.base, figures.last
     if not figures.changes:
+        who = f"{figures.judge}: {figures.judged_by.why}"
+        taste = "" if figures.independent else f" The latter is said by {who}; nobody else looked."
         return Verdict(
             OPEN,
             "Only the base checkpoint has been judged so far: its gap is "
             f"{_plain(base.value('gap'))}.",
             f"It answers {base.value('understanding'):.1%} of the questions about real pictures "
             f"rightly, and {base.value('generation'):.1%} of those about its own drawings come out "
-            f"as wanted (guesses would get {base.value('chance'):.1%}).{_only_taste(figures)}",
+            f"as wanted (guesses would get {base.value('chance'):.1%}).{taste}",
         )
     if not figures.independent:
         return _by_own_taste(figures)
@@ -75,12 +77,6 @@ def _by_own_taste(figures: Figures) -> Verdict:
         f"{_verb(understanding)} (U {signed(understanding)}). Set evaluation.judge to reader, "
         "endpoint, checkpoint or encoder to have somebody else look.",
     )
-
-
-def _only_taste(figures: Figures) -> str:
-    if figures.independent:
-        return ""
-    return f" The latter is said by {figures.judge}: {figures.judged_by.why}; nobody else looked."
 
 
 def _detail(changes: Mapping[str, Interval]) -> str:

@@ -84,11 +84,16 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
     pool = PoolRecords(context.input("pool").parts())
     by_oracle = config.scoring.judge == "oracle"
-    batches = _batches(context)
+    way_out, runtime = "ask fewer questions a record in the pool", config.runtime
+    folder = context.input("checkpoint").path("model")
+    batches = (
+        Batches(runtime.batch_records, "runtime.batch_records", way_out)
+        if by_oracle
+        else Batches.of_stage("score-images", config, folder, way_out)
+    )
     judge = _oracle if by_oracle else _self_vqa(context)
     seen: Tally = Counter()
     cut: Counter[str] = Counter()
-    folder = context.input("checkpoint").path("model")
     read = None if by_oracle else load_texts(config.model.family, folder)
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
@@ -154,15 +159,6 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
 
 def _check(counts: Tally, limit: float) -> None:
     check_answered(counts, limit, "scoring.max_unanswered", "the model about its own pictures")
-
-
-def _batches(context: StageContext) -> Batches:
-    """Images judged at once."""
-    config, way_out = context.config, "ask fewer questions a record in the pool"
-    if config.scoring.judge == "oracle":
-        return Batches(config.runtime.batch_records, "runtime.batch_records", way_out)
-    folder = context.input("checkpoint").path("model")
-    return Batches.of_stage("score-images", config, folder, way_out)
 
 
 def _self_vqa(context: StageContext) -> Judge:

@@ -117,10 +117,10 @@ class Run:
         """Log metrics that have one value a run; an unchanged value is not logged again."""
         self._points.log_changed(values)
 
-    def log_curves(self, rows: Sequence[Mapping[str, float]], prefix: str = CURVES) -> None:
+    def log_curves(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Log each row's values at its `step`, unless they were shown live already."""
-        points = curve_points(rows, prefix)
-        mark = f"hermesflow.logged.{prefix}"
+        points = curve_points(rows)
+        mark = f"hermesflow.logged.{CURVES}"
         digest = sha256(json.dumps(points).encode()).hexdigest()
         if self._tags.get(mark) == digest:
             return  # without asking for the history of every curve

@@ -4,12 +4,8 @@ Each part is divided by itself and then removed, so a killed division goes on, a
 is needed than for the pool.
 """
 
-import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +15,7 @@ import pyarrow.parquet as pq
 from core.files import TemporaryFolder, put_in_place, writing_to
 from data.held_out import KEPT, KEPT_ROWS, keep_looks
 from data.ingest.parts import PartWriter, part_path, rows_of
+from data.ingest.questions import ById, on_disk
 from data.ingest.state import HELD, Plan, State
 from data.looks import Ints, Looks
 from data.tables import ROW_GROUP, iter_batches
@@ -39,25 +36,24 @@ class Division:
         """Divide what is not divided yet."""
         joined = (row for chunk in self._state.chunks() for row in chunk.joined)
         first = 0
-        with TemporaryDirectory() as folder, closing(_database(Path(folder), joined)) as database:
+        with on_disk() as database:
+            more = ById(database, ((row["record_id"], row) for row in joined))
             for number, size in enumerate(self._plan.sizes):
                 rows = slice(first, first + size)
                 first += size
                 if self._state.staged(number).is_file():
-                    self._part(number, self._plan.held_out[rows], self._looks[rows], database)
+                    self._part(number, self._plan.held_out[rows], self._looks[rows], more)
         with PartWriter(self._scratch, self._state.folder / "test" / "part-") as test:
             for number in range(len(self._plan.sizes)):
                 path = part_path(self._held, number)
                 for row in _rows(path) if path.is_file() else ():
                     test.add(row)
 
-    def _part(
-        self, number: int, held_out: Side, looks: Looks, database: sqlite3.Connection
-    ) -> None:
+    def _part(self, number: int, held_out: Side, looks: Looks, joined: ById) -> None:
         """Divide a part. A part whose staged file is gone is divided, so that goes last."""
         staged, target = self._state.staged(number), part_path(self._pool, number)
         ids = pq.read_table(staged, columns=["record_id"])["record_id"].to_pylist()
-        more = {record_id: found for record_id in ids if (found := _found(database, record_id))}
+        more = {record_id: found for record_id in ids if (found := joined.of(record_id))}
         if not held_out.any() and not more:
             self._keep_looks(staged, looks)
             with writing_to(target):
@@ -89,22 +85,6 @@ def _extended(row: dict[str, Any], more: Iterable[Mapping[str, Any]]) -> dict[st
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for table in iter_batches(path, "pool", batch_size=ROW_GROUP):
         yield from rows_of(table)
-
-
-def _database(folder: Path, joined: Iterable[Mapping[str, Any]]) -> sqlite3.Connection:
-    """What joins earlier records, by their ids; on disk, since there may be millions."""
-    database = sqlite3.connect(folder / "joined.db")
-    database.execute("PRAGMA journal_mode = OFF")
-    database.execute("CREATE TABLE joined (record TEXT, texts TEXT)")
-    rows = ((row["record_id"], json.dumps(row)) for row in joined)
-    database.executemany("INSERT INTO joined VALUES (?, ?)", rows)
-    database.execute("CREATE INDEX by_record ON joined (record)")
-    return database
-
-
-def _found(database: sqlite3.Connection, record_id: str) -> list[Mapping[str, Any]]:
-    given = "SELECT texts FROM joined WHERE record = ? ORDER BY rowid"
-    return [json.loads(texts) for (texts,) in database.execute(given, (record_id,))]
 
 
 def held_out(looks_N: Looks, group_N: Ints, records: int = 0, share: float = 0.0) -> Side:

@@ -57,7 +57,9 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
     try:
         items = list(benchmark.items())
         for item in items:
-            _check_texts(item)
+            for name, value in asdict(item).items():
+                if not isinstance(value, str):
+                    raise TypeError(f"{name} of item {item.item_id!r} is {value!r}, and no text")
     except UserError:
         raise
     except MALFORMED as error:
@@ -74,12 +76,6 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
             "fetch its files again"
         )
     return items if limit is None else _limited(items, limit)
-
-
-def _check_texts(item: Item) -> None:
-    for name, value in asdict(item).items():
-        if not isinstance(value, str):
-            raise TypeError(f"{name} of item {item.item_id!r} is {value!r}, and no text")
 
 
 def _limited(items: Sequence[Item], limit: int) -> list[Item]:
@@ -195,7 +191,10 @@ def sum_up(draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation) 
     """Write all items as one table, and figures and counts as table `metrics`; its rows."""
     table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
     frame = table.to_pandas()
-    scored = _with_features(draft, frame[~frame["status"].isin(UNSCORED)])
+    scored = frame[~frame["status"].isin(UNSCORED)]
+    if features := draft.names(f"{FEATURES}/"):
+        beside = read_table([draft.path(name) for name in features], FEATURES).to_pandas()
+        scored = scored.merge(beside, on="item_id", validate="many_to_one")
     if scored.empty:
         _show_unscored(frame)
         raise UserError(
@@ -234,23 +233,10 @@ def check_judged(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> 
         )
 
 
-def _with_features(draft: ArtifactWriter, frame: pd.DataFrame) -> pd.DataFrame:
-    names = draft.names(f"{FEATURES}/")
-    if not names:
-        return frame
-    features = read_table([draft.path(name) for name in names], FEATURES).to_pandas()
-    return frame.merge(features, on="item_id", validate="many_to_one")
-
-
-def num_cut(frame: pd.DataFrame) -> int:
-    """How many items have a text of which the model has seen only the beginning."""
-    return int(frame.loc[frame["cut"], "item_id"].nunique())
-
-
 def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """How many items have come to which status, and how many were cut."""
     counts = frame["status"].value_counts().to_dict()
-    if cut := num_cut(frame):
+    if cut := int(frame.loc[frame["cut"], "item_id"].nunique()):
         counts[CUT] = cut
         logger.warning(
             "%d of %d items are longer than the model's text budget, such as %s",
@@ -258,14 +244,8 @@ def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
             ", ".join(map(repr, frame.loc[frame["cut"], "item_id"][:SHOWN])),
         )  # fmt: skip
     return [
-        {
-            "name": f"items/{status}",
-            "group": ALL,
-            "value": float(n),
-            "low": float(n),
-            "high": float(n),
-            "count": len(frame),
-        }
+        {"name": f"items/{status}", "group": ALL, "count": len(frame)}
+        | dict.fromkeys(("value", "low", "high"), float(n))
         for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
     ]
 

@@ -61,16 +61,14 @@ def metadata_of(said: Prompt, tag: str) -> dict[str, Any]:
     """A prompt as GenEval's metadata has it; with counts, more than asked for is too many."""
     # A relation is that of the first to the second, so the second comes first.
     mentions = said.mentions[::-1] if said.relation else said.mentions
-    include = [_wanted(mention) for mention in mentions]
+    include: list[dict[str, Any]] = [
+        {"class": m.shape, "count": m.count} | ({"color": m.color} if m.color else {})
+        for m in mentions
+    ]
     if said.relation:
         include[1]["position"] = [said.relation, 0]
     exclude = [{"class": m.shape, "count": m.count + 1} for m in mentions]
     return {"tag": tag, "include": include, "exclude": exclude if tag == "counting" else []}
-
-
-def _wanted(mention: Mention) -> dict[str, Any]:
-    wanted = {"class": mention.shape, "count": mention.count}
-    return wanted | {"color": mention.color} if mention.color else wanted
 
 
 def _without_sizes(said: Prompt) -> Prompt:

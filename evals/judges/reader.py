@@ -43,7 +43,6 @@ BATCH = 64
 RATE, DECAY = 2e-3, 1e-2
 SHIFT = 2  # pixels by which a picture is moved at random
 READ_AT_ONCE = 256
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ class Reader(Judge):
         batch = make_batch(flat, self._device)
         seen = to_tensor(pictures, self._device)
         weights = sum(
-            _softmax_by_question(network(seen, *batch.arguments), batch)
-            for network in self._networks
+            _padded(network(seen, *batch.arguments), batch).softmax(1) for network in self._networks
         )
         assert isinstance(weights, Tensor)
         rows_QC = (weights / len(self._networks)).cpu().double().numpy()
@@ -228,10 +226,6 @@ def _padded(scores: Tensor, batch: Batch) -> Tensor:
     """Scores [Q, C]; what is no choice has none."""
     rows_QC = scores.new_full((len(batch.picture_Q), batch.most), -torch.inf)
     return rows_QC.index_put((batch.choice_of, batch.place), scores)
-
-
-def _softmax_by_question(scores: Tensor, batch: Batch) -> Tensor:
-    return _padded(scores, batch).softmax(1)
 
 
 def as_inputs(images: Sequence[Image.Image], clip: ClipSimilarity | None) -> NDArray[np.generic]:
