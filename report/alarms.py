@@ -37,32 +37,54 @@ FEW_CUT = 0.01
 LEAST_READ = 0.2
 
 FILTERS = {
-    "no_questions": ("have no questions", "see what stage questions dropped, and why"),
-    "no_scores": ("have no score", "look at what stages sample and score did"),
-    "no_winner": ("have empty captions only", "look at what stage sample-captions did"),
+    "no_questions": (
+        "have no questions",
+        "see what stage questions dropped, and why",
+        "without questions",
+    ),
+    "no_scores": (
+        "have no score",
+        "look at what stages sample and score did",
+        "without a score",
+    ),
+    "no_winner": (
+        "have empty captions only",
+        "look at what stage sample-captions did",
+        "empty",
+    ),
     "below_min_best": (
         "have no {modality} that is good enough",
         "lower pairing.{modality}.min_best",
+        "best not above min_best",
     ),
-    "no_loser": ("have one {modality} only", "raise num_samples in sampling.{modality}s"),
+    "no_loser": (
+        "have one {modality} only",
+        "raise num_samples in sampling.{modality}s",
+        "one sample only",
+    ),
     "not_above_loser": (
         "have no {modality} better than the old loser",
         "set pairing.iteration_rule: fresh",
+        "not above the old loser",
     ),
     "below_margin": (
         "have winner and loser too close",
         "lower pairing.{modality}.min_margin, or raise temperature or num_samples in "
         "sampling.{modality}s",
+        "winner and loser closer than min_margin",
     ),
     "identical": (
         "have winner and loser alike",
         "raise temperature or num_samples in sampling.{modality}s",
+        "winner and loser alike",
     ),
     "same_after_cut": (
         "have winner and loser that differ only behind the text budget",
         "shorten the captions of the pool, or lower sampling.captions.max_new_tokens",
+        "winner and loser the same behind the text budget",
     ),
 }
+"""What a filter says of records, the way out, and how its column is called in tables."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +318,7 @@ def _narrow_filters(now: IterationFigures, base: IterationFigures) -> Iterator[t
                 name: _number(now.pairs, f"{modality}/dropped/{name}") or 0.0 for name in FILTERS
             }
             narrowest = max(dropped, key=dropped.__getitem__)
-            why, way_out = (text.format(modality=modality) for text in FILTERS[narrowest])
+            why, way_out, _ = (text.format(modality=modality) for text in FILTERS[narrowest])
             yield (
                 f"{modality} filter is narrow",
                 f"Only {share:.0%} of the records gave a pair of {modality}s, and "

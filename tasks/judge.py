@@ -29,11 +29,11 @@ from evals.judges.catalog import (
     CAPTIONS,
     JUDGE,
     NETWORK,
+    RECORD,
     JudgeRecord,
     open_clip,
     open_judge,
     provenance_of,
-    write_record,
 )
 from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
@@ -68,7 +68,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
     with context.draft.write(ACCURACY) as path:
         write_table(path, "metrics", rows)
     with context.draft.write(JUDGE) as path:
-        write_record(path, JudgeRecord(provenance, types))
+        path.write_bytes(RECORD.dump_json(JudgeRecord(provenance, types), indent=2) + b"\n")
     left_out = sorted({row["group"] for row in rows} - {ALL} - set(readable)) if types else []
     return {
         "kind": provenance.kind,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -58,44 +58,74 @@ Row = dict[str, Any]
 
 
 def _body(context: StageContext) -> Mapping[str, object]:
-    settings = _settings(context.config)
-    if settings.by == "captions":
-        return _by_captions(context)
-    pool, size = context.input("pool").parts(), context.config.sampling.shard_records
+    settings, size = _settings(context.config), context.config.sampling.shard_records
+    pool = context.input("pool").parts()
     sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
-    missing = [index for index in range(len(sizes)) if not _has(context.draft, index)]
+    missing = {index for index in range(len(sizes)) if not _has(context.draft, index)}
     with context.progress(context.stage.name, sum(sizes)) as bar:
         bar.update(sum(sizes) - sum(sizes[index] for index in missing))
-        if missing:
-            assert settings.endpoint is not None
-            with Client(settings.endpoint, "questions.endpoint") as client:
-                writer = QuestionWriter(client, settings.per_record, settings.min_f1)
-                _Shards(context, client, writer, missing).write(bar)
+        write = _by_captions if settings.by == "captions" else _by_model
+        found = write(context, missing, bar)
     results = _results(context, len(sizes))
     check_without(results, settings)
-    return results
+    return {**results, **found}
 
 
-def _by_captions(context: StageContext) -> Mapping[str, object]:
+def _shards(
+    context: StageContext, missing: Collection[int], columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Records of the parts that were not there at the start."""
+    pool, size = context.input("pool").parts(), context.config.sampling.shard_records
+    shards = enumerate(iter_batches(pool, "pool", columns, batch_size=size))
+    return ((index, shard) for index, shard in shards if index in missing)
+
+
+def _by_captions(
+    context: StageContext, missing: Collection[int], bar: Progress
+) -> dict[str, object]:
     """Each shard by the rules of `data.caption_questions`; types that the base cannot read go."""
-    settings, size = _settings(context.config), context.config.sampling.shard_records
+    settings = _settings(context.config)
     words = words_of(_captions(context.input("about").parts()))
     types = _types(context, words)
     read = load_texts(context.config.model.family, context.input("base").path("model"))
-    pool = context.input("pool").parts()
-    sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
-    with context.progress(context.stage.name, sum(sizes)) as bar:
-        for index, shard in enumerate(iter_batches(pool, "pool", batch_size=size)):
-            if not _has(context.draft, index):
-                asked = [
-                    by_rules(row, words, settings.per_record, types, read)
-                    for row in shard.select(["record_id", "caption", "questions"]).to_pylist()
-                ]
-                _write_shard(context.draft, index, shard, asked, "")
-            bar.update(shard.num_rows)
-    results = _results(context, len(sizes))
-    check_without(results, settings)
-    return {**results, **{f"U/{kind}": value for kind, value in types.items()}}
+    for index, shard in _shards(context, missing):
+        asked = [
+            by_rules(row, words, settings.per_record, types, read)
+            for row in shard.select(["record_id", "caption", "questions"]).to_pylist()
+        ]
+        _write_shard(context.draft, index, shard, asked, "")
+        bar.update(shard.num_rows)
+    return {f"U/{kind}": value for kind, value in types.items()}
+
+
+def _by_model(context: StageContext, missing: Collection[int], bar: Progress) -> dict[str, object]:
+    """Each shard by a language model, with requests that do not wait at the end of a shard."""
+    settings = _settings(context.config)
+    if not missing:
+        return {}
+    assert settings.endpoint is not None
+    with Client(settings.endpoint, "questions.endpoint") as client:
+        writer = QuestionWriter(client, settings.per_record, settings.min_f1)
+
+        def ask(record: Row) -> list[Candidate]:
+            record_id = record["record_id"]
+            try:
+                return writer.candidates(record_id, record["caption"], record["questions"])
+            except UserError as error:  # a caption may be more than the model takes
+                raise UserError(f"record {record_id!r}: {error}") from None
+
+        # Read twice, so that pictures do not wait in memory for their questions.
+        texts = _shards(context, missing, ["record_id", "caption", "questions"])
+        records = (row for _, shard in texts for row in shard.to_pylist())
+        with closing(client.map(ask, records)) as results:
+            for index, shard in _shards(context, missing):
+                asked = []
+                for candidates in islice(results, shard.num_rows):
+                    asked.append(candidates)
+                    bar.update()
+                keep_counts(context.draft, COUNTED, f"{index:05d}", client.take_counts())
+                _write_shard(context.draft, index, shard, asked, settings.endpoint.model)
+    return {}
 
 
 def _captions(files: Sequence[Path]) -> Iterator[str]:
@@ -123,51 +153,6 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
         ", ".join(sorted(read)) or "none", ", ".join(sorted(set(types) - read)) or "none",
     )  # fmt: skip
     return types
-
-
-class _Shards:
-    """Writes the missing parts, with requests that do not wait at the end of a shard."""
-
-    def __init__(
-        self, context: StageContext, client: Client, writer: QuestionWriter, missing: Sequence[int]
-    ) -> None:
-        self._draft, self._client, self._writer = context.draft, client, writer
-        self._missing = set(missing)
-        self._pool = context.input("pool").parts()
-        self._size = context.config.sampling.shard_records
-        endpoint = _settings(context.config).endpoint
-        assert endpoint is not None
-        self._model = endpoint.model
-
-    def write(self, bar: Progress) -> None:
-        """One part of the pool and of the provenance for each shard."""
-        with closing(self._client.map(self._ask, self._records())) as results:
-            # Read twice, so that pictures do not wait in memory for their questions.
-            for index, shard in self._shards(None):
-                asked = []
-                for candidates in islice(results, shard.num_rows):
-                    asked.append(candidates)
-                    bar.update()
-                self._write_shard(index, shard, asked)
-
-    def _shards(self, columns: list[str] | None) -> Iterator[tuple[int, pa.Table]]:
-        shards = iter_batches(self._pool, "pool", columns, batch_size=self._size)
-        return ((index, shard) for index, shard in enumerate(shards) if index in self._missing)
-
-    def _records(self) -> Iterator[Row]:
-        for _, shard in self._shards(["record_id", "caption", "questions"]):
-            yield from shard.to_pylist()
-
-    def _ask(self, record: Row) -> list[Candidate]:
-        record_id = record["record_id"]
-        try:
-            return self._writer.candidates(record_id, record["caption"], record["questions"])
-        except UserError as error:  # a caption may be more than the model takes
-            raise UserError(f"record {record_id!r}: {error}") from None
-
-    def _write_shard(self, index: int, shard: pa.Table, asked: list[list[Candidate]]) -> None:
-        keep_counts(self._draft, COUNTED, f"{index:05d}", self._client.take_counts())
-        _write_shard(self._draft, index, shard, asked, self._model)
 
 
 def _write_shard(

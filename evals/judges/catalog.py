@@ -5,12 +5,13 @@ What a judge was found to be is kept in `judge.json` of the artifact of stage `j
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from core.errors import UserError
 from evals.checkpoints import open_model
@@ -37,18 +38,12 @@ class JudgeRecord:
     types: tuple[str, ...] | None
 
 
-def write_record(path: Path, record: JudgeRecord) -> None:
-    """Keep it as JSON."""
-    path.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+RECORD = TypeAdapter(JudgeRecord)
 
 
 def read_record(folder: Path) -> JudgeRecord:
-    """What `write_record` has kept in a folder."""
-    document: dict[str, Any] = json.loads((folder / JUDGE).read_text(encoding="utf-8"))
-    types = document["types"]
-    return JudgeRecord(
-        Provenance(**document["provenance"]), None if types is None else tuple(types)
-    )
+    """What stage `judge` has kept in a folder."""
+    return RECORD.validate_json((folder / JUDGE).read_bytes())
 
 
 def provenance_of(config: Config, base: Path) -> Provenance:
