@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.artifact import MANIFEST, Artifact, content_digest
+from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
 
 if TYPE_CHECKING:
-    from core.config import Config
     from models.protocol import UnifiedModel
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.artifact import Artifact
 from core.command import run_command
+from core.config import Config, load_config
 from core.errors import UserError
 from core.files import sha256_of
 from core.progress import progress
@@ -24,7 +25,6 @@ from evals.outcome import is_finished, outcome
 
 if TYPE_CHECKING:
     from core.artifact_writer import ArtifactWriter
-    from core.config import Config
     from evals.judges.base import Provenance
 
 ORACLE = "oracle"
@@ -60,9 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    # Here, so that --help does not wait for the schema.
-    from core.config import load_config
-
     config = load_config(options.config, {})
     checkpoint = open_checkpoint(options.checkpoint)
     judge = _judge(options.judge, config, checkpoint)

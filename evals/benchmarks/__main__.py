@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from core.benchmarks import BENCHMARKS, ENDPOINT, BenchmarkChoice, JudgeName
 from core.command import run_command
+from core.config import Config, load_config
 from core.errors import UserError
 from core.files import sha256_of
 from core.runtime import setup_logging
@@ -19,7 +20,6 @@ from evals.outcome import is_finished, outcome
 
 if TYPE_CHECKING:
     from core.artifact_writer import ArtifactWriter
-    from core.config import Config
     from evals.benchmarks.base import Benchmark, Item
     from evals.benchmarks.reading import Reading
 
@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Here, so that --help does not wait for the schema and for torch.
-    from core.config import load_config
+    # Here, so that --help does not wait for torch.
     from evals.judges.endpoint import judge_server
 
     chosen = _choice(options)

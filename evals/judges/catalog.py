@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
+from core.config import Config
 from core.errors import UserError
 from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
@@ -21,9 +22,6 @@ from evals.judges.endpoint import EndpointJudge
 from evals.judges.models import HALF, ModelJudge, shared_weights
 from evals.judges.oracle import Oracle
 from services.endpoint import Client
-
-if TYPE_CHECKING:
-    from core.config import Config
 
 JUDGE = "judge.json"
 CAPTIONS = "captions.json"
