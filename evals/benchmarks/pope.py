@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from data.ingest.json_files import iter_objects
 from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Verdict
 from evals.benchmarks.figures import Figure, mean_of_groups, share_of, unit_sums
-from evals.benchmarks.files import ImageFolder, find_file, read_json_objects, wanted
+from evals.benchmarks.files import ImageFolder, find_file, wanted
 from evals.benchmarks.reading import SHORT_ANSWER, Reading
 
 SPLITS = ("random", "popular", "adversarial")
@@ -66,7 +67,7 @@ class Pope(Reading):
         path = find_file(self._data, patterns, f"{split} split")
         group = f"{source.rstrip('_') or 'pope'} {split}" if several else split
         items = []
-        for number, row in enumerate(read_json_objects(path), 1):
+        for number, row in enumerate(iter_objects(path), 1):
             where = f"{path}, object {number}"
             fields = ("question_id", "image", "text", "label")
             question_id, image, text, label = wanted(row, fields, where)
