@@ -20,8 +20,7 @@ from core.runtime import setup_logging
 from core.stage import WHOLE
 from data.checks import check_asked
 from data.tables import count_rows, iter_batches, parquet_files, read_table
-from evals.checkpoints import Checkpoint, open_checkpoint
-from evals.outcome import is_finished, outcome
+from evals.checkpoints import Checkpoint, is_finished, open_checkpoint, outcome
 
 if TYPE_CHECKING:
     from core.artifact_writer import ArtifactWriter

@@ -1,7 +1,9 @@
 """Stage `questions`: a pool whose records have questions, written from their captions.
 
 By a language model, or by rules and the words of the pool (`questions.by`). Of the latter kind only
-types stay that the base answers better than chance about real pictures of the pool.
+types stay that the base answers better than chance about real pictures of the pool: what it answers
+no better would reward noise. This is decided by type and on the pool, never by record, since a test
+set of questions that the model answers rightly would say nothing about it.
 
 Takes a pool (or a test set) and takes its place. What the pool brings stays first and as it is.
 Parts follow each other shard by shard, so a killed stage continues; `provenance/` says of every
@@ -19,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from core.artifact import part_name
@@ -29,20 +32,15 @@ from core.counts import keep_counts, kept_counts
 from core.errors import UserError
 from core.progress import Progress
 from core.stage import Stage, StageContext
-from data.caption_questions import Words, words_of
+from data.caption_questions import Words, words_of, write_questions
 from data.rows import spread_records
 from data.schemas import arrow_schema
-from data.tables import TableWriter, iter_batches
+from data.tables import TableWriter, decode_image, iter_batches
 from evals.checkpoints import open_model
-from evals.rule_questions import (
-    MEASURED,
-    SAME_CHOICES,
-    SURPLUS,
-    UNREAD_TYPE,
-    by_rules,
-    readable_types,
-)
+from evals.statistics import Bootstrap
+from evals.vqa import Answered, ask, only_answered
 from models.batches import Batches
+from models.protocol import TextReader, UnifiedModel
 from models.registry import load_texts
 from services.endpoint import COUNTED, Client
 from services.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
@@ -55,6 +53,15 @@ TYPES = f"{SCRATCH}types.json"
 SHOWN = 3
 
 Row = dict[str, Any]
+MEASURED = 256  # records whose pictures the base is asked about
+SEVERAL = 3  # times as many questions are written as are kept
+BOOTSTRAP = Bootstrap(2000, 0.95)
+RULES = "rules"
+# Why a question by rules was dropped.
+UNREAD_TYPE, SAME_CHOICES, SURPLUS = "unread_type", "same_choices", "surplus"
+
+Types = Mapping[str, float | None]
+"""U of the base by type; None where that is no more than chance."""
 
 
 def _body(context: StageContext) -> Mapping[str, object]:
@@ -90,7 +97,7 @@ def _by_captions(
     read = load_texts(context.config.model.family, context.input("base").path("model"))
     for index, shard in _shards(context, missing):
         asked = [
-            by_rules(row, words, settings.per_record, types, read)
+            _by_rules(row, words, settings.per_record, types, read)
             for row in shard.select(["record_id", "caption", "questions"]).to_pylist()
         ]
         _write_shard(context.draft, index, shard, asked, "")
@@ -144,7 +151,7 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
     records = spread_records(context.input("about").parts(), columns, MEASURED)
     with context.progress("read by the base", len(records)) as bar:
         most, batches = _settings(config).per_record, Batches.few(config.runtime)
-        types = readable_types(model, records, words, most, batches, bar)
+        types = _readable_types(model, records, words, most, batches, bar)
     with draft.write(TYPES) as path:
         path.write_text(json.dumps(types), encoding="utf-8")
     read = {kind for kind, value in types.items() if value is not None}
@@ -153,6 +160,63 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
         ", ".join(sorted(read)) or "none", ", ".join(sorted(set(types) - read)) or "none",
     )  # fmt: skip
     return types
+
+
+def _by_rules(row: Row, words: Words, most: int, types: Types, read: TextReader) -> list[Candidate]:
+    """What the record brings, then what the rules write; what the model cannot read is dropped.
+
+    Those are types that it answers no better than chance, and choices that are the same to it.
+    """
+    written = [
+        Candidate(**question, source=RULES)
+        for question in write_questions(row["record_id"], row["caption"], words, SEVERAL * most)
+    ]
+    kept = 0
+    for candidate in written:
+        if types.get(candidate.type) is None:
+            candidate.reason = UNREAD_TYPE
+        elif len({use.ids for use in read(candidate.choices, "answer")}) < len(candidate.choices):
+            candidate.reason = SAME_CHOICES
+        elif kept >= most:
+            candidate.reason = SURPLUS
+        else:
+            kept += 1
+    return [Candidate(**question, source=POOL) for question in row["questions"]] + written
+
+
+def _readable_types(
+    model: UnifiedModel,
+    records: Sequence[Row],
+    words: Words,
+    most: int,
+    batches: Batches,
+    bar: Progress,
+) -> dict[str, float | None]:
+    """U of a model by type of question, on the pictures and captions of some records."""
+    leads: dict[str, list[float]] = {}
+    rights: dict[str, list[float]] = {}
+
+    def look(first: int, last: int) -> list[list[Answered]]:
+        part = records[first:last]
+        asked = [write_questions(r["record_id"], r["caption"], words, SEVERAL * most) for r in part]
+        seen = model.see([decode_image(r["image"]) for r in part])
+        return ask(model, seen, asked)
+
+    for answers in batches.map(len(records), look):
+        for image in answers:
+            for one in only_answered(image):
+                kind = one.question["type"]
+                rights.setdefault(kind, []).append(float(one.right))
+                leads.setdefault(kind, []).append(one.right - 1 / len(one.question["choices"]))
+        bar.update(len(answers))
+    return {
+        kind: float(np.mean(rights[kind])) if _above_chance(lead) else None
+        for kind, lead in sorted(leads.items())
+    }
+
+
+def _above_chance(leads: Sequence[float]) -> bool:
+    return BOOTSTRAP.mean(np.asarray(leads, np.float64)).low > 0
 
 
 def _write_shard(

@@ -15,8 +15,7 @@ from core.errors import UserError
 from core.files import sha256_of
 from core.runtime import setup_logging
 from evals.benchmarks.catalog import opened
-from evals.checkpoints import open_checkpoint, open_model
-from evals.outcome import is_finished, outcome
+from evals.checkpoints import is_finished, open_checkpoint, open_model, outcome
 
 if TYPE_CHECKING:
     from core.artifact_writer import ArtifactWriter
