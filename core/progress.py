@@ -122,7 +122,7 @@ class Progress:
         )
 
 
-class _Silent(Progress):
+class Silent(Progress):
     """A step that another process shows."""
 
     def __init__(self, description: str, total: int) -> None:
@@ -143,8 +143,3 @@ class _Silent(Progress):
 def progress(description: str, total: int | None) -> Progress:
     """Start showing a step of `total` units; None: nobody knows, and observers get 0."""
     return Progress(description, total)
-
-
-def silent(description: str, total: int) -> Progress:
-    """Start a step of `total` units that is not shown."""
-    return _Silent(description, total)

@@ -19,7 +19,7 @@ from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
 from core.process_group import SINGLE, ProcessGroup
-from core.progress import Progress, silent
+from core.progress import Progress, Silent
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
 from core.store import Store
@@ -252,7 +252,7 @@ def _run_body(
             # Looks like the config to the body and to the type checker.
             config=cast(Config, ConfigView(stage, config)),
             draft=draft,
-            progress=progress if group.is_main_process else silent,
+            progress=progress if group.is_main_process else Silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
             shard=shard,

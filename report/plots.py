@@ -153,14 +153,29 @@ def training_plots(figures: Figures) -> list[Plot]:
     if not trained:
         return []
     axis, steps = _steps(trained)
-    plots = [
-        _curves(trained, steps, axis, "Loss", "loss"),
-        _curves(trained, steps, axis, "Accuracy: winner preferred", "rewards/accuracies"),
-        _curves(trained, steps, axis, "Reward margin", "rewards/margins"),
-        *(_sides(trained, steps, axis, modality) for modality in MODALITIES),
-        _curves(trained, steps, axis, "Gradient norm, before clipping", "grad_norm"),
-    ]
-    return [plot for plot in plots if plot is not None]
+
+    def plot(title: str, lines: Mapping[str, Line], note: str = "", zero: bool = False) -> None:
+        """Add a chart of these metrics, if any was logged."""
+        curves = [one for name, like in lines.items() for one in _curve(trained, steps, name, like)]
+        if curves:
+            plots.append(Plot(title, note, line_chart(title, curves, axis, zero=zero)))
+
+    def both(name: str) -> dict[str, Line]:
+        return {f"{m}/{name}": Line(f"{m}s", TONES[m], ()) for m in MODALITIES}
+
+    plots: list[Plot] = []
+    plot("Loss", both("loss"))
+    plot("Accuracy: winner preferred", both("rewards/accuracies"))
+    plot("Reward margin", both("rewards/margins"))
+    for modality in MODALITIES:
+        sides = {
+            f"{modality}/logratios/chosen": Line("winners", TONES[modality], ()),
+            f"{modality}/logratios/rejected": Line("losers", TONES[modality], (), dashed=True),
+        }
+        note = "Against the reference, nats a token: winners stay near or above 0, losers fall."
+        plot(f"Log-probability of {modality}s", sides, note, zero=True)
+    plot("Gradient norm, before clipping", both("grad_norm"))
+    return plots
 
 
 def _both(figures: Figures, group: str) -> list[Line]:
@@ -230,42 +245,6 @@ def _curve(
     ]
     lines = [replace(like, label="", points=thinned(c, most)) for c in curves if c]
     return [*lines[:-1], replace(lines[-1], label=like.label)] if lines else []
-
-
-def _curves(
-    trained: Sequence[VersionFigures],
-    steps: Mapping[int, int],
-    axis: Axis,
-    title: str,
-    name: str,
-) -> Plot | None:
-    """One metric of both branches."""
-    lines = [
-        line
-        for m in MODALITIES
-        for line in _curve(trained, steps, f"{m}/{name}", Line(f"{m}s", TONES[m], ()))
-    ]
-    return Plot(title, "", line_chart(title, lines, axis)) if lines else None
-
-
-def _sides(
-    trained: Sequence[VersionFigures], steps: Mapping[int, int], axis: Axis, modality: str
-) -> Plot | None:
-    """Winner and loser of one branch against the checkpoint before the iteration."""
-    title = f"Log-probability of {modality}s"
-    sides = {
-        "chosen": Line("winners", TONES[modality], ()),
-        "rejected": Line("losers", TONES[modality], (), dashed=True),
-    }
-    lines = [
-        line
-        for side, like in sides.items()
-        for line in _curve(trained, steps, f"{modality}/logratios/{side}", like)
-    ]
-    if not lines:
-        return None
-    note = "Against the reference, nats a token: winners stay near or above 0, losers fall."
-    return Plot(title, note, line_chart(title, lines, axis, zero=True))
 
 
 def gap_plot(versions: Sequence[VersionFigures]) -> bytes:

@@ -310,7 +310,11 @@ class Client:
                 problem = NoAnswer(said.fault, said.text)
                 self._count(said.fault)
                 continue
-            found = _parsed(said.text, kind, in_words)
+            found: AnswerT | None
+            try:
+                found = kind.model_validate_json(json_in(said.text))
+            except ValidationError:
+                found = None if in_words is None else in_words(said.text)
             if found is not None:
                 return found
             problem = NoAnswer(UNUSABLE, said.text)
@@ -507,15 +511,6 @@ def _named(letters: str) -> type[BaseModel]:
     """The schema of an answer that is one of the letters."""
     one_of: Any = Literal[tuple(letters)]
     return create_model("Named", answer=(one_of, ...))
-
-
-def _parsed(
-    text: str, kind: type[AnswerT], in_words: Callable[[str], AnswerT | None] | None
-) -> AnswerT | None:
-    try:
-        return kind.model_validate_json(json_in(text))
-    except ValidationError:
-        return None if in_words is None else in_words(text)
 
 
 def _listed(document: object) -> list[str]:

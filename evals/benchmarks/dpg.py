@@ -12,7 +12,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -35,16 +35,6 @@ FIELDS = (
     "question_natural_language",
 )  # fmt: skip
 YES_NO = ("yes", "no")
-
-
-class VqaJudge(Protocol):
-    """Who answers questions about pictures."""
-
-    def answers(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str]
-    ) -> Sequence[Sequence[str]]:
-        """The answer to each question about each picture."""
-        ...
 
 
 class ModelJudge:
@@ -82,13 +72,21 @@ class EndpointJudge:
         return "" if isinstance(weights, NoAnswer) else YES_NO[weights.index(max(weights))]
 
 
+VqaJudge = ModelJudge | EndpointJudge
+"""Who gives the answer to each question about each picture."""
+
+
 class DpgBench(Drawing):
     """All prompts, four pictures each."""
 
     name = "dpg"
 
     def __init__(
-        self, data: Path, sampling: ImageSampling, judge: VqaJudge | None, judge_digest: str
+        self,
+        data: Path,
+        sampling: ImageSampling,
+        judge: ModelJudge | EndpointJudge | None,
+        judge_digest: str,
     ) -> None:
         """`judge` None: the model itself answers."""
         super().__init__(sampling, {"judge": judge_digest})
