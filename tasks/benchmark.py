@@ -23,7 +23,7 @@ from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
 from core.store import Store
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.figures import ALL
-from evals.benchmarks.run import CUT, ask_all, check_judged, digest_of, items_of, sum_up
+from evals.benchmarks.run import CUT, ask_all, digest_of, items_of, sum_up
 from evals.checkpoints import open_model
 from evals.judges.endpoint import judge_server
 from models.batches import Batches
@@ -69,7 +69,6 @@ def _score(
     ):
         return None
     rows = sum_up(context.draft, benchmark, config.evaluation)
-    check_judged(rows, config.evaluation.max_unanswered, chosen.name)
     terms = repr((digest_of(items), sorted(benchmark.settings.items())))
     return {
         "name": chosen.name,

@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> None:
 def _score(
     options: argparse.Namespace, config: Config, benchmark: Benchmark, limit: int | None
 ) -> None:
-    from evals.benchmarks.run import check_judged, describe, digest_of, items_of, sum_up
+    from evals.benchmarks.run import describe, digest_of, items_of, sum_up
 
     items = items_of(benchmark, limit)
     settings = {
@@ -117,9 +117,7 @@ def _score(
     with outcome(options.to, "benchmark", settings) as draft:
         if not is_finished(options.to):
             _fill(options, config, benchmark, items, draft)
-            rows = sum_up(draft, benchmark, config.evaluation)
-            if not options.answers:
-                check_judged(rows, config.evaluation.max_unanswered, benchmark.name)
+            sum_up(draft, benchmark, config.evaluation, judged=not options.answers)
             draft.publish({"settings": settings})
     print(describe(options.to))
     print(f"tables: {options.to}")

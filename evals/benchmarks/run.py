@@ -11,7 +11,6 @@ from dataclasses import asdict
 from hashlib import sha256
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -187,8 +186,14 @@ def read_answers(path: Path) -> dict[str, str]:
     return answers
 
 
-def sum_up(draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation) -> list[Row]:
-    """Write all items as one table, and figures and counts as table `metrics`; its rows."""
+def sum_up(
+    draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation, *, judged: bool = True
+) -> list[Row]:
+    """Write all items as one table, and figures and counts as table `metrics`; its rows.
+
+    UserError if nothing could be scored or, if it was `judged` here, if the judge left questions
+    about too many items unanswered.
+    """
     table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
     frame = table.to_pandas()
     scored = frame[~frame["status"].isin(UNSCORED)]
@@ -206,48 +211,40 @@ def sum_up(draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation) 
         {"name": one.name, "group": one.group, **asdict(one.estimate(bootstrap))}
         for one in benchmark.figures(scored)
     ]
-    rows += _counts(frame)
+    counts = frame["status"].value_counts().to_dict() | _cut(frame)
+    rows += [
+        {"name": f"items/{status}", "group": ALL, "count": len(frame)}
+        | dict.fromkeys(("value", "low", "high"), float(n))
+        for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
+    ]
     with draft.write("items.parquet") as path:
         write_table(path, ITEMS, table)
     with draft.write(METRICS) as path:
         write_table(path, "metrics", rows)
     _show_unscored(frame)
+    missing = {status: counts[status] for status in (NO_ANSWER, PARTLY) if status in counts}
+    num, total, limit = sum(missing.values()), len(frame), evaluation.max_unanswered
+    if judged and num > limit * total:
+        shown = ", ".join(f"{status} {n}" for status, n in missing.items())
+        raise UserError(
+            f"benchmark {benchmark.name}: the judge answered nothing, or not all, about "
+            f"{num} of {total} items ({shown}), more than evaluation.max_unanswered = {limit:g} "
+            "allows; see what it says, or raise that"
+        )
     return rows
 
 
-def check_judged(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> None:
-    """UserError if the judge left questions about too many items unanswered."""
-    counts = {
-        row["name"].removeprefix("items/"): int(row["value"])
-        for row in rows
-        if row["name"].startswith("items/")
-    }
-    missing = {status: counts.get(status, 0) for status in (NO_ANSWER, PARTLY)}
-    total = sum(n for status, n in counts.items() if status != CUT)
-    if sum(missing.values()) > limit * total:
-        shown = ", ".join(f"{status} {n}" for status, n in missing.items() if n)
-        raise UserError(
-            f"benchmark {name}: the judge answered nothing, or not all, about "
-            f"{sum(missing.values())} of {total} items ({shown}), more than "
-            f"evaluation.max_unanswered = {limit:g} allows; see what it says, or raise that"
-        )
-
-
-def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """How many items have come to which status, and how many were cut."""
-    counts = frame["status"].value_counts().to_dict()
-    if cut := int(frame.loc[frame["cut"], "item_id"].nunique()):
-        counts[CUT] = cut
-        logger.warning(
-            "%d of %d items are longer than the model's text budget, such as %s",
-            cut, frame["item_id"].nunique(),
-            ", ".join(map(repr, frame.loc[frame["cut"], "item_id"][:SHOWN])),
-        )  # fmt: skip
-    return [
-        {"name": f"items/{status}", "group": ALL, "count": len(frame)}
-        | dict.fromkeys(("value", "low", "high"), float(n))
-        for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
-    ]
+def _cut(frame: pd.DataFrame) -> dict[str, int]:
+    """How many items have a text of which the model has seen only the beginning, if any."""
+    cut = int(frame.loc[frame["cut"], "item_id"].nunique())
+    if not cut:
+        return {}
+    logger.warning(
+        "%d of %d items are longer than the model's text budget, such as %s",
+        cut, frame["item_id"].nunique(),
+        ", ".join(map(repr, frame.loc[frame["cut"], "item_id"][:SHOWN])),
+    )  # fmt: skip
+    return {CUT: cut}
 
 
 def _show_unscored(frame: pd.DataFrame) -> None:
