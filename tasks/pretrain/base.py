@@ -202,12 +202,13 @@ def pretrain(vq: MAGVITv2, recipe: Recipe, *, num_scenes: int = NUM_SCENES, seed
     corpus = Corpus(vq, num_scenes, config.image_offset, np.random.default_rng(seed))
     rows, rng = Rows(tokenizer, config), np.random.default_rng([seed, 0])
     optimizers = _optimizers(network, recipe)
-
-    def rate(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * (step / recipe.steps)))
-        return min(1.0, (step + 1) / recipe.warmup) * cosine
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(one, rate) for one in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min(1.0, (step + 1) / recipe.warmup) * _anneal(step / recipe.steps),
+        )
+        for optimizer in optimizers
+    ]
     module, pad = TokenLogps(network), tokenizer.special.pad
     sums = np.zeros(2)
     with Progress("pre-training", recipe.steps) as bar:
@@ -246,6 +247,10 @@ def _loss(module: TokenLogps, trees: Sequence[Tree], num_t2i: int, pad: int) -> 
     """Mean loss a token of both halves, run apart since their rows differ in length."""
     halves = (trees[:num_t2i], trees[num_t2i:])
     return [-module(pack(half, pad)).mean() for half in halves]
+
+
+def _anneal(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 @torch.no_grad()
