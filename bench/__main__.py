@@ -38,14 +38,14 @@ class Comparison:
 def compare(name: str, scale: str, runs: int) -> Comparison:
     """Run both sides of a path in turns, after one run of each to warm up."""
     path = PATHS[name]
-    ours, plain = (path.build(SCALES[scale], side) for side in ("ours", "plain"))
+    ours, plain = path.build(SCALES[scale])
     results = [ours(), plain()]
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(runs):
         for side, call in zip(seconds, (ours, plain), strict=True):
             side.append(seconds_of(call, "cpu"))
     if path.check is not None:
-        results = [path.check(SCALES[scale], side)() for side in ("ours", "plain")]
+        results = [call() for call in path.check(SCALES[scale])]
     return Comparison(name, *seconds, agreement(path, *results))
 
 

@@ -13,39 +13,45 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench.flops import forward_flops, image_work, packed_work, text_work
 from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_model
-from bench.training import Lora, PairStep
+from bench.training import PairStep
 from core.runtime import peak_memory_bytes
 from models.families.showo.likelihood import question_trees
-from models.families.showo.prompts import CAPTION_QUESTION, mmu_instruction, t2i_prompt
-from models.nn.packing import num_tokens, pack_trees
+from models.nn.packing import num_tokens
 from models.protocol import MaskPredict, Seen, TextSampling
 
 GUIDANCE = 5.0
-LORA = Lora()
 HEAD = "| part | median | fastest to slowest | speed | MFU | peak memory |"
+
+Prepared = tuple[Callable[[], object], Mapping[str, float]]
+"""A call to be timed, and how many units of what it does."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A call to be timed, how many units of what it does, and its useful arithmetic."""
+class Lora:
+    """Adapters as a config describes them."""
 
-    call: Callable[[], object]
-    units: Mapping[str, float] = field(default_factory=dict)
-    flops: int = 0
+    rank: int = 16
+    alpha: float = 32.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a part's runs, or why it could not be measured."""
+    """Seconds of a part's runs, or why it could not be measured.
+
+    `flops` are those of the products that torch counts in a run, padding and hidden keys among
+    them: a multiplication and an addition are two.
+    """
 
     part: str
     seconds: Sequence[float] = ()
@@ -64,7 +70,7 @@ def rate(size: Size, device: str) -> Prepared:
     first, second = (
         torch.randn(size.matmul, size.matmul, device=device, dtype=torch.bfloat16) for _ in range(2)
     )
-    return Prepared(lambda: first @ second, flops=2 * size.matmul**3)
+    return lambda: first @ second, {}
 
 
 def train(size: Size, device: str, *, lora: bool = False) -> Prepared:
@@ -73,10 +79,9 @@ def train(size: Size, device: str, *, lora: bool = False) -> Prepared:
     if lora:
         from models.adapters import Adapters
 
-        Adapters(model, LORA, 0)  # type: ignore[arg-type]
-    step = PairStep(model, size, device, size.pairs)
-    units = {"steps": 1, "pairs": size.pairs, "tokens": step.work().tokens}
-    return Prepared(step, units, step.flops(LORA if lora else None))
+        Adapters(model, Lora(), 0)  # type: ignore[arg-type]
+    step = PairStep(model, size, device)
+    return step, {"steps": 1, "pairs": size.pairs, "tokens": step.num_tokens}
 
 
 def captions(size: Size, device: str) -> Prepared:
@@ -88,16 +93,9 @@ def captions(size: Size, device: str) -> Prepared:
         for (temperature, top_k), length in zip(settings, size.captions, strict=False)
     ]
     codes_BN, seeds = Data(model.config).codes(size.records), list(range(size.records))
-    instruction = mmu_instruction(model.tokenizer, CAPTION_QUESTION)
-    lengths = [sampling.max_new_tokens for sampling in samplings]
-    prefix = model.config.num_vq_tokens + 3 + len(instruction)
-    work = text_work(model.config, prefix, lengths) * size.records
-    units = {"captions": len(samplings) * size.records, "tokens": sum(lengths) * size.records}
-    return Prepared(
-        lambda: model.caption(Seen(codes_BN), samplings, seeds),
-        units,
-        forward_flops(model.config, work),
-    )
+    tokens = sum(sampling.max_new_tokens for sampling in samplings) * size.records
+    units = {"captions": len(samplings) * size.records, "tokens": tokens}
+    return lambda: model.caption(Seen(codes_BN), samplings, seeds), units
 
 
 def answers(size: Size, device: str) -> Prepared:
@@ -106,30 +104,21 @@ def answers(size: Size, device: str) -> Prepared:
     data = Data(model.config)
     codes_BN, questions = data.codes(size.images), data.questions(size.images, size)
     trees = question_trees(codes_BN, questions, model.tokenizer, model.config)
-    pad_id = model.tokenizer.special.pad
-    work = packed_work(model.config, pack_trees(trees, pad_id), pad_id)
     units = {"images": size.images, "tokens": sum(map(num_tokens, trees))}
-    return Prepared(
-        lambda: model.answer(Seen(codes_BN), questions), units, forward_flops(model.config, work)
-    )
+    return lambda: model.answer(Seen(codes_BN), questions), units
 
 
 def images(size: Size, device: str) -> Prepared:
     """All images of a prompt with guidance, down to pixels."""
     model = make_model(size, device, torch.bfloat16)
-    config, special = model.config, model.tokenizer.special
-    prompts, sampling = Data(config).texts(1, PROMPT_WORDS), MaskPredict(size.steps, GUIDANCE)
+    prompts = Data(model.config).texts(1, PROMPT_WORDS)
+    sampling = MaskPredict(size.steps, GUIDANCE)
 
     def call() -> None:
         codes_BMN = model.generate(prompts, size.images, sampling, [0])
         model.decode(codes_BMN.reshape(-1, codes_BMN.shape[-1]))
 
-    lengths = [
-        len(t2i_prompt(model.tokenizer.encode(text) if text else [], special, config.max_text_len))
-        for text in (*prompts, "")
-    ]
-    work = image_work(config, lengths, size.images, size.steps, guided=True)
-    return Prepared(call, {"images": size.images}, forward_flops(config, work))
+    return call, {"images": size.images}
 
 
 PARTS: Mapping[str, Callable[[Size, str], Prepared]] = {
@@ -146,13 +135,16 @@ def measure(part: str, size: Size, device: str, runs: int) -> Row:
     """Time a part after one run to warm up; a part that fails gives the reason."""
     on_gpu = device != "cpu"
     try:
-        made = PARTS[part](size, device)
-        made.call()
+        call, units = PARTS[part](size, device)
+        # On a CPU torch counts of attention what this backend multiplies, and nothing of others.
+        backend = nullcontext() if on_gpu else sdpa_kernel(SDPBackend.MATH)
+        with backend, FlopCounterMode(display=False) as counter:
+            call()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds = [seconds_of(made.call, device) for _ in range(runs)]
+        seconds = [seconds_of(call, device) for _ in range(runs)]
         peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes()
-        return Row(part, seconds, made.units, made.flops, peak)
+        return Row(part, seconds, units, counter.get_total_flops(), peak)
     except Exception as error:  # of whatever kind: the other parts are wanted all the same
         message = str(error).strip().partition("\n")[0]
         return Row(part, error=f"{type(error).__name__}: {message}"[:300])
@@ -183,7 +175,7 @@ def hardware(device: str) -> str:
 
 
 def share_of_peak(row: Row, rows: Sequence[Row]) -> float | None:
-    """Model FLOP/s utilisation against the measured rate of products; None where unknown."""
+    """FLOP/s of a part against the measured rate of products; None where unknown."""
     peaks = [one.flops / one.median for one in rows if one.part == "rate" and one.seconds]
     return row.flops / row.median / peaks[0] if peaks and row.seconds and row.flops else None
 

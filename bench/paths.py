@@ -6,7 +6,6 @@ The sides of a path take the same inputs. What is compared is stated with each.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,9 @@ from models.protocol import MODALITIES, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
 from models.samplers.prefixes import generate_replies, generate_text
 
-Side = Literal["ours", "plain"]
 Floats = npt.NDArray[np.float64]
 Call = Callable[[], Floats]
+Sides = tuple[Call, Call]  # ours, and the straightforward one
 
 NO_STOP = -1  # an id that no token has, so that lengths are fixed
 SETTINGS = [(1.0, 1), *((t, k) for k in (2, 3, 4) for t in (0.1, 0.7, 2.0))]
@@ -64,28 +63,22 @@ SCALES = {"mid": MID, "tiny": TINY}
 
 @dataclass(frozen=True)
 class HotPath:
-    """`build` gives the call of a side; `agree` is the least share of results that are equal.
+    """`build` gives the calls of both sides; `agree` is the least share of results that are equal.
 
     Sums of floating-point numbers are taken in another order, so a draw that falls on the edge of
     two categories may go either way, and everything drawn after it. Where that happens, `check`
-    gives a call with numbers before the draw, and they are compared.
+    gives calls with numbers before the draw, and they are compared.
     """
 
     title: str
-    build: Callable[[Scale, Side], Call]
+    build: Callable[[Scale], Sides]
     agree: float = 1.0
     tolerance: float = 0.0
-    check: Callable[[Scale, Side], Call] | None = None
+    check: Callable[[Scale], Sides] | None = None
 
 
-def _vq_fits(size: Size) -> Size:
-    """The image tokenizer takes no part, but a model's must have its number of codes."""
-    bits = size.network.codebook_size.bit_length() - 1
-    return replace(size, vq=replace(SMALL.vq, codebook_dim=bits))
-
-
-def _captions(scale: Scale, side: Side) -> Call:
-    model, data = _made(scale, side)
+def _captions(scale: Scale) -> Sides:
+    model, data = _made(scale)
     codes_N = data.codes(1)[0]
     samplings = [TextSampling(t, k, scale.caption_tokens) for t, k in SETTINGS]
 
@@ -99,14 +92,11 @@ def _captions(scale: Scale, side: Side) -> Call:
         tokens = generate_text(model.network, [tree], samplings, NO_STOP, noise, special.pad)
         return np.array(tokens[0], dtype=np.float64)
 
-    def straight() -> Floats:
-        return np.array(plain.captions(model, codes_N, samplings, SEED), dtype=np.float64)
-
-    return ours if side == "ours" else straight
+    return ours, lambda: np.array(plain.captions(model, codes_N, samplings, SEED), np.float64)
 
 
-def _images(scale: Scale, side: Side) -> Call:
-    model, data = _made(scale, side)
+def _images(scale: Scale) -> Sides:
+    model, data = _made(scale)
     prompt = _prompt(model, data)
     sampling = MaskPredict(scale.image_steps, GUIDANCE)
 
@@ -122,12 +112,12 @@ def _images(scale: Scale, side: Side) -> Call:
         codes_RN = plain.images(model, prompt, scale.images, sampling, SEED)
         return codes_RN.numpy().astype(np.float64)
 
-    return ours if side == "ours" else straight
+    return ours, straight
 
 
-def _image_logits(scale: Scale, side: Side) -> Call:
+def _image_logits(scale: Scale) -> Sides:
     """Logits of a first step, and of a second one in which half of the codes are known."""
-    model, data = _made(scale, side)
+    model, data = _made(scale)
     prompt = _prompt(model, data)
     config, special = model.config, model.tokenizer.special
     codes_RN = torch.from_numpy(data.codes(2))
@@ -147,15 +137,15 @@ def _image_logits(scale: Scale, side: Side) -> Call:
         ]
         return torch.stack(both).double().numpy()
 
-    return ours if side == "ours" else straight
+    return ours, straight
 
 
 def _prompt(model: ShowoModel, data: Data) -> str:
     return data.texts(1, min(40, model.config.max_text_len // 2))[0]
 
 
-def _replies(scale: Scale, side: Side) -> Call:
-    model, data = _made(scale, side)
+def _replies(scale: Scale) -> Sides:
+    model, data = _made(scale)
     codes_N = data.codes(1)[0]
     asked = data.questions(1, replace(scale.model, questions=QUESTIONS))[0]
 
@@ -170,48 +160,45 @@ def _replies(scale: Scale, side: Side) -> Call:
         )
         return np.array(found[0], dtype=np.float64)
 
-    def straight() -> Floats:
-        return np.array(plain.replies(model, codes_N, asked, REPLY_TOKENS), dtype=np.float64)
-
-    return ours if side == "ours" else straight
+    return ours, lambda: np.array(plain.replies(model, codes_N, asked, REPLY_TOKENS), np.float64)
 
 
-def _answers(scale: Scale, side: Side) -> Call:
+def _answers(scale: Scale) -> Sides:
     """What self-VQA does by default: all choices of all questions in one forward pass."""
-    if side == "plain":
-        return _replies(scale, side)
-    model, data = _made(scale, side)
+    model, data = _made(scale)
     codes_BN = Seen(data.codes(1))
     asked = data.questions(1, replace(scale.model, questions=QUESTIONS))
-    return lambda: np.concatenate(model.answer(codes_BN, asked)[0])
+    return lambda: np.concatenate(model.answer(codes_BN, asked)[0]), _replies(scale)[1]
 
 
-def _pair_step(scale: Scale, side: Side) -> Call:
+def _pair_step(scale: Scale) -> Sides:
     """Compared by the first step, after which the sides have other optimizers."""
-    model, data = _made(scale, side)
+    (model, data), (other, _) = _made(scale), _made(scale)
     pairs, settings = data.pairs(1), PublishedTraining()
-    if side == "plain":
-        straight = plain.PairStep(model, settings.caption.beta, settings.learning_rate)
-        first = np.array(straight(pairs))
-        step: Callable[[], object] = partial(straight, pairs)
-    else:
-        with torch.inference_mode():
-            logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
-        sums = [(pair.chosen_logps_B, pair.rejected_logps_B) for pair in logps]
-        first = np.array([float(logp_B) for both in sums for logp_B in both])
-        # Of a generator of its own, so these are the same pairs.
-        step = PairStep(model, replace(scale.model, pairs=1), "cpu", 1, "float32")
-        step()
+    straight = plain.PairStep(other, settings.caption.beta, settings.learning_rate)
+    with torch.inference_mode():
+        logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
+    sums = [(pair.chosen_logps_B, pair.rejected_logps_B) for pair in logps]
+    first = np.array([float(logp_B) for both in sums for logp_B in both])
+    first_there = np.array(straight(pairs))
+    # Of a generator of its own, so these are the same pairs.
+    step = PairStep(model, replace(scale.model, pairs=1), "cpu", "float32")
 
-    def run() -> Floats:
-        step()
-        return first
+    def timed(call: Callable[[], object], found: Floats) -> Call:
+        def run() -> Floats:
+            call()
+            return found
 
-    return run
+        return run
+
+    return timed(step, first), timed(partial(straight, pairs), first_there)
 
 
-def _made(scale: Scale, side: Side) -> tuple[ShowoModel, Data]:
-    model = make_model(_vq_fits(scale.model), "cpu", torch.float32)
+def _made(scale: Scale) -> tuple[ShowoModel, Data]:
+    # The image tokenizer takes no part, but a model's must have its number of codes.
+    bits = scale.model.network.codebook_size.bit_length() - 1
+    size = replace(scale.model, vq=replace(SMALL.vq, codebook_dim=bits))
+    model = make_model(size, "cpu", torch.float32)
     return model, Data(model.config)
 
 

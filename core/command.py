@@ -6,9 +6,9 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from core.artifact import ArtifactRef
+from core.config import Config, load_config
 from core.errors import UserError
 from core.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, termination_raised
 from core.process_group import SINGLE, ProcessGroup
@@ -18,10 +18,7 @@ from core.secrets import masked
 from core.stage import Inputs, Stage, StageResult, run_stage
 from core.store import Store
 
-if TYPE_CHECKING:
-    from core.config import Config
-
-Runner = Callable[[Stage, "Config", Store, Inputs], StageResult]
+Runner = Callable[[Stage, Config, Store, Inputs], StageResult]
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -75,9 +72,6 @@ def stage_command(
 
 
 def _run(stage: Stage, options: argparse.Namespace, run: Runner) -> ArtifactRef:
-    # Here, so that --help does not wait for the schema.
-    from core.config import load_config
-
     overrides = {} if options.seed is None else {"seed": options.seed}
     config = load_config(options.config, overrides)
     store = Store(options.store)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -105,12 +104,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _notify(self) -> None:
@@ -128,7 +122,7 @@ class Progress:
         )
 
 
-class _Silent(Progress):
+class Silent(Progress):
     """A step that another process shows."""
 
     def __init__(self, description: str, total: int) -> None:
@@ -149,8 +143,3 @@ class _Silent(Progress):
 def progress(description: str, total: int | None) -> Progress:
     """Start showing a step of `total` units; None: nobody knows, and observers get 0."""
     return Progress(description, total)
-
-
-def silent(description: str, total: int) -> Progress:
-    """Start a step of `total` units that is not shown."""
-    return _Silent(description, total)

@@ -64,9 +64,9 @@ def go_past_proxies(environment: MutableMapping[str, str] = os.environ) -> str:
     )
 
 
-def has_proxy(environment: Mapping[str, str] = os.environ) -> bool:
+def has_proxy() -> bool:
     """Whether the environment names a proxy."""
-    return any(environment.get(name) for name in PROXIES)
+    return any(os.environ.get(name) for name in PROXIES)
 
 
 def no_proxy_for(url: str) -> dict[str, None]:

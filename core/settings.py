@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from core.aliases import check_aliases
 from core.errors import UserError
 from core.secrets import masked
 
@@ -31,6 +30,7 @@ Lines = dict[FieldPath, str]
 """Where each field stands: `line 3`, or `base.yaml, line 3`."""
 EXTENDS = "extends"
 MAX_BYTES = 1 << 20  # of a config file
+MAX_FIELDS = 100_000  # of a document with all aliases written out
 VARIANTS = ("source", "sampler")  # keys that choose between sections with other fields
 
 
@@ -115,7 +115,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
         loader = yaml.SafeLoader(text)  # refuses some characters at once
         node = loader.get_single_node()
         if node is not None:
-            check_aliases(node, f"config file {path}")
+            _check_aliases(node, f"config file {path}", {})
             problems = list(_walk(node, (), lines, set()))
         values = {} if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # no such day, too many digits
@@ -125,6 +125,34 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
             f"config file {path} holds {_show(values)}; it must hold `key: value` lines"
         )
     return values, lines, problems
+
+
+def _check_aliases(node: yaml.Node, where: str, sizes: dict[int, int]) -> int:
+    """How many fields a node has with its aliases, which can make gigabytes of a few lines.
+
+    UserError for one that contains itself or is too large; `sizes` has 0 for those that are being
+    measured.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(
+                f"{where}: the section in line {node.start_mark.line + 1} contains itself; "
+                "write it out"
+            )
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    size = 1
+    if isinstance(node, yaml.SequenceNode):
+        size += sum(_check_aliases(child, where, sizes) for child in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        size += sum(_check_aliases(child, where, sizes) for pair in node.value for child in pair)
+    if size > MAX_FIELDS:
+        raise UserError(
+            f"{where} has more than {MAX_FIELDS} fields once its aliases (*) are written out; use "
+            "fewer of them"
+        )
+    sizes[id(node)] = size
+    return size
 
 
 def _walk(node: yaml.Node, path: FieldPath, lines: Lines, seen: set[int]) -> Iterator[str]:
@@ -176,7 +204,9 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldP
     shown = "" if isinstance(value, dict | BaseModel) else f" = {_show(value)}"
     if kind == "extra_forbidden":
         known = sorted(section.model_fields) if section else []
-        return f"{where}{shown}: unknown key; {_suggest(str(path[-1]), known)}"
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
+        return f"{where}{shown}: unknown key; {meant}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind in ("literal_error", "union_tag_invalid"):
         expected = detail["ctx"].get("expected") or detail["ctx"]["expected_tags"]
@@ -185,11 +215,6 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], lines: Mapping[FieldP
         message = f"should be one of {', '.join(choices)}"
         message += f"; did you mean {near[0]}?" if near else ""
     return f"{where}{shown}: {message}{description}"
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
 
 
 def _resolve(
@@ -217,9 +242,10 @@ def _resolve(
         sections = _sections_of(field.annotation)
         if get_origin(field.annotation) is dict and parts:
             path.append(parts.pop(0))
-        if isinstance(field.discriminator, str) and parts:
+        if isinstance(chosen_by := field.discriminator, str) and parts:
             tag = parts.pop(0)
-            sections = [s for s in sections if _has_tag(s, field.discriminator, tag)]
+            tags = [get_args(one.model_fields[chosen_by].annotation) for one in sections]
+            sections = [one for one, known in zip(sections, tags, strict=True) if tag in known]
         child = sections[0] if sections else None
     return tuple(path), section, description
 
@@ -230,10 +256,6 @@ def _sections_of(annotation: object) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, types.UnionType, list, dict):
         return [section for part in get_args(annotation) for section in _sections_of(part)]
     return []
-
-
-def _has_tag(section: type[BaseModel], discriminator: str, tag: object) -> bool:
-    return tag in get_args(section.model_fields[discriminator].annotation)
 
 
 def dotted(path: FieldPath) -> str:

@@ -9,23 +9,21 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
 from core.artifact import Artifact, ArtifactRef
 from core.artifact_writer import ArtifactWriter
+from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
 from core.process_group import SINGLE, ProcessGroup
-from core.progress import Progress, silent
+from core.progress import Progress, Silent
 from core.progress import progress as show_progress
 from core.runtime import derive_seed, peak_memory_bytes
 from core.store import Store
 from core.watchdog import watched
-
-if TYPE_CHECKING:
-    from core.config import Config
 
 Retention = Literal["kept", "intermediate", "checkpoint", "verdict"]
 ABSENT = "?"  # ends a declared path that not every variant of a section has
@@ -63,7 +61,7 @@ class StageContext:
     """
 
     stage: "Stage"
-    config: "Config"
+    config: Config
     draft: ArtifactWriter
     progress: ProgressFactory
     inputs: Mapping[str, Sequence[Artifact]]
@@ -115,11 +113,11 @@ class Stage:
     config_keys: tuple[str, ...]
     inputs: tuple[str, ...]
     body: Body
-    files: "Callable[[Config], Sequence[Path]]" = lambda config: ()
+    files: Callable[[Config], Sequence[Path]] = lambda config: ()
     sharded: bool = False
     distributed: bool = False
     unkeyed: tuple[str, ...] = ()
-    resources: "Callable[[Config], AbstractContextManager[Config]]" = nullcontext
+    resources: Callable[[Config], AbstractContextManager[Config]] = nullcontext
     retention: Retention = "kept"
 
 
@@ -172,7 +170,7 @@ def declared_config(stage: Stage, config: BaseModel) -> dict[str, Any]:
 def stage_key(stage: Stage, config: BaseModel, inputs: Inputs) -> str:
     """SHA-256 over stage name and version, declared config, inputs' digests and outside files."""
     digests = {name: [ref.digest for ref in refs] for name, refs in as_lists(stage, inputs).items()}
-    files = [_outside(path) for path in stage.files(cast("Config", config))]
+    files = [_outside(path) for path in stage.files(cast(Config, config))]
     parts = [stage.name, stage.version, declared_config(stage, config), digests, files]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
@@ -191,7 +189,7 @@ def _digest(path: Path, *_seen: int) -> str:
 
 def run_stage(
     stage: Stage,
-    config: "Config",
+    config: Config,
     store: Store,
     inputs: Inputs,
     progress: ProgressFactory = show_progress,
@@ -208,7 +206,7 @@ def run_stage(
 
 def run_shard(
     stage: Stage,
-    config: "Config",
+    config: Config,
     store: Store,
     inputs: Inputs,
     shard: Shard,
@@ -238,7 +236,7 @@ def run_shard(
 
 def _run_body(
     stage: Stage,
-    config: "Config",
+    config: Config,
     store: Store,
     inputs: Inputs,
     progress: ProgressFactory,
@@ -252,9 +250,9 @@ def _run_body(
         context = StageContext(
             stage=stage,
             # Looks like the config to the body and to the type checker.
-            config=cast("Config", ConfigView(stage, config)),
+            config=cast(Config, ConfigView(stage, config)),
             draft=draft,
-            progress=progress if group.is_main_process else silent,
+            progress=progress if group.is_main_process else Silent,
             inputs={name: [store.open(ref) for ref in given] for name, given in refs.items()},
             logger=logging.getLogger(f"stage.{stage.name}"),
             shard=shard,

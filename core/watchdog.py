@@ -37,16 +37,12 @@ def watched(what: str, stall_minutes: float | None) -> Iterator[None]:
 def _watch(what: str, seconds: float, over: threading.Event) -> None:
     while not over.wait(seconds / CHECKS):
         if progress.silence() > seconds:
-            _say(what, seconds)
+            print(
+                f"error: {what} has reported no progress for {seconds / 60:g} minutes "
+                "(runtime.stall_minutes) and is ended; run the same command again to continue, or "
+                "raise that value if single steps take so long. Where it was:",
+                file=sys.stderr,
+                flush=True,
+            )
+            faulthandler.dump_traceback(file=sys.stderr)
             os._exit(EXIT_STALLED)
-
-
-def _say(what: str, seconds: float) -> None:
-    print(
-        f"error: {what} has reported no progress for {seconds / 60:g} minutes "
-        "(runtime.stall_minutes) and is ended; run the same command again to continue, or raise "
-        "that value if single steps take so long. Where it was:",
-        file=sys.stderr,
-        flush=True,
-    )
-    faulthandler.dump_traceback(file=sys.stderr)

@@ -25,9 +25,7 @@ EXAMPLES = 3
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 
-def check_apart(
-    pool: Sequence[Path], test: Sequence[Path], folder: Path, examples: int = EXAMPLES
-) -> str | None:
+def check_apart(pool: Sequence[Path], test: Sequence[Path], folder: Path) -> str | None:
     """UserError if a test set has a picture of the pool; what to say of near twins, if any.
 
     `folder` keeps the looks of large files.
@@ -38,21 +36,21 @@ def check_apart(
     if len(equal):
         raise UserError(
             f"{len(equal)} of its {len(test_looks)} pictures are in data.pool too, pixel for pixel "
-            f"({_named(equal, test, pool, examples)}); held-out pictures must not be trained on, "
+            f"({_named(equal, test, pool)}); held-out pictures must not be trained on, "
             "remove them from the pool"
         )
     if not len(twins):
         return None
     return (
         f"{len(twins)} of its {len(test_looks)} pictures have near twins in data.pool "
-        f"({_named(twins, test, pool, examples)}); unless they show different things, remove them "
+        f"({_named(twins, test, pool)}); unless they show different things, remove them "
         "from the pool: `python -m data.ingest` keeps twins on one side"
     )
 
 
-def _named(pairs: Pairs, test: Sequence[Path], pool: Sequence[Path], examples: int) -> str:
+def _named(pairs: Pairs, test: Sequence[Path], pool: Sequence[Path]) -> str:
     """Some pairs by their record ids."""
-    some = pairs[:examples]
+    some = pairs[:EXAMPLES]
     names = [
         RowReader(files).take(some[:, side], ["record_id"])["record_id"].to_pylist()
         for side, files in enumerate((test, pool))

@@ -7,6 +7,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A value, or a change of one, with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def signed(self) -> str:
+        """`+0.034 [+0.015, +0.052]`."""
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
 class Metric:
     """A metric under the one name and title that people see everywhere.
 

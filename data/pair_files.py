@@ -8,6 +8,7 @@ image_lose, vqa_score_win, vqa_score_lose. Ours add iteration and provenance, wh
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ SCORES = {
 LOWEST = {"bert": -1.0, "vqa": 0.0}
 EXTRAS = ("iteration", "caption_provenance", "image_provenance")
 ROUNDING = 1e-5  # which may carry a cosine past its bounds
-TRL_PART = 2048
+TRL_BATCHES = 8  # of rows, in a file
 
 Row = dict[str, Any]
 
@@ -208,28 +209,21 @@ def write_trl(paths: Sequence[Path], folder: Path, question: str, bar: Progress)
     )
     asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
     columns = ["image", "caption_win", "caption_lose"]
-    part, rows = 0, 0
-    writer: pq.ParquetWriter | None = None
-    for table in iter_batches(paths, "pairs", columns):
-        if writer is None or rows >= TRL_PART:
-            if writer is not None:
-                writer.close()
-            writer = pq.ParquetWriter(folder / f"train-{part:05d}.parquet", schema)
-            part, rows = part + 1, 0
-        found = [
-            {
-                "images": [row["image"]],
-                "prompt": [{"role": "user", "content": asked}],
-                "chosen": [_said(row["caption_win"])],
-                "rejected": [_said(row["caption_lose"])],
-            }
-            for row in table.to_pylist()
-        ]
-        writer.write_table(pa.Table.from_pylist(found, schema))
-        rows += table.num_rows
-        bar.update(table.num_rows)
-    if writer is not None:
-        writer.close()
+    batches = iter_batches(paths, "pairs", columns)
+    for part, first in enumerate(batches):
+        with pq.ParquetWriter(folder / f"train-{part:05d}.parquet", schema) as writer:
+            for table in chain([first], islice(batches, TRL_BATCHES - 1)):
+                found = [
+                    {
+                        "images": [row["image"]],
+                        "prompt": [{"role": "user", "content": asked}],
+                        "chosen": [_said(row["caption_win"])],
+                        "rejected": [_said(row["caption_lose"])],
+                    }
+                    for row in table.to_pylist()
+                ]
+                writer.write_table(pa.Table.from_pylist(found, schema))
+                bar.update(table.num_rows)
 
 
 def _said(text: str) -> Row:

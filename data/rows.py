@@ -1,6 +1,8 @@
-"""Random access to the rows of tables that lie in many Parquet files."""
+"""Some rows of tables that lie in many Parquet files: by number, by id, or spread over all."""
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from data.tables import iter_batches
 Ints = npt.NDArray[np.int64]
 
 IDS_AT_ONCE = 65_536
+SPREAD_BATCH = 64
 
 
 class RowReader:
@@ -84,3 +87,32 @@ class PoolRecords:
             )
         found = self._rows.take(rows.astype(np.int64), columns).to_pylist()
         return dict(zip(different, found, strict=True))
+
+
+def spread_records(files: Sequence[Path], columns: list[str], most: int) -> list[dict[str, Any]]:
+    """Records that stand for a whole pool: those with the smallest hashes of their ids, in order.
+
+    At most `most`; `columns` has record_id. Of a pool of any size few ids are held.
+    """
+    found = [row for rows in spread_batches(files, columns, most) for row in rows]
+    return sorted(found, key=lambda row: _hash(row["record_id"]))
+
+
+def spread_batches(
+    files: Sequence[Path], columns: list[str], most: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The same records in the order of the files, a few at once, so that pictures need no room."""
+    wanted = set(heapq.nsmallest(most, _ids(files), key=_hash))
+    for batch in iter_batches(files, "pool", columns, batch_size=SPREAD_BATCH):
+        mask = [record_id in wanted for record_id in batch["record_id"].to_pylist()]
+        if any(mask):
+            yield batch.filter(pa.array(mask)).to_pylist()
+
+
+def _ids(files: Sequence[Path]) -> Iterator[str]:
+    for batch in iter_batches(files, "pool", ["record_id"]):
+        yield from batch["record_id"].to_pylist()
+
+
+def _hash(record_id: str) -> str:
+    return sha256(record_id.encode()).hexdigest()

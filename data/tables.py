@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -54,17 +53,12 @@ class TableWriter:
     def __enter__(self) -> "TableWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with writing_to(self._path):
-            if error is None:
+            if kind is None:
                 self._flush()
             self._writer.close()
-        if error is None:
+        if kind is None:
             _check_keys([self._path], self._name)
 
     def _flush(self) -> None:
@@ -140,6 +134,20 @@ def encode_image(image: Image.Image) -> dict[str, Any]:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return {"bytes": buffer.getvalue(), "path": None}
+
+
+def image_row(
+    record_id: str, sample: int, image: Mapping[str, Any], drawn: Any, sampler: str, seed: int
+) -> dict[str, Any]:
+    """A row of table `images`: an encoded picture, and the numbers that it was drawn as."""
+    return {
+        "record_id": record_id,
+        "sample": sample,
+        "image": image,
+        "tokens": drawn.ravel().tolist(),
+        "sampler": sampler,
+        "seed": seed,
+    }
 
 
 def decode_image(value: Mapping[str, Any]) -> Image.Image:

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from PIL import Image
 
 from core.artifact import part_name
 from core.artifact_writer import ArtifactWriter
+from core.config import Config, Evaluation
 from core.counts import keep_counts, kept_counts
 from core.errors import UserError
 from core.runtime import derive_seed
@@ -30,30 +31,27 @@ from data.tables import (
     TableWriter,
     decode_image,
     encode_image,
+    image_row,
     iter_batches,
     read_table,
     write_table,
 )
+from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.networks.caption_scorer import CaptionScorer
 from evals.scores import record_scores, summarize
-from evals.statistics import BOOTSTRAP_SEED
+from evals.statistics import Bootstrap
 from evals.vqa import ANSWERED, Answered, ask, check_answered
 from models.batches import Batches
 from models.protocol import (
     Drawn,
     Seen,
     TextSampling,
-    UnifiedModel,
     count_cut,
     image_sampling,
     sampling_settings,
 )
-from models.registry import load_model, use_threads
 from services.endpoint import COUNTED
-
-if TYPE_CHECKING:
-    from core.config import Config, Evaluation
 
 Row = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -63,8 +61,7 @@ class Evaluator:
     """Turns records into the rows of one part of each table."""
 
     def __init__(self, config: Config, checkpoint: Path, judge: Judge) -> None:
-        use_threads(config.runtime.threads)
-        self.model = _load(config, checkpoint)
+        self.model = open_model(config, checkpoint)
         self.judge = judge
         self.scorer = CaptionScorer.of(config.scoring, config.runtime.device)
         self.sampling = image_sampling(config.sampling.images)
@@ -149,21 +146,12 @@ class Evaluator:
     ) -> list[Row]:
         pictures, described = iter(images), json.dumps(sampling_settings(self.sampling))
         return [
-            {
-                "record_id": record["record_id"],
-                "sample": sample,
-                "image": encode_image(next(pictures)),
-                "tokens": picture.ravel().tolist(),
-                "sampler": described,
-                "seed": seed,
-            }
+            image_row(
+                record["record_id"], sample, encode_image(next(pictures)), picture, described, seed
+            )
             for record, seed, drawn_M in zip(records, seeds, drawn_BM, strict=True)
             for sample, picture in enumerate(drawn_M)
         ]
-
-
-def _load(config: Config, folder: Path) -> UnifiedModel:
-    return load_model(config.model.family, folder, config.runtime.device, config.model.precision)
 
 
 def token_diversity(codes_MN: Drawn) -> float:
@@ -286,10 +274,8 @@ def join_parts(
     metrics = summarize(
         records.to_pandas(),
         answers[answers["status"] == ANSWERED],
-        samples=evaluation.bootstrap_samples,
-        confidence=evaluation.confidence,
-        seed=BOOTSTRAP_SEED,
-        unsaid=_unsaid(judged),
+        Bootstrap.of(evaluation),
+        _unsaid(judged),
     )
     counts = _counts(answers)
     metrics.append(_unanswered_row(counts))

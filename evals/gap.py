@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.artifact import Artifact
 from core.command import run_command
+from core.config import Config, load_config
 from core.errors import UserError
 from core.files import sha256_of
 from core.progress import progress
@@ -19,12 +20,10 @@ from core.runtime import setup_logging
 from core.stage import WHOLE
 from data.checks import check_asked
 from data.tables import count_rows, iter_batches, parquet_files, read_table
-from evals.checkpoints import Checkpoint, open_checkpoint
-from evals.outcome import is_finished, outcome
+from evals.checkpoints import Checkpoint, is_finished, open_checkpoint, outcome
 
 if TYPE_CHECKING:
     from core.artifact_writer import ArtifactWriter
-    from core.config import Config
     from evals.judges.base import Provenance
 
 ORACLE = "oracle"
@@ -60,9 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    # Here, so that --help does not wait for the schema.
-    from core.config import load_config
-
     config = load_config(options.config, {})
     checkpoint = open_checkpoint(options.checkpoint)
     judge = _judge(options.judge, config, checkpoint)
@@ -163,7 +159,7 @@ def _evaluate(
         f"lower evaluation.images_per_prompt = {config.evaluation.images_per_prompt}",
     )
     with (
-        judge_server(config, config.evaluation.judge == "endpoint") as served,
+        judge_server(config) as served,
         open_judge(served, judge.prepared, judge.types, judge.base) as asked,
     ):
         evaluator = Evaluator(config, checkpoint.folder, asked)

@@ -5,10 +5,11 @@ Shapes: R records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,8 +17,11 @@ from core.config import Evaluation, Gate
 from core.errors import UserError
 from data.metrics import METRICS
 from evals.benchmarks.changes import BenchmarkChange
-from evals.statistics import BOOTSTRAP_SEED, Estimate, Values, bootstrap_difference
+from evals.statistics import Bootstrap, Estimate, Values
+from evals.vqa import ANSWERED
 
+SUBJECTS = {"self": "self_score", "generated": "generation"}
+ANSWER_COLUMNS = ["record_id", "subject", "type", "status", "right"]  # that `type_changes` reads
 PAIRED = tuple(metric.name for metric in METRICS if metric.paired)
 
 
@@ -62,15 +66,17 @@ def judge(
     kept = change.high if gate.beyond_interval else change.value
     rises = gained > gate.min_generation_gain
     lost = kept < -gate.max_understanding_loss
-    worse = [_is_loss(one.change, gate) for one in benchmarks]
+    ends = [(one.change.high, one.change.value) for one in benchmarks]
+    worse = [(high if gate.beyond_interval else value) < 0 for high, value in ends]
     seen = judged.independent or gate.own_taste
     promote = rises and not lost and not any(worse) and seen
     name = "G" if judged.independent else "G by its own taste"
     sentence = (
         f"{'promoted' if promote else 'not promoted'}: "
-        f"{'' if judged.independent else _own_taste(judged, gate)}{name} changed by {_show(gain)}, "
-        f"which {'exceeds' if rises else 'does not exceed'} the required "
-        f"{gate.min_generation_gain:+.3f}, and U by {_show(change)}, which is "
+        f"{'' if judged.independent else _own_taste(judged, gate)}"
+        f"{name} changed by {gain.signed()}, which "
+        f"{'exceeds' if rises else 'does not exceed'} the required "
+        f"{gate.min_generation_gain:+.3f}, and U by {change.signed()}, which is "
         f"{'a' if lost else 'no'} loss beyond the allowed {gate.max_understanding_loss:.3f} "
         f"(judged by the {'intervals' if gate.beyond_interval else 'values'}"
         f"{_left_out(changes, candidate, champion)})"
@@ -78,10 +84,6 @@ def judge(
     beyond = " beyond its interval" if gate.beyond_interval else ""
     parts = [one.sentence(loss) + beyond for one, loss in zip(benchmarks, worse, strict=True)]
     return GateDecision(promote, "; ".join([sentence, *parts]), gain, change, benchmarks)
-
-
-def _is_loss(change: Estimate, gate: Gate) -> bool:
-    return (change.high if gate.beyond_interval else change.value) < 0
 
 
 def _left_out(changes: Mapping[str, Estimate], *tables: pa.Table) -> str:
@@ -106,16 +108,8 @@ def paired_changes(
     answered anything about them there. UserError if none is in both.
     """
     old_R, new_R = (_scores(table) for table in _joined(before, after))
-    return {
-        name: bootstrap_difference(
-            new_R[name],
-            old_R[name],
-            samples=evaluation.bootstrap_samples,
-            confidence=evaluation.confidence,
-            seed=BOOTSTRAP_SEED,
-        )
-        for name in new_R
-    }
+    bootstrap = Bootstrap.of(evaluation)
+    return {name: bootstrap.mean(new_R[name] - old_R[name]) for name in new_R}
 
 
 def comparable(a: pa.Table, b: pa.Table) -> bool:
@@ -145,5 +139,31 @@ def _scores(table: pa.Table) -> dict[str, Values]:
     return found | {"gap": found["understanding"] - found["generation"]}
 
 
-def _show(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+def type_changes(
+    after: pd.DataFrame, before: pd.DataFrame, evaluation: Evaluation
+) -> dict[tuple[str, str], Estimate]:
+    """Whether own answers about drawings move with those of the judge, by type of question.
+
+    Rising own scores that the judge does not confirm are what learning to please oneself looks
+    like. Paired changes of own score and judge's by (metric, `type/...`), from `eval_answers` rows.
+
+    Of records that have answers of the type in both tables; types without any have no change.
+    """
+    found: dict[tuple[str, str], Estimate] = {}
+    new, bootstrap = dict(_by_type(after)), Bootstrap.of(evaluation)
+    for key, old_R in _by_type(before):
+        if key not in new:
+            continue
+        new_R = new[key]
+        both = old_R.index.intersection(new_R.index)
+        if len(both):
+            after_R, before_R = (np.asarray(one[both], np.float64) for one in (new_R, old_R))
+            found[key] = bootstrap.mean(after_R - before_R)
+    return found
+
+
+def _by_type(answers: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.Series[float]]]:
+    given = answers[answers["status"] == ANSWERED]
+    for (subject, kind), part in given.groupby(["subject", "type"]):
+        if subject in SUBJECTS:
+            yield (SUBJECTS[subject], f"type/{kind}"), part.groupby("record_id")["right"].mean()

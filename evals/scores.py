@@ -9,12 +9,13 @@ samples that it learns from, can be trusted.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from data.metrics import METRICS
-from evals.statistics import Estimate, bootstrap_means
+from evals.statistics import Bootstrap
 
 ALL = "all"
 ANSWERED = "answered"
@@ -54,10 +55,7 @@ def _by_record(values: pd.Series[float]) -> pd.Series[float]:
 def summarize(
     records: pd.DataFrame,
     answers: pd.DataFrame,
-    *,
-    samples: int,
-    confidence: float,
-    seed: int,
+    bootstrap: Bootstrap,
     unsaid: Collection[str] = (),
 ) -> list[dict[str, object]]:
     """Rows of table `metrics`: every name over all records and over each group of them.
@@ -68,9 +66,11 @@ def summarize(
     for group, part in _groups(records, answers):
         part = part.assign(gap=part["understanding"] - part["generation"])
         names = [m.name for m in METRICS if m.name in part and m.name not in unsaid]
-        values_RC = part[names].to_numpy(np.float64)
-        estimates = bootstrap_means(values_RC, samples=samples, confidence=confidence, seed=seed)
-        rows += [_row(name, group, found) for name, found in zip(names, estimates, strict=True)]
+        estimates = bootstrap.means(part[names].to_numpy(np.float64))
+        rows += [
+            {"name": name, "group": group, **asdict(found)}
+            for name, found in zip(names, estimates, strict=True)
+        ]
     return rows
 
 
@@ -81,14 +81,3 @@ def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str,
             yield f"{column}/{value}", part
     for kind, part in answers.groupby("type"):
         yield f"type/{kind}", record_scores(part).drop(columns="all_right").dropna()
-
-
-def _row(name: str, group: str, estimate: Estimate) -> dict[str, object]:
-    return {
-        "name": name,
-        "group": group,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "count": estimate.count,
-    }

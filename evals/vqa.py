@@ -73,15 +73,13 @@ def ask(
     """Answers to the questions of each image, by likelihood over the choices."""
     asked = [[(q["question"], q["choices"]) for q in image] for image in questions]
     alike = _alike(model, questions)
-    answers = []
-    for rows, probabilities in zip(questions, model.answer(seen, asked), strict=True):
-        answers.append(
-            [
-                unanswered(row, ALIKE) if tuple(row["choices"]) in alike else chosen(row, weights_C)
-                for row, weights_C in zip(rows, probabilities, strict=True)
-            ]
-        )
-    return answers
+    return [
+        [
+            unanswered(row, ALIKE) if tuple(row["choices"]) in alike else chosen(row, weights_C)
+            for row, weights_C in zip(rows, probabilities, strict=True)
+        ]
+        for rows, probabilities in zip(questions, model.answer(seen, asked), strict=True)
+    ]
 
 
 def _alike(model: UnifiedModel, questions: Sequence[Sequence[QuestionRow]]) -> set[tuple[str, ...]]:
@@ -158,20 +156,15 @@ def tally(answers: Iterable[Iterable[Answered]]) -> Tally:
     return Counter(one.status for image in answers for one in image)
 
 
-def check_answered(
-    counts: Mapping[str, int], limit: float, field: str, who: str, *, least: int = FEW
-) -> None:
-    """UserError if more than `limit` of at least `least` questions have no answer."""
+def check_answered(counts: Mapping[str, int], limit: float, field: str, who: str) -> None:
+    """UserError if more than `limit` of more than a few questions have no answer."""
     total = sum(counts.values())
     missing = total - counts.get(ANSWERED, 0)
-    if total < least or missing <= limit * total:
+    if total < FEW or missing <= limit * total:
         return
-    way_out = {
-        ALIKE: "shorten the choices, or leave out those that say the same",
-    }
-    reasons = {name: n for name, n in counts.items() if name != ANSWERED and n}
-    most = max(reasons, key=reasons.__getitem__)
-    help_ = way_out.get(most, "see what it says, or ask a model that answers such questions")
+    help_ = "see what it says, or ask a model that answers such questions"
+    if max((one for one in counts if one != ANSWERED), key=counts.__getitem__) == ALIKE:
+        help_ = "shorten the choices, or leave out those that say the same"
     raise UserError(
         f"{missing} of {total} questions ({missing / total:.0%}) had no answer from {who} "
         f"({show_reasons(counts)}), more than {field} = {limit:g} allows; {help_}, or raise "

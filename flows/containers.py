@@ -40,7 +40,8 @@ def start(config: Config, folder: Path = FOLDER) -> Urls:
         )
     compose = _compose()
     image = config.compute.docker.image
-    _check_image(image)
+    if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
+        raise UserError(f"image {image} is not there; build it with `make image`, or pull it")
     say("starting containers (first time: some minutes) ...")
     started = time.monotonic()
     with _stopped_if_it_fails([*compose, *_files(folder)]):
@@ -154,11 +155,6 @@ def _settings(path: Path) -> Mapping[str, str]:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.writelines(f"{name}={value}\n" for name, value in missing.items())
     return settings
-
-
-def _check_image(image: str) -> None:
-    if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
-        raise UserError(f"image {image} is not there; build it with `make image`, or pull it")
 
 
 def _run(command: list[str], problem: str, **variables: str) -> None:

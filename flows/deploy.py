@@ -54,9 +54,7 @@ def deploy_stages(config: Config, pool: Pool) -> list[str]:
     return names
 
 
-def deploy_parent(
-    parent: str = PARENT, name: str = ITERATE, folder: Path = PROJECT, pool: Pool | None = None
-) -> None:
+def deploy_parent(folder: Path = PROJECT, pool: Pool | None = None) -> None:
     """Register the flow of the whole loop on the process pool; schedules that people set stay.
 
     `folder` has the project where its worker is; stages run on `pool`, or in the loop's process.
@@ -64,13 +62,13 @@ def deploy_parent(
     make_pool(WORK_POOL, "process")
     watch_heartbeats()
     source = PROJECT if folder == IN_IMAGE else folder
-    run: Any = load_flow_from_entrypoint(f"{source}/{parent}")
-    with get_client(sync_client=True) as client, _kept_schedules(f"{run.name}/{name}"):
+    run: Any = load_flow_from_entrypoint(f"{source}/{PARENT}")
+    with get_client(sync_client=True) as client, _kept_schedules(f"{run.name}/{ITERATE}"):
         client.create_deployment(
             client.create_flow(run),
-            name=name,
+            name=ITERATE,
             description=run.description,
-            entrypoint=parent,
+            entrypoint=PARENT,
             pull_steps=_in(folder),
             work_pool_name=WORK_POOL,
             parameters={"pool": pool} if pool else {},

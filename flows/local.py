@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from core.command import run_command
+from core.config import load_config
 from core.proxies import has_proxy
 from core.runtime import setup_logging
 from flows.compute import Pool, local_folder
@@ -47,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def up(config: str, compute: Compute) -> None:
     """Servers, work pools, deployments and workers, ready for `prefect deployment run`."""
     if compute == "docker":
-        from core.config import load_config
         from flows import containers
 
         urls = containers.start(load_config(config))
@@ -79,7 +79,6 @@ def deploy(config: str, pool: Pool) -> None:
 
 def _register(config: str, pool: Pool) -> list[str]:
     """Register stages and loop, which runs where its worker is: here, or in a container."""
-    from core.config import load_config
     from flows.deploy import IN_IMAGE, PROJECT, deploy_parent, deploy_stages
 
     resolved = load_config(config)
@@ -158,7 +157,6 @@ def pipeline(
     from flows.stages import outcome
 
     if pool:
-        from core.config import load_config
         from flows.deploy import deploy_stages
 
         deploy_stages(load_config(config), pool)
@@ -170,7 +168,6 @@ def pipeline(
 
 def report(config: str, iterations: int | None, seed: int | None) -> None:
     """Write the report of a run anew, finished or not; its iterations may be cut."""
-    from core.config import load_config
     from flows.reporting import report_on
 
     print(
@@ -186,7 +183,6 @@ def check_config(
     memory: bool = False,
 ) -> None:
     """Check a config and what it points to; UserError lists the problems. Shows needed memory."""
-    from core.config import load_config
     from flows.preflight import check, memory_table
 
     config = load_config(path, overrides)
@@ -195,7 +191,7 @@ def check_config(
     if memory:
         print(memory_table(config))
         if device:
-            from flows.readability import readability
+            from tasks.fit import readability
 
             print(readability(config))
 

@@ -6,6 +6,7 @@ Without Prefect, so that `make report` starts at once and needs no server.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -15,13 +16,13 @@ from core.config import Config
 from core.errors import UserError
 from core.store import Store
 from data.tables import read_table
-from evals.gate import paired_changes
-from evals.trust import COLUMNS, type_changes
-from report.benchmarks import ALL, Interval
+from evals.gate import ANSWER_COLUMNS, paired_changes, type_changes
+from report.alarms import Changes
+from report.benchmarks import ALL
 from report.card import render_card
 from report.figures import Figures, read_figures
 from report.page import render_page
-from report.run_record import RunRecord, Version, from_document, to_document
+from report.run_record import RunRecord, Version, from_document
 from tracking.runs import BASE, Origin, self_play_key
 
 RUN_RECORD = "run.json"
@@ -46,7 +47,7 @@ def _origin(run_record: RunRecord) -> Origin:
 
 def keep_run_record(config: Config, store: Store, run_record: RunRecord) -> None:
     """Write down what a run has made so far."""
-    text = json.dumps(to_document(run_record), indent=2, sort_keys=True, allow_nan=False)
+    text = json.dumps(asdict(run_record), indent=2, sort_keys=True, allow_nan=False)
     store.write_text(f"{report_folder(config, _origin(run_record))}/{RUN_RECORD}", text + "\n")
 
 
@@ -59,9 +60,7 @@ def figures_of(config: Config, store: Store, run_record: RunRecord) -> Figures:
     return read_figures(store, run_record, changes, compared)
 
 
-def compare(
-    config: Config, store: Store, first: Version, version: Version
-) -> dict[tuple[str, str], Interval]:
+def compare(config: Config, store: Store, first: Version, version: Version) -> Changes:
     """Paired changes of a version against the first, by metric and group; none of the first."""
     if version.checkpoint == first.checkpoint and version.evaluation == first.evaluation:
         return {}
@@ -70,14 +69,13 @@ def compare(
         read_table(one.path("records.parquet"), "record_metrics") for one in (new, old)
     )
     changes = paired_changes(after, before, config.evaluation)
-    found = {(name, ALL): change for name, change in changes.items()}
-    found |= type_changes(_answers(new), _answers(old), config.evaluation)
-    return {key: Interval(c.value, c.low, c.high) for key, c in found.items()}
+    by_type = type_changes(_answers(new), _answers(old), config.evaluation)
+    return {(name, ALL): change for name, change in changes.items()} | by_type
 
 
 def _answers(evaluation: Artifact) -> pd.DataFrame:
     files = [evaluation.path(name) for name in evaluation.names(ANSWERS)]
-    frame: pd.DataFrame = read_table(files, "eval_answers", COLUMNS).to_pandas()
+    frame: pd.DataFrame = read_table(files, "eval_answers", ANSWER_COLUMNS).to_pandas()
     return frame
 
 

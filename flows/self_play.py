@@ -22,13 +22,13 @@ from data.tables import read_table
 from flows.compute import Pool
 from flows.executors.base import Executor, InProcess, Job, Step
 from flows.executors.work_pool import WorkPool
+from flows.heartbeats import reap_stale_runs
 from flows.pages import RunPages, present
 from flows.preflight import check
 from flows.registration import register
 from flows.reporting import figures_of, keep_run_record, write_report
 from flows.showcase import Showcase
 from flows.stages import ChildFlows, announce, label, refused
-from flows.stale_runs import reap_stale_runs
 from report.alarms import show_alarms
 from report.figures import Figures
 from report.run_record import RunRecord, Version
@@ -166,7 +166,7 @@ class SelfPlay:
         except UserError as error:
             run_record = self._run_record
             if run_record is not None and run_record.versions:
-                run_record = run_record.with_end(str(error))
+                run_record = replace(run_record, stopped=str(error))
                 keep_run_record(self._config, self._store, run_record)
                 figures = figures_of(self._config, self._store, run_record)
                 place = write_report(self._config, self._store, figures)
@@ -224,7 +224,7 @@ class SelfPlay:
         logger.info("MLflow answers again, and knows now what it had missed")
         # With what the registry's gate says, which may have another opponent now.
         self._tracker = tracker
-        self._run_record = again._so_far.with_config(self._so_far.config)
+        self._run_record = replace(again._so_far, config=self._so_far.config)
         self._showcase = again._showcase.shown_on(self._pages)
 
     def _time(self) -> str:
@@ -287,7 +287,9 @@ class SelfPlay:
     def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
         run.log_refs(made)
         for name in ("pairs", "trained"):
-            run.log_values(_numbers(self._store.open(made[name]).manifest["results"], name))
+            results = self._store.open(made[name]).manifest["results"].items()
+            numbers = {k: float(v) for k, v in results if isinstance(v, int | float)}
+            run.log_values({f"{name}/{k}": v for k, v in numbers.items()})
         run.log_curves(read_metrics(self._store.open(made["trained"]).path(METRICS)))
 
     def _judge(
@@ -317,7 +319,8 @@ class SelfPlay:
         judged = Version(
             iteration, checkpoint, evaluation, dict(made), promoted, decision, name, benchmarks
         )
-        self._run_record = self._so_far.with_version(judged)
+        versions = (*self._so_far.versions, judged)
+        self._run_record = replace(self._so_far, versions=versions)
         keep_run_record(self._config, self._store, self._run_record)
         self._showcase.show(self._run_record, run)
 
@@ -370,9 +373,7 @@ class SelfPlay:
         columns = [
             Checkpoint(
                 version.label,
-                read_table(
-                    self._store.open(version.version.evaluation).path("metrics.parquet"), "metrics"
-                ),
+                version.metrics,
                 {found.title: found.headline for found in version.benchmarks.values()},
             )
             for version in figures.versions
@@ -383,8 +384,3 @@ class SelfPlay:
             judge += f" {NOT_SHOWN}"
         confidence = self._config.evaluation.confidence
         return final_table(columns, figures.changes, confidence=confidence, judge=judge)
-
-
-def _numbers(results: Mapping[str, object], prefix: str) -> dict[str, float]:
-    """The numeric results of a stage, under its name."""
-    return {f"{prefix}/{k}": float(v) for k, v in results.items() if isinstance(v, int | float)}

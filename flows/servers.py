@@ -90,7 +90,7 @@ def ensure_servers(
     )  # fmt: skip
     with locked(state / "servers.lock"):
         login = _login(state)
-        with _ended_if_it_fails(state):
+        with all_or_nothing(state):
             records = {server.name: _start_if_needed(state, server) for server in servers}
             _await(state, servers, records, meanwhile)
         add_open_page(state)
@@ -108,8 +108,9 @@ def known_urls(state: Path = STATE) -> Urls | None:
 
 
 @contextmanager
-def _ended_if_it_fails(state: Path) -> Iterator[None]:
+def all_or_nothing(state: Path = STATE) -> Iterator[None]:
     """End the processes of ours that were started inside of the block, if that fails."""
+    state = state.resolve()
     before = running(state)
     try:
         yield
@@ -118,13 +119,6 @@ def _ended_if_it_fails(state: Path) -> Iterator[None]:
             if name not in before:
                 stop(state / f"{name}.json")
         raise
-
-
-@contextmanager
-def all_or_nothing(state: Path = STATE) -> Iterator[None]:
-    """End what was started inside of the block, which may ensure servers, if it fails."""
-    with _ended_if_it_fails(state.resolve()):
-        yield
 
 
 def _login(state: Path) -> str:

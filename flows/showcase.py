@@ -14,11 +14,10 @@ from flows.reporting import compare
 from report.alarms import Changes, Review, review
 from report.figures import VersionFigures, for_alarms, read_version
 from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
-from report.plot_files import gap_plot, training_plot
+from report.plots import gap_plot, training_plot
 from report.run_record import RunRecord
 from report.summary import checkpoint_rows, iteration_page, run_line, run_text
-from tracking.inputs import InputTable
-from tracking.runs import IterationRun, Tracker
+from tracking.runs import InputTable, IterationRun, Tracker
 
 NUM_PAIRS = 8
 NUM_DRAWN = 18

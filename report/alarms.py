@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
 
-from report.metrics import Change
+from data.metrics import Interval
 
 Metrics = Mapping[tuple[str, str], float]
 Results = Mapping[str, object]
-Changes = Mapping[tuple[str, str], Change]
+Changes = Mapping[tuple[str, str], Interval]
 
 ALL = "all"
 MODALITIES = ("caption", "image")
@@ -37,32 +37,54 @@ FEW_CUT = 0.01
 LEAST_READ = 0.2
 
 FILTERS = {
-    "no_questions": ("have no questions", "see what stage questions dropped, and why"),
-    "no_scores": ("have no score", "look at what stages sample and score did"),
-    "no_winner": ("have empty captions only", "look at what stage sample-captions did"),
+    "no_questions": (
+        "have no questions",
+        "see what stage questions dropped, and why",
+        "without questions",
+    ),
+    "no_scores": (
+        "have no score",
+        "look at what stages sample and score did",
+        "without a score",
+    ),
+    "no_winner": (
+        "have empty captions only",
+        "look at what stage sample-captions did",
+        "empty",
+    ),
     "below_min_best": (
         "have no {modality} that is good enough",
         "lower pairing.{modality}.min_best",
+        "best not above min_best",
     ),
-    "no_loser": ("have one {modality} only", "raise num_samples in sampling.{modality}s"),
+    "no_loser": (
+        "have one {modality} only",
+        "raise num_samples in sampling.{modality}s",
+        "one sample only",
+    ),
     "not_above_loser": (
         "have no {modality} better than the old loser",
         "set pairing.iteration_rule: fresh",
+        "not above the old loser",
     ),
     "below_margin": (
         "have winner and loser too close",
         "lower pairing.{modality}.min_margin, or raise temperature or num_samples in "
         "sampling.{modality}s",
+        "winner and loser closer than min_margin",
     ),
     "identical": (
         "have winner and loser alike",
         "raise temperature or num_samples in sampling.{modality}s",
+        "winner and loser alike",
     ),
     "same_after_cut": (
         "have winner and loser that differ only behind the text budget",
         "shorten the captions of the pool, or lower sampling.captions.max_new_tokens",
+        "winner and loser the same behind the text budget",
     ),
 }
+"""What a filter says of records, the way out, and how its column is called in tables."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +134,19 @@ def review(iterations: Sequence[IterationFigures]) -> Review:
 
     Nothing is called fine that could not be judged.
     """
-    alarms = [
-        Alarm(now.iteration, name, sentence)
-        for now in iterations
-        for check, _, _ in CHECKS
-        for name, sentence in check(now, iterations[0])
-    ]
-    raised = {check.__name__: False for check, _, _ in CHECKS}
+    alarms: list[Alarm] = []
+    raised: set[Check] = set()
     for now in iterations:
         for check, _, _ in CHECKS:
-            raised[check.__name__] |= any(True for _ in check(now, iterations[0]))
+            found = [Alarm(now.iteration, *one) for one in check(now, iterations[0])]
+            alarms += found
+            raised |= {check} if found else set()
     quiet, unjudged = [], []
     for check, what, needs in CHECKS:
         reason = _why_not(needs, iterations)
         if reason:
             unjudged.append((what, reason))
-        elif not raised[check.__name__]:
+        elif check not in raised:
             quiet.append(what)
     return Review(alarms, quiet, unjudged)
 
@@ -189,19 +208,17 @@ def _reward_hacking(now: IterationFigures, base: IterationFigures) -> Iterator[t
         own, seen = whole
         yield (
             "reward hacking",
-            f"The model's score of its own drawings rose by {_signed(own)}, what the judge sees "
-            f"by {_signed(seen)}: it learns to please itself, which is not to draw better. Run "
+            f"The model's score of its own drawings rose by {own.signed()}, what the judge sees "
+            f"by {seen.signed()}: it learns to please itself, which is not to draw better. Run "
             "fewer iterations, raise pairing.image.min_margin, or lower "
             "training.learning_rate.",
         )
     groups = sorted({group for name, group in now.changes if group.startswith("type/")})
-    kinds = [group for group in groups if _unconfirmed(now, group)]
+    kinds = {group: pair for group in groups if (pair := _unconfirmed(now, group))}
     if kinds and not whole:
         listed = ", ".join(
-            f"{group.removeprefix('type/')} ({_signed(own)} against {_signed(seen)})"
-            for group in kinds
-            if (pair := _unconfirmed(now, group))
-            for own, seen in [pair]
+            f"{group.removeprefix('type/')} ({own.signed()} against {seen.signed()})"
+            for group, (own, seen) in kinds.items()
         )
         yield (
             "reward hacking by type",
@@ -211,7 +228,7 @@ def _reward_hacking(now: IterationFigures, base: IterationFigures) -> Iterator[t
         )
 
 
-def _unconfirmed(now: IterationFigures, group: str) -> tuple[Change, Change] | None:
+def _unconfirmed(now: IterationFigures, group: str) -> tuple[Interval, Interval] | None:
     """Own rise and judge's change, if the first is beyond its interval and the second is not."""
     own, seen = (now.changes.get((name, group)) for name in ("self_score", "generation"))
     if own is None or seen is None or own.low <= 0 or seen.low > 0:
@@ -222,40 +239,21 @@ def _unconfirmed(now: IterationFigures, group: str) -> tuple[Change, Change] | N
     return None if reads < LEAST_READ or seen.value > reads * own.value / 2 else (own, seen)
 
 
-def _signed(change: Change) -> str:
-    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-
-
 def _missing_answers(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
-    lost = {
-        name.removeprefix("questions/"): int(n)
-        for name, value in now.counts.items()
-        if name.startswith("questions/")
-        and not name.endswith("/answered")
-        and (n := _number(now.counts, name))
-        and value
-    }
+    counts = _counted(now, "questions/")
+    lost = {name: n for name, n in counts.items() if n and not name.endswith("/answered")}
     if lost:
-        total = sum(
-            int(_number(now.counts, name) or 0)
-            for name in now.counts
-            if name.startswith("questions/")
-        )
         listed = ", ".join(f"{name} {n}" for name, n in lost.items())
         yield (
             "answers are missing",
-            f"{sum(lost.values())} of {total} questions have no answer and are in no score "
-            f"({listed}). See what was said, or ask a judge that answers such questions.",
+            f"{sum(lost.values())} of {sum(counts.values())} questions have no answer and are in "
+            f"no score ({listed}). See what was said, or ask a judge that answers such questions.",
         )
 
 
 def _cut_texts(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
     """Texts of the pool and of benchmarks; that a few samples run on is what sampling does."""
-    cut = {
-        name.removeprefix("cut/"): int(n)
-        for name in now.counts
-        if name.startswith("cut/") and (n := _number(now.counts, name))
-    }
+    cut = {name: n for name, n in _counted(now, "cut/").items() if n}
     cut.pop("sampled captions", None)
     if cut.get("captions", 0) <= FEW_CUT * 2 * (_number(now.pairs, "pairs") or 0.0):
         cut.pop("captions", None)
@@ -320,7 +318,7 @@ def _narrow_filters(now: IterationFigures, base: IterationFigures) -> Iterator[t
                 name: _number(now.pairs, f"{modality}/dropped/{name}") or 0.0 for name in FILTERS
             }
             narrowest = max(dropped, key=dropped.__getitem__)
-            why, way_out = (text.format(modality=modality) for text in FILTERS[narrowest])
+            why, way_out, _ = (text.format(modality=modality) for text in FILTERS[narrowest])
             yield (
                 f"{modality} filter is narrow",
                 f"Only {share:.0%} of the records gave a pair of {modality}s, and "
@@ -373,6 +371,15 @@ def _pair(now: IterationFigures, base: IterationFigures, name: str) -> tuple[flo
     if key in now.metrics and key in base.metrics:
         return now.metrics[key], base.metrics[key]
     return None
+
+
+def _counted(now: IterationFigures, kind: str) -> dict[str, int]:
+    """What was counted of a kind, by the rest of its name."""
+    return {
+        name.removeprefix(kind): int(_number(now.counts, name) or 0)
+        for name in now.counts
+        if name.startswith(kind)
+    }
 
 
 def _number(results: Results, name: str) -> float | None:

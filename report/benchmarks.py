@@ -6,24 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from core.artifact import Artifact
 from core.benchmarks import BENCHMARKS, SELF
+from data.metrics import Interval
 from data.tables import read_table
 
 ALL = "all"
 COUNTS = "items/"  # begins the names of metrics that count items
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value with the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 Metrics = Mapping[tuple[str, str], Interval]
+
+
+def intervals(metrics: pa.Table) -> dict[tuple[str, str], Interval]:
+    """The rows of a `metrics` table by name and group."""
+    return {
+        (row["name"], row["group"]): Interval(row["value"], row["low"], row["high"])
+        for row in metrics.to_pylist()
+    }
+
+
+def read_metrics(artifact: Artifact, name: str = "metrics.parquet") -> Metrics:
+    """A `metrics` table of an artifact."""
+    return intervals(read_table(artifact.path(name), "metrics"))
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,7 @@ class BenchmarkFigures:
 
 def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> BenchmarkFigures:
     """The figures of a result; `config` is that of the run."""
-    rows = read_table(artifact.path("metrics.parquet"), "metrics").to_pylist()
-    metrics = {(r["name"], r["group"]): Interval(r["value"], r["low"], r["high"]) for r in rows}
+    metrics = read_metrics(artifact)
     lost = (metrics.get((f"{COUNTS}{status}", ALL)) for status in ("no image", "no answer"))
     judges = next(one["judges"] for one in config["benchmarks"] if one["name"] == name)
     named = ", ".join(

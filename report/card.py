@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
+from data.metrics import Interval
 from report.alarms import unjudged_texts
-from report.benchmarks import ALL
-from report.figures import Figures
-from report.metrics import shown, title_of
+from report.figures import Figures, shown, title_of
 from report.page import number
 from report.verdict import give_verdict
 
@@ -66,7 +65,7 @@ def _benchmark_results(figures: Figures) -> Iterator[dict[str, Any]]:
 
 
 def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
-    for metric in shown(figures.last.metrics, ALL):
+    for metric in shown(figures.last.metrics):
         yield metric.name, title_of(metric.name)
 
 
@@ -110,11 +109,7 @@ def _results(figures: Figures) -> Iterator[str]:
     yield f"| | {' | '.join(version.label for version in figures.versions)} |"
     yield f"|---|{'---|' * len(figures.versions)}"
     for name, title in _shown(figures):
-        known = [version.metrics.get((name, ALL)) for version in figures.versions]
-        cells = [
-            f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known
-        ]
-        yield f"| {title} | {' | '.join(cells)} |"
+        yield f"| {title} | {_cells(figures.across(name))} |"
     yield from _benchmarks(figures)
 
 
@@ -128,13 +123,13 @@ def _benchmarks(figures: Figures) -> Iterator[str]:
     )
     yield f"|---|{'---|' * (len(figures.versions) + 2)}"
     for name, one in found.items():
-        known = [
-            v.benchmarks[name].headline if name in v.benchmarks else None for v in figures.versions
-        ]
-        cells = [
-            f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known
-        ]
-        yield f"| {one.title} | {' | '.join(cells)} | {one.counted} | {one.judge} |"
+        cells = _cells(figures.benchmark_across(name))
+        yield f"| {one.title} | {cells} | {one.counted} | {one.judge} |"
+
+
+def _cells(known: Sequence[Interval | None]) -> str:
+    cells = (f"{number(i.value)} [{number(i.low)}, {number(i.high)}]" if i else "" for i in known)
+    return " | ".join(cells)
 
 
 def _weaknesses(figures: Figures) -> Iterator[str]:

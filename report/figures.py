@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core.artifact import Artifact, ArtifactRef
 from core.store import Store
-from data.tables import count_rows, read_table
+from data.metrics import METRICS, TITLES, Interval, Metric
+from data.tables import count_rows
 from report.alarms import Alarm, Changes, IterationFigures, Review, review
-from report.benchmarks import ALL, BenchmarkFigures, Interval, Metrics, read_benchmark
+from report.benchmarks import ALL, BenchmarkFigures, Metrics, read_benchmark, read_metrics
 from report.run_record import RunRecord, Version
 from report.samples import Drawing, Sampled, read_drawings, read_sampled
 
@@ -82,9 +83,7 @@ class JudgeFigures:
     @property
     def reads(self) -> str:
         """`right about .93 of ...`: its own accuracy, in the middle of a sentence."""
-        real, rebuilt, chance = (
-            self.accuracy[name] for name in ("real", "reconstructed", "chance")
-        )
+        real, rebuilt, chance = map(self.accuracy.__getitem__, ("real", "reconstructed", "chance"))
         left_out = f"; not asked, since it cannot read them: {', '.join(self.left_out)}"
         return (
             f"right about {real.value:.3f} [{real.low:.3f}, {real.high:.3f}] of the questions on "
@@ -118,6 +117,20 @@ class Figures:
     @property
     def last(self) -> VersionFigures:
         return self.versions[-1]
+
+    def across(self, name: str, group: str = ALL) -> list[Interval | None]:
+        """A metric of every version, None where there is none."""
+        return [version.metrics.get((name, group)) for version in self.versions]
+
+    def benchmark_across(
+        self, name: str, figure: str = "", group: str = ALL
+    ) -> list[Interval | None]:
+        """A figure of a benchmark, its headline unless another is named, as `across`."""
+        found = [version.benchmarks.get(name) for version in self.versions]
+        return [
+            (one.metrics.get((figure, group)) if figure else one.headline) if one else None
+            for one in found
+        ]
 
     @property
     def alarms(self) -> Sequence[Alarm]:
@@ -158,6 +171,17 @@ class Figures:
             f"Not finished: {done} of {wanted} iterations have ended. The run is under way, or was "
             "ended from outside; the same command continues it."
         )
+
+
+def title_of(name: str) -> str:
+    """A metric as it begins a line of a page: `Gap U − G`."""
+    title = TITLES[name].replace(" - ", " − ")
+    return title[:1].upper() + title[1:]
+
+
+def shown(known: Mapping[tuple[str, str], object], group: str = ALL) -> Iterator[Metric]:
+    """The metrics that there are in a group, in their order."""
+    return (metric for metric in METRICS if (metric.name, group) in known)
 
 
 def read_figures(
@@ -201,14 +225,9 @@ def read_version(store: Store, version: Version, run_record: RunRecord) -> Versi
     opened = {name: store.open(ref) for name, ref in version.stages.items()}
     results = {name: store.open(ref) for name, ref in version.benchmarks.items()}
     evaluation = store.open(version.evaluation)
-    table = read_table(evaluation.path("metrics.parquet"), "metrics")
-    metrics = {
-        (row["name"], row["group"]): Interval(row["value"], row["low"], row["high"])
-        for row in table.to_pylist()
-    }
     return VersionFigures(
         version=version,
-        metrics=metrics,
+        metrics=read_metrics(evaluation),
         pairs=opened["pairs"].manifest["results"] if opened else {},
         trained=opened["trained"].manifest["results"] if opened else {},
         curve=_curve(opened["trained"]) if opened else (),
@@ -240,13 +259,13 @@ def read_judge(store: Store, run_record: RunRecord) -> JudgeFigures:
     """Who judges, by what its stage has found out."""
     artifact = store.open(run_record.judge)
     results = artifact.manifest["results"]
-    table = read_table(artifact.path("accuracy.parquet"), "metrics").to_pylist()
+    accuracy = read_metrics(artifact, "accuracy.parquet")
     return JudgeFigures(
         results["kind"],
         results["judge"],
         results["independent"],
         results["why"],
-        {r["name"]: Interval(r["value"], r["low"], r["high"]) for r in table if r["group"] == ALL},
+        {name: one for (name, group), one in accuracy.items() if group == ALL},
         results["types_left_out"],
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.rows import RowReader
 from data.tables import count_rows, decode_image, read_table
+from report.samples import encoded
 
 TILE = 128  # pixels of a picture on a sheet
 MARGIN = 12
@@ -22,11 +22,6 @@ LINE = 17  # pixels from line to line
 CHARACTERS = 25  # of a line below a picture
 LINES = 4
 INK, PAPER, GOOD, BAD = "#1f2328", "#ffffff", "#1a7f37", "#b35900"
-PAIR_COLUMNS = (
-    "record_id", "image", "prompt", "caption",
-    "caption_win", "caption_lose", "caption_win_score", "caption_lose_score",
-    "image_win", "image_lose", "image_win_score", "image_lose_score",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def pair_examples(paths: Sequence[Path], count: int) -> list[PairExample]:
     total = count_rows(paths)
     if not total:
         return []
-    table = RowReader(paths).take(_spread(total, count), PAIR_COLUMNS)
+    table = RowReader(paths).take(_spread(total, count), [one.name for one in fields(PairExample)])
     images = ("image", "image_win", "image_lose")
     return [
         PairExample(**(row | {name: decode_image(row[name]) for name in images}))
@@ -116,9 +111,7 @@ def drawn_sheet(drawn: Sequence[Drawn], columns: int = 6) -> bytes:
 
 def data_uri(image: Image.Image, size: int = TILE) -> str:
     """The image, at most `size` pixels wide and high, as an address that holds it."""
-    buffer = io.BytesIO()
-    _fitted(image, size).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return encoded(_fitted(image, size), "PNG")
 
 
 class _Sheet:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from data.metrics import Interval
 from report.alarms import FILTERS, unjudged_texts
-from report.benchmarks import ALL, COUNTS, BenchmarkFigures, Interval
-from report.figures import Figures, VersionFigures
-from report.metrics import shown, title_of
+from report.benchmarks import ALL, COUNTS, BenchmarkFigures
+from report.figures import Figures, shown, title_of
 from report.plots import group_plots, health_plots, main_plots, training_plots, trust_plots
 from report.published import published_tables
 from report.verdict import give_verdict, signed
@@ -23,36 +22,8 @@ GAP_SCORES = ("understanding", "generation", "gap")
 GROUPS = {"type/": "question type", "category/": "category", "composition/": "composition"}
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """A row of a table of checkpoints: title, intervals by version, None where there is none."""
-
-    title: str
-    values: Sequence[Interval | None]
-
-
-@dataclass(frozen=True)
-class FilterRow:
-    """What the filters left of one modality of an iteration."""
-
-    iteration: int
-    modality: str
-    records: int
-    kept: int
-    dropped: Sequence[tuple[int, str]]
-    old_losers: int
-
-
-@dataclass(frozen=True)
-class TimeRow:
-    """Seconds of a stage by version, None where it did not run."""
-
-    title: str
-    seconds: Sequence[float | None]
-
-    @property
-    def total(self) -> float:
-        return sum(value for value in self.seconds if value is not None)
+ScoreRow = tuple[str, Sequence[Interval | None]]
+"""A row of a table of checkpoints: title, intervals by version, None where there is none."""
 
 
 def render_page(figures: Figures) -> str:
@@ -78,7 +49,7 @@ def render_page(figures: Figures) -> str:
         group_plots=group_plots(figures),
         group_scores=list(group_rows(figures)),
         trust_plots=trust_plots(figures),
-        trust_rows=list(trust_rows(figures)),
+        trust_rows=trust_rows(figures),
         health_plots=health_plots(figures),
         training_plots=training_plots(figures),
         filters=list(filter_rows(figures)),
@@ -92,27 +63,14 @@ def render_page(figures: Figures) -> str:
 
 def score_rows(figures: Figures) -> list[ScoreRow]:
     """All metrics of all checkpoints, as far as the judge can tell them."""
-    return [
-        ScoreRow(
-            title_of(metric.name),
-            [version.metrics.get((metric.name, ALL)) for version in figures.versions],
-        )
-        for metric in shown(figures.base.metrics, ALL)
-    ]
+    metrics = shown(figures.base.metrics)
+    return [(title_of(metric.name), figures.across(metric.name)) for metric in metrics]
 
 
 def benchmark_rows(figures: Figures) -> list[ScoreRow]:
     """The headline figure of every benchmark."""
-    return [
-        ScoreRow(
-            found.title,
-            [
-                version.benchmarks[name].headline if name in version.benchmarks else None
-                for version in figures.versions
-            ],
-        )
-        for name, found in figures.last.benchmarks.items()
-    ]
+    found = figures.last.benchmarks
+    return [(one.title, figures.benchmark_across(name)) for name, one in found.items()]
 
 
 def benchmark_group_rows(figures: Figures) -> Iterator[tuple[BenchmarkFigures, list[ScoreRow]]]:
@@ -121,14 +79,9 @@ def benchmark_group_rows(figures: Figures) -> Iterator[tuple[BenchmarkFigures, l
         yield (
             found,
             [
-                ScoreRow(
+                (
                     f"{figure} {group.replace('_', ' ') if group != ALL else ''}".strip(),
-                    [
-                        version.benchmarks[name].metrics.get((figure, group))
-                        if name in version.benchmarks
-                        else None
-                        for version in figures.versions
-                    ],
+                    figures.benchmark_across(name, figure, group),
                 )
                 for figure, group in found.metrics
                 if not figure.startswith(COUNTS)
@@ -139,57 +92,57 @@ def benchmark_group_rows(figures: Figures) -> Iterator[tuple[BenchmarkFigures, l
 def group_rows(figures: Figures) -> Iterator[tuple[str, list[ScoreRow]]]:
     """U, G and gap of every group, a table a kind of group."""
     for prefix, kind in GROUPS.items():
-        rows = [
-            ScoreRow(
-                f"{group.replace('_', ' ')}: {title_of(name)}",
-                [version.metrics.get((name, prefix + group)) for version in figures.versions],
-            )
-            for group in figures.base.groups(prefix)
-            for name in (*GAP_SCORES, "chance")
-        ]
+        rows = _rows_of_groups(figures, prefix, (*GAP_SCORES, "chance"))
         if rows:
             yield kind, rows
 
 
-def trust_rows(figures: Figures) -> Iterator[ScoreRow]:
+def trust_rows(figures: Figures) -> list[ScoreRow]:
     """By type of question: the judge's verdict, the model's own, and how often they agree."""
-    for group in figures.base.groups("type/"):
-        for name in ("generation", "self_score", "agreement"):
-            key = (name, f"type/{group}")
-            values = [version.metrics.get(key) for version in figures.versions]
-            yield ScoreRow(f"{group.replace('_', ' ')}: {title_of(name)}", values)
+    return _rows_of_groups(figures, "type/", ("generation", "self_score", "agreement"))
 
 
-def filter_rows(figures: Figures) -> Iterator[FilterRow]:
-    """One row for each modality of each iteration."""
+def _rows_of_groups(figures: Figures, prefix: str, names: Sequence[str]) -> list[ScoreRow]:
+    return [
+        (f"{group.replace('_', ' ')}: {title_of(name)}", figures.across(name, prefix + group))
+        for group in figures.base.groups(prefix)
+        for name in names
+    ]
+
+
+def filter_rows(figures: Figures) -> Iterator[dict[str, Any]]:
+    """What the filters left of each modality of each iteration."""
     for version in figures.versions:
-        for modality in ("caption", "image") if version.pairs else ():
-            yield _filter_row(version, modality)
+        pairs = version.pairs
+        for modality in ("caption", "image") if pairs else ():
+            counts = {name: int(pairs[f"{modality}/dropped/{name}"]) for name in FILTERS}
+            yield {
+                "iteration": version.version.iteration,
+                "modality": modality,
+                "records": int(pairs["records"]),
+                "kept": int(pairs[f"{modality}/kept"]),
+                "dropped": [
+                    (count, FILTERS[name][0].format(modality=modality))
+                    for name, count in counts.items()
+                    if count
+                ],
+                "old_losers": int(pairs[f"{modality}/old_losers"]),
+            }
 
 
-def _filter_row(version: VersionFigures, modality: str) -> FilterRow:
-    pairs = version.pairs
-    counts = {name: int(pairs[f"{modality}/dropped/{name}"]) for name in FILTERS}
-    return FilterRow(
-        version.version.iteration,
-        modality,
-        int(pairs["records"]),
-        int(pairs[f"{modality}/kept"]),
-        [
-            (count, FILTERS[name][0].format(modality=modality))
-            for name, count in counts.items()
-            if count
-        ],
-        int(pairs[f"{modality}/old_losers"]),
-    )
-
-
-def time_rows(figures: Figures) -> list[TimeRow]:
-    """Seconds that each stage took when its artifact was made."""
+def time_rows(figures: Figures) -> list[dict[str, Any]]:
+    """Seconds that each stage took when its artifact was made, None where it did not run."""
     taken = [{stage.title: stage.seconds for stage in v.stages} for v in figures.versions]
     # In the order of the last version, which has all stages: the first was not trained.
     titles = dict.fromkeys(title for stages in reversed(taken) for title in stages)
-    return [TimeRow(title, [stages.get(title) for stages in taken]) for title in titles]
+    return [
+        {
+            "title": title,
+            "seconds": [stages.get(title) for stages in taken],
+            "total": sum(stages.get(title, 0.0) for stages in taken),
+        }
+        for title in titles
+    ]
 
 
 def flatten(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

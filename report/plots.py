@@ -1,21 +1,47 @@
-"""The charts of a report: which lines stand in which of them."""
+"""The charts of a report and of MLflow (as PNG): which lines stand in which of them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from report.benchmarks import ALL
-from report.charts import LARGE, MOST_POINTS, SMALL, Axis, Line, line_chart, thinned, value_span
-from report.figures import Figures, VersionFigures
-from report.metrics import title_of
+from report.charts import (
+    LARGE,
+    MOST_POINTS,
+    SMALL,
+    Axis,
+    Line,
+    draw,
+    line_chart,
+    thinned,
+    value_span,
+)
+from report.figures import Figures, VersionFigures, title_of
 
 MODALITIES = ("caption", "image")
 # Captions are what the model understands, images what it draws: one colour for each side.
 TONES = {"caption": "understanding", "image": "generation"}
 SHIFT = 0.02  # of the width, by which G stands beside U, so that their bars do not hide each other
+# Inches, and margins as shares of the figure: computing a layout takes as long as three drawings.
+GAP_SIZE, CURVE_SIZE = (10.0, 4.0), (16.0, 6.5)
+GAP_MARGINS = {"left": 0.06, "right": 0.9, "bottom": 0.12, "top": 0.92, "wspace": 0.45}
+CURVE_MARGINS = {
+    **{"left": 0.045, "right": 0.95, "bottom": 0.08, "top": 0.94},
+    **{"wspace": 0.5, "hspace": 0.3},
+}
+PANELS = {
+    "loss": ("loss",),
+    "margin, nats": ("rewards/margins",),
+    "accuracy": ("rewards/accuracies",),
+    "log-prob. against reference": ("logratios/chosen", "logratios/rejected"),
+    "gradient norm": ("grad_norm",),
+}
+LABELS = {"logratios/chosen": "winner", "logratios/rejected": "loser"}
 
 
 @dataclass(frozen=True)
@@ -37,18 +63,10 @@ class PlotGroup:
 
 def main_plots(figures: Figures) -> list[Plot]:
     """U and G, their gap, and pictures without a mistake."""
-    both = [
-        _metric(figures, "understanding", "U", "understanding"),
-        _metric(figures, "generation", "G", "generation"),
-    ]
     return [
-        _plot(figures, "Understanding U and generation G", both),
+        _plot(figures, "Understanding U and generation G", _both(figures, ALL)),
         _plot(figures, "Gap U − G", [_metric(figures, "gap", "", "gap")], zero=True),
-        _plot(
-            figures,
-            title_of("all_right"),
-            [_metric(figures, "all_right", "", "generation")],
-        ),
+        _plot(figures, title_of("all_right"), [_metric(figures, "all_right", "", "generation")]),
     ]
 
 
@@ -74,14 +92,8 @@ def group_plots(figures: Figures) -> list[PlotGroup]:
         PlotGroup(
             title,
             [
-                _plot(
-                    figures,
-                    group.replace("_", " "),
-                    panels[title, group],
-                    span=span,
-                    size=SMALL,
-                )
-                for group in groups
+                _plot(figures, name.replace("_", " "), panels[title, name], span=span, size=SMALL)
+                for name in groups
             ],
         )
         for title, (_, groups) in shown.items()
@@ -141,14 +153,29 @@ def training_plots(figures: Figures) -> list[Plot]:
     if not trained:
         return []
     axis, steps = _steps(trained)
-    plots = [
-        _curves(trained, steps, axis, "Loss", "loss"),
-        _curves(trained, steps, axis, "Accuracy: winner preferred", "rewards/accuracies"),
-        _curves(trained, steps, axis, "Reward margin", "rewards/margins"),
-        *(_sides(trained, steps, axis, modality) for modality in MODALITIES),
-        _curves(trained, steps, axis, "Gradient norm, before clipping", "grad_norm"),
-    ]
-    return [plot for plot in plots if plot is not None]
+
+    def plot(title: str, lines: Mapping[str, Line], note: str = "", zero: bool = False) -> None:
+        """Add a chart of these metrics, if any was logged."""
+        curves = [one for name, like in lines.items() for one in _curve(trained, steps, name, like)]
+        if curves:
+            plots.append(Plot(title, note, line_chart(title, curves, axis, zero=zero)))
+
+    def both(name: str) -> dict[str, Line]:
+        return {f"{m}/{name}": Line(f"{m}s", TONES[m], ()) for m in MODALITIES}
+
+    plots: list[Plot] = []
+    plot("Loss", both("loss"))
+    plot("Accuracy: winner preferred", both("rewards/accuracies"))
+    plot("Reward margin", both("rewards/margins"))
+    for modality in MODALITIES:
+        sides = {
+            f"{modality}/logratios/chosen": Line("winners", TONES[modality], ()),
+            f"{modality}/logratios/rejected": Line("losers", TONES[modality], (), dashed=True),
+        }
+        note = "Against the reference, nats a token: winners stay near or above 0, losers fall."
+        plot(f"Log-probability of {modality}s", sides, note, zero=True)
+    plot("Gradient norm, before clipping", both("grad_norm"))
+    return plots
 
 
 def _both(figures: Figures, group: str) -> list[Line]:
@@ -220,37 +247,61 @@ def _curve(
     return [*lines[:-1], replace(lines[-1], label=like.label)] if lines else []
 
 
-def _curves(
-    trained: Sequence[VersionFigures],
-    steps: Mapping[int, int],
-    axis: Axis,
-    title: str,
-    name: str,
-) -> Plot | None:
-    """One metric of both branches."""
+def gap_plot(versions: Sequence[VersionFigures]) -> bytes:
+    """U and G with what lies between them, and the gap alone, over the checkpoints of a run."""
+    figure = Figure(GAP_SIZE)
+    figure.subplots_adjust(**GAP_MARGINS)
+    scores, gap = figure.subplots(1, 2)
+    axis = Axis("checkpoint", [(float(i), version.label) for i, version in enumerate(versions)])
     lines = [
-        line
-        for m in MODALITIES
-        for line in _curve(trained, steps, f"{m}/{name}", Line(f"{m}s", TONES[m], ()))
+        _over_versions(versions, name, label)
+        for name, label in (("understanding", "U"), ("generation", "G"))
     ]
-    return Plot(title, "", line_chart(title, lines, axis)) if lines else None
+    draw(scores, lines, axis)
+    understanding, generation = ([y for _, y in line.points] for line in lines)
+    scores.fill_between(range(len(versions)), understanding, generation, color="#eaeef2")
+    draw(gap, [_over_versions(versions, "gap", "")], axis, zero=True)
+    scores.set_title("Share of right answers on held-out records")
+    gap.set_title("Gap U − G: what self-play is to close")
+    return _png(figure)
 
 
-def _sides(
-    trained: Sequence[VersionFigures], steps: Mapping[int, int], axis: Axis, modality: str
-) -> Plot | None:
-    """Winner and loser of one branch against the checkpoint before the iteration."""
-    title = f"Log-probability of {modality}s"
-    sides = {
-        "chosen": Line("winners", TONES[modality], ()),
-        "rejected": Line("losers", TONES[modality], (), dashed=True),
-    }
-    lines = [
-        line
-        for side, like in sides.items()
-        for line in _curve(trained, steps, f"{modality}/logratios/{side}", like)
-    ]
-    if not lines:
-        return None
-    note = "Against the reference, nats a token: winners stay near or above 0, losers fall."
-    return Plot(title, note, line_chart(title, lines, axis, zero=True))
+def training_plot(curve: Sequence[Mapping[str, float]]) -> bytes:
+    """Loss, margins, accuracy, log-probability against the reference and gradient norm by step."""
+    figure = Figure(CURVE_SIZE)
+    figure.subplots_adjust(**CURVE_MARGINS)
+    shown = [name for name in TONES if any(f"{name}/loss" in row for row in curve)]
+    panels = figure.subplots(len(shown), len(PANELS), squeeze=False)
+    axis = Axis("step", [(float(step), str(step)) for step in (1, len(curve))])
+    for row, modality in zip(panels, shown, strict=True):
+        for axes, (title, names) in zip(row, PANELS.items(), strict=True):
+            axes.set_title(f"{modality}: {title}", fontsize=9)
+            lines = [line for name in names if (line := _over_steps(curve, modality, name))]
+            if lines:
+                draw(axes, lines, axis)
+    return _png(figure)
+
+
+def _over_versions(versions: Sequence[VersionFigures], name: str, label: str) -> Line:
+    found = [version.metrics[name, ALL] for version in versions]
+    return Line(
+        f"{label} {found[-1].value:.3f}".strip(),
+        name,
+        [(float(place), interval.value) for place, interval in enumerate(found)],
+        [(interval.low, interval.high) for interval in found],
+    )
+
+
+def _over_steps(curve: Sequence[Mapping[str, float]], modality: str, name: str) -> Line | None:
+    """One of the curves; the gradient norm is that of both modalities under one optimizer."""
+    full = f"{modality}/{name}"
+    shared = name if not any(full in row for row in curve) else full
+    points = [(row["step"], row[shared]) for row in curve if shared in row]
+    dashed = name.endswith("rejected")
+    return Line(LABELS.get(name, ""), TONES[modality], points, dashed=dashed) if points else None
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

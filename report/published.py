@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from report.benchmarks import ALL, Interval
+from data.metrics import Interval
+from report.benchmarks import ALL
 from report.figures import Figures, VersionFigures
 
 FILE = Path(__file__).parent / "published_results.csv"

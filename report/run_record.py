@@ -6,8 +6,10 @@ The report is built from it at any time, of an unfinished run too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from core.artifact import ArtifactRef
 
@@ -52,46 +54,11 @@ class RunRecord:
     versions: tuple[Version, ...] = ()
     stopped: str = ""
 
-    def with_version(self, version: Version) -> RunRecord:
-        """The run's record with one more checkpoint."""
-        return replace(self, versions=(*self.versions, version))
-
-    def with_config(self, config: Mapping[str, Any]) -> RunRecord:
-        """The same run_record of a run with another number of iterations."""
-        return replace(self, config=config)
-
-    def with_end(self, reason: str) -> RunRecord:
-        """The record of a run that was stopped."""
-        return replace(self, stopped=reason)
-
     def up_to(self, iteration: int) -> RunRecord:
         """The run's record without what came after an iteration."""
         return replace(self, versions=tuple(v for v in self.versions if v.iteration <= iteration))
 
 
-def to_document(run_record: RunRecord) -> dict[str, Any]:
-    """JSON form of a run's record."""
-    return asdict(run_record)
-
-
 def from_document(document: Mapping[str, Any]) -> RunRecord:
-    """The run's record from its JSON form."""
-    pool, test, base, judge = (
-        ArtifactRef(**document[name]) for name in ("pool", "test", "base", "judge")
-    )
-    versions = tuple(
-        Version(
-            iteration=version["iteration"],
-            checkpoint=ArtifactRef(**version["checkpoint"]),
-            evaluation=ArtifactRef(**version["evaluation"]),
-            stages={name: ArtifactRef(**ref) for name, ref in version["stages"].items()},
-            promoted=version["promoted"],
-            decision=version["decision"],
-            name=version["name"],
-            benchmarks={name: ArtifactRef(**ref) for name, ref in version["benchmarks"].items()},
-        )
-        for version in document["versions"]
-    )
-    return RunRecord(
-        document["config"], pool, test, base, judge, versions, document.get("stopped", "")
-    )
+    """The run's record from its JSON form, which `dataclasses.asdict` gives."""
+    return TypeAdapter(RunRecord).validate_python(document)

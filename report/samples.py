@@ -29,6 +29,7 @@ NUM_DRAWINGS = 12  # prompts drawn by every checkpoint
 SHOWN_AS_IS = 64  # pixels; larger pictures are stored as JPEG of at most
 LARGEST = 160  # pixels, so that a page with some hundreds stays below 3 MB
 
+KINDS = ["record_id", "category", "composition"]
 WIN, LOSE, NEITHER = "winner", "loser", ""
 Row = Mapping[str, Any]
 
@@ -92,12 +93,13 @@ def picture(value: Mapping[str, Any]) -> Picture:
     """The data URI of an image column's value."""
     image = decode_image(value)
     if max(image.size) <= SHOWN_AS_IS:
-        return Picture(_uri(image, "PNG"), True)
+        return Picture(encoded(image, "PNG"), True)
     image.thumbnail((LARGEST, LARGEST))
-    return Picture(_uri(image, "JPEG"), False)
+    return Picture(encoded(image, "JPEG"), False)
 
 
-def _uri(image: Image.Image, kind: str) -> str:
+def encoded(image: Image.Image, kind: str) -> str:
+    """A picture as an address that holds it."""
     buffer = io.BytesIO()
     image.save(buffer, format=kind, optimize=True)
     encoded = base64.b64encode(buffer.getvalue()).decode()
@@ -121,15 +123,14 @@ def read_sampled(store: Store, run_record: RunRecord) -> list[Sampled]:
     last = run_record.versions[-1]
     if not last.stages:
         return []
-    kinds = _read(
-        store, run_record.pool, "pool", ["record_id", "category", "composition"]
-    ).to_pylist()
-    paired = _read(store, last.stages["pairs"], "pairs", ["record_id"])["record_id"]
-    known = set(paired.to_pylist())
+    paired = _rows(store.open(last.stages["pairs"]).parts(), "pairs", ["record_id"])
+    known = {row["record_id"] for row in paired}
+    kinds = _rows(store.open(run_record.pool).parts(), "pool", KINDS)
     chosen = spread([row for row in kinds if row["record_id"] in known], NUM_SAMPLED)
     ids = [row["record_id"] for row in chosen]
     score = run_record.config["scoring"]["image_score"]
-    pairs = {row["record_id"]: row for row in _rows_of(store, last.stages["pairs"], "pairs", ids)}
+    parts = store.open(last.stages["pairs"]).parts()
+    pairs = {row["record_id"]: row for row in _rows_of(parts, "pairs", ids)}
     captions = _scored(store, last.stages, "caption", ("text", "score"), ids)
     images = _scored(store, last.stages, "image", ("image", score), ids)
     return [_sampled(pairs[i], last.iteration, captions[i], images[i]) for i in ids]
@@ -137,12 +138,11 @@ def read_sampled(store: Store, run_record: RunRecord) -> list[Sampled]:
 
 def read_drawings(store: Store, run_record: RunRecord) -> list[Drawing]:
     """Some held-out prompts with what every checkpoint drew for them."""
-    columns = ["record_id", "image", "prompt", "category", "composition"]
-    records = spread(
-        _read(store, run_record.test, "pool", columns[:1] + columns[3:]).to_pylist(), NUM_DRAWINGS
-    )
+    test = store.open(run_record.test).parts()
+    records = spread(_rows(test, "pool", KINDS), NUM_DRAWINGS)
     ids = [record["record_id"] for record in records]
-    truths = {r["record_id"]: r for r in _rows_of(store, run_record.test, "pool", ids, columns)}
+    columns = [*KINDS, "image", "prompt"]
+    truths = {row["record_id"]: row for row in _rows_of(test, "pool", ids, columns)}
     drawn = [
         (version.label, _drawn(store, version.evaluation, ids)) for version in run_record.versions
     ]
@@ -162,24 +162,16 @@ def _sampled(pair: Row, iteration: int, captions: Sequence[Row], images: Sequenc
     said = [(row["text"], row["text"], row["score"]) for row in captions]
     drawn = [(row["image"]["bytes"], picture(row["image"]), row["score"]) for row in images]
     old = pair["image_lose"]
+    texts = pair["caption_win"], pair["caption_lose"]
+    pictures = pair["image_win"]["bytes"], old["bytes"]
     return Sampled(
         record_id=pair["record_id"],
         iteration=iteration,
         image=picture(pair["image"]),
         prompt=pair["prompt"],
         caption=pair["caption"],
-        captions=_counted(
-            _marked(
-                said,
-                pair,
-                "caption",
-                (pair["caption_win"], pair["caption_lose"]),
-                pair["caption_lose"],
-            )
-        ),
-        images=_marked(
-            drawn, pair, "image", (pair["image_win"]["bytes"], old["bytes"]), picture(old)
-        ),
+        captions=_counted(_marked(said, pair, "caption", texts, pair["caption_lose"])),
+        images=_marked(drawn, pair, "image", pictures, picture(old)),
     )
 
 
@@ -233,11 +225,11 @@ def _drawn(
     )
     right: dict[tuple[str, int], list[float]] = {}
     columns = ["record_id", "subject", "sample", "right"]
-    for row in _rows_in(answers, "eval_answers", ids, columns):
+    for row in _rows_of(answers, "eval_answers", ids, columns):
         if row["subject"] == "generated":
             right.setdefault((row["record_id"], row["sample"]), []).append(row["right"])
     drawn: dict[str, list[tuple[Picture, float]]] = {i: [] for i in ids}
-    for row in _rows_in(images, "images", ids, ["record_id", "sample", "image"]):
+    for row in _rows_of(images, "images", ids, ["record_id", "sample", "image"]):
         answered = right[row["record_id"], row["sample"]]
         share = sum(answered) / len(answered)
         drawn[row["record_id"]].append((picture(row["image"]), share))
@@ -254,14 +246,14 @@ def _scored(
     """Samples of these records in order, with their content and `score`."""
     key = ["record_id", "sample"]
     content, score = columns
-    scores = {
-        (row["record_id"], row["sample"]): row[score]
-        for row in _rows_of(
-            store, stages[f"{modality}_scores"], f"{modality}_scores", ids, [*key, score]
-        )
-    }
+
+    def rows(name: str, column: str) -> list[Row]:
+        return _rows_of(store.open(stages[name]).parts(), name, ids, [*key, column])
+
+    scored = rows(f"{modality}_scores", score)
+    scores = {(row["record_id"], row["sample"]): row[score] for row in scored}
     samples: dict[str, list[Row]] = {i: [] for i in ids}
-    for row in _rows_of(store, stages[f"{modality}s"], f"{modality}s", ids, [*key, content]):
+    for row in rows(f"{modality}s", content):
         at = (row["record_id"], row["sample"])
         if at in scores:
             samples[row["record_id"]].append({content: row[content], "score": scores[at]})
@@ -269,19 +261,9 @@ def _scored(
 
 
 def _rows_of(
-    store: Store,
-    ref: ArtifactRef,
-    table: str,
-    ids: Sequence[str],
-    columns: Sequence[str] | None = None,
-) -> list[Row]:
-    """The rows of some records, in the order of the table."""
-    return _rows_in(store.open(ref).parts(), table, ids, columns)
-
-
-def _rows_in(
     paths: Sequence[Path], table: str, ids: Sequence[str], columns: Sequence[str] | None = None
 ) -> list[Row]:
+    """The rows of some records, in the order of the table."""
     known = read_table(paths, table, ["record_id"])["record_id"]
     wanted = pc.is_in(known, value_set=pa.array(ids, pa.string()))
     rows = np.flatnonzero(wanted.to_numpy())
@@ -293,5 +275,6 @@ def _rows_in(
     return found
 
 
-def _read(store: Store, ref: ArtifactRef, table: str, columns: Sequence[str]) -> pa.Table:
-    return read_table(store.open(ref).parts(), table, columns)
+def _rows(paths: Sequence[Path], table: str, columns: Sequence[str]) -> list[Row]:
+    found: list[Row] = read_table(paths, table, columns).to_pylist()
+    return found

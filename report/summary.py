@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from PIL.Image import Image
 
-from report.alarms import MODALITIES, Alarm, Review, unjudged_texts
+from report.alarms import FILTERS, MODALITIES, Alarm, Review, unjudged_texts
 from report.benchmarks import ALL
 from report.figures import VersionFigures
 from report.gallery import PairExample, data_uri
@@ -22,17 +22,6 @@ PICTURE = 96  # pixels
 CHARACTERS = 34  # of a line in a cell, which do not wrap by themselves
 PAGE_BYTES = 300_000  # a page stays below it: pictures are left out from the end
 SCORES = {"U": "understanding", "G": "generation", "gap": "gap", "chance": "chance"}
-DROPPED = {
-    "no_questions": "without questions",
-    "no_scores": "without a score",
-    "no_winner": "empty",
-    "below_min_best": "best not above min_best",
-    "no_loser": "one sample only",
-    "not_above_loser": "not above the old loser",
-    "below_margin": "winner and loser closer than min_margin",
-    "identical": "winner and loser alike",
-    "same_after_cut": "winner and loser the same behind the text budget",
-}
 
 
 def checkpoint_rows(versions: Sequence[VersionFigures]) -> list[dict[str, str]]:
@@ -108,7 +97,8 @@ def _pairs(version: VersionFigures) -> str:
 def _why(version: VersionFigures, modality: str) -> str:
     """What the filters of a modality dropped, and why: `best not above min_best 68, empty 2`."""
     dropped = {
-        title: version.pairs.get(f"{modality}/dropped/{name}") for name, title in DROPPED.items()
+        title: version.pairs.get(f"{modality}/dropped/{name}")
+        for name, (_, _, title) in FILTERS.items()
     }
     return ", ".join(f"{title} {count}" for title, count in dropped.items() if count)
 

@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from textwrap import fill
 from typing import TypeAlias
 
-import pyarrow as pa
-
-from data.metrics import METRICS
-from report.metrics import Change
+from data.metrics import METRICS, Interval
+from report.benchmarks import ALL, Metrics
 
 WIDTH = 120
 GAP = 2
-ALL = "all"
 BENCHMARK = "benchmark"
 UNANSWERED = "unanswered"
 CHANGE = "change from base"
@@ -25,11 +22,11 @@ CHANGE = "change from base"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A column: its title, the `metrics` table of the checkpoint, and its benchmarks by title."""
+    """A column: its title, the metrics of the checkpoint, and its benchmarks by title."""
 
     label: str
-    metrics: pa.Table
-    benchmarks: Mapping[str, Change] = field(default_factory=dict)
+    metrics: Metrics
+    benchmarks: Mapping[str, Interval] = field(default_factory=dict)
 
 
 Scores: TypeAlias = Mapping[tuple[str, str], str]
@@ -38,7 +35,7 @@ Row: TypeAlias = tuple[str, tuple[str, str]]  # title, (name, group)
 
 def final_table(
     checkpoints: Sequence[Checkpoint],
-    changes: Mapping[str, Change],
+    changes: Mapping[str, Interval],
     *,
     confidence: float,
     judge: str = "",
@@ -66,16 +63,16 @@ def final_table(
     return "\n\n".join([*blocks, "\n".join(lines)])
 
 
-def _rows(tables: Sequence[pa.Table]) -> list[Row]:
+def _rows(metrics: Sequence[Metrics]) -> list[Row]:
     """What there is to show, in its order: every metric and group of any checkpoint."""
-    found = [row for table in tables for row in table.to_pylist()]
-    known = dict.fromkeys((row["name"], row["group"]) for row in found)
+    known = dict.fromkeys(key for one in metrics for key in one)
     # That all questions were answered is what everybody expects.
-    missing = any(row["name"] == UNANSWERED and row["value"] > 0 for row in found)
-    silent = set() if missing else {(UNANSWERED, ALL)}
+    silent = (UNANSWERED, ALL)
+    if any(silent in one and one[silent].value > 0 for one in metrics):
+        silent = ("", "")
     rows: list[Row] = []
     for metric in METRICS:
-        if (metric.name, ALL) in known and (metric.name, ALL) not in silent:
+        if (metric.name, ALL) in known and (metric.name, ALL) != silent:
             rows.append((metric.title, (metric.name, ALL)))
         for name, group in known:
             part = group.removeprefix(metric.groups)
@@ -85,21 +82,11 @@ def _rows(tables: Sequence[pa.Table]) -> list[Row]:
 
 
 def _cells(checkpoint: Checkpoint) -> Scores:
-    scores = {
-        (row["name"], row["group"]): show(_Estimate(row["value"], row["low"], row["high"]))
-        for row in checkpoint.metrics.to_pylist()
-    }
+    scores = {key: show(one) for key, one in checkpoint.metrics.items()}
     return scores | {(t, BENCHMARK): show(one) for t, one in checkpoint.benchmarks.items()}
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    value: float
-    low: float
-    high: float
-
-
-def show(interval: Change, *, signed: bool = False) -> str:
+def show(interval: Interval, *, signed: bool = False) -> str:
     """`.713 [.695, .731]`: shares without the zero that nearly all start with."""
     value, low, high = (
         _number(number, signed) for number in (interval.value, interval.low, interval.high)

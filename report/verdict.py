@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from report.benchmarks import Interval
+from data.metrics import Interval
 from report.figures import Figures
 
 GOOD, BAD, OPEN, TASTE = "good", "bad", "open", "taste"
@@ -28,13 +28,15 @@ def give_verdict(figures: Figures) -> Verdict:
     """
     base, last = figures.base, figures.last
     if not figures.changes:
+        who = f"{figures.judge}: {figures.judged_by.why}"
+        taste = "" if figures.independent else f" The latter is said by {who}; nobody else looked."
         return Verdict(
             OPEN,
             "Only the base checkpoint has been judged so far: its gap is "
             f"{_plain(base.value('gap'))}.",
             f"It answers {base.value('understanding'):.1%} of the questions about real pictures "
             f"rightly, and {base.value('generation'):.1%} of those about its own drawings come out "
-            f"as wanted (guesses would get {base.value('chance'):.1%}).{_only_taste(figures)}",
+            f"as wanted (guesses would get {base.value('chance'):.1%}).{taste}",
         )
     if not figures.independent:
         return _by_own_taste(figures)
@@ -77,12 +79,6 @@ def _by_own_taste(figures: Figures) -> Verdict:
     )
 
 
-def _only_taste(figures: Figures) -> str:
-    if figures.independent:
-        return ""
-    return f" The latter is said by {figures.judge}: {figures.judged_by.why}; nobody else looked."
-
-
 def _detail(changes: Mapping[str, Interval]) -> str:
     drawing, understanding = changes["generation"], changes["understanding"]
     parts = [
@@ -100,11 +96,7 @@ def _detail(changes: Mapping[str, Interval]) -> str:
 
 def signed(interval: Interval) -> str:
     """`+0.034 [+0.015, +0.052]` with real minus signs."""
-    value, low, high = (
-        f"{number:+.3f}".replace("-", "−")
-        for number in (interval.value, interval.low, interval.high)
-    )
-    return f"{value} [{low}, {high}]"
+    return interval.signed().replace("-", "−")
 
 
 def _plain(number: float) -> str:

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from string import ascii_uppercase
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import httpx
@@ -114,11 +113,8 @@ class _Dialect:
             yield "structured_outputs", words, replace(self, mode="free")
         if self.top != TOPS[-1]:
             yield "top_logprobs", ["top_logprobs"], replace(self, top=TOPS[-1])
-        yield (
-            "logprobs",
-            ("logprobs", "log_probs", "log probabilities"),
-            replace(self, mode="named"),
-        )
+        words = ["logprobs", "log_probs", "log probabilities"]
+        yield "logprobs", words, replace(self, mode="named")
         if self.form != FORMS[-1]:
             words = ["response_format", "json_schema", "json_object", "schema", "json"]
             form = FORMS[FORMS.index(self.form) + 1]
@@ -185,12 +181,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._http.close()
 
@@ -319,7 +310,11 @@ class Client:
                 problem = NoAnswer(said.fault, said.text)
                 self._count(said.fault)
                 continue
-            found = _parsed(said.text, kind, in_words)
+            found: AnswerT | None
+            try:
+                found = kind.model_validate_json(json_in(said.text))
+            except ValidationError:
+                found = None if in_words is None else in_words(said.text)
             if found is not None:
                 return found
             problem = NoAnswer(UNUSABLE, said.text)
@@ -419,11 +414,16 @@ class Client:
                 response = self._http.request(method, self._url + path, json=body)
                 status = response.status_code
                 if status < 300:
-                    return _json(response, anything=body is None)
+                    value = response.json()
+                    if body is not None and not isinstance(value, dict):
+                        raise ValueError(f"the answer is no JSON object: {_said(response)}")
+                    return value
                 said = _said(response)
                 problem = f"status {status}: {said}"
                 if (status < 500 and status not in TRANSIENT) or _is_unsupported(status, said):
-                    way_out = _way_out(status)
+                    way_out = "check url (it ends in /v1), model, and what the model can take"
+                    if status in NOT_ALLOWED:
+                        way_out = f"give the server's key in {KEY_VARIABLE}"
                     raise _RefusedError(
                         f"{self._field}: {self._url}{path} refused ({problem}); {way_out}",
                         status,
@@ -444,7 +444,9 @@ class Client:
                     f"{self._endpoint.timeout_seconds:g} or retries; what is done is kept"
                 )
             self._count("retries")
-            self._stopping.wait(max(wait, _backoff(attempt)))
+            # Doubled each time, and spread so that threads do not meet.
+            own = min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            self._stopping.wait(max(wait, own))
             attempt += 1
 
     def _count(self, name: str, amount: float = 1) -> None:
@@ -511,15 +513,6 @@ def _named(letters: str) -> type[BaseModel]:
     return create_model("Named", answer=(one_of, ...))
 
 
-def _parsed(
-    text: str, kind: type[AnswerT], in_words: Callable[[str], AnswerT | None] | None
-) -> AnswerT | None:
-    try:
-        return kind.model_validate_json(json_in(text))
-    except ValidationError:
-        return None if in_words is None else in_words(text)
-
-
 def _listed(document: object) -> list[str]:
     """The names in a list of models, in any layout; empty if it has none that we know."""
     found = document
@@ -546,13 +539,6 @@ def _short(text: str) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def _json(response: httpx.Response, *, anything: bool) -> Any:
-    value = response.json()
-    if not isinstance(value, dict) and not anything:
-        raise ValueError(f"the answer is no JSON object: {_said(response)}")
-    return value
-
-
 def _said(response: httpx.Response) -> str:
     """What a server said about its refusal, in one line."""
     try:
@@ -569,12 +555,6 @@ def _is_unsupported(status: int, said: str) -> bool:
     return status in UNSUPPORTED or (status >= 500 and named)
 
 
-def _way_out(status: int) -> str:
-    if status in NOT_ALLOWED:
-        return f"give the server's key in {KEY_VARIABLE}"
-    return "check url (it ends in /v1), model, and what the model can take"
-
-
 def _asked_wait(response: httpx.Response) -> float:
     """The seconds of a Retry-After header, given as such or as a date; 0 without one."""
     value = response.headers.get("retry-after", "")
@@ -586,8 +566,3 @@ def _asked_wait(response: httpx.Response) -> float:
         except (TypeError, ValueError):
             return 0.0
     return min(max(seconds, 0.0), LONGEST_ASKED_WAIT) if math.isfinite(seconds) else 0.0
-
-
-def _backoff(attempt: int) -> float:
-    """Seconds before the next try: doubled each time, and spread so that threads do not meet."""
-    return min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def _process(
     serve = endpoint.serve
     assert serve is not None
     command = _command(serve, endpoint.model, field, port)
+    offline = {"HF_HUB_OFFLINE": "1"} if Path(serve.model).is_dir() else {}
     with writing_to(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("wb")
@@ -71,7 +72,7 @@ def _process(
             stdin=subprocess.PIPE,  # its end is the sign to end
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=_environment(serve),
+            env={**os.environ, "VLLM_NO_USAGE_STATS": "1", **offline, **serve.environment},
             cwd=log.parent,  # our packages must not come before those of its environment
             start_new_session=True,
         )
@@ -98,11 +99,6 @@ def _command(serve: Serve, name: str, field: str, port: int) -> list[str]:
         *("--structured-outputs-config", OUTPUTS),
         *serve.arguments,
     ]
-
-
-def _environment(serve: Serve) -> Mapping[str, str]:
-    offline = {"HF_HUB_OFFLINE": "1"} if Path(serve.model).is_dir() else {}
-    return {**os.environ, "VLLM_NO_USAGE_STATS": "1", **offline, **serve.environment}
 
 
 def _free_port() -> int:

@@ -23,14 +23,13 @@ from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
 from core.store import Store
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.figures import ALL
-from evals.benchmarks.run import CUT, ask_all, check_judged, digest_of, items_of, sum_up
+from evals.benchmarks.run import CUT, ask_all, digest_of, items_of, sum_up
+from evals.checkpoints import open_model
 from evals.judges.endpoint import judge_server
 from models.batches import Batches
-from models.registry import load_model, use_threads
 
 if TYPE_CHECKING:
     from evals.benchmarks.base import Benchmark
-    from models.protocol import UnifiedModel
 
 
 def alone(config: Config, name: str) -> Config:
@@ -64,19 +63,12 @@ def _score(
     )
     part_items, folder = config.sampling.shard_records, context.input("checkpoint").path("model")
 
-    @cache
-    def model() -> UnifiedModel:
-        use_threads(config.runtime.threads)
-        return load_model(
-            config.model.family, folder, config.runtime.device, config.model.precision
-        )
-
+    model = cache(lambda: open_model(config, folder))  # for parts that are missing, if any are
     if not ask_all(
         context.draft, benchmark, model, items, part_items, batches, context.shard, context.progress
     ):
         return None
     rows = sum_up(context.draft, benchmark, config.evaluation)
-    check_judged(rows, config.evaluation.max_unanswered, chosen.name)
     terms = repr((digest_of(items), sorted(benchmark.settings.items())))
     return {
         "name": chosen.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from core.command import stage_command
@@ -56,10 +55,6 @@ def _body(context: StageContext) -> Mapping[str, object] | None:
     }
 
 
-def _with_server(config: Config) -> AbstractContextManager[Config]:
-    return judge_server(config, config.evaluation.judge == "endpoint")
-
-
 def _encoder_files(config: Config) -> Sequence[Path]:
     judge = encoder_files(config.evaluation.folder) if config.evaluation.folder else []
     return [*encoder_files(config.scoring.caption_encoder), *judge]
@@ -91,7 +86,7 @@ EVALUATE = Stage(
     sharded=True,
     # What its folder holds is named by the digests of files.
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
-    resources=_with_server,
+    resources=judge_server,
 )
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ SCORES = ("understanding", "generation", "gap")
 
 def _body(context: StageContext) -> Mapping[str, object]:
     evaluation = context.input("evaluation")
-    judged, scores = _judged(evaluation), _scores(evaluation)
+    figures, results = _figures(evaluation), evaluation.manifest["results"]
+    judged = JudgedBy(results["judge"], results["independent"], results["why"])
+    scores = {name: figures[name]["value"] for name in SCORES}
     document: dict[str, Any] = {"scores": scores, "judge": judged.name}
     if context.inputs["baseline"]:
         config, baseline = context.config, context.input("baseline")
@@ -41,7 +43,8 @@ def _body(context: StageContext) -> Mapping[str, object]:
         decision = judge(*tables, config.gate, config.evaluation, judged, compared)
         document |= asdict(decision)
         document["reason"] += skipped
-    elif _reads(evaluation):
+    # U is above what guesses would get, beyond its interval.
+    elif figures["understanding"]["low"] > figures["chance"]["value"]:
         document |= {"promote": True, "reason": FIRST}
     else:
         document |= {"promote": False, "reason": UNREADABLE}
@@ -69,41 +72,20 @@ def read_decision(gate: Artifact) -> dict[str, Any]:
 def _benchmark_changes(context: StageContext) -> tuple[list[BenchmarkChange], str]:
     """Changes at the benchmarks that both were scored by, and a remark about the others."""
     after, before = (
-        {_name(one): one for one in context.inputs[name]}
+        {one.manifest["results"]["name"]: one for one in context.inputs[name]}
         for name in ("benchmarks", "baseline_benchmarks")
     )
     changes, skipped = [], []
     for name in dict.fromkeys((*after, *before)):
-        if name not in after or name not in before or _differ(after[name], before[name]):
+        both = [side[name] for side in (after, before) if name in side]
+        # Of the same items, judges and sampling.
+        if len(both) < 2 or len({one.manifest["results"]["terms"] for one in both}) > 1:
             skipped.append(name)
             continue
-        new, old = (
-            read_table(one.path(ITEMS), "benchmark_items") for one in (after[name], before[name])
-        )
+        new, old = (read_table(one.path(ITEMS), "benchmark_items") for one in both)
         changes.append(benchmark_change(name, new, old, context.config.evaluation))
     remark = "; not compared, since items or settings differ or only one was scored: "
     return changes, remark + ", ".join(skipped) if skipped else ""
-
-
-def _differ(after: Artifact, before: Artifact) -> bool:
-    """Whether two results are of other items, judges or sampling."""
-    return bool(after.manifest["results"]["terms"] != before.manifest["results"]["terms"])
-
-
-def _name(benchmark: Artifact) -> str:
-    name: str = benchmark.manifest["results"]["name"]
-    return name
-
-
-def _judged(evaluation: Artifact) -> JudgedBy:
-    results = evaluation.manifest["results"]
-    return JudgedBy(results["judge"], results["independent"], results["why"])
-
-
-def _reads(evaluation: Artifact) -> bool:
-    """Whether U is above what guesses would get, beyond its interval."""
-    found = _figures(evaluation)
-    return float(found["understanding"]["low"]) > float(found["chance"]["value"])
 
 
 def _records(evaluation: Artifact) -> pa.Table:
@@ -113,11 +95,6 @@ def _records(evaluation: Artifact) -> pa.Table:
 def _figures(evaluation: Artifact) -> dict[str, dict[str, Any]]:
     table = read_table(evaluation.path("metrics.parquet"), "metrics")
     return {row["name"]: row for row in table.to_pylist() if row["group"] == "all"}
-
-
-def _scores(evaluation: Artifact) -> dict[str, float]:
-    figures = _figures(evaluation)
-    return {name: figures[name]["value"] for name in SCORES}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +21,27 @@ from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
 from core.stage import Stage, StageContext
+from data.rows import spread_batches, spread_records
 from data.tables import decode_image, write_table
+from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.judges.catalog import (
     CAPTIONS,
     JUDGE,
     NETWORK,
+    RECORD,
     JudgeRecord,
     open_clip,
     open_judge,
     provenance_of,
-    write_record,
 )
 from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
 from evals.networks.caption_scorer import encoder_files
-from evals.sampling import spread_batches, spread_records
-from evals.statistics import BOOTSTRAP_SEED, Estimate, bootstrap_mean
+from evals.statistics import Bootstrap
 from evals.vqa import check_answered
 from models.batches import Batches
-from models.registry import load_model, use_threads
+from models.registry import use_threads
 
 if TYPE_CHECKING:
     from models.protocol import UnifiedModel
@@ -60,16 +61,14 @@ def _body(context: StageContext) -> Mapping[str, object]:
     use_threads(config.runtime.threads)
     base = context.input("base").path("model")
     provenance = provenance_of(config, base)
-    prepared = _prepare(context)
-    answers = _answers(context, prepared, base)
-    rows = accuracy_rows(answers, config)
+    rows = accuracy_rows(_answers(context, _prepare(context), base), config)
     readable = sorted({row["group"] for row in rows} - {ALL} - unreadable(rows))
     _check(provenance, rows, readable)
     types = tuple(readable) if provenance.kind == "reader" else None
     with context.draft.write(ACCURACY) as path:
         write_table(path, "metrics", rows)
     with context.draft.write(JUDGE) as path:
-        write_record(path, JudgeRecord(provenance, types))
+        path.write_bytes(RECORD.dump_json(JudgeRecord(provenance, types), indent=2) + b"\n")
     left_out = sorted({row["group"] for row in rows} - {ALL} - set(readable)) if types else []
     return {
         "kind": provenance.kind,
@@ -87,15 +86,13 @@ def _prepare(context: StageContext) -> Path:
     config, draft = context.config, context.draft
     if config.evaluation.judge == "encoder" and not draft.has(CAPTIONS):
         with draft.write(CAPTIONS) as path:
-            write_captions(path, _prompts(context.input("pool").parts()))
+            pool = context.input("pool").parts()
+            rows = spread_records(pool, ["record_id", "prompt"], DISTRACTORS)
+            write_captions(path, [row["prompt"] for row in rows])
     if config.evaluation.judge == "reader":
         _train_readers(context)
         return draft.path(NETWORK.format(0)).parent.parent
     return draft.path(CAPTIONS).parent if draft.has(CAPTIONS) else Path()
-
-
-def _prompts(pool: Sequence[Path]) -> list[str]:
-    return [row["prompt"] for row in spread_records(pool, ["record_id", "prompt"], DISTRACTORS)]
 
 
 def _train_readers(context: StageContext) -> None:
@@ -139,7 +136,7 @@ def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
     most = ASKED_OUTSIDE if outside else MEASURED
     columns = ["record_id", "image", "prompt", "questions"]
     records = spread_records(context.input("test").parts(), columns, most)
-    model = load_model(config.model.family, base, config.runtime.device, config.model.precision)
+    model = open_model(config, base)
     rows: list[Row] = []
     with (
         open_judge(config, prepared, None, base) as judge,
@@ -208,14 +205,7 @@ def accuracy_rows(answers: pd.DataFrame, config: Config) -> list[Row]:
 def _estimate(values: pd.Series, config: Config) -> dict[str, float]:
     if not len(values):
         return {"value": 0.0, "low": -1.0, "high": 1.0, "count": 0}
-    settings = config.evaluation
-    found: Estimate = bootstrap_mean(
-        np.asarray(values, np.float64),
-        samples=settings.bootstrap_samples,
-        confidence=settings.confidence,
-        seed=BOOTSTRAP_SEED,
-    )
-    return {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+    return asdict(Bootstrap.of(config.evaluation).mean(np.asarray(values, np.float64)))
 
 
 def unreadable(rows: Sequence[Row]) -> set[str]:
@@ -262,15 +252,6 @@ def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str])
         )
 
 
-def _with_server(config: Config) -> AbstractContextManager[Config]:
-    return judge_server(config, config.evaluation.judge == "endpoint")
-
-
-def _judge_files(config: Config) -> Sequence[Path]:
-    folder = config.evaluation.folder
-    return encoder_files(folder) if folder else []
-
-
 STAGE = Stage(
     "judge",
     2,
@@ -286,9 +267,9 @@ STAGE = Stage(
     ),
     inputs=("pool", "test", "base"),
     body=_body,
-    files=_judge_files,
+    files=lambda c: encoder_files(c.evaluation.folder) if c.evaluation.folder else (),
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
-    resources=_with_server,
+    resources=judge_server,
 )
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from core.artifact import Artifact, part_name
 from core.artifact_writer import ArtifactWriter
 from core.command import stage_command
-from core.config import Pairing, PairRule
 from core.errors import UserError
 from core.stage import Stage, StageContext
 from data.pair_rows import SAMPLE_COLUMNS, PairAssembler, PickedBranch, Tally
@@ -25,7 +24,6 @@ from data.pairing import (
     FilterReason,
     Flags,
     Ints,
-    Picks,
     Previous,
     Scored,
     beaten_winners_lose,
@@ -205,18 +203,15 @@ def _branch(
     rule = pairing.caption if modality == "caption" else pairing.image
     joined, truth_wins = _join(samples, scores, pool_ids), pairing.winner == "truth"
     picks = (pick_loser if truth_wins else pick)(joined, len(pool_ids), rule.loser)
-    if old is not None:
-        picks = _update(picks, _old_scores(old, modality, pool_ids), pairing, rule)
+    if old is not None and pairing.iteration_rule != "fresh":
+        previous = _old_scores(old, modality, pool_ids)
+        if pairing.iteration_rule == "published":
+            picks = published_update(picks, previous)
+        else:
+            margins = pairing.beaten_margin, rule.min_margin
+            picks = beaten_winners_lose(picks, previous, *margins)
     reader = RowReader(_paths(context.inputs[f"{modality}s"]))
     return PickedBranch(modality, rule, reader, picks, judge(picks, rule, asked_R), truth_wins)
-
-
-def _update(picks: Picks, previous: Previous, pairing: Pairing, rule: PairRule) -> Picks:
-    if pairing.iteration_rule == "beaten":
-        return beaten_winners_lose(picks, previous, pairing.beaten_margin, rule.min_margin)
-    if pairing.iteration_rule == "published":
-        return published_update(picks, previous)
-    return picks
 
 
 def _join(samples: pa.Table, scores: pa.Table, pool_ids: pa.Array) -> Scored:

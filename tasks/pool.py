@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,20 +23,6 @@ from data.tables import TableWriter, iter_batches, parquet_files
 
 PART = "part-00000.parquet"
 BATCH = 256
-
-
-def _pool(context: StageContext) -> Mapping[str, object]:
-    data = context.config.data
-    if data.source == "shapes":
-        return _publish(context, _shapes(data.pool_records, "pool", data.seed))
-    return _publish(context, _parquet(data.pool, context))
-
-
-def _test(context: StageContext) -> Mapping[str, object]:
-    data = context.config.data
-    if data.source == "shapes":
-        return _publish(context, _shapes(data.test_records, data.eval_split, data.seed))
-    return _publish(context, _parquet(data.test, context))
 
 
 def _shapes(num: int, split: str, seed: int) -> Iterator[Sequence[Mapping[str, object]]]:
@@ -64,38 +51,33 @@ def _publish(
     return dict(counts)
 
 
-def _pool_files(config: Config) -> Sequence[Path]:
-    return [] if config.data.source == "shapes" else parquet_files(config.data.pool)
+def _stage(name: str, split: Callable[[Any], str], *keys: str) -> Stage:
+    """The stage of records `data.NAME`; `split` is theirs in the shapes world."""
+
+    def body(context: StageContext) -> Mapping[str, object]:
+        data: Any = context.config.data
+        if data.source == "shapes":
+            number = getattr(data, f"{name}_records")
+            return _publish(context, _shapes(number, split(data), data.seed))
+        return _publish(context, _parquet(getattr(data, name), context))
+
+    def files(config: Config) -> Sequence[Path]:
+        shapes = config.data.source == "shapes"
+        return [] if shapes else parquet_files(getattr(config.data, name))
+
+    return Stage(
+        name,
+        1,
+        config_keys=("data.source", f"data.{name}_records?", "data.seed?", f"data.{name}?", *keys),
+        inputs=(),
+        body=body,
+        files=files,
+        unkeyed=("questions",),  # says whether records without any are refused
+    )
 
 
-def _test_files(config: Config) -> Sequence[Path]:
-    return [] if config.data.source == "shapes" else parquet_files(config.data.test)
-
-
-POOL = Stage(
-    "pool",
-    1,
-    config_keys=("data.source", "data.pool_records?", "data.seed?", "data.pool?"),
-    inputs=(),
-    body=_pool,
-    files=_pool_files,
-    unkeyed=("questions",),  # says whether records without any are refused
-)
-TEST = Stage(
-    "test",
-    1,
-    config_keys=(
-        "data.source",
-        "data.test_records?",
-        "data.eval_split?",
-        "data.seed?",
-        "data.test?",
-    ),
-    inputs=(),
-    body=_test,
-    files=_test_files,
-    unkeyed=("questions",),
-)
+POOL = _stage("pool", lambda data: "pool")
+TEST = _stage("test", lambda data: str(data.eval_split), "data.eval_split?")
 
 if __name__ == "__main__":
     sys.exit(stage_command({"pool": POOL, "test": TEST}))

@@ -1,7 +1,9 @@
 """Stage `questions`: a pool whose records have questions, written from their captions.
 
 By a language model, or by rules and the words of the pool (`questions.by`). Of the latter kind only
-types stay that the base answers better than chance about real pictures of the pool.
+types stay that the base answers better than chance about real pictures of the pool: what it answers
+no better would reward noise. This is decided by type and on the pool, never by record, since a test
+set of questions that the model answers rightly would say nothing about it.
 
 Takes a pool (or a test set) and takes its place. What the pool brings stays first and as it is.
 Parts follow each other shard by shard, so a killed stage continues; `provenance/` says of every
@@ -13,12 +15,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from core.artifact import part_name
@@ -29,20 +32,16 @@ from core.counts import keep_counts, kept_counts
 from core.errors import UserError
 from core.progress import Progress
 from core.stage import Stage, StageContext
-from data.caption_questions import Words, words_of
+from data.caption_questions import Words, words_of, write_questions
+from data.rows import spread_records
 from data.schemas import arrow_schema
-from data.tables import TableWriter, iter_batches
-from evals.rule_questions import (
-    MEASURED,
-    SAME_CHOICES,
-    SURPLUS,
-    UNREAD_TYPE,
-    by_rules,
-    readable_types,
-)
-from evals.sampling import spread_records
+from data.tables import TableWriter, decode_image, iter_batches
+from evals.checkpoints import open_model
+from evals.statistics import Bootstrap
+from evals.vqa import Answered, ask, only_answered
 from models.batches import Batches
-from models.registry import load_model, load_texts, use_threads
+from models.protocol import TextReader, UnifiedModel
+from models.registry import load_texts
 from services.endpoint import COUNTED, Client
 from services.question_writer import LLM, POOL, PROMPT_VERSION, REASONS, Candidate, QuestionWriter
 from services.vllm_server import served
@@ -54,47 +53,86 @@ TYPES = f"{SCRATCH}types.json"
 SHOWN = 3
 
 Row = dict[str, Any]
+MEASURED = 256  # records whose pictures the base is asked about
+SEVERAL = 3  # times as many questions are written as are kept
+BOOTSTRAP = Bootstrap(2000, 0.95)
+RULES = "rules"
+# Why a question by rules was dropped.
+UNREAD_TYPE, SAME_CHOICES, SURPLUS = "unread_type", "same_choices", "surplus"
+
+Types = Mapping[str, float | None]
+"""U of the base by type; None where that is no more than chance."""
 
 
 def _body(context: StageContext) -> Mapping[str, object]:
-    settings = _settings(context.config)
-    if settings.by == "captions":
-        return _by_captions(context)
-    pool, size = context.input("pool").parts(), context.config.sampling.shard_records
+    settings, size = _settings(context.config), context.config.sampling.shard_records
+    pool = context.input("pool").parts()
     sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
-    missing = [index for index in range(len(sizes)) if not _has(context.draft, index)]
+    missing = {index for index in range(len(sizes)) if not _has(context.draft, index)}
     with context.progress(context.stage.name, sum(sizes)) as bar:
         bar.update(sum(sizes) - sum(sizes[index] for index in missing))
-        if missing:
-            assert settings.endpoint is not None
-            with Client(settings.endpoint, "questions.endpoint") as client:
-                writer = QuestionWriter(client, settings.per_record, settings.min_f1)
-                _Shards(context, client, writer, missing).write(bar)
+        write = _by_captions if settings.by == "captions" else _by_model
+        found = write(context, missing, bar)
     results = _results(context, len(sizes))
     check_without(results, settings)
-    return results
+    return {**results, **found}
 
 
-def _by_captions(context: StageContext) -> Mapping[str, object]:
+def _shards(
+    context: StageContext, missing: Collection[int], columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Records of the parts that were not there at the start."""
+    pool, size = context.input("pool").parts(), context.config.sampling.shard_records
+    shards = enumerate(iter_batches(pool, "pool", columns, batch_size=size))
+    return ((index, shard) for index, shard in shards if index in missing)
+
+
+def _by_captions(
+    context: StageContext, missing: Collection[int], bar: Progress
+) -> dict[str, object]:
     """Each shard by the rules of `data.caption_questions`; types that the base cannot read go."""
-    settings, size = _settings(context.config), context.config.sampling.shard_records
+    settings = _settings(context.config)
     words = words_of(_captions(context.input("about").parts()))
     types = _types(context, words)
     read = load_texts(context.config.model.family, context.input("base").path("model"))
-    pool = context.input("pool").parts()
-    sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
-    with context.progress(context.stage.name, sum(sizes)) as bar:
-        for index, shard in enumerate(iter_batches(pool, "pool", batch_size=size)):
-            if not _has(context.draft, index):
-                asked = [
-                    by_rules(row, words, settings.per_record, types, read)
-                    for row in shard.select(["record_id", "caption", "questions"]).to_pylist()
-                ]
-                _write_shard(context.draft, index, shard, asked, "")
-            bar.update(shard.num_rows)
-    results = _results(context, len(sizes))
-    check_without(results, settings)
-    return {**results, **{f"U/{kind}": value for kind, value in types.items()}}
+    for index, shard in _shards(context, missing):
+        asked = [
+            _by_rules(row, words, settings.per_record, types, read)
+            for row in shard.select(["record_id", "caption", "questions"]).to_pylist()
+        ]
+        _write_shard(context.draft, index, shard, asked, "")
+        bar.update(shard.num_rows)
+    return {f"U/{kind}": value for kind, value in types.items()}
+
+
+def _by_model(context: StageContext, missing: Collection[int], bar: Progress) -> dict[str, object]:
+    """Each shard by a language model, with requests that do not wait at the end of a shard."""
+    settings = _settings(context.config)
+    if not missing:
+        return {}
+    assert settings.endpoint is not None
+    with Client(settings.endpoint, "questions.endpoint") as client:
+        writer = QuestionWriter(client, settings.per_record, settings.min_f1)
+
+        def ask(record: Row) -> list[Candidate]:
+            record_id = record["record_id"]
+            try:
+                return writer.candidates(record_id, record["caption"], record["questions"])
+            except UserError as error:  # a caption may be more than the model takes
+                raise UserError(f"record {record_id!r}: {error}") from None
+
+        # Read twice, so that pictures do not wait in memory for their questions.
+        texts = _shards(context, missing, ["record_id", "caption", "questions"])
+        records = (row for _, shard in texts for row in shard.to_pylist())
+        with closing(client.map(ask, records)) as results:
+            for index, shard in _shards(context, missing):
+                asked = []
+                for candidates in islice(results, shard.num_rows):
+                    asked.append(candidates)
+                    bar.update()
+                keep_counts(context.draft, COUNTED, f"{index:05d}", client.take_counts())
+                _write_shard(context.draft, index, shard, asked, settings.endpoint.model)
+    return {}
 
 
 def _captions(files: Sequence[Path]) -> Iterator[str]:
@@ -108,14 +146,12 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
     if draft.has(TYPES):
         known: dict[str, float | None] = json.loads(draft.path(TYPES).read_text(encoding="utf-8"))
         return known
-    use_threads(config.runtime.threads)
-    folder = context.input("base").path("model")
-    model = load_model(config.model.family, folder, config.runtime.device, config.model.precision)
+    model = open_model(config, context.input("base").path("model"))
     columns = ["record_id", "image", "caption"]
     records = spread_records(context.input("about").parts(), columns, MEASURED)
     with context.progress("read by the base", len(records)) as bar:
         most, batches = _settings(config).per_record, Batches.few(config.runtime)
-        types = readable_types(model, records, words, most, batches, bar)
+        types = _readable_types(model, records, words, most, batches, bar)
     with draft.write(TYPES) as path:
         path.write_text(json.dumps(types), encoding="utf-8")
     read = {kind for kind, value in types.items() if value is not None}
@@ -126,49 +162,61 @@ def _types(context: StageContext, words: Words) -> dict[str, float | None]:
     return types
 
 
-class _Shards:
-    """Writes the missing parts, with requests that do not wait at the end of a shard."""
+def _by_rules(row: Row, words: Words, most: int, types: Types, read: TextReader) -> list[Candidate]:
+    """What the record brings, then what the rules write; what the model cannot read is dropped.
 
-    def __init__(
-        self, context: StageContext, client: Client, writer: QuestionWriter, missing: Sequence[int]
-    ) -> None:
-        self._draft, self._client, self._writer = context.draft, client, writer
-        self._missing = set(missing)
-        self._pool = context.input("pool").parts()
-        self._size = context.config.sampling.shard_records
-        endpoint = _settings(context.config).endpoint
-        assert endpoint is not None
-        self._model = endpoint.model
+    Those are types that it answers no better than chance, and choices that are the same to it.
+    """
+    written = [
+        Candidate(**question, source=RULES)
+        for question in write_questions(row["record_id"], row["caption"], words, SEVERAL * most)
+    ]
+    kept = 0
+    for candidate in written:
+        if types.get(candidate.type) is None:
+            candidate.reason = UNREAD_TYPE
+        elif len({use.ids for use in read(candidate.choices, "answer")}) < len(candidate.choices):
+            candidate.reason = SAME_CHOICES
+        elif kept >= most:
+            candidate.reason = SURPLUS
+        else:
+            kept += 1
+    return [Candidate(**question, source=POOL) for question in row["questions"]] + written
 
-    def write(self, bar: Progress) -> None:
-        """One part of the pool and of the provenance for each shard."""
-        with closing(self._client.map(self._ask, self._records())) as results:
-            # Read twice, so that pictures do not wait in memory for their questions.
-            for index, shard in self._shards(None):
-                asked = []
-                for candidates in islice(results, shard.num_rows):
-                    asked.append(candidates)
-                    bar.update()
-                self._write_shard(index, shard, asked)
 
-    def _shards(self, columns: list[str] | None) -> Iterator[tuple[int, pa.Table]]:
-        shards = iter_batches(self._pool, "pool", columns, batch_size=self._size)
-        return ((index, shard) for index, shard in enumerate(shards) if index in self._missing)
+def _readable_types(
+    model: UnifiedModel,
+    records: Sequence[Row],
+    words: Words,
+    most: int,
+    batches: Batches,
+    bar: Progress,
+) -> dict[str, float | None]:
+    """U of a model by type of question, on the pictures and captions of some records."""
+    leads: dict[str, list[float]] = {}
+    rights: dict[str, list[float]] = {}
 
-    def _records(self) -> Iterator[Row]:
-        for _, shard in self._shards(["record_id", "caption", "questions"]):
-            yield from shard.to_pylist()
+    def look(first: int, last: int) -> list[list[Answered]]:
+        part = records[first:last]
+        asked = [write_questions(r["record_id"], r["caption"], words, SEVERAL * most) for r in part]
+        seen = model.see([decode_image(r["image"]) for r in part])
+        return ask(model, seen, asked)
 
-    def _ask(self, record: Row) -> list[Candidate]:
-        record_id = record["record_id"]
-        try:
-            return self._writer.candidates(record_id, record["caption"], record["questions"])
-        except UserError as error:  # a caption may be more than the model takes
-            raise UserError(f"record {record_id!r}: {error}") from None
+    for answers in batches.map(len(records), look):
+        for image in answers:
+            for one in only_answered(image):
+                kind = one.question["type"]
+                rights.setdefault(kind, []).append(float(one.right))
+                leads.setdefault(kind, []).append(one.right - 1 / len(one.question["choices"]))
+        bar.update(len(answers))
+    return {
+        kind: float(np.mean(rights[kind])) if _above_chance(lead) else None
+        for kind, lead in sorted(leads.items())
+    }
 
-    def _write_shard(self, index: int, shard: pa.Table, asked: list[list[Candidate]]) -> None:
-        keep_counts(self._draft, COUNTED, f"{index:05d}", self._client.take_counts())
-        _write_shard(self._draft, index, shard, asked, self._model)
+
+def _above_chance(leads: Sequence[float]) -> bool:
+    return BOOTSTRAP.mean(np.asarray(leads, np.float64)).low > 0
 
 
 def _write_shard(

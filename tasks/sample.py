@@ -19,7 +19,8 @@ from core.command import stage_command
 from core.counts import keep_counts, kept_counts
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext
-from data.tables import TableWriter, decode_image, encode_image, iter_batches
+from data.tables import TableWriter, decode_image, encode_image, image_row, iter_batches
+from evals.checkpoints import open_model
 from models.batches import Batches
 from models.protocol import (
     TextSampling,
@@ -28,7 +29,6 @@ from models.protocol import (
     image_sampling,
     sampling_settings,
 )
-from models.registry import load_model, use_threads
 
 Rows = list[dict[str, object]]
 
@@ -93,14 +93,7 @@ def _images(context: StageContext) -> Mapping[str, object] | None:
         pictures = [encode_image(image) for image in model.decode(different)]
         images = (pictures[index] for index in picture_R.reshape(-1))
         return [
-            {
-                "record_id": record_id,
-                "sample": index,
-                "image": next(images),
-                "tokens": drawn.ravel().tolist(),
-                "sampler": described,
-                "seed": seed,
-            }
+            image_row(record_id, index, next(images), drawn, described, seed)
             for record_id, drawn_M, seed in zip(
                 records["record_id"].to_pylist(), drawn_BM, seeds, strict=True
             )
@@ -138,13 +131,7 @@ def _sample_all(
     pool, checkpoint = context.input("pool").parts(), context.input("checkpoint")
     size = config.sampling.shard_records
     sizes = [ids.num_rows for ids in iter_batches(pool, "pool", ["record_id"], batch_size=size)]
-    use_threads(config.runtime.threads)
-    model = load_model(
-        config.model.family,
-        checkpoint.path("model"),
-        config.runtime.device,
-        config.model.precision,
-    )
+    model = open_model(config, checkpoint.path("model"))
     shards = iter_batches(pool, "pool", columns, batch_size=size)
 
     def rows_of(records: pa.Table) -> Rows:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +16,12 @@ import pyarrow as pa
 
 from core.artifact import PART
 from core.command import stage_command
-from core.config import Config
 from core.counts import keep_counts, kept_counts
 from core.stage import Stage, StageContext
 from data.questions import QuestionRow
 from data.rows import PoolRecords
 from data.tables import TableWriter, count_rows, decode_image, iter_batches
+from evals.checkpoints import open_model
 from evals.judges.oracle import Oracle
 from evals.networks.caption_scorer import CaptionScorer, encoder_files
 from evals.vqa import (
@@ -39,7 +38,7 @@ from evals.vqa import (
 )
 from models.batches import Batches
 from models.protocol import count_cut
-from models.registry import load_model, load_texts, use_threads
+from models.registry import load_texts
 
 QUESTIONS = "questions"
 """The kind of counts of what questions came to."""
@@ -85,11 +84,16 @@ def _score_images(context: StageContext) -> Mapping[str, object] | None:
     config = context.config
     pool = PoolRecords(context.input("pool").parts())
     by_oracle = config.scoring.judge == "oracle"
-    batches = _batches(context)
+    way_out, runtime = "ask fewer questions a record in the pool", config.runtime
+    folder = context.input("checkpoint").path("model")
+    batches = (
+        Batches(runtime.batch_records, "runtime.batch_records", way_out)
+        if by_oracle
+        else Batches.of_stage("score-images", config, folder, way_out)
+    )
     judge = _oracle if by_oracle else _self_vqa(context)
     seen: Tally = Counter()
     cut: Counter[str] = Counter()
-    folder = context.input("checkpoint").path("model")
     read = None if by_oracle else load_texts(config.model.family, folder)
 
     def score(batch: pa.Table) -> list[dict[str, object]]:
@@ -157,25 +161,9 @@ def _check(counts: Tally, limit: float) -> None:
     check_answered(counts, limit, "scoring.max_unanswered", "the model about its own pictures")
 
 
-def _batches(context: StageContext) -> Batches:
-    """Images judged at once."""
-    config, way_out = context.config, "ask fewer questions a record in the pool"
-    if config.scoring.judge == "oracle":
-        return Batches(config.runtime.batch_records, "runtime.batch_records", way_out)
-    folder = context.input("checkpoint").path("model")
-    return Batches.of_stage("score-images", config, folder, way_out)
-
-
 def _self_vqa(context: StageContext) -> Judge:
-    checkpoint = context.input("checkpoint")
     config = context.config
-    use_threads(config.runtime.threads)
-    model = load_model(
-        config.model.family,
-        checkpoint.path("model"),
-        config.runtime.device,
-        config.model.precision,
-    )
+    model = open_model(config, context.input("checkpoint").path("model"))
     scorer = None
     if config.scoring.answer_by == "decoding":
         scoring = config.scoring
@@ -242,17 +230,13 @@ def _score_parts(
     return {"rows": scored, "unscored": num_rows - scored}
 
 
-def _encoder_files(config: Config) -> Sequence[Path]:
-    return encoder_files(config.scoring.caption_encoder)
-
-
 SCORE_CAPTIONS = Stage(
     "score-captions",
     2,
     config_keys=("scoring.caption_encoder", "scoring.caption_pooling", "scoring.caption_score"),
     inputs=("pool", "captions"),
     body=_score_captions,
-    files=_encoder_files,
+    files=lambda config: encoder_files(config.scoring.caption_encoder),
     sharded=True,
     retention="intermediate",
 )
@@ -269,7 +253,7 @@ SCORE_IMAGES = Stage(
     ),
     inputs=("pool", "checkpoint", "images"),
     body=_score_images,
-    files=_encoder_files,
+    files=lambda config: encoder_files(config.scoring.caption_encoder),
     sharded=True,
     retention="intermediate",
     unkeyed=("scoring.max_unanswered",),

@@ -79,7 +79,10 @@ def run(context: StageContext) -> Mapping[str, object]:
         weights = trainer.trained_weights()
         if context.group.is_main_process:
             model, adapters = _load(context, "cpu")
-            _take_over(model, weights)
+            with torch.no_grad():
+                for name, parameter in model.pair_module.named_parameters():
+                    if name in weights:
+                        parameter.copy_(weights[name])
     if context.group.is_main_process:
         _write(model, adapters, context.draft)
         with context.draft.write(METRICS) as path:
@@ -131,13 +134,6 @@ def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters |
     from models.adapters import Adapters
 
     return model, Adapters(model, lora, derive_seed(context.seed, "adapters"))
-
-
-@torch.no_grad()
-def _take_over(model: UnifiedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in model.pair_module.named_parameters():
-        if name in weights:
-            parameter.copy_(weights[name])
 
 
 def _fit(context: StageContext, trainer: PairTrainer) -> tuple[Metrics, float]:
@@ -197,11 +193,13 @@ def _save(context: StageContext, trainer: PairTrainer, metrics: Metrics) -> None
 def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     """Restore the newest complete state; the metrics of the steps done."""
     draft = context.draft
-    # One process chooses, and none saves or drops a state before all have read this one.
-    name = context.group.once(lambda: _newest_state(draft))
-    if name is None:
+    # One process chooses, and none saves or drops a state before all have read this one. Its files
+    # are there before its JSON, and dropped after it.
+    ends = context.group.once(lambda: [n for n in draft.names(SCRATCH) if n.endswith(".json")])
+    if not ends:
         return []
-    saved = json.loads(draft.path(f"{name}.json").read_text(encoding="utf-8"))
+    name = ends[-1].removesuffix(".json")
+    saved = json.loads(draft.path(ends[-1]).read_text(encoding="utf-8"))
     with TemporaryDirectory() as folder:
         for file in saved["files"]:
             Path(folder, file).symlink_to(draft.path(f"{name}/{file}").absolute())
@@ -209,14 +207,6 @@ def _resume(context: StageContext, trainer: PairTrainer) -> Metrics:
     context.logger.info("continuing after step %d", saved["step"])
     metrics: Metrics = saved["metrics"]
     return metrics
-
-
-def _newest_state(draft: ArtifactWriter) -> str | None:
-    # The files are there before the JSON, and dropped after it.
-    for name in reversed(draft.names(SCRATCH)):
-        if name.endswith(".json"):
-            return name.removesuffix(".json")
-    return None
 
 
 def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None:

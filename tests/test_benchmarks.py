@@ -14,7 +14,7 @@ from evals.benchmarks.cider import cider, tokens
 from evals.benchmarks.mme import PERCEPTION, yes_no_other
 from evals.benchmarks.mmmu_parsing import open_answer_is_right, parse_choice, parse_open
 from evals.benchmarks.pope import clarity, yes_or_no
-from evals.statistics import bootstrap_mean, bootstrap_sums
+from evals.statistics import Bootstrap
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_shapes_pope_asks_about_as_much_that_is_there_as_is_not() -> None:
 
 def test_bootstrap_of_sums_is_that_of_a_mean() -> None:
     values_R = np.random.default_rng(0).random(50)
-    settings = {"samples": 400, "confidence": 0.9, "seed": 3}
+    bootstrap = Bootstrap(400, 0.9, 3)
     columns_RC = np.stack([values_R, np.ones(50)], 1)
-    found = bootstrap_sums([columns_RC], lambda sums: sums[0][:, 0] / sums[0][:, 1], **settings)
-    expected = bootstrap_mean(values_R, **settings)
+    found = bootstrap.sums([columns_RC], lambda sums: sums[0][:, 0] / sums[0][:, 1])
+    expected = bootstrap.mean(values_R)
     assert found.count == expected.count
     for name in ("value", "low", "high"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name))

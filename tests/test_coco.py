@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_judges import clip, inception
 
-from evals.benchmarks.frechet import frechet_distance
+from evals.benchmarks.coco import frechet_distance
 from evals.networks.features import FeatureNetwork
 
 

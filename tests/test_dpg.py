@@ -13,6 +13,7 @@ from core.stage import run_stage
 from core.store import Store
 from data.tables import read_table
 from evals.benchmarks.dpg import FIELDS, DpgBench, _verdict, dependent_score
+from evals.statistics import Bootstrap
 from models.protocol import MaskPredict
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
@@ -69,7 +70,7 @@ def test_scores_are_means_over_prompts_and_categories_ignore_dependencies(tmp_pa
             }
         )
     found = {
-        (f.group, f.name): f.estimate(samples=100, confidence=0.9, seed=0).value
+        (f.group, f.name): f.estimate(Bootstrap(100, 0.9)).value
         for f in benchmark.figures(pd.DataFrame(rows))
     }
     assert found == {("all", "score"): 50, ("entity", "yes"): 50, ("attribute", "yes"): 100}

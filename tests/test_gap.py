@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from evals.scores import record_scores, summarize
-from evals.statistics import bootstrap_difference, bootstrap_mean
+from evals.statistics import Bootstrap
 
 
 def answers() -> pd.DataFrame:
@@ -59,7 +59,7 @@ def test_agreement_goes_by_image_and_question_whatever_the_order() -> None:
 def test_summary_has_groups_and_a_gap_of_their_means() -> None:
     records = record_scores(answers()).reset_index()
     records["category"], records["composition"] = ["x", "y"], ["seen", "seen"]
-    rows = summarize(records, answers(), samples=100, confidence=0.95, seed=0)
+    rows = summarize(records, answers(), Bootstrap(100, 0.95))
     values = {(row["name"], row["group"]): row["value"] for row in rows}
     assert values["gap", "all"] == pytest.approx(0.75 - 0.5)
     assert values["generation", "category/x"] == 0.75
@@ -73,7 +73,7 @@ def test_interval_covers_the_mean_and_shrinks_with_records() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for count in (100, 10_000):
-        estimate = bootstrap_mean(rng.random(count), samples=500, confidence=0.95, seed=0)
+        estimate = Bootstrap(500, 0.95).mean(rng.random(count))
         assert estimate.low < estimate.value < estimate.high
         assert estimate.count == count
         widths.append(estimate.high - estimate.low)
@@ -82,13 +82,13 @@ def test_interval_covers_the_mean_and_shrinks_with_records() -> None:
 
 def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
     values = np.random.default_rng(1).normal(size=2000)
-    estimate = bootstrap_mean(values, samples=4000, confidence=0.95, seed=0)
+    estimate = Bootstrap(4000, 0.95).mean(values)
     half = 1.96 * values.std() / np.sqrt(2000)
     assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def test_paired_difference_takes_out_the_spread_between_records() -> None:
     before = np.random.default_rng(2).normal(scale=10, size=300)
-    change = bootstrap_difference(before + 0.1, before, samples=200, confidence=0.95, seed=0)
+    change = Bootstrap(200, 0.95).mean(before + 0.1 - before)
     assert change.low == pytest.approx(0.1)
     assert change.high == pytest.approx(0.1)

@@ -184,12 +184,11 @@ def test_prompts_of_shapes_have_the_metadata_of_geneval() -> None:
 def test_true_pictures_of_shapes_are_right() -> None:
     """The renderer's picture of every held-out scene passes the rules for its prompt."""
     from data.shapes.records import make_records
-    from evals.benchmarks.shapes_geneval import _grade
 
-    items = ShapesGenEval("validation", MaskPredict(1, 0.0), 30).items()
-    for item, record in zip(items, make_records(30, "validation", 0), strict=True):
+    benchmark = ShapesGenEval("validation", MaskPredict(1, 0.0), 30)
+    for item, record in zip(benchmark.items(), make_records(30, "validation", 0), strict=True):
         picture = Image.fromarray(record.image())
-        assert [v.prediction for v in _grade(item, [picture])] == [""], (
+        assert [v.prediction for v in benchmark.grade(item, [picture])] == [""], (
             item,
             json.loads(item.answer),
         )

@@ -96,7 +96,7 @@ def test_texts_wait_every_fourth_token() -> None:
 
 
 def test_a_training_step_waits_for_the_rows_of_an_embedding_alone() -> None:
-    step = PairStep(make_model(SMALL, "cuda", torch.float32), SMALL, "cuda", at_once=1)
+    step = PairStep(make_model(SMALL, "cuda", torch.float32), SMALL, "cuda")
     assert waits(step) <= 3
 
 

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,19 @@ from core.config import Config
 from core.errors import UserError
 from core.stage import StageResult
 from core.store import Store
+from data.metrics import Interval
 from data.tables import read_table
 from flows import local
 from flows.executors.base import Job
 from flows.reporting import figures_of, report_folder, report_on
 from report.alarms import Alarm, Review
-from report.benchmarks import BenchmarkFigures, Interval
+from report.benchmarks import BenchmarkFigures
 from report.card import render_card
 from report.charts import COLORS, LABEL_GAP, Axis, Line, draw, line_chart, thinned
 from report.figures import Figures, read_figures
 from report.page import TEMPLATES, number, render_page, seconds
 from report.published import published_tables
-from report.run_record import RunRecord, Version, from_document, to_document
+from report.run_record import RunRecord, Version, from_document
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
 from report.verdict import BAD, GOOD, OPEN, give_verdict
 from tests.loops import QUICK, Runner, play, quick
@@ -501,5 +502,5 @@ def test_card_has_metadata_with_the_figures_of_the_last_checkpoint(figures: Figu
 
 
 def test_run_record_survives_json(run_record: RunRecord) -> None:
-    assert from_document(to_document(run_record)) == run_record
+    assert from_document(asdict(run_record)) == run_record
     assert [v.iteration for v in run_record.up_to(1).versions] == [0, 1]

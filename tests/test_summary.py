@@ -21,7 +21,7 @@ from report.gallery import (
     pair_examples,
     pair_sheet,
 )
-from report.plot_files import gap_plot, training_plot
+from report.plots import gap_plot, training_plot
 from report.run_record import RunRecord, from_document
 from report.summary import PAGE_BYTES, checkpoint_rows, iteration_page, run_line, run_text
 from tests.loops import Runner, quick

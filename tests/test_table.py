@@ -1,14 +1,19 @@
 """The final table: what is there is shown, in lines that a terminal can hold."""
 
 from evals.statistics import Estimate
+from report.benchmarks import Metrics, intervals
 from report.table import Checkpoint, final_table
-from tests.evaluations import metrics
+from tests.evaluations import metrics as metrics_table
 
 CHANGES = {
     "understanding": Estimate(-0.0001, -0.012, 0.01, 4),
     "generation": Estimate(0.21, 0.15, 0.27, 4),
     "gap": Estimate(-0.2101, -0.27, -0.15, 4),
 }
+
+
+def metrics(understanding: float, generation: float) -> Metrics:
+    return intervals(metrics_table(understanding, generation))
 
 
 def table(iterations: int, **options: int) -> str:
@@ -73,7 +78,11 @@ def test_base_alone_has_no_change() -> None:
 
 def test_benchmarks_come_last_with_their_own_title() -> None:
     columns = [
-        Checkpoint("base", metrics(0.9, 0.7), {"mme perception": Estimate(1232.9, 1200, 1260, 9)}),
+        Checkpoint(
+            "base",
+            metrics(0.9, 0.7),
+            {"mme perception": Estimate(1232.9, 1200, 1260, 9)},
+        ),
         Checkpoint("iteration 1", metrics(0.9, 0.8)),
     ]
     text = final_table(columns, {}, confidence=0.95)

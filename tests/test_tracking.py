@@ -15,9 +15,8 @@ from core.config import Config
 from tests.evaluations import metrics
 from tests.stage_inputs import make_config
 from tracking.connection import PAGES, Connection
-from tracking.inputs import InputTable
 from tracking.metric_log import metric_name
-from tracking.runs import Origin, metric_values, open_tracker
+from tracking.runs import InputTable, Origin, metric_values, open_tracker
 
 CURVES = [
     {"step": 1, "loss": 0.7, "caption/margin": 0.0},

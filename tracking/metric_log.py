@@ -12,7 +12,6 @@ from tracking.connection import Connection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 BATCH = 1000  # metrics a call, the limit of MLflow
 CURVES = "train"  # what the names of training curves begin with
@@ -61,7 +60,9 @@ class MetricLog:
         now = int(time.time() * 1000)
 
         def write(client: MlflowClient) -> bool:
-            metrics = _as_metrics(points, now)
+            from mlflow.entities import Metric
+
+            metrics = [Metric(name, value, now, step) for name, value, step in points]
             for first in range(0, len(metrics), BATCH):
                 client.log_batch(self._run_id, metrics=metrics[first : first + BATCH])
             return True
@@ -69,10 +70,10 @@ class MetricLog:
         return bool(self._connection.attempt(write))
 
 
-def curve_points(rows: Iterable[Mapping[str, float]], prefix: str = CURVES) -> list[Point]:
+def curve_points(rows: Iterable[Mapping[str, float]]) -> list[Point]:
     """Each row's values at its `step`."""
     return [
-        (metric_name(f"{prefix}/{name}"), float(value), int(row["step"]))
+        (metric_name(f"{CURVES}/{name}"), float(value), int(row["step"]))
         for row in rows
         for name, value in row.items()
         if name != "step"
@@ -90,9 +91,3 @@ def metric_name(name: str) -> str:
 
 def _same(old: float | None, new: float) -> bool:
     return old is not None and (old == new or (math.isnan(old) and math.isnan(new)))
-
-
-def _as_metrics(points: Sequence[Point], timestamp: int) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    return [Metric(name, value, timestamp, step) for name, value, step in points]

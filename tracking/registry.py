@@ -155,9 +155,9 @@ class Registry:
         return str(logged.model_id)
 
 
-def open_registry(config: Config, *, warn: bool = True) -> Registry:
+def open_registry(config: Config) -> Registry:
     """The registry at MLFLOW_TRACKING_URI; a closed one if it cannot be had."""
-    return Registry(connect(config.tracking, warn=warn), config.registered_model)
+    return Registry(connect(config.tracking), config.registered_model)
 
 
 def _version(found: Any) -> Version:

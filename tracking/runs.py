@@ -11,22 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 
 from core.artifact import ArtifactRef
 from core.cache import scratch
 from core.config import Config
+from data.schemas import IMAGE, table_named
 from tracking.connection import Connection, connect
-from tracking.inputs import InputTable, as_datasets
 from tracking.metric_log import CURVES, MetricLog, curve_points
 from tracking.registry import Registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 KEY = "hermesflow.key"
 # These may differ between a run and its continuation.
@@ -34,6 +34,16 @@ NOT_IN_KEY = {"iterations", "store", "tracking", "runtime", "compute"}
 NOTE = "mlflow.note.content"  # shown as the description of a run
 PARAMS = 100  # parameters a call, the limit of MLflow
 ALL = "all"
+DIGEST = 36  # characters of a digest that MLflow stores
+CONTEXT = "mlflow.data.context"  # the tag that its pages show
+SCALARS = {
+    pa.string(): "string",
+    pa.binary(): "binary",
+    pa.int32(): "integer",
+    pa.int64(): "long",
+    pa.float32(): "float",
+    pa.float64(): "double",
+}
 # MLflow's charts begin with these, and its compare page shows the first against the iteration.
 HEADLINE = ("gap", "understanding", "generation")
 
@@ -107,10 +117,10 @@ class Run:
         """Log metrics that have one value a run; an unchanged value is not logged again."""
         self._points.log_changed(values)
 
-    def log_curves(self, rows: Sequence[Mapping[str, float]], prefix: str = CURVES) -> None:
+    def log_curves(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Log each row's values at its `step`, unless they were shown live already."""
-        points = curve_points(rows, prefix)
-        mark = f"hermesflow.logged.{prefix}"
+        points = curve_points(rows)
+        mark = f"hermesflow.logged.{CURVES}"
         digest = sha256(json.dumps(points).encode()).hexdigest()
         if self._tags.get(mark) == digest:
             return  # without asking for the history of every curve
@@ -179,12 +189,7 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         status = "FINISHED" if kind is None else "FAILED"
         self._connection.attempt(lambda client: client.set_terminated(self.run_id, status))
 
@@ -322,3 +327,54 @@ def flatten(document: Any, path: str = "") -> dict[str, str]:
         items = [(f"{path}.{key}" if path else key, value) for key, value in document.items()]
         return {k: v for name, value in items for k, v in flatten(value, name).items()}
     return {path: document if isinstance(document, str) else json.dumps(document)}
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """A table that a run reads: what it is called, what for, its artifact, schema and size."""
+
+    name: str
+    use: str
+    ref: ArtifactRef
+    schema: str
+    rows: int
+
+
+def as_datasets(tables: Sequence[InputTable]) -> list[DatasetInput]:
+    """MLflow's form, with the digest of the artifact, cut to what fits, and its URI as source."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(
+                name=table.name,
+                digest=table.ref.digest[:DIGEST],
+                source_type=urlsplit(table.ref.uri).scheme or "file",
+                source=json.dumps({"uri": table.ref.uri}),
+                schema=_schema(table.schema),
+                profile=json.dumps({"num_rows": table.rows, "digest": table.ref.digest}),
+            ),
+            [InputTag(CONTEXT, table.use)],
+        )
+        for table in tables
+    ]
+
+
+def _schema(name: str) -> str:
+    columns = [
+        {"name": column.name, "required": True, **_kind(column.type)}
+        for column in table_named(name).columns
+    ]
+    return json.dumps({"mlflow_colspec": columns})
+
+
+def _kind(kind: pa.DataType) -> dict[str, Any]:
+    """An Arrow type in the JSON of MLflow's signatures."""
+    if kind == IMAGE:
+        return {"type": "binary"}
+    if pa.types.is_list(kind):
+        return {"type": "array", "items": _kind(kind.value_type)}
+    if pa.types.is_struct(kind):
+        properties = {field.name: {"required": True, **_kind(field.type)} for field in kind}
+        return {"type": "object", "properties": properties}
+    return {"type": SCALARS[kind]}

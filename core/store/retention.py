@@ -7,7 +7,6 @@ lineage can still be walked; of the files that are gone `freed.json` has the nam
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -95,7 +94,8 @@ def freeable(
     for place, entry in sorted(entries.items()):
         if entry.manifest is None:
             if unfinished and not entry.problem:
-                found.append(_draft(entry))
+                size = sum(entry.sizes.values())
+                found.append(Freeable(entry, tuple(entry.sizes), size, "unfinished"))
         elif place in made and entry.retention == "intermediate":
             found.append(_of(entry, "", "its checkpoint is trained, and a later one after it"))
         elif place in superseded:
@@ -127,10 +127,6 @@ def _of(entry: Entry, prefix: str | tuple[str, ...], why: str) -> Freeable:
     return Freeable(entry, tuple(sorted(files)), sum(there.values()), why)
 
 
-def _draft(entry: Entry) -> Freeable:
-    return Freeable(entry, tuple(entry.sizes), sum(entry.sizes.values()), "unfinished")
-
-
 def _objects(entry: Entry, name: str) -> list[str]:
     """The files that hold a part: itself, or on a remote store all its versions."""
     return [other for other in entry.sizes if other == name or other.startswith(f"{name}/")]
@@ -139,7 +135,8 @@ def _objects(entry: Entry, name: str) -> list[str]:
 def _free(store: Store, one: Freeable) -> None:
     root = f"{store.root}/{one.entry.stage}/{one.entry.key}"
     if not one.finished:
-        _remove_draft(store, root)
+        with reaching(store.filesystem, root):
+            store.filesystem.rm(root, recursive=True)
         return
     before = store.read_json(f"{one.entry.stage}/{one.entry.key}/{FREED}") or []
     # First, so that an artifact never lacks files that nobody has taken.
@@ -151,14 +148,6 @@ def _free(store: Store, one: Freeable) -> None:
         for name in one.names:
             for path in _objects(one.entry, name):
                 store.filesystem.rm_file(f"{root}/{path}")
-
-
-def _remove_draft(store: Store, root: str) -> None:
-    if is_local(store.filesystem):
-        shutil.rmtree(root)
-        return
-    with reaching(store.filesystem, root):
-        store.filesystem.rm(root, recursive=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ The features that the library datasets keeps in the metadata of such files are l
 lie about the columns.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import UserError
-from data.ingest.raw import BadRecordError, Row
+from data.ingest.raw import BadRecordError, Load
 from data.tables import guarded, reading
 
 BATCH = 32  # rows of Parquet held at once, with their pictures
 ARROW = "Arrow"
-
-Load = Callable[[], Row]
-"""Gives a row, or raises BadRecordError."""
 
 
 def parquet_rows(files: Sequence[Path], start: int) -> Iterator[tuple[str, Load]]:

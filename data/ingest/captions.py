@@ -6,8 +6,7 @@ Several rows of one picture become one record. The format of the pool itself is 
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -20,14 +19,15 @@ from data.ingest.json_files import count_lines, iter_lines, iter_objects
 from data.ingest.places import IMAGE_SUFFIXES, NO_IMAGE, Folder, fingerprint
 from data.ingest.raw import (
     NAMES,
-    TRIES,
     WHOLE,
     BadRecordError,
-    FieldCheck,
     Fields,
     Item,
+    Load,
+    PlacedRow,
     RawRecord,
     Row,
+    Source,
     id_text,
     missing,
 )
@@ -40,11 +40,8 @@ NUMBERED = re.compile(r"(.+\.\w+)#\d+")  # a picture and which of its captions t
 NUMBER_CUT = "number of the caption cut off the name of its picture"
 WHOLE_ID = "id written as 1.0 read as 1"
 
-Numbered = tuple[str, Callable[[], tuple[Row, Sequence[str]]]]
-"""Place of a row, and what gives it with notes, or raises BadRecordError."""
 
-
-class CaptionFiles:
+class CaptionFiles(Source):
     """Rows of files that share a suffix, in order."""
 
     def __init__(
@@ -61,13 +58,8 @@ class CaptionFiles:
         return sum(map(count_lines, self._files)) if self._suffix == ".jsonl" else None
 
     def items(self, start: int) -> Iterator[Item]:
-        check = FieldCheck(self._fields)
-        for number, (where, load) in enumerate(self._rows(start), start):
-            if number < TRIES:
-                with suppress(BadRecordError):
-                    check.see(load()[0], where)
-            yield Item(where, partial(self._record, load))
-        check.end()
+        for where, load, notes in self._fields.checked(self._rows(start), start):
+            yield Item(where, partial(self._record, load, notes))
 
     def fingerprint(self) -> str:
         return fingerprint(self._files, None if self._holds_images() else self._images.root)
@@ -84,9 +76,8 @@ class CaptionFiles:
     def _suffix(self) -> str:
         return self._files[0].suffix.lower()
 
-    def _record(self, load: Callable[[], tuple[Row, Sequence[str]]]) -> RawRecord:
-        row, given = load()
-        notes = list(given)
+    def _record(self, load: Load, given: Sequence[str]) -> RawRecord:
+        row, notes = load(), list(given)
         value = only_image(self._fields.get(row, "image"))
         own = self._fields.get(row, "id")
         name = value.get("path") if isinstance(value, dict) else value
@@ -137,21 +128,17 @@ class CaptionFiles:
         except BadRecordError:
             return name  # whoever reads the picture says what is wrong
 
-    def _rows(self, start: int) -> Iterator[Numbered]:
+    def _rows(self, start: int) -> Iterator[PlacedRow]:
         if self._suffix == ".parquet":
-            loads = parquet_rows(self._files, start)
-            return ((where, partial(_without_notes, load)) for where, load in loads)
-        if self._is_table:
-            rows = chain.from_iterable(map(self._table_rows, self._files))
-        else:
-            read = _json_rows if self._suffix == ".json" else _line_rows
-            rows = chain.from_iterable(map(read, self._files))
-        return islice(rows, start, None)
+            return ((where, load, ()) for where, load in parquet_rows(self._files, start))
+        others = _json_rows if self._suffix == ".json" else _line_rows
+        read = self._table_rows if self._is_table else others
+        return islice(chain.from_iterable(map(read, self._files)), start, None)
 
-    def _table_rows(self, path: Path) -> Iterator[Numbered]:
+    def _table_rows(self, path: Path) -> Iterator[PlacedRow]:
         layout = layout_of(path, self._fields.names, tuple(IMAGE_SUFFIXES), self._encoding)
         for number, (cells, notes, surplus) in enumerate(table_rows(path, layout), 1):
-            yield f"{path.name} row {number}", partial(_whole, cells, notes, surplus)
+            yield f"{path.name} row {number}", partial(_whole, cells, surplus), notes
 
     @property
     def _is_table(self) -> bool:
@@ -183,36 +170,24 @@ def no_image(detail: str) -> bytes:
     raise BadRecordError(NO_IMAGE, detail)
 
 
-def _without_notes(load: Callable[[], Row]) -> tuple[Row, Sequence[str]]:
-    return load(), ()
-
-
-def _whole(cells: Row, notes: Sequence[str], surplus: str) -> tuple[Row, Sequence[str]]:
+def _whole(cells: Row, surplus: str) -> Row:
     """A row of a table; BadRecordError if it has cells without a column."""
     if surplus:
         raise BadRecordError(
             "row has more cells than the table has columns",
             f"{surplus!r:.80} is in none; put texts with delimiters in quotes",
         )
-    return cells, notes
+    return cells
 
 
-def _given(row: tuple[Row, Sequence[str]]) -> tuple[Row, Sequence[str]]:
-    return row
-
-
-def _json_rows(path: Path) -> Iterator[Numbered]:
+def _json_rows(path: Path) -> Iterator[PlacedRow]:
     for number, row in enumerate(iter_objects(path)):
-        yield f"{path.name} object {number}", partial(_given, (row, ()))
+        yield f"{path.name} object {number}", partial(dict, row), ()
 
 
-def _line_rows(path: Path) -> Iterator[Numbered]:
+def _line_rows(path: Path) -> Iterator[PlacedRow]:
     for number, line in enumerate(iter_lines(path), 1):
-        yield f"{path.name} line {number}", partial(_parsed, line)
-
-
-def _parsed(line: str) -> tuple[Row, Sequence[str]]:
-    return parse_line(line), ()
+        yield f"{path.name} line {number}", partial(parse_line, line), ()
 
 
 def parse_line(line: str) -> dict[str, Any]:

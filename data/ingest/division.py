@@ -4,12 +4,8 @@ Each part is divided by itself and then removed, so a killed division goes on, a
 is needed than for the pool.
 """
 
-import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,10 +15,12 @@ import pyarrow.parquet as pq
 from core.files import TemporaryFolder, put_in_place, writing_to
 from data.held_out import KEPT, KEPT_ROWS, keep_looks
 from data.ingest.parts import PartWriter, part_path, rows_of
+from data.ingest.questions import ById, on_disk
 from data.ingest.state import HELD, Plan, State
-from data.looks import Looks
+from data.looks import Ints, Looks
 from data.tables import ROW_GROUP, iter_batches
 
+LARGEST = 2.0**64
 Side = npt.NDArray[np.bool_]
 
 
@@ -38,25 +36,24 @@ class Division:
         """Divide what is not divided yet."""
         joined = (row for chunk in self._state.chunks() for row in chunk.joined)
         first = 0
-        with TemporaryDirectory() as folder, closing(_database(Path(folder), joined)) as database:
+        with on_disk() as database:
+            more = ById(database, ((row["record_id"], row) for row in joined))
             for number, size in enumerate(self._plan.sizes):
                 rows = slice(first, first + size)
                 first += size
                 if self._state.staged(number).is_file():
-                    self._part(number, self._plan.held_out[rows], self._looks[rows], database)
+                    self._part(number, self._plan.held_out[rows], self._looks[rows], more)
         with PartWriter(self._scratch, self._state.folder / "test" / "part-") as test:
             for number in range(len(self._plan.sizes)):
                 path = part_path(self._held, number)
                 for row in _rows(path) if path.is_file() else ():
                     test.add(row)
 
-    def _part(
-        self, number: int, held_out: Side, looks: Looks, database: sqlite3.Connection
-    ) -> None:
+    def _part(self, number: int, held_out: Side, looks: Looks, joined: ById) -> None:
         """Divide a part. A part whose staged file is gone is divided, so that goes last."""
         staged, target = self._state.staged(number), part_path(self._pool, number)
         ids = pq.read_table(staged, columns=["record_id"])["record_id"].to_pylist()
-        more = {record_id: found for record_id in ids if (found := _found(database, record_id))}
+        more = {record_id: found for record_id in ids if (found := joined.of(record_id))}
         if not held_out.any() and not more:
             self._keep_looks(staged, looks)
             with writing_to(target):
@@ -90,17 +87,28 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from rows_of(table)
 
 
-def _database(folder: Path, joined: Iterable[Mapping[str, Any]]) -> sqlite3.Connection:
-    """What joins earlier records, by their ids; on disk, since there may be millions."""
-    database = sqlite3.connect(folder / "joined.db")
-    database.execute("PRAGMA journal_mode = OFF")
-    database.execute("CREATE TABLE joined (record TEXT, texts TEXT)")
-    rows = ((row["record_id"], json.dumps(row)) for row in joined)
-    database.executemany("INSERT INTO joined VALUES (?, ?)", rows)
-    database.execute("CREATE INDEX by_record ON joined (record)")
-    return database
+def held_out(looks_N: Looks, group_N: Ints, records: int = 0, share: float = 0.0) -> Side:
+    """Which records are held out, by hashes of their pictures: about a number, or a share.
+
+    Equal pictures and near twins are a group, and a group is on one side, however often its
+    pictures occur, whatever their records are called, in any order of the source.
+
+    A group larger than the wanted number stays in the pool, where several fit in its place.
+    """
+    lowest_N = np.full(len(group_N), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lowest_N, group_N, looks_N["pixels"])
+    value_N = _mixed(lowest_N[group_N])
+    if not records:
+        return np.asarray(value_N < share * LARGEST)
+    groups_G, size_G = np.unique(group_N, return_counts=True)
+    order_G = np.argsort(value_N[groups_G], kind="stable")
+    fitting_G = order_G[size_G[order_G] <= records]
+    before_G = np.cumsum(size_G[fitting_G]) - size_G[fitting_G]
+    return np.isin(group_N, groups_G[fitting_G[before_G < records]])
 
 
-def _found(database: sqlite3.Connection, record_id: str) -> list[Mapping[str, Any]]:
-    given = "SELECT texts FROM joined WHERE record = ? ORDER BY rowid"
-    return [json.loads(texts) for (texts,) in database.execute(given, (record_id,))]
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Evenly spread values: the lowest of a large group would nearly always be held out."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(values ^ (values >> np.uint64(31)))

@@ -13,21 +13,16 @@ from pathlib import Path, PurePosixPath
 from data.ingest.captions import only_image
 from data.ingest.json_files import iter_objects
 from data.ingest.places import NO_IMAGE, Folder, Found, fingerprint
-from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row, id_text
+from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row, Source, id_text
 
 NAME = "initial_data.json"
 
 
-class InitialData:
+class InitialData(Source):
     """Records of one file."""
 
     def __init__(self, file: Path, images: Folder, fields: Fields) -> None:
         self._file, self._images, self._fields = file, images, fields
-
-    @property
-    def total(self) -> int | None:
-        """Only parsing could tell."""
-        return None
 
     def items(self, start: int) -> Iterator[Item]:
         for number, row in enumerate(islice(iter_objects(self._file), start, None), start):
@@ -48,20 +43,18 @@ class InitialData:
 
 def published_file(path: object, folder: Folder) -> Found:
     """The picture at a path of the published files; BadRecordError if there is none."""
-    if not isinstance(path, str) or not path:
-        raise BadRecordError(NO_IMAGE, "there is no path")
-    return folder.find(below(path, folder.root))
+    return folder.find(_published(path, folder))
 
 
 def published_image(path: object, folder: Folder, notes: list[str] | None = None) -> bytes:
     """Its content."""
-    found = published_file(path, folder)
-    if notes is not None:
-        notes += found.notes
-    try:
-        return found.path.read_bytes()
-    except OSError as error:
-        raise BadRecordError(NO_IMAGE, f"{path}: {error}") from None
+    return folder.read(_published(path, folder), notes)
+
+
+def _published(path: object, folder: Folder) -> str:
+    if not isinstance(path, str) or not path:
+        raise BadRecordError(NO_IMAGE, "there is no path")
+    return below(path, folder.root)
 
 
 def below(path: str, root: Path) -> str:

@@ -6,7 +6,6 @@ with metadata. Rows are streamed, pictures stay encoded.
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from huggingface_hub import HfApi
 
 from core.errors import UserError
 from core.names import without_addresses
-from data.ingest.arrow_files import Load
 from data.ingest.captions import image_bytes, no_image, only_image
 from data.ingest.local_copies import (
     Split,
@@ -26,12 +24,13 @@ from data.ingest.local_copies import (
 )
 from data.ingest.places import NO_IMAGE, Folder, fingerprint
 from data.ingest.raw import (
-    TRIES,
     BadRecordError,
-    FieldCheck,
     Fields,
     Item,
+    Load,
+    PlacedRow,
     RawRecord,
+    Source,
     id_text,
     missing,
 )
@@ -42,7 +41,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_REASON = 300  # characters of what a library says
 
 
-class HubRows:
+class HubRows(Source):
     """Rows of one split of a repository of the hub or of a local copy."""
 
     def __init__(
@@ -65,13 +64,12 @@ class HubRows:
         return self._rows.total
 
     def items(self, start: int) -> Iterator[Item]:
-        check = FieldCheck(self._fields)
-        for number, load in enumerate(self._told(self._rows.rows(start)), start):
-            if number < TRIES:
-                with suppress(BadRecordError):
-                    check.see(load(), f"{self._place}, split {self._name},")
+        label = f"{self._place}, split {self._name},"
+        rows: Iterator[PlacedRow] = (
+            (label, load, ()) for load in self._told(self._rows.rows(start))
+        )
+        for number, (_, load, _) in enumerate(self._fields.checked(rows, start), start):
             yield Item(f"{self._name} row {number}", partial(self._record, number, load))
-        check.end()
 
     def fingerprint(self) -> str:
         if self._folder is None:

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from data.ingest.captions import parse_line
 from data.ingest.json_files import count_lines, iter_lines
 from data.ingest.places import NO_IMAGE, Folder, fingerprint
-from data.ingest.raw import BadRecordError, Item, RawRecord
+from data.ingest.raw import BadRecordError, Item, RawRecord, Source
 
 QUESTION_TYPES = ("content", "style")
 LETTERED = re.compile(r"\s*\(?([A-Za-z])\s*[:.)]\s*(.*)", re.DOTALL)
 
 
-class JourneyDB:
+class JourneyDB(Source):
     """Records of one annotation file."""
 
     def __init__(self, file: Path, images: Folder) -> None:

@@ -24,10 +24,10 @@ from huggingface_hub import RepoCard
 
 from core.errors import UserError
 from core.names import is_hidden
-from data.ingest.arrow_files import Load, arrow_rows, count_arrow_rows, parquet_rows
+from data.ingest.arrow_files import arrow_rows, count_arrow_rows, parquet_rows
 from data.ingest.json_files import iter_objects
 from data.ingest.places import IMAGE_SUFFIXES, Folder
-from data.ingest.raw import Row
+from data.ingest.raw import Load
 from data.tables import count_rows
 
 SAVED = ("dataset_dict.json", "state.json")  # of which `save_to_disk` writes one
@@ -131,7 +131,7 @@ def _parquet_loads(files: Sequence[Path], start: int) -> Iterator[Load]:
 
 def _json_loads(files: Sequence[Path], start: int) -> Iterator[Load]:
     rows = (row for file in files for row in iter_objects(file))
-    return (partial(_given, row) for row in islice(rows, start, None))
+    return (partial(dict, row) for row in islice(rows, start, None))
 
 
 def _streamed_loads(rows: IterableDataset, start: int) -> Iterator[Load]:
@@ -139,11 +139,7 @@ def _streamed_loads(rows: IterableDataset, start: int) -> Iterator[Load]:
     if rows.features:
         rows = rows.decode(False)  # decoded, a picture would have to be encoded anew
     for row in rows:
-        yield partial(_given, row)
-
-
-def _given(row: Row) -> Row:
-    return row
+        yield partial(dict, row)
 
 
 def file_inside(folder: Folder, path: Path) -> Path:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -45,17 +44,12 @@ class PartWriter:
     def __enter__(self) -> "PartWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
             self._finish()
         elif self._open is not None:
             path, writer = self._open
-            writer.__exit__(kind, error, trace)
+            writer.__exit__(kind)
             path.unlink(missing_ok=True)
 
     def _write(self) -> None:
@@ -71,7 +65,7 @@ class PartWriter:
         if self._open is None:
             return
         path, writer = self._open
-        writer.__exit__(None, None, None)
+        writer.__exit__(None)
         target = part_path(self._prefix, self.next_part)
         with writing_to(target):
             put_in_place(path, target)

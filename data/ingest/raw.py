@@ -2,16 +2,22 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from decimal import Decimal
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from core.errors import UserError
 
 Row = Mapping[str, Any]
+Load = Callable[[], Row]
+"""Gives a row, or raises BadRecordError."""
+PlacedRow = tuple[str, Load, Sequence[str]]
+"""The place of a row, what gives it, and notes about it."""
 
 
 class BadRecordError(Exception):
@@ -74,21 +80,21 @@ class Item:
     notes: Sequence[str] = ()
 
 
-class Source(Protocol):
+class Source(ABC):
     """A collection that yields the same items in the same order every time."""
 
     @property
     def total(self) -> int | None:
         """How many items there are, if that is known without reading them."""
-        ...
+        return None
 
+    @abstractmethod
     def items(self, start: int) -> Iterator[Item]:
         """Items from number `start` on. Load each before the next one is asked for."""
-        ...
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the source does."""
-        ...
 
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -105,40 +111,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 """Names that a field is looked for under, unless an option names another one."""
 
 
-TRIES = 100
-
-
-class FieldCheck:
-    """Whether fields are named right, judged by the first rows: one that has all is enough."""
-
-    def __init__(self, fields: "Fields") -> None:
-        self._fields = fields
-        self._error: str | None = None
-        self._misses, self._found = 0, False
-
-    def see(self, row: Row, where: str) -> None:
-        """Take a row into account; UserError if none of TRIES has what it needs."""
-        if self._found:
-            return
-        problem = self._fields.problem(row)
-        self._found = problem is None
-        if problem is not None:
-            self._error = self._error or f"{where} {problem}"
-            self._misses += 1
-            if self._misses >= TRIES:
-                self.end()
-
-    def end(self) -> None:
-        """UserError if rows were seen and none of them has what it needs."""
-        if self._error is not None and not self._found:
-            raise UserError(self._error)
-
-
-def _emptiness(value: object) -> str:
-    """What people call a value that is none."""
-    if value is None:
-        return "null"
-    return "NaN" if missing(value) else "blank"
+TRIES = 100  # rows, of which one at least must have what is needed of fields
 
 
 class Fields:
@@ -170,7 +143,11 @@ class Fields:
         """Which field without a value a row has in place of one with it, and what it has."""
         there = [name for name in self._names[field] if name in row]
         known = " or ".join(self._names[field])
-        empty = f"{there[0]} is {_emptiness(row[there[0]])}" if there else f"no field {known}"
+        empty = f"no field {known}"
+        if there:
+            value = row[there[0]]
+            what = "null" if value is None else "NaN" if missing(value) else "blank"
+            empty = f"{there[0]} is {what}"
         filled = [name for name, value in row.items() if not missing(value)]
         return f"{empty}; fields with a value: {', '.join(filled) or 'none'}"
 
@@ -205,3 +182,19 @@ class Fields:
             notes=[] if notes is None else notes,
             lacks=partial(self.lack, row),
         )
+
+    def checked(self, rows: Iterable[PlacedRow], start: int) -> Iterator[PlacedRow]:
+        """The rows from number `start` on; UserError if none of the first has what is needed."""
+        error: str | None = None
+        misses, found = 0, False
+        for number, (where, load, notes) in enumerate(rows, start):
+            if number < TRIES and not found:
+                with suppress(BadRecordError):
+                    problem = self.problem(load())
+                    found, misses = problem is None, misses + 1
+                    error = error or f"{where} {problem}"
+                if misses >= TRIES and not found:
+                    break
+            yield where, load, notes
+        if error is not None and not found:
+            raise UserError(error)

@@ -6,7 +6,7 @@ after the last chunk, with everything that later chunks depend on taken from the
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 from core.errors import UserError
 from core.files import TemporaryFolder, locked, sweep
 from core.progress import Progress, progress
-from data.ingest.division import Division
-from data.ingest.holdout import held_out
+from data.ingest.division import Division, held_out
 from data.ingest.images import taken_image
 from data.ingest.normalise import Normal, normalise, texts_of
 from data.ingest.parts import PART_BYTES, PART_ROWS, PartWriter, placed
 from data.ingest.questions import QuestionFile
 from data.ingest.raw import BadRecordError, Item, RawRecord, Source, missing
-from data.ingest.state import STAGED, Chunk, Counts, Plan, State, refuse_foreign
+from data.ingest.state import COUNTS, STAGED, Chunk, Counts, Plan, State, refuse_foreign
 from data.looks import LOOK, Looks, grouped, pixel_hash
 from data.tables import count_rows
 
@@ -56,16 +55,6 @@ class Job:
     max_caption: int
 
 
-@dataclass
-class _Running:
-    """What goes from one chunk to the next."""
-
-    counts: Counts = field(default_factory=Counts)
-    ids: dict[str, int] = field(default_factory=dict)  # with the pixel hash of their picture
-    chunks: int = 0
-    staged_parts: int = 0
-
-
 def ingest(source: Source, questions: QuestionFile, job: Job) -> Counts:
     """Fill the folder of a job, or find it filled.
 
@@ -81,7 +70,7 @@ def ingest(source: Source, questions: QuestionFile, job: Job) -> Counts:
             state = State(job.to, identity, scratch)
             if state.results is not None:
                 state.sweep()
-                return Counts.of(state.results)
+                return COUNTS.validate_python(state.results)
             return _Ingestion(source, questions, job, state, scratch).run()
         finally:
             scratch.close()
@@ -100,19 +89,21 @@ class _Ingestion:
     ) -> None:
         self._source, self._questions = source, questions
         self._job, self._state, self._scratch = job, state, scratch
-        self._now = _Running()
+        # What goes from one chunk to the next; ids with the pixel hash of their picture.
+        self._counts, self._ids = Counts(), dict[str, int]()
+        self._chunks = self._staged_parts = 0
 
     def run(self) -> Counts:
         """All that is left to do."""
-        now = self._now
         looks = [np.empty(0, LOOK)]
         for chunk in self._state.chunks():
-            looks.append(self._state.looks(now.chunks))
-            now.counts, now.chunks = chunk.counts, now.chunks + 1
-            now.staged_parts = chunk.staged_parts
+            looks.append(self._state.looks(self._chunks))
+            self._counts, self._chunks = chunk.counts, self._chunks + 1
+            self._staged_parts = chunk.staged_parts
         plan = self._state.plan()
         if plan is None:
-            now.ids = self._known_ids(np.concatenate(looks))
+            pixels = map(int, np.concatenate(looks)["pixels"])
+            self._ids = dict(zip(self._staged_ids(), pixels, strict=True))
             looks += self._read()
             self._judge()
             plan = self._plan(np.concatenate(looks))
@@ -120,28 +111,24 @@ class _Ingestion:
 
     def _read(self) -> list[Looks]:
         """Stage what is left of the source, chunk by chunk; returns the looks of its pictures."""
-        now, looks = self._now, []
+        looks = []
         with progress("ingest", self._source.total) as bar:
-            bar.update(now.counts.seen)
-            items = self._source.items(now.counts.seen)
+            bar.update(self._counts.seen)
+            items = self._source.items(self._counts.seen)
             for item in items:
                 looks.append(self._chunk(chain([item], items), bar))
         return looks
 
-    def _known_ids(self, looks: Looks) -> dict[str, int]:
-        return dict(zip(self._staged_ids(), map(int, looks["pixels"]), strict=True))
-
     def _staged_ids(self) -> Iterator[str]:
-        for number in range(self._now.staged_parts):
+        for number in range(self._staged_parts):
             table = pq.read_table(self._state.staged(number), columns=["record_id"])
             yield from table["record_id"].to_pylist()
 
     def _chunk(self, items: Iterator[Item], bar: Progress) -> Looks:
         """The next chunk of items; returns the looks of its rows."""
-        now = self._now
-        chunk, looks, num_bytes = Chunk(now.counts), [np.empty(0, LOOK)], 0
+        chunk, looks, num_bytes = Chunk(self._counts), [np.empty(0, LOOK)], 0
         prefix = self._state.staging / STAGED
-        with PartWriter(self._scratch, prefix, now.staged_parts) as staged:
+        with PartWriter(self._scratch, prefix, self._staged_parts) as staged:
             for number, item in enumerate(items, 1):
                 normal = self._normal(item, chunk)
                 if normal is not None:
@@ -152,32 +139,32 @@ class _Ingestion:
                 self._judge_early(chunk)
                 if number >= PART_ROWS or num_bytes >= PART_BYTES:
                     break
-        now.staged_parts = chunk.staged_parts = staged.next_part
+        self._staged_parts = chunk.staged_parts = staged.next_part
         found = np.concatenate(looks)
-        self._state.commit(now.chunks, chunk, found)
-        now.chunks += 1
+        self._state.commit(self._chunks, chunk, found)
+        self._chunks += 1
         return found
 
     def _normal(self, item: Item, chunk: Chunk) -> Normal | None:
         """What an item becomes, or None if it is set aside or joins an earlier record."""
-        now, record_id = self._now, ""
-        now.counts.seen += 1
-        now.counts.changes.update(item.notes)
+        record_id = ""
+        self._counts.seen += 1
+        self._counts.changes.update(item.notes)
         try:
             raw = item.load()
             record_id = raw.record_id.strip()
-            if record_id in now.ids:
+            if record_id in self._ids:
                 self._join(item, raw, record_id, chunk)
                 return None
             normal = normalise(raw, self._questions.of(record_id), self._job.max_caption)
         except BadRecordError as error:
-            now.counts.bad[error.reason] += 1
+            self._counts.bad[error.reason] += 1
             chunk.bad.append(_bad_row(item.where, record_id, "record", error))
             return None
         self._note_questions(item, record_id, normal.bad_questions, chunk)
-        now.counts.changes.update(dict.fromkeys(normal.changes, 1))
-        now.counts.without_questions += not normal.row["questions"]
-        now.ids[record_id] = int(normal.look["pixels"][0])
+        self._counts.changes.update(dict.fromkeys(normal.changes, 1))
+        self._counts.without_questions += not normal.row["questions"]
+        self._ids[record_id] = int(normal.look["pixels"][0])
         return normal
 
     def _join(self, item: Item, raw: RawRecord, record_id: str, chunk: Chunk) -> None:
@@ -190,11 +177,11 @@ class _Ingestion:
             raise BadRecordError("duplicate id", "and a prompt of its own")
         if not raw.by_path:
             picture = taken_image(raw.image()).picture
-            if pixel_hash(picture) != self._now.ids[record_id]:
+            if pixel_hash(picture) != self._ids[record_id]:
                 raise BadRecordError("duplicate id", "with another picture")
         self._note_questions(item, record_id, texts.bad_questions, chunk)
-        self._now.counts.joined += 1
-        self._now.counts.changes.update(dict.fromkeys(raw.notes, 1))
+        self._counts.joined += 1
+        self._counts.changes.update(dict.fromkeys(raw.notes, 1))
         chunk.joined.append(
             {"record_id": record_id, "captions": texts.captions, "questions": texts.questions}
         )
@@ -203,25 +190,25 @@ class _Ingestion:
         self, item: Item, record_id: str, problems: list[BadRecordError], chunk: Chunk
     ) -> None:
         for problem in problems:
-            self._now.counts.bad_questions[problem.reason] += 1
+            self._counts.bad_questions[problem.reason] += 1
             chunk.bad.append(_bad_row(item.where, record_id, "question", problem))
 
     def _judge_early(self, chunk: Chunk) -> None:
         """Give up long before the end if far too many records are bad."""
-        counts = self._now.counts
+        counts = self._counts
         limit = FAR_ABOVE * self._job.max_bad_share * counts.seen
         if counts.seen >= MIN_SEEN and counts.num_bad > limit:
             self._refuse(chunk.bad)
 
     def _judge(self) -> None:
-        counts = self._now.counts
+        counts = self._counts
         if counts.seen == 0:
             raise UserError("the source has no records; give another")
         if counts.num_bad > self._job.max_bad_share * counts.seen:
             self._refuse([])
 
     def _refuse(self, more_bad: list[dict[str, str]]) -> None:
-        counts = self._now.counts
+        counts = self._counts
         self._write_bad(more_bad)
         reasons = "; ".join(f"{reason}: {n}" for reason, n in counts.bad.most_common(EXAMPLES))
         first = "\n".join(f"  {_shown(row)}" for row in self._first_bad(more_bad))
@@ -239,7 +226,7 @@ class _Ingestion:
             for row in rows:
                 if row["what"] == "record":
                     found.setdefault(row["reason"], row)
-        frequent = self._now.counts.bad.most_common(EXAMPLES)
+        frequent = self._counts.bad.most_common(EXAMPLES)
         return [found[reason] for reason, _ in frequent if reason in found]
 
     def _write_bad(self, more: list[dict[str, str]]) -> None:
@@ -253,7 +240,7 @@ class _Ingestion:
 
     def _plan(self, looks: Looks) -> Plan:
         """Which rows are held out, with everything counted that all rows together show."""
-        counts, ids = self._now.counts, list(self._staged_ids())
+        counts, ids = self._counts, list(self._staged_ids())
         group, twins = grouped(looks)
         sides = held_out(looks, group, self._job.test_records, self._job.test_share)
         counts.test, counts.pool = int(sides.sum()), int((~sides).sum())
@@ -274,7 +261,7 @@ class _Ingestion:
         counts.questions, counts.unmet_questions, counts.unmet_examples = self._questions.unmet(
             chain(ids, bad), EXAMPLES
         )
-        sizes = [count_rows([self._state.staged(n)]) for n in range(self._now.staged_parts)]
+        sizes = [count_rows([self._state.staged(n)]) for n in range(self._staged_parts)]
         plan = Plan(counts, sizes, sides)
         self._state.save_plan(plan)
         return plan
@@ -283,7 +270,7 @@ class _Ingestion:
         """Divide the staged rows; done anew, it writes the same files."""
         Division(self._state, self._scratch, plan, looks).run()
         self._write_bad([])
-        self._state.finish(plan.counts.document())
+        self._state.finish(COUNTS.dump_python(plan.counts))
         return plan.counts
 
 

@@ -20,7 +20,7 @@ from data.ingest.places import (
     check_name,
     fingerprint,
 )
-from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row, id_text, missing
+from data.ingest.raw import BadRecordError, Fields, Item, RawRecord, Row, Source, id_text, missing
 from data.ingest.text_files import MARKS
 
 MAX_MEMBER = 256 << 20  # bytes; what is larger is no picture
@@ -30,16 +30,11 @@ Members = dict[str, bytes | BadRecordError]
 """Contents by suffix, or why there is none."""
 
 
-class Shards:
+class Shards(Source):
     """Records of tar files in order."""
 
     def __init__(self, files: Sequence[Path], fields: Fields) -> None:
         self._files, self._fields = list(files), fields
-
-    @property
-    def total(self) -> int | None:
-        """Only reading could tell."""
-        return None
 
     def items(self, start: int) -> Iterator[Item]:
         return islice(self._items(), start, None)

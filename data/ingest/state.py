@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from core.errors import UserError
 from core.files import TemporaryFolder
@@ -21,9 +22,6 @@ STAGING = ".ingest"
 CHUNK, LOOKS = "chunk-", "looks-"
 SIDES, PLAN = "sides.npy", "plan.json"  # of the division, which has begun once there is a plan
 STAGED, HELD = "staged-", "held-out-"
-
-
-COUNTERS = ("bad", "bad_questions", "changes")
 
 
 @dataclass
@@ -48,16 +46,6 @@ class Counts:
     bad: Counter[str] = field(default_factory=Counter)
     bad_questions: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> "Counts":
-        """Counts from their JSON form."""
-        counters = {name: Counter(document[name]) for name in COUNTERS}
-        return cls(**{**document, **counters})
-
-    def document(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {**vars(self), **{name: dict(getattr(self, name)) for name in COUNTERS}}
 
     @property
     def num_bad(self) -> int:
@@ -84,6 +72,10 @@ class Plan:
     held_out: npt.NDArray[np.bool_]
 
 
+COUNTS, CHUNKS = TypeAdapter(Counts), TypeAdapter(Chunk)
+"""Their JSON forms."""
+
+
 class State:
     """The folder of an ingestion; UserError if it is another one's."""
 
@@ -102,8 +94,7 @@ class State:
         """Chunks that are done, in order."""
         number = 0
         while (document := self._read(self._path(number))) is not None:
-            counts = Counts.of(document.pop("counts"))
-            yield Chunk(counts, **document)
+            yield CHUNKS.validate_python(document)
             number += 1
 
     def staged(self, number: int) -> Path:
@@ -119,13 +110,13 @@ class State:
         """Note that all parts of a chunk are in their places."""
         with placed(self._scratch, self.staging / f"{LOOKS}{number:05d}.npy") as file:
             np.save(file, looks)
-        self._save(self._path(number), {**vars(chunk), "counts": chunk.counts.document()})
+        self._save(self._path(number), CHUNKS.dump_python(chunk))
 
     def save_plan(self, plan: Plan) -> None:
         """Note how the staged parts are to be divided, before the first of them is."""
         with placed(self._scratch, self.staging / SIDES) as file:
             np.save(file, plan.held_out)
-        document = {"counts": plan.counts.document(), "sizes": plan.sizes}
+        document = {"counts": COUNTS.dump_python(plan.counts), "sizes": plan.sizes}
         self._save(self.staging / PLAN, document)
 
     def plan(self) -> Plan | None:
@@ -134,7 +125,7 @@ class State:
         if document is None:
             return None
         sides = np.load(self.staging / SIDES, allow_pickle=False)
-        return Plan(Counts.of(document["counts"]), document["sizes"], sides)
+        return Plan(COUNTS.validate_python(document["counts"]), document["sizes"], sides)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Note that everything is in its place, and delete what served to get there."""

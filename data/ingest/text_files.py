@@ -37,26 +37,23 @@ class Layout:
     has_header: bool
 
 
-def encoding_of(path: Path, given: str | None = None) -> str:
-    """The encoding of a file: as given or marked, or UTF-8; UserError if it is another one."""
+def table_encoding_of(path: Path, given: str | None = None) -> str:
+    """The encoding of a table: as given or marked, UTF-8, or else that of Windows.
+
+    UserError if it is another one.
+    """
     found = given or marked_encoding(path) or "utf-8"
     problem = _undecodable(path, found)
-    if problem is not None:
-        raise UserError(
-            f"{path} is not {_shown(found)} ({problem}); convert it, or name its encoding with "
-            "--encoding"
-        )
-    return found
-
-
-def table_encoding_of(path: Path, given: str | None = None) -> str:
-    """As `encoding_of`; a table that is not UTF-8 at all is one of Windows."""
-    found = given or marked_encoding(path) or "utf-8"
-    other = found == "utf-8" and given is None and _undecodable(path, found) is not None
+    if problem is None:
+        return found
     # With letters that are good UTF-8 beside it, a bad byte is damage.
-    if other and not _has_wide(path) and _undecodable(path, WINDOWS) is None:
+    guessed = found == "utf-8" and given is None
+    if guessed and not _has_wide(path) and _undecodable(path, WINDOWS) is None:
         return WINDOWS
-    return encoding_of(path, found)
+    raise UserError(
+        f"{path} is not {_shown(found)} ({problem}); convert it, or name its encoding with "
+        "--encoding"
+    )
 
 
 def marked_encoding(path: Path) -> str | None:

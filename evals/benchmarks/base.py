@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import pandas as pd
 
 from core.benchmarks import BenchmarkChoice
+from core.config import Config
 from core.errors import UserError
-from evals.statistics import Estimate
+from evals.benchmarks.figures import Figure
+from evals.statistics import Bootstrap, Estimate
 from models.protocol import ImageSampling, UnifiedModel, image_sampling
-
-if TYPE_CHECKING:
-    from core.config import Config
 
 Row = dict[str, Any]
 ITEMS, IMAGES, FEATURES = "benchmark_items", "images", "benchmark_features"
@@ -66,7 +66,7 @@ class Estimable(Protocol):
     @property
     def group(self) -> str: ...
 
-    def estimate(self, *, samples: int, confidence: float, seed: int) -> Estimate:
+    def estimate(self, bootstrap: Bootstrap) -> Estimate:
         """Value and interval."""
         ...
 
@@ -94,38 +94,37 @@ class Opening:
         return image_sampling(self.config.sampling.images)
 
 
-class Benchmark(Protocol):
-    """One benchmark over local files."""
+class Benchmark(ABC):
+    """One benchmark over local files.
 
-    @property
-    def name(self) -> str:
-        """As the command line names it."""
-        ...
+    `name` is that of the command line, `settings` what decides about figures beside items and
+    checkpoint: judges, sampling.
+    """
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """What decides about figures beside items and checkpoint: judges, sampling."""
-        ...
+    name: ClassVar[str]
+    settings: Mapping[str, object] = {}
 
+    @classmethod
+    @abstractmethod
+    def open(cls, opening: Opening) -> Self:
+        """The benchmark with its files and judges; UserError where one is not there."""
+
+    @abstractmethod
     def items(self) -> Sequence[Item]:
         """All items, in an order that is always the same."""
-        ...
 
+    @abstractmethod
     def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
         """Rows of table `benchmark_items`, and of those others that the benchmark fills."""
-        ...
+
+    @staticmethod
+    @abstractmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
+        """What scored rows of `benchmark_items` alone add up to."""
 
     def figures(self, rows: pd.DataFrame) -> Sequence[Estimable]:
-        """What the scored rows of `benchmark_items` add up to, features beside them if any."""
-        ...
-
-
-class Answerable(Benchmark, Protocol):
-    """A benchmark whose replies may come from elsewhere."""
-
-    def judge(self, item: Item, reply: str) -> Verdict:
-        """The verdict on a reply, by the official rule."""
-        ...
+        """What scored rows add up to, with features beside them if there are any."""
+        return self.item_figures(rows)
 
 
 def item_row(

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from core.benchmarks import BENCHMARKS
+from core.config import Evaluation
 from core.errors import UserError
 from evals.benchmarks.base import UNSCORED
-from evals.benchmarks.catalog import module_of
+from evals.benchmarks.catalog import benchmark_class
 from evals.benchmarks.figures import ALL, Figure
-from evals.statistics import BOOTSTRAP_SEED, Estimate, Values
-
-if TYPE_CHECKING:
-    from core.config import Evaluation
+from evals.statistics import Bootstrap, Estimate, Values
 
 KEY = ["item_id", "sample"]
 
@@ -60,12 +57,7 @@ def benchmark_change(
         raise UserError(f"benchmark {name}: no item was scored in both results")
     figures = headline(name, old), headline(name, new)
     old_value, new_value, change = (
-        figure.estimate(
-            samples=evaluation.bootstrap_samples,
-            confidence=evaluation.confidence,
-            seed=BOOTSTRAP_SEED,
-        )
-        for figure in (*figures, _difference(*figures))
+        figure.estimate(Bootstrap.of(evaluation)) for figure in (*figures, _difference(*figures))
     )
     figure_name = BENCHMARKS[name].headline
     return BenchmarkChange(name, figure_name, old_value.value, new_value.value, change)
@@ -74,10 +66,8 @@ def benchmark_change(
 def headline(name: str, rows: pd.DataFrame) -> Figure:
     """The figure that stands for a benchmark, of scored items."""
     wanted = BENCHMARKS[name].headline
-    found: list[Figure] = [
-        figure for figure in module_of(name).item_figures(rows) if figure.group == ALL
-    ]
-    return next(figure for figure in found if figure.name == wanted)
+    found = benchmark_class(name).item_figures(rows)
+    return next(one for one in found if one.group == ALL and one.name == wanted)
 
 
 def _common(after: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

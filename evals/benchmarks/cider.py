@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 Ngram = tuple[str, ...]
-Vector = Mapping[Ngram, float]
 
 WORDS = "as by PTBTokenizer of stanford-corenlp 3.4.1"
 MAX_N = 4

@@ -12,7 +12,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,11 @@ from core.benchmarks import ENDPOINT, SELF
 from core.errors import UserError
 from core.runtime import derive_seed
 from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Opening, Row, Verdict
-from evals.benchmarks.drawing import draw_items, drawing_settings
+from evals.benchmarks.drawing import Drawing
 from evals.benchmarks.figures import ALL, Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import find_file, wanted
-from evals.checkpoints import open_checkpoint
+from evals.checkpoints import open_checkpoint, open_model
 from models.protocol import ImageSampling, UnifiedModel
-from models.registry import load_model
 from services.endpoint import Client, data_url
 from services.replies import NoAnswer
 
@@ -36,16 +35,6 @@ FIELDS = (
     "question_natural_language",
 )  # fmt: skip
 YES_NO = ("yes", "no")
-
-
-class VqaJudge(Protocol):
-    """Who answers questions about pictures."""
-
-    def answers(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str]
-    ) -> Sequence[Sequence[str]]:
-        """The answer to each question about each picture."""
-        ...
 
 
 class ModelJudge:
@@ -83,22 +72,44 @@ class EndpointJudge:
         return "" if isinstance(weights, NoAnswer) else YES_NO[weights.index(max(weights))]
 
 
-class DpgBench:
+VqaJudge = ModelJudge | EndpointJudge
+"""Who gives the answer to each question about each picture."""
+
+
+class DpgBench(Drawing):
     """All prompts, four pictures each."""
 
     name = "dpg"
 
     def __init__(
-        self, data: Path, sampling: ImageSampling, judge: VqaJudge | None, judge_digest: str
+        self,
+        data: Path,
+        sampling: ImageSampling,
+        judge: ModelJudge | EndpointJudge | None,
+        judge_digest: str,
     ) -> None:
         """`judge` None: the model itself answers."""
-        self._data, self._sampling = data, sampling
-        self._judge, self._digest = judge, judge_digest
+        super().__init__(sampling, {"judge": judge_digest})
+        self._data, self._judge = data, judge
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """Sampling and the judge."""
-        return {**drawing_settings(self._sampling), "judge": self._digest}
+    @classmethod
+    def open(cls, opening: Opening) -> Self:
+        """With its judge: the model itself, that of a server, or another checkpoint."""
+        named, config = opening.chosen.judges["judge"], opening.config
+        if named == SELF:
+            return cls(opening.folder, opening.sampling, None, SELF)
+        if named == ENDPOINT:
+            endpoint = config.evaluation.endpoint
+            if endpoint is None:
+                raise UserError(
+                    "judge endpoint: evaluation.endpoint is null; say there which model"
+                )
+            client = opening.stack.enter_context(Client(endpoint, "evaluation.endpoint"))
+            name = f"endpoint {endpoint.model}"
+            return cls(opening.folder, opening.sampling, EndpointJudge(client), name)
+        checkpoint = open_checkpoint(named)
+        judge = ModelJudge(open_model(config, checkpoint.folder))
+        return cls(opening.folder, opening.sampling, judge, checkpoint.digest)
 
     def items(self) -> list[Item]:
         """All prompts, each with its questions."""
@@ -117,15 +128,17 @@ class DpgBench:
         ]
 
     def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the prompts, drawn by the model."""
-        judge = self._judge or ModelJudge(model)
+        self._asked = self._judge or ModelJudge(model)
+        return super().run(model, items)
 
-        def grade(item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
-            questions = json.loads(item.answer)
-            texts = [question["question"] for question in questions]
-            return [_verdict(questions, said) for said in judge.answers(pictures, texts)]
+    def grade(self, item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
+        questions = json.loads(item.answer)
+        texts = [question["question"] for question in questions]
+        return [_verdict(questions, said) for said in self._asked.answers(pictures, texts)]
 
-        return draw_items(model, items, self._sampling, grade)
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
+        return score_figures(rows, "score", 100)
 
     def figures(self, rows: pd.DataFrame) -> list[Figure]:
         """The score in percent, and by category the share of yes, whatever it depends on."""
@@ -199,24 +212,4 @@ def _answers(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(answers)
 
 
-def open_benchmark(opening: Opening) -> DpgBench:
-    """The benchmark with its judge: the model itself, that of a server, or another checkpoint."""
-    named, config = opening.chosen.judges["judge"], opening.config
-    if named == SELF:
-        return DpgBench(opening.folder, opening.sampling, None, SELF)
-    if named == ENDPOINT:
-        endpoint = config.evaluation.endpoint
-        if endpoint is None:
-            raise UserError("judge endpoint: evaluation.endpoint is null; say there which model")
-        client = opening.stack.enter_context(Client(endpoint, "evaluation.endpoint"))
-        name = f"endpoint {endpoint.model}"
-        return DpgBench(opening.folder, opening.sampling, EndpointJudge(client), name)
-    checkpoint = open_checkpoint(named)
-    device, precision = config.runtime.device, config.model.precision
-    model = load_model(config.model.family, checkpoint.folder, device, precision)
-    return DpgBench(opening.folder, opening.sampling, ModelJudge(model), checkpoint.digest)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return score_figures(rows, "score", 100.0)
+BENCHMARK = DpgBench

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from evals.statistics import Estimate, Values, bootstrap_sums
+from evals.statistics import Bootstrap, Estimate, Values
 
 ALL = "all"
 Statistic = Callable[[Sequence[Values]], Values]
@@ -27,11 +27,9 @@ class Figure:
     strata_RC: Sequence[Values]
     statistic: Statistic
 
-    def estimate(self, *, samples: int, confidence: float, seed: int) -> Estimate:
+    def estimate(self, bootstrap: Bootstrap) -> Estimate:
         """Its value and interval."""
-        return bootstrap_sums(
-            self.strata_RC, self.statistic, samples=samples, confidence=confidence, seed=seed
-        )
+        return bootstrap.sums(self.strata_RC, self.statistic)
 
 
 def unit_sums(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -49,9 +47,20 @@ def strata(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, Values]:
     return {group: part.to_numpy(np.float64) for group, part in sums.items()}
 
 
-def ratio(numerator: Values, denominator: Values, scale: float = 1.0) -> Values:
-    """Elementwise quotient; 0 where both are 0, as in scikit-learn and lmms-eval."""
-    return np.asarray(scale * numerator / np.where(denominator == 0, 1, denominator))
+def share_of(
+    numerator: Sequence[float], denominator: Sequence[float], scale: float = 1.0
+) -> Statistic:
+    """Quotient of weighted sums of columns, whatever their stratum.
+
+    0 where both are 0, as in scikit-learn and lmms-eval.
+    """
+
+    def statistic(sums: Sequence[Values]) -> Values:
+        total_SC = np.sum(sums, axis=0)
+        above, below = (total_SC @ np.asarray(weights) for weights in (numerator, denominator))
+        return np.asarray(scale * above / np.where(below == 0, 1, below))
+
+    return statistic
 
 
 def mean_of(column: int = 0, scale: float = 1.0) -> Statistic:
@@ -59,7 +68,7 @@ def mean_of(column: int = 0, scale: float = 1.0) -> Statistic:
 
     def statistic(sums: Sequence[Values]) -> Values:
         total_SC = np.sum(sums, axis=0)
-        return ratio(total_SC[:, column], total_SC[:, -1], scale)
+        return np.asarray(scale * total_SC[:, column] / np.maximum(total_SC[:, -1], 1))
 
     return statistic
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ from data.ingest.places import Folder
 from data.ingest.raw import BadRecordError
 from data.ingest.text_files import marked_encoding, open_text
 from data.pictures import rgb
-
-BEGINNING = 256  # bytes in which the first character is looked for
 
 
 def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
@@ -67,19 +64,6 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(document, dict):
                 raise UserError(f"{path}, line {number} is no JSON object")
             yield document
-
-
-def read_json_objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file that holds one list of them, or one on each line."""
-    with open(path, "rb") as file:
-        start = file.read(BEGINNING).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    if start != b"[":
-        yield from read_json_lines(path)
-        return
-    for number, document in enumerate(read_json(path), 1):
-        if not isinstance(document, dict):
-            raise UserError(f"{path}, item {number} of its list is no JSON object")
-        yield document
 
 
 def wanted(row: dict[str, Any], fields: Sequence[str], where: str) -> list[Any]:

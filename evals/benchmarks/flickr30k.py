@@ -6,39 +6,34 @@ Reads `dataset_flickr30k.json` and the pictures it names, in `flickr30k-images/`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 
-from evals.benchmarks.base import (
-    ANSWERED,
-    EMPTY,
-    Item,
-    Opening,
-    Row,
-    Verdict,
-)
+from evals.benchmarks.base import ANSWERED, EMPTY, Item, Opening, Verdict
 from evals.benchmarks.cider import WORDS, cider
 from evals.benchmarks.figures import Figure, score_figures
-from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
-from evals.benchmarks.reading import caption_items
-from models.protocol import UnifiedModel
+from evals.benchmarks.files import find_file, read_json, wanted
+from evals.benchmarks.reading import Reading
+from models.protocol import Seen, TextSampling, UnifiedModel
 
 
-class Flickr30k:
+class Flickr30k(Reading):
     """A greedy caption of each picture against its five."""
 
     name = "flickr30k"
+    folders = ("flickr30k-images", "images", ".")
 
     def __init__(self, data: Path, max_new_tokens: int) -> None:
-        self._data, self._max_new_tokens = data, max_new_tokens
-        self._images = ImageFolder([data / "flickr30k-images", data / "images", data])
+        super().__init__(data)
+        self._max_new_tokens = max_new_tokens
+        self.settings = {"max_new_tokens": max_new_tokens, "words": WORDS}
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """How long a caption may be, and what cuts it into words."""
-        return {"max_new_tokens": self._max_new_tokens, "words": WORDS}
+    @classmethod
+    def open(cls, opening: Opening) -> Self:
+        return cls(opening.folder, opening.config.sampling.captions.max_new_tokens)
 
     def items(self) -> list[Item]:
         """The pictures of the test split."""
@@ -53,34 +48,24 @@ class Flickr30k:
                 items.append(Item(name, "", name, "", told, name))
         return items
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the items, captioned; their scores wait for all others."""
-        return caption_items(
-            model, items, lambda item: self._images.open(item.image), self.judge,
-            self._max_new_tokens,
-        )  # fmt: skip
+    def replies(
+        self, model: UnifiedModel, seen: Seen, asked: Sequence[Sequence[Item]]
+    ) -> Sequence[Sequence[str]]:
+        """A greedy caption of each picture; their scores wait for all others."""
+        greedy = TextSampling(1.0, 1, self._max_new_tokens)
+        told = model.caption(seen, [greedy], [0] * len(asked))
+        return [list(captions) * len(same) for same, captions in zip(asked, told, strict=True)]
 
     def judge(self, item: Item, reply: str) -> Verdict:
         """A caption by itself has no score, since weights of words come from all pictures."""
         return Verdict(reply, 0.0, ANSWERED if reply.strip() else EMPTY)
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         """CIDEr in percent, as is published; words are weighed as in the whole set."""
-        return cider_figures(rows)
+        references = [json.loads(answer) for answer in rows["answer"]]
+        scores = cider(list(rows["reply"]), references)
+        return score_figures(rows.assign(score=scores), "cider", 100)
 
 
-def cider_figures(rows: pd.DataFrame) -> list[Figure]:
-    """As Flickr30k's, of scored items."""
-    references = [json.loads(answer) for answer in rows["answer"]]
-    scores = cider(list(rows["reply"]), references)
-    return score_figures(rows.assign(score=scores), "cider", 100)
-
-
-def open_benchmark(opening: Opening) -> Flickr30k:
-    """The benchmark over its published files."""
-    return Flickr30k(opening.folder, opening.config.sampling.captions.max_new_tokens)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return cider_figures(rows)
+BENCHMARK = Flickr30k

@@ -11,27 +11,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 from PIL import Image
 
 from core.errors import UserError
-from evals.benchmarks.base import Item, Opening, Row, Verdict
-from evals.benchmarks.drawing import draw_items, drawing_settings
+from evals.benchmarks.base import Item, Opening, Verdict
+from evals.benchmarks.drawing import Drawing
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.files import find_file, read_json_lines, wanted
 from evals.benchmarks.geneval_rules import CATEGORIES, COLORS, grade, kept
 from evals.checkpoints import Checkpoint, open_checkpoint
 from evals.networks.clip_similarity import ClipSimilarity, Features
 from evals.networks.detector import Detection, Detector, cut_out
-from models.protocol import ImageSampling, UnifiedModel
+from models.protocol import ImageSampling
 
 BACKGROUND = "#999"
 # GenEval's names of COCO's classes, where they differ.
 NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
 
 
-class GenEval:
+class GenEval(Drawing):
     """All prompts; the overall score is the mean of the six categories."""
 
     name = "geneval"
@@ -44,16 +45,17 @@ class GenEval:
         clip: Checkpoint,
         device: str,
     ) -> None:
-        self._data, self._sampling = data, sampling
-        self._digests = {"detector": detector.digest, "clip": clip.digest}
+        super().__init__(sampling, {"detector": detector.digest, "clip": clip.digest})
+        self._data = data
         self._detector = Detector(detector.folder, device)
         self._clip = ClipSimilarity(clip.folder, device)
         self._classifiers: dict[str, Features] = {}
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """Sampling and judges."""
-        return {**drawing_settings(self._sampling), **self._digests}
+    @classmethod
+    def open(cls, opening: Opening) -> Self:
+        judges, device = opening.chosen.judges, opening.config.runtime.device
+        detector, clip = (open_checkpoint(judges[name]) for name in ("detector", "clip"))
+        return cls(opening.folder, opening.sampling, detector, clip, device)
 
     def items(self) -> list[Item]:
         """All prompts; UserError if the detector cannot name what they ask for."""
@@ -71,11 +73,7 @@ class GenEval:
             )
         return items
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the prompts, drawn by the model."""
-        return draw_items(model, items, self._sampling, self._grade)
-
-    def _grade(self, item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
+    def grade(self, item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
         metadata = json.loads(item.answer)
         return [self._verdict(metadata, picture) for picture in pictures]
 
@@ -103,7 +101,8 @@ class GenEval:
         nearest = (self._clip.images(cut) @ self._classifiers[label].T).argmax(1)
         return [COLORS[int(index)] for index in nearest]
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         """Share of right pictures by category, and the mean of the categories."""
         return category_figures(rows)
 
@@ -120,13 +119,4 @@ def _parts(metadata: Mapping[str, list[dict[str, str]]]) -> list[dict[str, str]]
     return [*metadata.get("include", []), *metadata.get("exclude", [])]
 
 
-def open_benchmark(opening: Opening) -> GenEval:
-    """The benchmark with its detector and the network that names colours."""
-    detector, clip = (open_checkpoint(opening.chosen.judges[name]) for name in ("detector", "clip"))
-    device = opening.config.runtime.device
-    return GenEval(opening.folder, opening.sampling, detector, clip, device)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return category_figures(rows)
+BENCHMARK = GenEval

@@ -7,7 +7,7 @@ NAME, either side by side or in `questions_answers_YN/` and `images/`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ from PIL import Image
 from core.errors import UserError
 from core.names import is_hidden, visible
 from data.pictures import rgb
-from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Opening, Row, Verdict
-from evals.benchmarks.figures import Figure, Statistic, ratio
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Verdict
+from evals.benchmarks.figures import Figure, Statistic, share_of
 from evals.benchmarks.files import read_text
-from evals.benchmarks.reading import read_items
+from evals.benchmarks.reading import Reading
 from evals.statistics import Values
-from models.protocol import UnifiedModel
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters",
@@ -33,14 +32,10 @@ OTHER = "other"
 logger = logging.getLogger(__name__)
 
 
-class Mme:
+class Mme(Reading):
     """Questions come as published, and say themselves that yes or no is wanted."""
 
     name = "mme"
-    settings: Mapping[str, object] = {}
-
-    def __init__(self, data: Path) -> None:
-        self._data = data
 
     def items(self) -> list[Item]:
         """All questions by subtask; UserError unless all ten are there."""
@@ -57,11 +52,7 @@ class Mme:
         found = [path for path in sorted(visible(self._data, name)) if path.is_dir()]
         return found[0] if found else None
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the items, as the model answers them."""
-        return read_items(model, items, self._open, self.judge, cue="")
-
-    def _open(self, item: Item) -> Image.Image:
+    def picture(self, item: Item) -> Image.Image:
         folder = self._folder(item.group)
         place = self._data if folder is None else folder.parent
         # Folders of other systems have suffixes in capitals, too.
@@ -77,22 +68,17 @@ class Mme:
         status = EMPTY if not reply.strip() else UNCLEAR if said == OTHER else ANSWERED
         return Verdict(said, float(said == item.answer), status)
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         """By subtask accuracy, accuracy+ and their sum, in percent; the sum over subtasks."""
-        return perception_figures(rows)
-
-
-def perception_figures(rows: pd.DataFrame) -> list[Figure]:
-    """As MME's, of scored items."""
-    by_image = _by_image(rows)
-    parts = {
-        str(name): part[["right", "both", "questions", "images"]].to_numpy(np.float64)
-        for name, part in by_image.groupby("group")
-    }
-    figures = [Figure("perception", "all", list(parts.values()), _sum_of_scores)]
-    for name, part in parts.items():
-        figures += [Figure(kind, name, [part], one) for kind, one in STATISTICS.items()]
-    return figures
+        parts = {
+            str(name): part[["right", "both", "questions", "images"]].to_numpy(np.float64)
+            for name, part in _by_image(rows).groupby("group")
+        }
+        figures = [Figure("perception", "all", list(parts.values()), _sum_of_scores)]
+        for name, part in parts.items():
+            figures += [Figure(kind, name, [part], one) for kind, one in STATISTICS.items()]
+        return figures
 
 
 def _items(subtask: str, folder: Path) -> list[Item]:
@@ -142,12 +128,8 @@ def _by_image(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(whole.assign(both=both, images=1.0))
 
 
-def _accuracy(sums: Sequence[Values]) -> Values:
-    return ratio(sums[0][:, 0], sums[0][:, 2], 100)
-
-
-def _accuracy_plus(sums: Sequence[Values]) -> Values:
-    return ratio(sums[0][:, 1], sums[0][:, 3], 100)
+_accuracy = share_of((1, 0, 0, 0), (0, 0, 1, 0), 100)
+_accuracy_plus = share_of((0, 1, 0, 0), (0, 0, 0, 1), 100)
 
 
 def _score(sums: Sequence[Values]) -> Values:
@@ -165,11 +147,4 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
-def open_benchmark(opening: Opening) -> Mme:
-    """The benchmark over its published files."""
-    return Mme(opening.folder)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return perception_figures(rows)
+BENCHMARK = Mme

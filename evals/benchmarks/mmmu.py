@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.names import visible
 from core.runtime import derive_seed
 from data.pictures import rgb
-from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Opening, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Verdict
 from evals.benchmarks.figures import Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import wanted
 from evals.benchmarks.mmmu_parsing import (
@@ -34,8 +34,7 @@ from evals.benchmarks.mmmu_parsing import (
     parse_choice,
     parse_open,
 )
-from evals.benchmarks.reading import read_items
-from models.protocol import UnifiedModel
+from evals.benchmarks.reading import Reading
 
 LETTER = "Answer with the option's letter from the given choices directly."
 PHRASE = "Answer the question using a single word or phrase."
@@ -59,7 +58,7 @@ _DISCIPLINES = {
 _NAMED = re.compile(r"<image (\d)>")
 
 
-class Mmmu:
+class Mmmu(Reading):
     """All questions of the validation split, by subject."""
 
     name = "mmmu"
@@ -68,10 +67,6 @@ class Mmmu:
         "pictures": "first named",
         "replies": RULE,
     }
-
-    def __init__(self, data: Path) -> None:
-        self._data = data
-        self._opened: tuple[tuple[str, int], Any] | None = None
 
     def items(self) -> list[Item]:
         """All questions, by file and row."""
@@ -94,11 +89,7 @@ class Mmmu:
         table = pq.read_table(path, columns=list(FIELDS))
         return [_item(row, name, number) for number, row in enumerate(table.to_pylist())]
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the items, as the model answers them."""
-        return read_items(model, items, self._open, self.judge, cue="")
-
-    def _open(self, item: Item) -> Image.Image:
+    def picture(self, item: Item) -> Image.Image:
         name, number, image = item.image.split("#")
         column = f"image_{image}"
         value = self._column(name, column)[int(number)].as_py()
@@ -106,13 +97,10 @@ class Mmmu:
             raise FileNotFoundError(f"{name} has no {column} in row {number}")
         return rgb(value["bytes"])
 
+    @lru_cache(maxsize=1)  # noqa: B019, since it keeps but the last, as items come by file
     def _column(self, name: str, column: str) -> Any:
-        """One column of pictures, the last of which is kept, since items come by file."""
-        key = (name, int(column.removeprefix("image_")))
-        if self._opened is None or self._opened[0] != key:
-            table = pq.read_table(self._files[name], columns=[column])
-            self._opened = (key, table.column(column))
-        return self._opened[1]
+        """One column of pictures."""
+        return pq.read_table(self._files[name], columns=[column]).column(column)
 
     def judge(self, item: Item, reply: str) -> Verdict:
         """By the published parsing; a choice that cannot be told is drawn, as there."""
@@ -130,6 +118,10 @@ class Mmmu:
             choice = options[int(rng.integers(len(options)))]
         return Verdict(choice, float(choice in listed(asked["answer"])), status)
 
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
+        return score_figures(rows, "accuracy", 100)
+
     def figures(self, rows: pd.DataFrame) -> list[Figure]:
         """Accuracy in percent: over all, by subject, discipline and number of pictures."""
         several = rows["answer"].map(lambda answer: json.loads(answer)["pictures"] > 1)
@@ -137,7 +129,7 @@ class Mmmu:
             rows["group"].map(_DISCIPLINES).fillna("discipline/unknown"),
             several.map({True: "several pictures", False: "one picture"}),
         )
-        return score_figures(rows, "accuracy", 100) + [
+        return self.item_figures(rows) + [
             Figure("accuracy", group, [part], mean_of(0, 100))
             for kind in kinds
             for group, part in strata(rows.assign(group=kind), ["score"]).items()
@@ -165,11 +157,4 @@ def _item(row: Mapping[str, Any], name: str, number: int) -> Item:
     return Item(row["id"], subject, row["id"], text, json.dumps(answer), image)
 
 
-def open_benchmark(opening: Opening) -> Mmmu:
-    """The benchmark over its published files."""
-    return Mmmu(opening.folder)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return score_figures(rows, "accuracy", 100.0)
+BENCHMARK = Mmmu

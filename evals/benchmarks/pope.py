@@ -8,33 +8,41 @@ image, text and label, as JSON Lines (COCO) or one list (A-OKVQA and GQA, whose 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Opening, Row, Verdict
-from evals.benchmarks.figures import Figure
-from evals.benchmarks.files import ImageFolder, find_file, read_json_objects, wanted
-from evals.benchmarks.reading import SHORT_ANSWER, read_items
-from evals.benchmarks.yes_no import yes_no_figures
-from models.protocol import UnifiedModel
+from data.ingest.json_files import iter_objects
+from evals.benchmarks.base import ANSWERED, EMPTY, UNCLEAR, Item, Verdict
+from evals.benchmarks.figures import Figure, mean_of_groups, share_of, unit_sums
+from evals.benchmarks.files import ImageFolder, find_file, wanted
+from evals.benchmarks.reading import SHORT_ANSWER, Reading
 
 SPLITS = ("random", "popular", "adversarial")
 # Not those of the system, such as ._coco_pope_random.json.
 _FILE = re.compile(rf"((?!\.).*)pope_(?:seem_)?(?:{'|'.join(SPLITS)})\.jsonl?")
+COLUMNS = ("true_yes", "false_yes", "true_no", "false_no")
+# Quotients of sums of these, and of the number of items, which comes last.
+STATISTICS = {
+    "accuracy": share_of((1, 0, 1, 0, 0), (0, 0, 0, 0, 1)),
+    "precision": share_of((1, 0, 0, 0, 0), (1, 1, 0, 0, 0)),
+    "recall": share_of((1, 0, 0, 0, 0), (1, 0, 0, 1, 0)),
+    "f1": share_of((2, 0, 0, 0, 0), (2, 1, 0, 1, 0)),
+    "yes_ratio": share_of((1, 1, 0, 0, 0), (0, 0, 0, 0, 1)),
+}
 
 
-class Pope:
+class Pope(Reading):
     """The three splits; `all` in the figures is their mean."""
 
     name = "pope"
-    settings: Mapping[str, object] = {"cue": SHORT_ANSWER}
+    cue = SHORT_ANSWER
 
     def __init__(self, data: Path) -> None:
-        self._data = data
+        super().__init__(data)
         places = (data, *(data / source.rstrip("_") for source in self._sources))
         self._images = ImageFolder(
             [place / name for place in places for name in ("val2014", "images", ".")]
@@ -59,7 +67,7 @@ class Pope:
         path = find_file(self._data, patterns, f"{split} split")
         group = f"{source.rstrip('_') or 'pope'} {split}" if several else split
         items = []
-        for number, row in enumerate(read_json_objects(path), 1):
+        for number, row in enumerate(iter_objects(path), 1):
             where = f"{path}, object {number}"
             fields = ("question_id", "image", "text", "label")
             question_id, image, text, label = wanted(row, fields, where)
@@ -68,18 +76,13 @@ class Pope:
             items.append(Item(f"{group}/{question_id}", group, image, text.strip(), label, image))
         return items
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the items, as the model answers them."""
-        return read_items(
-            model, items, lambda item: self._images.open(item.image), self.judge, cue=SHORT_ANSWER
-        )
-
     def judge(self, item: Item, reply: str) -> Verdict:
         """Whether a reply means what the label says."""
         said = yes_or_no(reply)
         return Verdict(said, float(said == item.answer), clarity(reply))
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         """Accuracy, precision, recall, F1 and the share of yes."""
         return yes_no_figures(rows)
 
@@ -101,11 +104,21 @@ def clarity(reply: str) -> str:
     return ANSWERED if len(words & {"yes", "no"}) == 1 or "not" in words else UNCLEAR
 
 
-def open_benchmark(opening: Opening) -> Pope:
-    """The benchmark over its published files."""
-    return Pope(opening.folder)
+def yes_no_figures(rows: pd.DataFrame) -> list[Figure]:
+    """Each statistic of each group, and the mean over groups, as is published.
+
+    A prediction that is neither yes nor no counts as no yes; POPE makes none.
+    """
+    said, true = rows["prediction"] == "yes", rows["answer"] == "yes"
+    counted = rows.assign(
+        true_yes=said & true, false_yes=said & ~true, true_no=~said & ~true, false_no=~said & true
+    )
+    by_group = unit_sums(counted, COLUMNS)
+    figures = [mean_of_groups(name, by_group, one) for name, one in STATISTICS.items()]
+    for group, part in by_group.items():
+        sums_RC = part.to_numpy(np.float64)
+        figures += [Figure(name, group, [sums_RC], one) for name, one in STATISTICS.items()]
+    return figures
 
 
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return yes_no_figures(rows)
+BENCHMARK = Pope

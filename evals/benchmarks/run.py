@@ -11,12 +11,12 @@ from dataclasses import asdict
 from hashlib import sha256
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from core.artifact import part_name
 from core.artifact_writer import ArtifactWriter
+from core.config import Evaluation
 from core.errors import UserError
 from core.progress import progress
 from core.stage import WHOLE, ProgressFactory, Shard
@@ -28,7 +28,6 @@ from evals.benchmarks.base import (
     NO_ANSWER,
     PARTLY,
     UNSCORED,
-    Answerable,
     Benchmark,
     Item,
     Row,
@@ -37,12 +36,10 @@ from evals.benchmarks.base import (
 )
 from evals.benchmarks.figures import ALL
 from evals.benchmarks.files import read_json_lines, wanted
-from evals.statistics import BOOTSTRAP_SEED
+from evals.benchmarks.reading import Reading
+from evals.statistics import Bootstrap
 from models.batches import Batches
 from models.protocol import UnifiedModel
-
-if TYPE_CHECKING:
-    from core.config import Evaluation
 
 METRICS = "metrics.parquet"
 PARTS = "parts"
@@ -59,7 +56,9 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
     try:
         items = list(benchmark.items())
         for item in items:
-            _check_texts(item)
+            for name, value in asdict(item).items():
+                if not isinstance(value, str):
+                    raise TypeError(f"{name} of item {item.item_id!r} is {value!r}, and no text")
     except UserError:
         raise
     except MALFORMED as error:
@@ -76,12 +75,6 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
             "fetch its files again"
         )
     return items if limit is None else _limited(items, limit)
-
-
-def _check_texts(item: Item) -> None:
-    for name, value in asdict(item).items():
-        if not isinstance(value, str):
-            raise TypeError(f"{name} of item {item.item_id!r} is {value!r}, and no text")
 
 
 def _limited(items: Sequence[Item], limit: int) -> list[Item]:
@@ -161,7 +154,7 @@ def _part(table: str, index: int) -> str:
 
 
 def take_answers(
-    draft: ArtifactWriter, benchmark: Answerable, items: Sequence[Item], answers: Mapping[str, str]
+    draft: ArtifactWriter, benchmark: Reading, items: Sequence[Item], answers: Mapping[str, str]
 ) -> None:
     """Write the verdicts on answers from elsewhere, by item id; an item without one is unscored."""
     extra = sorted(set(answers) - {item.item_id for item in items})
@@ -193,92 +186,65 @@ def read_answers(path: Path) -> dict[str, str]:
     return answers
 
 
-def sum_up(draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation) -> list[Row]:
-    """Write all items as one table, and figures and counts as table `metrics`; its rows."""
+def sum_up(
+    draft: ArtifactWriter, benchmark: Benchmark, evaluation: Evaluation, *, judged: bool = True
+) -> list[Row]:
+    """Write all items as one table, and figures and counts as table `metrics`; its rows.
+
+    UserError if nothing could be scored or, if it was `judged` here, if the judge left questions
+    about too many items unanswered.
+    """
     table = read_table([draft.path(name) for name in draft.names(f"{PARTS}/")], ITEMS)
     frame = table.to_pandas()
-    scored = _with_features(draft, frame[~frame["status"].isin(UNSCORED)])
+    scored = frame[~frame["status"].isin(UNSCORED)]
+    if features := draft.names(f"{FEATURES}/"):
+        beside = read_table([draft.path(name) for name in features], FEATURES).to_pandas()
+        scored = scored.merge(beside, on="item_id", validate="many_to_one")
     if scored.empty:
         _show_unscored(frame)
         raise UserError(
             f"benchmark {benchmark.name}: none of its {len(frame)} items could be scored "
             f"({frame['status'].iloc[0]}: {frame['reply'].iloc[0]}); is its folder complete?"
         )
+    bootstrap = Bootstrap.of(evaluation)
     rows: list[Row] = [
-        {
-            "name": figure.name,
-            "group": figure.group,
-            **asdict(
-                figure.estimate(
-                    samples=evaluation.bootstrap_samples,
-                    confidence=evaluation.confidence,
-                    seed=BOOTSTRAP_SEED,
-                )
-            ),
-        }
-        for figure in benchmark.figures(scored)
+        {"name": one.name, "group": one.group, **asdict(one.estimate(bootstrap))}
+        for one in benchmark.figures(scored)
     ]
-    rows += _counts(frame)
+    counts = frame["status"].value_counts().to_dict() | _cut(frame)
+    rows += [
+        {"name": f"items/{status}", "group": ALL, "count": len(frame)}
+        | dict.fromkeys(("value", "low", "high"), float(n))
+        for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
+    ]
     with draft.write("items.parquet") as path:
         write_table(path, ITEMS, table)
     with draft.write(METRICS) as path:
         write_table(path, "metrics", rows)
     _show_unscored(frame)
+    missing = {status: counts[status] for status in (NO_ANSWER, PARTLY) if status in counts}
+    num, total, limit = sum(missing.values()), len(frame), evaluation.max_unanswered
+    if judged and num > limit * total:
+        shown = ", ".join(f"{status} {n}" for status, n in missing.items())
+        raise UserError(
+            f"benchmark {benchmark.name}: the judge answered nothing, or not all, about "
+            f"{num} of {total} items ({shown}), more than evaluation.max_unanswered = {limit:g} "
+            "allows; see what it says, or raise that"
+        )
     return rows
 
 
-def check_judged(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> None:
-    """UserError if the judge left questions about too many items unanswered."""
-    counts = {
-        row["name"].removeprefix("items/"): int(row["value"])
-        for row in rows
-        if row["name"].startswith("items/")
-    }
-    missing = {status: counts.get(status, 0) for status in (NO_ANSWER, PARTLY)}
-    total = sum(n for status, n in counts.items() if status != CUT)
-    if sum(missing.values()) > limit * total:
-        shown = ", ".join(f"{status} {n}" for status, n in missing.items() if n)
-        raise UserError(
-            f"benchmark {name}: the judge answered nothing, or not all, about "
-            f"{sum(missing.values())} of {total} items ({shown}), more than "
-            f"evaluation.max_unanswered = {limit:g} allows; see what it says, or raise that"
-        )
-
-
-def _with_features(draft: ArtifactWriter, frame: pd.DataFrame) -> pd.DataFrame:
-    names = draft.names(f"{FEATURES}/")
-    if not names:
-        return frame
-    features = read_table([draft.path(name) for name in names], FEATURES).to_pandas()
-    return frame.merge(features, on="item_id", validate="many_to_one")
-
-
-def num_cut(frame: pd.DataFrame) -> int:
-    """How many items have a text of which the model has seen only the beginning."""
-    return int(frame.loc[frame["cut"], "item_id"].nunique())
-
-
-def _counts(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """How many items have come to which status, and how many were cut."""
-    counts = frame["status"].value_counts().to_dict()
-    if cut := num_cut(frame):
-        counts[CUT] = cut
-        logger.warning(
-            "%d of %d items are longer than the model's text budget, such as %s",
-            cut, frame["item_id"].nunique(),
-            ", ".join(map(repr, frame.loc[frame["cut"], "item_id"][:SHOWN])),
-        )  # fmt: skip
-    return [
-        {
-            "name": f"items/{status}",
-            "group": ALL,
-            "value": float(n),
-            "low": float(n),
-            "high": float(n),
-            "count": len(frame),
-        }
-        for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
-    ]
+def _cut(frame: pd.DataFrame) -> dict[str, int]:
+    """How many items have a text of which the model has seen only the beginning, if any."""
+    cut = int(frame.loc[frame["cut"], "item_id"].nunique())
+    if not cut:
+        return {}
+    logger.warning(
+        "%d of %d items are longer than the model's text budget, such as %s",
+        cut, frame["item_id"].nunique(),
+        ", ".join(map(repr, frame.loc[frame["cut"], "item_id"][:SHOWN])),
+    )  # fmt: skip
+    return {CUT: cut}
 
 
 def _show_unscored(frame: pd.DataFrame) -> None:

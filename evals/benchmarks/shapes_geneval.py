@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,27 @@ from data.shapes.language import Mention, Prompt, make_prompt
 from data.shapes.oracle import read
 from data.shapes.render import CELL
 from data.shapes.scene import Object, Scene
-from evals.benchmarks.base import Item, Opening, Row, Verdict
-from evals.benchmarks.drawing import draw_items, drawing_settings
+from evals.benchmarks.base import Item, Opening, Verdict
+from evals.benchmarks.drawing import Drawing
 from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.geneval_rules import grade, kept
 from evals.benchmarks.shapes_pope import NUM_SCENES, SEED, held_out_records
 from evals.networks.detector import Detection
-from models.protocol import ImageSampling, UnifiedModel
+from models.protocol import ImageSampling
 
 
-class ShapesGenEval:
+class ShapesGenEval(Drawing):
     """A prompt for each of some held-out scenes, all categories in turn."""
 
     name = "shapes-geneval"
 
     def __init__(self, split: str, sampling: ImageSampling, num_scenes: int = NUM_SCENES) -> None:
-        self._split, self._sampling, self._num = split, sampling, num_scenes
+        super().__init__(sampling, {})
+        self._split, self._num = split, num_scenes
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """Sampling."""
-        return drawing_settings(self._sampling)
+    @classmethod
+    def open(cls, opening: Opening) -> Self:
+        return cls(opening.split, opening.sampling)
 
     def items(self) -> list[Item]:
         """All prompts."""
@@ -47,12 +47,13 @@ class ShapesGenEval:
             items.append(Item(item_id, record.category, item_id, str(said), metadata))
         return items
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the prompts, drawn by the model."""
-        return draw_items(model, items, self._sampling, _grade)
+    def grade(self, item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
+        metadata = json.loads(item.answer)
+        scenes = read(np.stack([np.asarray(picture) for picture in pictures]))
+        return [_verdict(scene, metadata) for scene in scenes]
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
-        """As GenEval's."""
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         return category_figures(rows)
 
 
@@ -60,16 +61,14 @@ def metadata_of(said: Prompt, tag: str) -> dict[str, Any]:
     """A prompt as GenEval's metadata has it; with counts, more than asked for is too many."""
     # A relation is that of the first to the second, so the second comes first.
     mentions = said.mentions[::-1] if said.relation else said.mentions
-    include = [_wanted(mention) for mention in mentions]
+    include: list[dict[str, Any]] = [
+        {"class": m.shape, "count": m.count} | ({"color": m.color} if m.color else {})
+        for m in mentions
+    ]
     if said.relation:
         include[1]["position"] = [said.relation, 0]
     exclude = [{"class": m.shape, "count": m.count + 1} for m in mentions]
     return {"tag": tag, "include": include, "exclude": exclude if tag == "counting" else []}
-
-
-def _wanted(mention: Mention) -> dict[str, Any]:
-    wanted = {"class": mention.shape, "count": mention.count}
-    return wanted | {"color": mention.color} if mention.color else wanted
 
 
 def _without_sizes(said: Prompt) -> Prompt:
@@ -77,12 +76,6 @@ def _without_sizes(said: Prompt) -> Prompt:
     return Prompt(
         tuple(Mention(m.count, None, m.color, m.shape) for m in said.mentions), said.relation
     )
-
-
-def _grade(item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
-    metadata = json.loads(item.answer)
-    scenes = read(np.stack([np.asarray(picture) for picture in pictures]))
-    return [_verdict(scene, metadata) for scene in scenes]
 
 
 def _verdict(scene: Scene, metadata: Mapping[str, Any]) -> Verdict:
@@ -98,11 +91,4 @@ def _detection(item: Object) -> Detection:
     return Detection(item.shape, 1.0, (left, top, left + CELL, top + CELL))
 
 
-def open_benchmark(opening: Opening) -> ShapesGenEval:
-    """The benchmark on scenes of a split."""
-    return ShapesGenEval(opening.split, opening.sampling)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return category_figures(rows)
+BENCHMARK = ShapesGenEval

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -12,32 +13,29 @@ from PIL import Image
 
 from data.shapes.records import Record, make_records
 from data.shapes.scene import COLORS, SHAPES, Scene
-from evals.benchmarks.base import Item, Opening, Row, Verdict
+from evals.benchmarks.base import Item, Opening, Verdict
 from evals.benchmarks.figures import Figure
-from evals.benchmarks.pope import SPLITS, clarity, yes_or_no
-from evals.benchmarks.reading import read_items
-from evals.benchmarks.yes_no import yes_no_figures
-from models.protocol import UnifiedModel
+from evals.benchmarks.pope import SPLITS, clarity, yes_no_figures, yes_or_no
+from evals.benchmarks.reading import Reading
 
-YES_NO = ("yes", "no")
 NUM_SCENES = 240
 SEED = 0
 Thing = tuple[str, str]
 THINGS: tuple[Thing, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
 
 
-class ShapesPope:
+class ShapesPope(Reading):
     """For every thing that is there, one that is not: any, a frequent one, a frequent companion."""
 
     name = "shapes-pope"
+    choices = ("yes", "no")
 
     def __init__(self, split: str, num_scenes: int = NUM_SCENES) -> None:
         self._split, self._num = split, num_scenes
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """The items tell all."""
-        return {}
+    @classmethod
+    def open(cls, opening: Opening) -> Self:
+        return cls(opening.split)
 
     @property
     def _records(self) -> Mapping[str, Record]:
@@ -59,21 +57,16 @@ class ShapesPope:
                     items.append(Item(item_id, split, name, question, answer, name))
         return items
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the items, as the model answers them."""
-
-        def picture(item: Item) -> Image.Image:
-            return Image.fromarray(self._records[item.image].image())
-
-        return read_items(model, items, picture, self.judge, cue="", choices=lambda item: YES_NO)
+    def picture(self, item: Item) -> Image.Image:
+        return Image.fromarray(self._records[item.image].image())
 
     def judge(self, item: Item, reply: str) -> Verdict:
         """As POPE does."""
         said = yes_or_no(reply)
         return Verdict(said, float(said == item.answer), clarity(reply))
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
-        """As POPE's."""
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         return yes_no_figures(rows)
 
 
@@ -105,11 +98,4 @@ def _things(scene: Scene) -> list[Thing]:
     return list(dict.fromkeys((item.color, item.shape) for item in scene.objects))
 
 
-def open_benchmark(opening: Opening) -> ShapesPope:
-    """The benchmark on scenes of a split."""
-    return ShapesPope(opening.split)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return yes_no_figures(rows)
+BENCHMARK = ShapesPope

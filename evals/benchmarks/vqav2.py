@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 
 from core.errors import UserError
-from evals.benchmarks.base import ANSWERED, EMPTY, Item, Opening, Row, Verdict
+from evals.benchmarks.base import ANSWERED, EMPTY, Item, Verdict
 from evals.benchmarks.figures import Figure, score_figures
-from evals.benchmarks.files import ImageFolder, find_file, read_json, wanted
-from evals.benchmarks.reading import SHORT_ANSWER, read_items
-from models.protocol import UnifiedModel
+from evals.benchmarks.files import find_file, read_json, wanted
+from evals.benchmarks.reading import SHORT_ANSWER, Reading
 
 ARTICLES = ("a", "an", "the")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -49,15 +47,11 @@ _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
-class VqaV2:
+class VqaV2(Reading):
     """Questions with the answers of ten people."""
 
     name = "vqav2"
-    settings: Mapping[str, object] = {"cue": SHORT_ANSWER}
-
-    def __init__(self, data: Path) -> None:
-        self._data = data
-        self._images = ImageFolder([data / "val2014", data / "images", data])
+    cue, folders = SHORT_ANSWER, ("val2014", "images", ".")
 
     def items(self) -> list[Item]:
         """All questions, those about a picture together; UserError if one has no annotation."""
@@ -84,19 +78,14 @@ class VqaV2:
         (rows,) = wanted(read_json(path), (kind,), str(path))
         return {row["question_id"]: row for row in rows}
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        """Rows of the items, as the model answers them."""
-        return read_items(
-            model, items, lambda item: self._images.open(item.image), self.judge, cue=SHORT_ANSWER
-        )
-
     def judge(self, item: Item, reply: str) -> Verdict:
         """Agreement with the ten answers; an empty reply agrees with none."""
         said = normalise(reply)
         score = agreement(said, [normalise(answer) for answer in json.loads(item.answer)])
         return Verdict(said, score, ANSWERED if reply.strip() else EMPTY)
 
-    def figures(self, rows: pd.DataFrame) -> list[Figure]:
+    @staticmethod
+    def item_figures(rows: pd.DataFrame) -> list[Figure]:
         """Accuracy in percent, over all and by type of answer."""
         return score_figures(rows, "accuracy", 100)
 
@@ -120,11 +109,4 @@ def normalise(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def open_benchmark(opening: Opening) -> VqaV2:
-    """The benchmark over its published files."""
-    return VqaV2(opening.folder)
-
-
-def item_figures(rows: pd.DataFrame) -> Sequence[Figure]:
-    """Figures of scored items alone."""
-    return score_figures(rows, "accuracy", 100.0)
+BENCHMARK = VqaV2

@@ -5,24 +5,23 @@ What a judge was found to be is kept in `judge.json` of the artifact of stage `j
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pydantic import TypeAdapter
+
+from core.config import Config
 from core.errors import UserError
+from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.judges.encoder import EncoderJudge, read_captions
 from evals.judges.endpoint import EndpointJudge
 from evals.judges.models import HALF, ModelJudge, shared_weights
 from evals.judges.oracle import Oracle
-from models.registry import load_model
 from services.endpoint import Client
-
-if TYPE_CHECKING:
-    from core.config import Config
 
 JUDGE = "judge.json"
 CAPTIONS = "captions.json"
@@ -37,18 +36,12 @@ class JudgeRecord:
     types: tuple[str, ...] | None
 
 
-def write_record(path: Path, record: JudgeRecord) -> None:
-    """Keep it as JSON."""
-    path.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+RECORD = TypeAdapter(JudgeRecord)
 
 
 def read_record(folder: Path) -> JudgeRecord:
-    """What `write_record` has kept in a folder."""
-    document: dict[str, Any] = json.loads((folder / JUDGE).read_text(encoding="utf-8"))
-    types = document["types"]
-    return JudgeRecord(
-        Provenance(**document["provenance"]), None if types is None else tuple(types)
-    )
+    """What stage `judge` has kept in a folder."""
+    return RECORD.validate_json((folder / JUDGE).read_bytes())
 
 
 def provenance_of(config: Config, base: Path) -> Provenance:
@@ -99,12 +92,10 @@ def open_judge(
         with Client(evaluation.endpoint, "evaluation.endpoint") as client:
             yield EndpointJudge(client)
     elif evaluation.judge == "base":
-        yield ModelJudge(load_model(config.model.family, base, device, config.model.precision))
+        yield ModelJudge(open_model(config, base))
     elif evaluation.judge == "checkpoint":
         assert evaluation.folder is not None
-        family = evaluation.family or config.model.family
-        precision = config.model.precision
-        yield ModelJudge(load_model(family, Path(evaluation.folder), device, precision))
+        yield ModelJudge(open_model(config, Path(evaluation.folder), evaluation.family))
     elif evaluation.judge == "encoder":
         assert evaluation.folder is not None
         clip = open_clip(evaluation.folder, device)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from core.artifact_writer import ArtifactWriter
+from core.config import Config
 from core.counts import keep_counts
 from core.runtime import derive_seed
 from data.questions import QuestionRow
@@ -18,9 +18,6 @@ from evals.vqa import Answered, chosen, unanswered
 from services.endpoint import COUNTED, Client, data_url
 from services.replies import NoAnswer
 from services.vllm_server import served
-
-if TYPE_CHECKING:
-    from core.config import Config
 
 
 class EndpointJudge(Judge):
@@ -55,9 +52,14 @@ class EndpointJudge(Judge):
 
 
 @contextmanager
-def judge_server(config: Config, wanted: bool) -> Iterator[Config]:
-    """The config with the address of the judge of `evaluation.endpoint`, started if need be."""
+def judge_server(config: Config, wanted: bool | None = None) -> Iterator[Config]:
+    """The config with the address of the judge of `evaluation.endpoint`, started if need be.
+
+    It is `wanted` where `evaluation.judge` says so, unless told otherwise.
+    """
     evaluation = config.evaluation
+    if wanted is None:
+        wanted = evaluation.judge == "endpoint"
     if not wanted or evaluation.endpoint is None:
         yield config
         return

@@ -43,7 +43,6 @@ BATCH = 64
 RATE, DECAY = 2e-3, 1e-2
 SHIFT = 2  # pixels by which a picture is moved at random
 READ_AT_ONCE = 256
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,12 @@ class ReaderNetwork(nn.Module):
             nn.Linear(2 * WIDTH, WIDTH),
         )
 
-    def forward(
-        self, pictures: Tensor, picture_Q: Tensor, question: Asked, choice: Asked, choice_of: Tensor
-    ) -> Tensor:
-        """Scores of all choices in a row; `picture_Q` and `choice_of` say whose each one is."""
+    def forward(self, pictures: Tensor, batch: Batch) -> Tensor:
+        """Scores of all choices in a row."""
         seen_BPD = self.picture(pictures)
         seen_BPD = (seen_BPD[:, None] if seen_BPD.ndim == 2 else seen_BPD) + self.places
-        seen_QPD = seen_BPD[picture_Q]
-        asked_QD = self.question(question.words, question.offsets)
+        seen_QPD = seen_BPD[batch.picture_Q]
+        asked_QD = self.question(batch.question.words, batch.question.offsets)
         state_Q1D = asked_QD[:, None]
         # The second look may depend on what the first has found: what is left of it, say.
         for look, norm in zip(self.look, self.norms, strict=True):
@@ -93,8 +90,8 @@ class ReaderNetwork(nn.Module):
             state_Q1D = state_Q1D + found_Q1D
         both_QD = [state_Q1D[:, 0], seen_QPD.mean(1), asked_QD]
         state_QD = self.mix(torch.cat(both_QD, 1))
-        offered = self.choice(choice.words, choice.offsets)
-        scores: Tensor = (state_QD[choice_of] * offered).sum(1) / WIDTH**0.5
+        offered = self.choice(batch.choice.words, batch.choice.offsets)
+        scores: Tensor = (state_QD[batch.choice_of] * offered).sum(1) / WIDTH**0.5
         return scores
 
 
@@ -155,10 +152,7 @@ class Reader(Judge):
         pictures = as_inputs(images, self._clip)
         batch = make_batch(flat, self._device)
         seen = to_tensor(pictures, self._device)
-        weights = sum(
-            _softmax_by_question(network(seen, *batch.arguments), batch)
-            for network in self._networks
-        )
+        weights = sum(_padded(network(seen, batch), batch).softmax(1) for network in self._networks)
         assert isinstance(weights, Tensor)
         rows_QC = (weights / len(self._networks)).cpu().double().numpy()
         answered = iter(
@@ -170,7 +164,10 @@ class Reader(Judge):
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions about pictures as tensors; `right_Q` is the position of the right choice."""
+    """Questions about pictures as tensors; `right_Q` is the position of the right choice.
+
+    `picture_Q` and `choice_of` say whose each question and each choice is.
+    """
 
     picture_Q: Tensor
     question: Asked
@@ -179,11 +176,6 @@ class Batch:
     place: Tensor
     most: int
     right_Q: Tensor
-
-    @property
-    def arguments(self) -> tuple[Tensor, Asked, Asked, Tensor]:
-        """What a network takes beside pictures."""
-        return self.picture_Q, self.question, self.choice, self.choice_of
 
 
 def make_batch(flat: Sequence[tuple[int, QuestionRow]], device: str) -> Batch:
@@ -230,10 +222,6 @@ def _padded(scores: Tensor, batch: Batch) -> Tensor:
     return rows_QC.index_put((batch.choice_of, batch.place), scores)
 
 
-def _softmax_by_question(scores: Tensor, batch: Batch) -> Tensor:
-    return _padded(scores, batch).softmax(1)
-
-
 def as_inputs(images: Sequence[Image.Image], clip: ClipSimilarity | None) -> NDArray[np.generic]:
     """What networks see: pixels [B, S, S, 3] of the middle square, or vectors of an encoder."""
     if clip is not None:
@@ -271,7 +259,7 @@ def train_network(
         for _, rows in zip(range(steps), _turns(len(inputs), rng), strict=False):
             batch = make_batch([(i, q) for i, r in enumerate(rows) for q in questions[r]], device)
             seen = _blurred(_moved(to_tensor(inputs[rows], device), rng), rng)
-            scores = network(seen, *batch.arguments)
+            scores = network(seen, batch)
             loss = F.cross_entropy(_padded(scores, batch), batch.right_Q)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.config import Scoring
 from models.weight_files import check_one_set
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from core.config import Scoring
 
 Pooling = Literal["own", "mean", "cls"]
 Measure = Literal["cosine", "tokens"]
