@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from data.ingest.__main__ import main
 from data.ingest.images import checked_image
 from data.ingest.json_files import iter_objects
 from data.ingest.raw import BadRecordError
-from data.schemas import IMAGE
 from data.tables import read_table
 from tasks.pool import POOL
 
@@ -455,17 +454,6 @@ def test_pictures_keep_their_bytes_unless_readers_would_disagree() -> None:
             assert (image.mode, image.size) == ("RGB", (6, 4))
 
 
-def test_transparency_becomes_white_and_sixteen_bits_keep_their_shades() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(buffer, "PNG")
-    with Image.open(io.BytesIO(checked_image(buffer.getvalue()))) as image:
-        assert image.getpixel((0, 0)) == (255, 255, 255)
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16)).save(buffer, "PNG")
-    with Image.open(io.BytesIO(checked_image(buffer.getvalue()))) as image:
-        assert image.getpixel((0, 0)) == (128, 128, 128)
-
-
 def test_decompression_bombs_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(0)
     for limit in (20, 5):  # Pillow warns of the first, and refuses the second
@@ -509,20 +497,6 @@ def test_a_cut_off_shard_is_named(
     shard.write_bytes(shard.read_bytes()[:1100])
     message = refusal(capsys, source, tmp_path / "to")
     assert "shard-1.tar is no whole tar file" in message
-
-
-def test_equal_pictures_are_on_one_side(source: Path, tmp_path: Path) -> None:
-    """Whatever their records are called, and however the sizes of the sides are given."""
-    given = records(40)
-    for number, row in enumerate(given):
-        row["image"] = encoded(number // 2)
-    as_lines(source, given)
-    for name, options in (("n", ["--test-records", "9"]), ("x", ["--test-share", "0.3"])):
-        pool = ingested(source, tmp_path / name, *options)
-        test = rows_of(tmp_path / name / "test")
-        assert len(pool) + len(test) == 40
-        assert not {r["image"]["bytes"] for r in pool} & {r["image"]["bytes"] for r in test}
-        assert len(test) == 10 if name == "n" else 0 < len(test) < 25
 
 
 def test_the_same_pictures_are_held_out_in_any_order(source: Path, tmp_path: Path) -> None:
@@ -784,13 +758,3 @@ def test_damaged_json_is_named(content: bytes, expected: str, tmp_path: Path) ->
     path.write_bytes(content)
     with pytest.raises(UserError, match=expected):
         list(iter_objects(path))
-
-
-def test_pools_with_images_are_what_datasets_loads(source: Path, tmp_path: Path) -> None:
-    ingested(as_lines(source, records()), tmp_path / "to")
-    schema: Mapping[str, Any] = pq.read_schema(tmp_path / "to/pool/part-00000.parquet")
-    assert schema.field("image").type == IMAGE  # type: ignore[attr-defined]
-    found = datasets.Dataset.from_parquet(
-        str(tmp_path / "to/pool/part-00000.parquet"), cache_dir=str(tmp_path / "hf")
-    )
-    assert found[0]["image"].size == (6, 4)

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from core.store import Store
 from flows.reporting import report_folder
 from report.figures import Figures, read_figures
-from report.page import number, render_page
+from report.page import render_page
 from report.run_record import from_document
 from tests.browser import chromium, requested, resize
 from tests.loops import Runner, quick
@@ -57,29 +57,6 @@ def sideways(browser: webdriver.Chrome) -> int:
         "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
     )
     return overflow
-
-
-def test_headings_and_figures_are_there(
-    page: str, browser: webdriver.Chrome, figures: Figures
-) -> None:
-    headings = [heading.text for heading in browser.find_elements(By.TAG_NAME, "h2")]
-    assert headings[0] == "Alarms"
-    assert {"The gap over iterations", "What it learnt from", "Training"} <= set(headings)
-    verdict = browser.find_element(By.ID, "verdict").text
-    assert "2 iterations of self-play" in verdict
-    for name in ("gap", "understanding", "generation"):
-        shown = browser.find_element(By.ID, name).text
-        assert shown.endswith(number(figures.last.value(name)))
-    published = browser.find_element(By.ID, "published").text
-    assert "Not measured here. POPE: add pope to `benchmarks`" in published
-    own = browser.find_element(By.CSS_SELECTOR, "#published b.own")
-    colors = {
-        row.value_of_css_property("color")
-        for row in browser.find_elements(By.CSS_SELECTOR, "#published tr.measured th")
-    }
-    assert colors == {own.value_of_css_property("color")}
-    printed = browser.find_element(By.CSS_SELECTOR, "#published tr:not(.measured) td")
-    assert printed.value_of_css_property("color") not in colors
 
 
 def test_pictures_and_charts_have_a_size(page: str, browser: webdriver.Chrome) -> None:

@@ -293,16 +293,6 @@ def _urls(state: Path) -> Urls:
 
 
 @pytest.mark.slow
-def test_servers_answer_are_reused_and_end(state: Path) -> None:
-    urls = _urls(state)
-    assert answers(urls.prefect_api + "/health")
-    assert answers(urls.mlflow + "/health")
-    assert _urls(state) == urls
-    assert sorted(stop_all(state)) == ["mlflow", "prefect"]
-    assert running(state) == {}
-
-
-@pytest.mark.slow
 def test_servers_start_once_survive_kills_and_stop(state: Path, tmp_path: Path) -> None:
     """Both servers for real: started twice at once, one killed, then all stopped."""
     found: list[Urls] = []

@@ -80,9 +80,3 @@ def test_share_that_was_lost_is_done_by_a_run_of_the_whole(config: Config) -> No
     assert run_shard(CAPTIONS, config, store, given, SHARDS[0]) is None
     assert run_shard(CAPTIONS, config, store, given, SHARDS[2]) is None
     assert run_shard(CAPTIONS, config, store, given, WHOLE) is not None
-
-
-def test_every_part_belongs_to_exactly_one_share() -> None:
-    for part in range(20):
-        assert sum(shard.takes(part) for shard in SHARDS) == 1
-    assert all(WHOLE.takes(part) for part in range(20))

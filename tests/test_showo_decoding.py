@@ -69,17 +69,6 @@ def test_text_from_the_shared_cache_equals_uncached_decoding() -> None:
             assert sample == ids[len(prefix) :]
 
 
-def test_text_does_not_depend_on_the_rest_of_the_batch() -> None:
-    trees, cpu = prefixes(), torch.device("cpu")
-    noise = RecordNoise([3, 4], len(SAMPLINGS), 9, 1, cpu)
-    together = generate_text(MODEL.network, trees, SAMPLINGS, NEVER, noise, SPECIAL.pad)
-    for index, seed in enumerate([3, 4]):
-        noise = RecordNoise([seed], 2, 9, 1, cpu)
-        tree = [trees[index]]
-        alone = generate_text(MODEL.network, tree, SAMPLINGS[:2], NEVER, noise, SPECIAL.pad)
-        assert alone[0] == together[index][:2]
-
-
 def test_a_sample_ends_with_its_stop_token() -> None:
     noise = RecordNoise([3, 4], 1, 9, 1, torch.device("cpu"))
     greedy = SAMPLINGS[:1]
@@ -189,17 +178,6 @@ def test_images_from_the_prompt_cache_equal_uncached_decoding(guidance: float) -
     cached = generate_images(MODEL.network, texts, 1, sampling, noise, SPECIAL)
     noise = image_noise(1, 2, 3, samples=1, steps=6)
     assert cached.tolist() == uncached_images(texts, sampling, noise).tolist()
-
-
-def test_images_do_not_depend_on_the_rest_of_the_batch() -> None:
-    texts, sampling = prompts("a red cat", "the dog and the cat on the mat"), MaskPredict(5, 2.0)
-    noise = image_noise(8, 9, samples=3, steps=5)
-    together = generate_images(MODEL.network, texts, 3, sampling, noise, SPECIAL).view(2, 3, 16)
-    for index, seed in enumerate([8, 9]):
-        noise = image_noise(seed, samples=2, steps=5)
-        alone = generate_images(MODEL.network, [texts[index]], 2, sampling, noise, SPECIAL)
-        assert alone.tolist() == together[index, :2].tolist()
-    assert together.flatten(0, 1).unique(dim=0).shape[0] == 6
 
 
 def test_given_codes_are_kept() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from PIL import Image
 from showo_tiny import QUESTIONS, pair_batch, random_codes, tensors, tiny_model
 from torch import nn
 from torch.nn import functional as F
@@ -21,33 +20,13 @@ from models.families.showo.config import ShowoConfig
 from models.families.showo.likelihood import PairModule, TokenLogps, choice_logps, question_trees
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
-from models.families.showo.prompts import ShowoTokenizer
 from models.nn import token_logps as heads
 from models.nn.packing import pack, sum_logps
-from models.protocol import MODALITIES, MaskPredict, PairBatch, Seen, TextSampling, UnifiedModel
+from models.protocol import MODALITIES, MaskPredict, PairBatch, Seen, TextSampling
 from models.registry import autocast
 
 MODEL = tiny_model()
 IMAGE = MaskPredict(4, 2.0)
-
-
-def test_it_is_a_unified_model() -> None:
-    model: UnifiedModel = MODEL
-    assert model.pair_module is MODEL.pair_module
-
-
-def test_a_saved_model_loads_to_the_same_numbers(tmp_path: Path) -> None:
-    MODEL.save_pretrained(tmp_path)
-    loaded = ShowoModel.from_pretrained(tmp_path)
-    assert loaded.config == MODEL.config
-    batch = pair_batch()
-    for got, wanted in zip(sums(loaded, batch), sums(MODEL, batch), strict=True):
-        assert torch.equal(got, wanted)
-    seeds = [1, 2]
-    texts = ["a red cat", "a dog"]
-    codes = loaded.generate(texts, 2, IMAGE, seeds)
-    assert (codes == MODEL.generate(texts, 2, IMAGE, seeds)).all()
-    assert loaded.decode(codes[0])[0].size == (64, 64)
 
 
 def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
@@ -59,12 +38,6 @@ def test_a_model_loads_in_half_precision(tmp_path: Path) -> None:
     )
     assert logps.dtype == torch.float32
     torch.testing.assert_close(logps, wanted, rtol=0.05, atol=1.0)
-
-
-def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
-    MODEL.config.to_json(tmp_path / "config.json")
-    with pytest.raises(UserError, match=r"model\.safetensors"):
-        ShowoModel.from_pretrained(tmp_path)
 
 
 def test_a_tokenizer_of_another_size_is_refused() -> None:
@@ -79,16 +52,6 @@ def test_config_survives_json(tmp_path: Path) -> None:
     assert ShowoConfig.from_json(tmp_path / "config.json") == config
 
 
-@pytest.mark.parametrize(
-    ("mode", "size"), [("RGB", (64, 64)), ("L", (100, 70)), ("RGBA", (30, 90))]
-)
-def test_images_of_any_size_and_mode_are_encoded(mode: str, size: tuple[int, int]) -> None:
-    codes = MODEL.encode([Image.new(mode, size)] * 2)
-    assert codes.shape == (2, 16)
-    assert codes.dtype == np.int64
-    assert (codes[0] == codes[1]).all()
-
-
 def test_decoded_pixels_are_clipped_and_truncated() -> None:
     codes = random_codes(1, 16)
     pixels = MODEL.vq.decode_code(tensors(codes)).detach()[0]
@@ -96,27 +59,6 @@ def test_decoded_pixels_are_clipped_and_truncated() -> None:
     image = MODEL.decode(codes)[0]
     assert (np.asarray(image) == wanted).all()
     image.save(io.BytesIO(), "PNG")
-
-
-def test_captions_come_by_image_and_sampling() -> None:
-    codes = random_codes(2, 16)
-    samplings = [TextSampling(1.0, 1, 6), TextSampling(1.0, 5, 6)]
-    captions = MODEL.caption(Seen(codes), samplings, [1, 2])
-    assert [len(row) for row in captions] == [2, 2]
-    assert MODEL.caption(Seen(codes[1:]), samplings, [2])[0] == captions[1]
-
-
-def test_generated_codes_repeat_with_the_seed_and_differ_by_sample() -> None:
-    codes = MODEL.generate(["a cat", "a dog"], 3, IMAGE, [5, 6])
-    assert codes.shape == (2, 3, 16)
-    assert (MODEL.generate(["a dog"], 3, IMAGE, [6])[0] == codes[1]).all()
-    assert not (codes[0, 0] == codes[0, 1]).all()
-
-
-def test_answers_are_probabilities_over_the_choices() -> None:
-    answers = MODEL.answer(Seen(random_codes(3, 16)), QUESTIONS)
-    assert [[len(a) for a in image] for image in answers] == [[2, 3], [3], []]
-    assert all(a.sum() == pytest.approx(1) for image in answers for a in image)
 
 
 @pytest.mark.parametrize("list_choices", [False, True])
@@ -254,11 +196,6 @@ def test_states_at_chosen_positions_are_those_of_the_whole_row(read: list[list[i
     for part in ("keys_LBHSE", "values_LBHSE"):
         whole, some = (getattr(cache, part)[:, :, :, :6] for cache in caches)
         torch.testing.assert_close(some, whole)
-
-
-def test_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
-    MODEL.save_pretrained(tmp_path)
-    assert ShowoTokenizer.from_pretrained(tmp_path).special == MODEL.tokenizer.special
 
 
 @pytest.fixture

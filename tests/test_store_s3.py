@@ -188,19 +188,6 @@ print(Artifact(sys.argv[1]).path("parts/a.txt").read_text())
 """
 
 
-def test_what_was_fetched_once_is_not_fetched_by_other_processes(
-    store: Store, requests: Requests
-) -> None:
-    ref = publish(store)
-    requests()
-    outputs = []
-    for _ in range(2):
-        with run_python(READER, ref.uri) as process:
-            outputs.append(process.communicate()[0])
-    assert outputs == ["hello\n", "hello\n"]
-    assert len([line for line in requests() if "GET" in line and "/parts/a.txt/" in line]) == 1
-
-
 def test_cached_files_need_no_server(
     bucket: str, monkeypatch: pytest.MonkeyPatch, requests: Requests
 ) -> None:

@@ -1,10 +1,6 @@
 """The stages reference and train on a tiny model."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from limits import HANGS_SECONDS
 from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
@@ -449,46 +444,6 @@ def test_killed_and_resumed_training_ends_as_straight_training(
     assert resumed.names("state/") == []
 
 
-SCRIPT = """
-import os
-import signal
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from stage_inputs import make_config
-from test_train import Loop, PairTrainer, TRAIN, run_stage
-
-loop, config = Loop(Path({store!r})), make_config()
-inputs = loop.inputs(config)
-original = PairTrainer.step
-def step(trainer, number, ends):
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(trainer, number, ends)
-PairTrainer.step = step
-run_stage(TRAIN, config, loop.store, inputs)
-"""
-
-
-@pytest.mark.slow
-def test_training_survives_sigkill(loop: Loop, tmp_path: Path) -> None:
-    config = make_config()
-    script = SCRIPT.format(tests=str(Path(__file__).parent), store=str(tmp_path / "other"))
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        check=False,
-        timeout=HANGS_SECONDS,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    other = Loop(tmp_path / "other")
-    draft = other.store.draft("train", stage_key(TRAIN, config, other.inputs(config)))
-    assert "state/step-000002.json" in draft.names("state/")
-    assert_same_weights(other.train(config), loop.train(config))
-
-
 def test_an_incomplete_state_is_not_used(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config()
     inputs = loop.inputs(config)
@@ -549,16 +504,3 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
     table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     with pytest.raises(UserError, match="image_lose_tokens has 2 tokens"):
         encode_pairs(table, tiny_model(), Batches(4, None, ""))
-
-
-def test_a_winner_without_tokens_is_the_image_of_the_record() -> None:
-    table = pa.Table.from_pylist(
-        [
-            pair_row(n) | {"image_win_tokens": [], "image_win": pair_row(n)["image"]}
-            for n in range(3)
-        ],
-        schema=arrow_schema("pairs"),
-    )
-    rows = encode_pairs(table, tiny_model(), Batches(2, None, ""))
-    np.testing.assert_array_equal(rows.seen.rows, rows.win)
-    assert (rows.win != rows.lose).any()

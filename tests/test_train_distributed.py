@@ -23,7 +23,6 @@ from test_train import Loop, assert_same_weights, metrics
 from together import Hook, Outcome, free_port, no_hook, run_together
 
 import tasks.train
-import training.processes
 from core.artifact import Artifact
 from core.artifact_writer import ArtifactWriter
 from core.config import Config
@@ -295,16 +294,6 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
     assert resumed.names("state/") == []
 
 
-@pytest.mark.slow
-def test_training_on_s3_survives_a_kill(tmp_path: Path, bucket: str) -> None:
-    config = make_config()
-    straight = Group(tmp_path / "straight", config).train(2)
-    group = Group(tmp_path / "killed", config, store=f"{bucket}/some/prefix")
-    assert group.run(2, partial(end_at, 3, 1)).codes[1] == -signal.SIGKILL
-    assert "state/step-000002.json" in group.draft().names("state/")
-    assert group.train(2, partial(not_before, 2)).ref.digest == straight.ref.digest
-
-
 def no_space(rank: int) -> None:
     def save(context: StageContext, trainer: PairTrainer, rows: object) -> None:
         raise UserError("disk full")
@@ -394,18 +383,6 @@ def test_processes_that_are_not_connected_are_refused(
     message = capsys.readouterr().err
     assert "in 2 processes, of which 1 are connected" in message
     assert "torchrun" in message
-
-
-def test_processes_that_accelerate_does_not_see_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Three:
-        num_processes = 3
-
-    monkeypatch.setattr(training.processes, "Accelerator", lambda **_: Three())
-    group = Group(tmp_path, make_config())
-    with pytest.raises(UserError, match="in 1 processes, of which 3 are connected"):
-        run_stage(TRAIN, group.config, group.loop.store, group.inputs)
 
 
 class Two(ProcessGroup):
