@@ -16,10 +16,9 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from tests.limits import HANGS_SECONDS
+from tests.limits import HANGS_SECONDS, free_port
 from tests.loops import QUICK
 from tests.screenshots import Document, ask
-from tests.test_ui_browser import free_port
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests/containers"

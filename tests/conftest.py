@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import services.endpoint
+from core.store import Store
+from tests.llm_server import Server, llm_server
 from tests.loops import Runner, play, quick
 
 
@@ -25,6 +29,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 IN_MAIN_THREAD = threading.current_thread() is threading.main_thread()
 if IN_MAIN_THREAD and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its first settings for a whole process."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    """An empty store in a folder of this test."""
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def store(local: Store) -> Store:
+    return local
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server of a language model, which is asked again at once."""
+    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
+    with llm_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -24,13 +23,6 @@ COLORS = ["blue", "red", "green"]
 
 class Said(BaseModel):
     answer: str
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
-    with llm_server() as running:
-        yield running
 
 
 def ask(client: Client, seed: int = 1) -> str | None:

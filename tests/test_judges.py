@@ -62,11 +62,6 @@ def colors(split: Split, count: int) -> list[Row]:
     return rows
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def base_of(store: Store) -> ArtifactRef:
     """The base of the shapes world as an artifact."""
     folder = Path(quick("unused").model.checkpoint)

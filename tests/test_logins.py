@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -27,8 +28,8 @@ from core.errors import UserError
 from flows import local
 from flows.servers import Urls, client_environment, ensure_servers, running, states, stop_all
 from tests.browser import chromium
+from tests.limits import free_port
 from tests.screenshots import open_page
-from tests.test_servers import free_port
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"
@@ -101,6 +102,14 @@ def test_neither_server_answers_without_the_password(servers: tuple[Path, Urls])
     assert status(f"{urls.mlflow}/version", urls.login) == 200
     for health in (f"{urls.prefect_api}/health", f"{urls.mlflow}/health"):
         assert status(health) == 200
+
+
+def test_local_servers_listen_on_loopback_alone(servers: tuple[Path, Urls]) -> None:
+    ports = {urlsplit(url).port for url in (servers[1].prefect, servers[1].mlflow)}
+    found = psutil.net_connections("inet")
+    listening = [c.laddr for c in found if c.status == psutil.CONN_LISTEN and c.laddr.port in ports]
+    assert {address.port for address in listening} == ports
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
 def test_events_are_taken_from_who_knows_the_password(servers: tuple[Path, Urls]) -> None:

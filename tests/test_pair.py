@@ -196,11 +196,6 @@ class Samples:
         return [rows[: len(rows) // 2], rows[len(rows) // 2 :]] if len(rows) > 1 else [rows]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def pair(store: Store, config: Config, inputs: Mapping[str, object]) -> Artifact:
     return store.open(run_stage(PAIR, config, store, inputs).ref)  # type: ignore[arg-type]
 

@@ -33,11 +33,6 @@ Given = dict[str, Any]
 KEPT = [name for name in arrow_schema("pairs").names if not name.endswith("_tokens")]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def published(number: int, folder: Path, **changes: object) -> Given:
     """A pair as the published code writes it, with its pictures, from the root of a repository."""
     paths = {}

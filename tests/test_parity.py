@@ -1,17 +1,21 @@
-"""Numbers of the published implementation, and the checkpoint keys at full size."""
+"""Numbers of the published implementation; our Phi is that of transformers."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from showo_tiny import PARITY
+from transformers import PhiForCausalLM
 
+from models.families.showo.network import Showo
 from models.families.showo.parity_vq import full_size_cases
 from models.parity.__main__ import cases, main
 from models.parity.case import scaled
 from models.tokenizers.magvitv2 import MAGVITv2
+from tests.showo_tiny import phi_config, tiny_model
 
 
 @pytest.mark.parametrize("folder", ["showo_tiny", "magvitv2_tiny"])
@@ -61,3 +65,32 @@ def test_every_run_draws_from_the_seed_of_its_fixture(tmp_path: Path) -> None:
 def test_a_loss_near_zero_is_compared_by_the_error_of_its_log_probabilities() -> None:
     assert scaled("loss", 3e-9, 1e-9, scale=40.0).passed
     assert not scaled("loss", 1e-3, 1e-9, scale=40.0).passed
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_weights_are_initialised_alike() -> None:
+    config = tiny_model().config
+    torch.manual_seed(3)
+    ours = Showo(config).showo.state_dict()
+    torch.manual_seed(3)
+    theirs = PhiForCausalLM(phi_config(config)).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])
+def test_results_are_theirs(factor: float) -> None:
+    torch.manual_seed(0)
+    network = Showo(replace(tiny_model().config, partial_rotary_factor=factor))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # norms and biases count, too
+    original = PhiForCausalLM(phi_config(network.config)).eval()
+    original.load_state_dict(network.showo.state_dict())
+    ids_BT = torch.randint(network.config.vocab_size, (2, 13))
+    positions_BT = torch.stack((torch.arange(13), torch.arange(13) + 900))
+    with torch.no_grad():
+        got = network.logits(network(ids_BT, None, positions_BT))
+        wanted = original(ids_BT, position_ids=positions_BT).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,12 +18,6 @@ from tracking.connection import find_problem
 ROOT = Path(__file__).parent.parent
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with llm_server() as running:
-        yield running
 
 
 @pytest.fixture

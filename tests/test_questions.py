@@ -1,13 +1,11 @@
 """Stage `questions`, with a server that knows a few words and misbehaves, and what comes after."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import services.endpoint
 from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
@@ -19,23 +17,11 @@ from services.endpoint import Client
 from services.question_writer import PROMPT_VERSION, QuestionWriter
 from tasks.pool import POOL
 from tasks.questions import QUESTIONS, check_without
-from tests.llm_server import MODEL, Server, endpoint, llm_server
+from tests.llm_server import MODEL, Server, endpoint
 from tests.stage_inputs import make_config, pool_row, publish
 
 CAPTIONS = ("a red ball", "a cat", "a green table", "fog", "a blue dog", "a yellow ball")
 BY_MODEL: dict[str, list[ArtifactRef]] = {"about": [], "base": []}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
-    with llm_server() as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 def config(server: Server | str, **changes: Any) -> Config:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from core.command import run_command
 from core.config import load_config
 from core.errors import UserError
 from core.secrets import masked
-from flows.servers import ensure_servers, stop_all
 from services.endpoint import KEY_VARIABLE, Client
-from tests.llm_server import Server, endpoint, llm_server
+from tests.limits import free_port
+from tests.llm_server import Server, endpoint
 from tests.stage_inputs import QUICK
 from tracking.connection import find_problem, without_user
 
@@ -34,12 +31,6 @@ play(quick(sys.argv[1], iterations=1, tracking__enabled=True, evaluation__judge=
            evaluation__endpoint={"url": sys.argv[2], "model": "shapes", "serve": None,
            "concurrency": 4, "timeout_seconds": 30.0, "retries": 3}))
 """
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with llm_server() as running:
-        yield running
 
 
 @pytest.mark.slow
@@ -110,10 +101,7 @@ def test_secrets_in_a_config_are_refused_and_not_repeated(
 
 
 def test_tracking_servers_are_named_without_their_password() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    problem = find_problem(f"http://me:{PASSWORD}@127.0.0.1:{port}")
+    problem = find_problem(f"http://me:{PASSWORD}@127.0.0.1:{free_port()}")
     assert "no MLflow server answers" in problem
     assert PASSWORD not in problem
     assert without_user(f"https://me:{PASSWORD}@host:5000/x") == "https://host:5000/x"
@@ -131,23 +119,3 @@ def test_log_lines_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=dict(os.environ))
     assert b"it is ***" in shown.stderr
     assert logging.getLogger("x").level == logging.NOTSET
-
-
-@pytest.mark.slow
-def test_local_servers_listen_on_loopback_alone(tmp_path: Path) -> None:
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    try:
-        ensure_servers(tmp_path / ".hermesflow", *ports)
-        listening = [
-            connection.laddr
-            for connection in psutil.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
-        ]
-        assert {address.port for address in listening} == set(ports)
-        assert {address.ip for address in listening} == {"127.0.0.1"}
-    finally:
-        stop_all(tmp_path / ".hermesflow")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from limits import HANGS_SECONDS
+from limits import HANGS_SECONDS, free_port
 from loops import quick
 
 from core.errors import UserError
@@ -56,12 +56,6 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 def start(record: Path, command: list[str]) -> Record:
     return launch(record, record.with_suffix(".log"), "http://nowhere", command, os.environ)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

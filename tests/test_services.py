@@ -19,13 +19,12 @@ from mlflow import MlflowClient
 
 from flows.servers import running
 from tests import chaos
-from tests.after_chaos import check_services
-from tests.chaos import Loop, prepared, read_ends
+from tests.chaos import Loop, check_services, prepared, read_ends
 from tests.cluster import until
 from tests.driver import ROOT, digests, finish, start
+from tests.limits import free_port
 from tests.loops import Runner
 from tests.screenshots import ask
-from tests.test_servers import free_port
 from tracking.connection import find_problem
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import copy
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from showo_tiny import QUESTIONS, pair_batch, random_codes, tensors, tiny_model
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import UserError
@@ -24,6 +22,7 @@ from models.nn import token_logps as heads
 from models.nn.packing import pack, sum_logps
 from models.protocol import MODALITIES, MaskPredict, PairBatch, Seen, TextSampling
 from models.registry import autocast
+from training.sharding import recompute
 
 MODEL = tiny_model()
 IMAGE = MaskPredict(4, 2.0)
@@ -198,15 +197,6 @@ def test_states_at_chosen_positions_are_those_of_the_whole_row(read: list[list[i
         torch.testing.assert_close(some, whole)
 
 
-@pytest.fixture
-def _own_accelerate() -> Iterator[None]:
-    """Accelerate keeps its first settings for a whole process; other tests need others."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_own_accelerate")
 def test_mixed_precision_applies_to_a_wrapped_pair_module() -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     module = accelerator.prepare(PairModule(copy.deepcopy(MODEL.network)))
@@ -235,3 +225,31 @@ def test_decoding_runs_in_half_precision(tmp_path: Path) -> None:
     assert loaded.generate(["a cat"], 2, IMAGE, [1]).shape == (1, 2, 16)
     assert len(loaded.caption(Seen(random_codes(2, 16)), [TextSampling(1.0, 3, 4)], [1, 2])) == 2
     assert len(loaded.answer(Seen(random_codes(3, 16)), QUESTIONS)) == 3
+
+
+def gradients(model: ShowoModel, precision: str) -> dict[str, Tensor]:
+    """Of both modalities; the backward pass runs where no autocast is on."""
+    for modality in MODALITIES:
+        with autocast("cpu", precision):
+            logps = model.pair_logps(pair_batch(), modality)
+        (logps.chosen_logps_B - logps.rejected_logps_B).sum().backward()
+    named = model.network.named_parameters()
+    return {name: p.grad for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_those_of_activations_that_are_kept(precision: str, frozen: bool) -> None:
+    """Also where a block's input has none, as under adapters."""
+    found = []
+    for again in (False, True):
+        network = copy.deepcopy(MODEL.network)
+        network.showo.model.embed_tokens.requires_grad_(not frozen)
+        model = ShowoModel(network, MODEL.vq, MODEL.tokenizer)
+        if again:
+            recompute(model.blocks)
+        found.append(gradients(model, precision))
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == sum(p.requires_grad for p in network.parameters())
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name

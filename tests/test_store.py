@@ -34,11 +34,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return Store(f"memory://{uuid.uuid4().hex}")
 
 
-@pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def put(draft: ArtifactWriter, name: str, text: str) -> None:
     with draft.write(name) as path:
         path.write_text(text, encoding="utf-8")

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
@@ -35,14 +34,6 @@ from training.trainer import PairTrainer
 LN_2 = math.log(2)
 NUM_PAIRS = 10
 STATE_FILE = "shard-00001-model-00001-of-00001.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its first settings for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class KilledError(Exception):

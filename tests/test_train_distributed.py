@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
-from limits import HANGS_SECONDS
+from limits import HANGS_SECONDS, free_port
 from safetensors.torch import load_file, save_file
 from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish
 from test_train import Loop, assert_same_weights, metrics
-from together import Hook, Outcome, free_port, no_hook, run_together
+from together import Hook, Outcome, no_hook, run_together
 
 import tasks.train
 from core.artifact import Artifact
@@ -38,14 +37,6 @@ from training.trainer import PairTrainer
 
 TOLERANCE = {"rel": 2e-4, "abs": 1e-5}
 """Sums are rounded in another order: that came to 3e-5 of a figure over 30 steps."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its first settings for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Group:

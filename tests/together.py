@@ -6,7 +6,6 @@ than training.
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,14 +77,6 @@ def run_together(
     outputs = [(folder / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(num)]
     assert not hanging, (hanging, outputs)
     return Outcome([process.exitcode or 0 for process in processes], outputs)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _context() -> ForkServerContext:
