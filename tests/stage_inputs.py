@@ -1,7 +1,7 @@
 """A config and hand-made artifacts, for tests of single stages."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -179,6 +179,36 @@ def pair_row(number: int) -> dict[str, object]:
         "image_provenance": "fresh",
         "iteration": 1,
     }
+
+
+Samples = Mapping[str, Sequence[tuple[Any, float]]]
+"""Texts or shades of pictures of each record, with their scores."""
+
+
+def publish_samples(
+    store: Store,
+    captions: Samples,
+    images: Samples,
+    parts: Callable[[list[dict[str, object]]], list[list[dict[str, object]]]] = lambda rows: [rows],
+) -> dict[str, ArtifactRef]:
+    """Artifacts of samples and of their scores."""
+    rows: dict[str, list[dict[str, object]]] = {
+        name: [] for name in ("captions", "caption_scores", "images", "image_scores")
+    }
+    for record_id, samples in captions.items():
+        for index, (text, score) in enumerate(samples):
+            key = {"record_id": record_id, "sample": index}
+            how = {"temperature": 1.0, "top_k": 0, "seed": 1}
+            rows["captions"].append(key | how | {"text": text})
+            rows["caption_scores"].append(key | {"score": score})
+    for record_id, drawn in images.items():
+        for index, (shade, score) in enumerate(drawn):
+            key = {"record_id": record_id, "sample": index}
+            how = {"tokens": [shade, 1, 2, 3], "sampler": "{}", "seed": 1}
+            rows["images"].append(key | how | {"image": picture(shade)})
+            values = {"hard": 1 - score, "soft": score, "geometric": score, "answers": []}
+            rows["image_scores"].append(key | values)
+    return {name: publish(store, name, parts(given)) for name, given in rows.items()}
 
 
 def publish_model(store: Store) -> ArtifactRef:

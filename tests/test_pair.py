@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import load_dataset
-from stage_inputs import RULE, make_config, picture, pool_row, publish
+from stage_inputs import RULE, make_config, picture, pool_row, publish, publish_samples
 
 from core.artifact import Artifact, ArtifactRef
 from core.config import Config, PairRule
@@ -166,26 +166,9 @@ class Samples:
         self.images: dict[str, list[tuple[int, float]]] = {}
 
     def refs(self, pool: Sequence[str]) -> dict[str, ArtifactRef | list[ArtifactRef]]:
-        captions, caption_scores, images, image_scores = [], [], [], []
-        for record_id, samples in self.captions.items():
-            for index, (text, score) in enumerate(samples):
-                key = {"record_id": record_id, "sample": index}
-                captions.append(key | {"text": text, "temperature": 1.0, "top_k": 0, "seed": 1})
-                caption_scores.append(key | {"score": score})
-        for record_id, drawn in self.images.items():
-            for index, (shade, score) in enumerate(drawn):
-                key = {"record_id": record_id, "sample": index}
-                setting = {"sampler": "{}", "seed": 1}
-                picked = {"image": picture(shade), "tokens": [shade, 1, 2, 3]}
-                images.append(key | picked | setting)
-                values = {"hard": 1 - score, "soft": score, "geometric": score}
-                image_scores.append(key | values | {"answers": []})
         return {
             "pool": publish(self.store, "pool", self._parts([pool_row(i) for i in pool])),
-            "captions": publish(self.store, "captions", self._parts(captions)),
-            "images": publish(self.store, "images", self._parts(images)),
-            "caption_scores": publish(self.store, "caption_scores", self._parts(caption_scores)),
-            "image_scores": publish(self.store, "image_scores", self._parts(image_scores)),
+            **publish_samples(self.store, self.captions, self.images, self._parts),
             "previous": [],
             "checkpoint": [],
         }

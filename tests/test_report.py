@@ -35,7 +35,7 @@ from report.run_record import RunRecord, Version, from_document, to_document
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
 from report.verdict import BAD, GOOD, OPEN, give_verdict
 from tests.loops import QUICK, Runner, play, quick
-from tests.stage_inputs import pair_row, picture, pool_row, publish
+from tests.stage_inputs import pair_row, picture, pool_row, publish, publish_samples
 
 EVIL = "<script>window.evil = 1</script> & <b>bold</b>"
 Finished = tuple[Path, Runner, str]
@@ -324,24 +324,13 @@ def by_hand(tmp_path: Path, run_record: RunRecord) -> Callable[..., Any]:
     store = Store(str(tmp_path / "store"))
 
     def read(**changes: object) -> Any:
-        def table(values: list[Any], extra: dict[str, object]) -> list[dict[str, object]]:
-            return [{"record_id": "r1", "sample": k} | extra | v for k, v in enumerate(values)]
-
-        text = {"temperature": 1.0, "top_k": 0, "seed": 1}
-        drawn = {"tokens": [1], "sampler": "{}", "seed": 1}
         scores = [0.9, 0.1, 0.9]
+        captions = list(zip(("good", "bad", "good"), scores, strict=True))
+        images = list(zip((1, 2, 1), scores, strict=True))
         pair = pair_row(1) | {"record_id": "r1", "caption_win": "good", "caption_lose": "bad"}
         pair |= {"image_win": picture(1), "image_lose": picture(2)} | changes
-        rows = {
-            "captions": table([{"text": t} for t in ("good", "bad", "good")], text),
-            "images": table([{"image": picture(i)} for i in (1, 2, 1)], drawn),
-            "caption_scores": table([{"score": s} for s in scores], {}),
-            "image_scores": table(
-                [{"soft": s} for s in scores], {"hard": 0.0, "geometric": 0.0, "answers": []}
-            ),
-            "pairs": [pair],
-        }
-        made = {name: publish(store, name, [given]) for name, given in rows.items()}
+        made = publish_samples(store, {"r1": captions}, {"r1": images})
+        made["pairs"] = publish(store, "pairs", [[pair]])
         pool = publish(store, "pool", [[pool_row("r1"), pool_row("r2")]])
         last = Version(1, pool, pool, made, True, "")
         return read_sampled(store, replace(run_record, pool=pool, versions=(last,)))
