@@ -47,7 +47,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     if path.name == "old.bin":
         target = path.with_name("pytorch_model.bin")
         torch.save(dict(tensors), target, _use_new_zipfile_serialization=False)
-    elif path.suffix == ".bin":
+    elif path.suffix in (".bin", ".pt"):
         torch.save(dict(tensors), path)
     else:
         save_file(dict(tensors), path)

@@ -182,22 +182,6 @@ def test_without_constraints_choices_are_weighed_all_the_same(
     assert caplog.text.count("weighed in mode 'free'") == 1
 
 
-def test_without_probabilities_the_named_choice_has_all(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    server.lacks = {"structured_outputs", "logprobs"}
-    with Client(endpoint(server), "judge") as client:
-        assert client.weigh(COLOR, COLORS, seed=1) == [0.0, 1.0, 0.0]
-        assert client.take_counts()["named"] == 1
-    assert "unknown field logprobs" in caplog.text
-
-
-def test_a_server_that_ignores_what_it_does_not_know_is_asked_for_a_name(server: Server) -> None:
-    server.ignores = {"structured_outputs", "logprobs"}
-    with Client(endpoint(server), "judge") as client:
-        assert client.weigh(COLOR, COLORS, seed=1) == [0.0, 1.0, 0.0]
-
-
 def test_more_choices_than_letters_are_refused(server: Server) -> None:
     with (
         Client(endpoint(server), "judge") as client,

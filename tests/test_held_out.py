@@ -249,15 +249,6 @@ def test_a_check_tells_of_near_twins(
     assert "'test0' like 'pool4'" in caplog.text
 
 
-def test_an_ingested_collection_passes_the_check(tmp_path: Path) -> None:
-    contents = {f"a{number}": encoded(photo(number)) for number in range(12)}
-    contents |= {f"b{number}": NEAR["JPEG"](photo(number)) for number in range(12)}
-    source = source_of(tmp_path / "source", contents)
-    assert main([str(source), "--to", str(tmp_path / "to"), "--test-records", "8"]) == 0
-    files = [sorted((tmp_path / "to" / side).glob("*.parquet")) for side in ("pool", "test")]
-    assert check_apart(files[0], files[1], tmp_path / "looks") is None
-
-
 def test_looks_of_large_files_are_kept_and_not_taken_for_those_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

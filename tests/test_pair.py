@@ -3,12 +3,10 @@
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import load_dataset
 from stage_inputs import RULE, make_config, picture, pool_row, publish, publish_samples
 
 from core.artifact import Artifact, ArtifactRef
@@ -28,8 +26,7 @@ from data.pairing import (
     pick,
     published_update,
 )
-from data.rows import RowReader
-from data.tables import read_table, write_table
+from data.tables import read_table
 from tasks.pair import PAIR
 
 NAN = float("nan")
@@ -61,15 +58,6 @@ def test_best_wins_worst_loses_and_the_first_of_equals_is_taken() -> None:
     assert picks.loser_row_R.tolist() == [100, 104, NONE]
     assert picks.winner_score_R[:2].tolist() == [0.9, 0.7]
     assert picks.num_scored_R.tolist() == [4, 2, 0]
-
-
-def test_the_order_of_rows_does_not_matter() -> None:
-    ordered = scored([[0.1, 0.9, 0.9, 0.1], [0.5, 0.7]])
-    shuffle = np.array([3, 5, 0, 2, 4, 1])
-    columns = (ordered.record_S, ordered.sample_S, ordered.row_S, ordered.score_S)
-    shuffled = Scored(*(column[shuffle] for column in columns), ordered.may_win_S)
-    for loser in ("worst", "two_sigma"):
-        assert str(pick(ordered, 2, loser)) == str(pick(shuffled, 2, loser))
 
 
 def test_two_sigma_takes_the_sample_nearest_to_mean_minus_two_deviations() -> None:
@@ -139,19 +127,6 @@ def test_a_published_winner_below_the_old_loser_is_dropped() -> None:
         FilterReason.NOT_ABOVE_LOSER
     ]
     assert judge(published_update(fresh, old(0.9, 0.65)), rule()).tolist() == [FilterReason.KEPT]
-
-
-def test_rows_are_read_by_number_across_files_and_row_groups(tmp_path: Path) -> None:
-    paths = []
-    for part in range(3):
-        path = tmp_path / f"part-{part}.parquet"
-        rows = [{"record_id": f"{part}-{i}", "sample": i, "score": 0.5} for i in range(300)]
-        write_table(path, "caption_scores", rows)
-        paths.append(path)
-    numbers = np.array([899, 0, 256, 300, 255, 0, 610])
-    taken = RowReader(paths).take(numbers, ["sample", "record_id"])
-    assert taken.column_names == ["sample", "record_id"]
-    assert taken["record_id"].to_pylist() == [f"{n // 300}-{n % 300}" for n in numbers]
 
 
 # --- the stage
@@ -236,16 +211,6 @@ def test_the_true_caption_and_image_may_win(store: Store) -> None:
     assert rows["r1"]["caption_lose"] == "bad 1"
     assert shade(rows["r1"]["image_lose"]) == 2
     assert shade(rows["r2"]["image_lose"]) == 9
-
-
-def test_pairs_show_images_in_datasets(store: Store, tmp_path: Path) -> None:
-    artifact = pair(store, make_config(), good(Samples(store), "r1", "r2").refs(["r1", "r2"]))
-    dataset = load_dataset(
-        "parquet",
-        data_files=str(artifact.path("part-00000.parquet")),
-        cache_dir=str(tmp_path / "c"),
-    )
-    assert dataset["train"][0]["image_win"].size == (8, 8)
 
 
 def test_records_missing_a_modality_are_left_out_and_counted(store: Store) -> None:

@@ -31,7 +31,7 @@ from report.charts import COLORS, LABEL_GAP, Axis, Line, draw, line_chart, thinn
 from report.figures import Figures, read_figures
 from report.page import TEMPLATES, number, render_page, seconds
 from report.published import published_tables
-from report.run_record import RunRecord, Version, from_document, to_document
+from report.run_record import RunRecord, Version, from_document
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
 from report.verdict import BAD, GOOD, OPEN, give_verdict
 from tests.loops import QUICK, Runner, play, quick
@@ -487,8 +487,3 @@ def test_card_has_metadata_with_the_figures_of_the_last_checkpoint(figures: Figu
     assert "arxiv:2502.12148" in metadata["tags"]
     assert "| | base | iteration 1 | iteration 2 |" in body
     assert figures.last.version.checkpoint.digest in body
-
-
-def test_run_record_survives_json(run_record: RunRecord) -> None:
-    assert from_document(to_document(run_record)) == run_record
-    assert [v.iteration for v in run_record.up_to(1).versions] == [0, 1]

@@ -123,13 +123,6 @@ def test_gradients_of_a_batch_are_the_sum_over_its_pairs() -> None:
         torch.testing.assert_close(got, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-4)
 
 
-def test_winner_and_loser_share_their_masks() -> None:
-    batch = pair_batch(4)
-    logps = MODEL.pair_logps(replace(batch, drawn_lose=batch.drawn_win), "image")
-    assert torch.equal(logps.chosen_tokens_B, logps.rejected_tokens_B)
-    torch.testing.assert_close(logps.chosen_logps_B, logps.rejected_logps_B)
-
-
 def test_a_mask_does_not_change_when_more_are_averaged() -> None:
     tokens = [MODEL.pack_pairs(pair_batch(masks), "image").batch for masks in (1, 2)]
     mask = MODEL.config.mask_token_id

@@ -154,11 +154,6 @@ def test_artifact_made_anew_does_not_pass_for_the_old_one(local: Store) -> None:
         local.open(ref)
 
 
-def test_check_accepts_a_new_and_an_old_store(store: Store) -> None:
-    store.check()
-    store.check()
-
-
 def test_store_of_another_version_is_refused(local: Store, tmp_path: Path) -> None:
     local.check()
     document = tmp_path / "store/store.json"
