@@ -96,7 +96,7 @@ BASE = "models/assets/shapes/base"
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pool") / "pool.parquet"
-    write_table(path, "pool", [record.row() for record in make_records(14, "validation", 0)])
+    write_table(path, "pool", [record.row() for record in make_records(13, "validation", 0)])
     return path
 
 

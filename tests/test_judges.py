@@ -37,10 +37,9 @@ MOODS = ("happy", "sad", "bored")
 
 
 @cache
-@cache
 def lone_objects(split: Split) -> list[Record]:
     """Scenes of the shapes world with one object, which its image tokenizer can draw."""
-    return [record for record in make_records(900, split, 0) if len(record.scene.objects) == 1]
+    return [record for record in make_records(500, split, 0) if len(record.scene.objects) == 1]
 
 
 def colors(split: Split, count: int) -> list[Row]:

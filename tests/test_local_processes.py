@@ -85,7 +85,8 @@ def test_processes_divide_the_share_of_their_machine(loop: Loop) -> None:
     assert result.ref.stage == "sample-captions"
 
 
-@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
 def test_processes_train_together_and_show_it_here(
     loop: Loop, tmp_path: Path, children: object, sharded: bool
 ) -> None:

@@ -41,19 +41,19 @@ EVIL = "<script>window.evil = 1</script> & <b>bold</b>"
 Finished = tuple[Path, Runner, str]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(finished: Finished) -> Config:
     return quick(finished[0], iterations=2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_record(config: Config) -> RunRecord:
     document = Store(config.store).read_json(f"{report_folder(config)}/run.json")
     assert document is not None
     return from_document(document)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def figures(config: Config, run_record: RunRecord) -> Figures:
     changes = {
         "gap": Interval(-0.05, -0.08, -0.02),
@@ -61,6 +61,11 @@ def figures(config: Config, run_record: RunRecord) -> Figures:
         "understanding": Interval(0.0, -0.01, 0.01),
     }
     return read_figures(Store(config.store), run_record, changes)
+
+
+@pytest.fixture(scope="module")
+def page(figures: Figures) -> str:
+    return render_page(figures)
 
 
 def text_of(page: str) -> str:
@@ -86,9 +91,9 @@ def test_run_ends_with_a_page_a_card_and_a_record_in_its_store(
 
 
 def test_page_shows_the_stored_figures_of_every_checkpoint(
-    config: Config, run_record: RunRecord, figures: Figures
+    config: Config, run_record: RunRecord, page: str
 ) -> None:
-    text = text_of(render_page(figures))
+    text = text_of(page)
     for version in run_record.versions:
         path = Store(config.store).open(version.evaluation).path("metrics.parquet")
         for row in read_table(path, "metrics").to_pylist():
@@ -106,19 +111,18 @@ def test_page_shows_the_stored_figures_of_every_checkpoint(
     assert run_record.pool.uri in text
 
 
-def test_page_asks_for_nothing_outside_itself(figures: Figures) -> None:
-    page = render_page(figures)
+def test_page_asks_for_nothing_outside_itself(page: str) -> None:
     assert "<script" not in page
     assert "default-src 'none'" in page
     for link in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]*)""", page):
         assert link.startswith(("data:", "#")), link
 
 
-def test_page_is_small_and_the_same_every_time(config: Config, figures: Figures) -> None:
+def test_page_is_small_and_the_same_every_time(config: Config, figures: Figures, page: str) -> None:
     first = Path(report_on(config, "quick.yaml", None).removeprefix("file://")).read_bytes()
     assert len(first) < 1_000_000
     assert Path(report_on(config, "x", None).removeprefix("file://")).read_bytes() == first
-    assert render_page(figures) == render_page(figures)
+    assert render_page(figures) == page
 
 
 def evil(figures: Figures) -> Figures:
@@ -159,7 +163,7 @@ def test_alarms_are_shown_with_their_sentence(figures: Figures) -> None:
 
 
 def test_judges_are_named_and_only_the_oracle_can_tell_malformed_pictures(
-    figures: Figures,
+    figures: Figures, page: str
 ) -> None:
     who = replace(
         figures.judged_by, kind="endpoint", name="the outside model qwen-vl", left_out=("spatial",)
@@ -173,6 +177,7 @@ def test_judges_are_named_and_only_the_oracle_can_tell_malformed_pictures(
         for version in figures.versions
     ]
     other = replace(figures, judged_by=who, versions=versions, review=Review())
+    assert "Malformed" in text_of(page)
     page, card = text_of(render_page(other)), render_card(other)
     assert "the outside model qwen-vl gives the wanted answer" in page
     assert "are read by the outside model qwen-vl, independent of the model" in card
@@ -180,7 +185,6 @@ def test_judges_are_named_and_only_the_oracle_can_tell_malformed_pictures(
         assert "right about 1.000 [1.000, 1.000] of the questions on held-out real pictures" in text
         assert "not asked, since it cannot read them: spatial" in text
         assert "alformed" not in text
-    assert "Malformed" in text_of(render_page(figures))
 
 
 def test_the_address_of_a_report_leads_to_it_whatever_its_folder_is_called(
@@ -196,9 +200,13 @@ def test_the_address_of_a_report_leads_to_it_whatever_its_folder_is_called(
 
 
 def test_gate_report_and_table_give_one_change_one_interval(copied: Path) -> None:
-    """Whatever the seed of the self-play."""
+    """Whatever the seed of the self-play, which shares pool and base with others, not samples."""
     config = quick(copied, seed=5, benchmarks=[])
-    _, table = play(config)
+    runner, table = play(config)
+    fresh = runner.fresh()
+    assert fresh.count("evaluate") == 1  # the base's own evaluation is of no seed
+    assert "sample-images" in fresh
+    assert "pool" not in fresh
     newest = max(copied.glob("gate/*/decision.json"), key=lambda path: path.stat().st_mtime)
     gain = json.loads(newest.read_text("utf-8"))["generation_gain"]
     run_record = from_document(
@@ -419,7 +427,7 @@ def test_numbers_have_real_minus_signs_and_no_negative_zero() -> None:
     assert [seconds(x) for x in (4.24, 31.4, 125.0)] == ["4.2 s", "31 s", "2 min 5 s"]
 
 
-def test_published_tables_are_the_papers(figures: Figures) -> None:
+def test_published_tables_are_the_papers(figures: Figures, page: str) -> None:
     tables = published_tables(figures)
     _, two, _, four, five = tables
     assert [len(table.rows) for table in tables] == [9, 12, 10, 4, 7]
@@ -428,7 +436,7 @@ def test_published_tables_are_the_papers(figures: Figures) -> None:
     assert rows["HermesFlow"] == ["1.3B", "0.533", "0.497", "0.036"]
     assert {row[0]: row[1:] for row in two.rows}["SD 1.5"][-2:] == ["0.40", "63.18"]
     assert five.columns == ["POPE", "MME", "MMMU", "GenEval", "DPG-Bench"]
-    text = text_of(render_page(figures))
+    text = text_of(page)
     assert "arXiv 2502.12148" in text
     for table in tables:
         for row in table.rows:
@@ -460,8 +468,10 @@ def test_published_tables_show_what_was_measured_and_say_what_is_missing(figures
     assert "POPE: add" not in page.partition("Table 2")[0]
 
 
-def test_benchmarks_stand_in_page_and_card_with_items_and_judge(figures: Figures) -> None:
-    page, card = text_of(render_page(figures)), render_card(figures)
+def test_benchmarks_stand_in_page_and_card_with_items_and_judge(
+    figures: Figures, page: str
+) -> None:
+    page, card = text_of(page), render_card(figures)
     for name, judge in (("shapes-pope", "the known scene"), ("shapes-geneval", "the pixel oracle")):
         found = figures.last.benchmarks[name]
         assert found.judge == judge

@@ -70,7 +70,7 @@ def test_pictures_and_charts_have_a_size(page: str, browser: webdriver.Chrome) -
 
 def test_nothing_is_asked_for_and_nothing_complains(page: str, browser: webdriver.Chrome) -> None:
     asked = [
-        address for address in requested(browser) if not address.startswith(("data:", "chrome:"))
+        address for address in requested(browser) if not address.startswith(("data:", "chrome"))
     ]
     assert asked == [page]
     loaded = browser.execute_script("return performance.getEntriesByType('resource').length")

@@ -216,7 +216,7 @@ def vq() -> MAGVITv2:
 
 
 def test_no_whole_picture_is_of_another_split(vq: MAGVITv2) -> None:
-    corpus = Corpus(vq, 12_000, 0, np.random.default_rng(0))
+    corpus = Corpus(vq, 4_000, 0, np.random.default_rng(0))
     shown = corpus.scenes + [s for s in corpus.broken_scenes if not s.malformed]
     assert {split_of(scene) for scene in shown} == {"train"}
     assert len(corpus.broken_scenes) == len(corpus.broken_ids_BN)

@@ -83,7 +83,7 @@ with Store(sys.argv[1]).draft("train", "k") as draft, draft.write("model") as pa
 
 
 def test_killed_upload_of_a_large_part_leaves_no_part(store: Store, bucket: str) -> None:
-    with run_python(LARGE, store.uri, str(2**29)) as process:
+    with run_python(LARGE, store.uri, str(2**28)) as process:
         filesystem = S3FileSystem()
         while not _unfinished_uploads(filesystem, bucket):
             assert process.poll() is None
@@ -205,12 +205,11 @@ def test_cached_files_need_no_server(
     assert requests() == []
 
 
-@pytest.mark.parametrize("content", [b"jello", b"hell", b""])
-def test_damaged_cache_is_noticed_and_fetched_again(store: Store, content: bytes) -> None:
+def test_damaged_cache_is_noticed_and_fetched_again(store: Store) -> None:
     ref = publish(store)
-    cached = store.open(ref).path("parts/a.txt")
-    cached.write_bytes(content)
-    assert store.open(ref).path("parts/a.txt").read_text(encoding="utf-8") == "hello"
+    for content in (b"jello", b"hell", b""):
+        store.open(ref).path("parts/a.txt").write_bytes(content)
+        assert store.open(ref).path("parts/a.txt").read_text(encoding="utf-8") == "hello"
 
 
 def test_damaged_object_is_named_and_not_cached(store: Store) -> None:
@@ -261,19 +260,14 @@ def refusal(uri: str) -> str:
     return lines[0]
 
 
-def test_absent_bucket_is_refused(bucket: str) -> None:
+def test_wrong_buckets_are_refused(bucket: str) -> None:
     message = refusal("s3://nosuch-bucket/prefix")
     assert "s3://nosuch-bucket/prefix" in message
     assert "the bucket does not exist; create it, or choose another store" in message
-
-
-@pytest.mark.parametrize("uri", ["s3://", "s3:///prefix", "s3://key:some-secret@bucket/prefix"])
-def test_uri_without_bucket_or_with_credentials_is_refused(bucket: str, uri: str) -> None:
-    assert "is not of the form s3://bucket/prefix; give it so, and credentials in" in refusal(uri)
-
-
-def test_impossible_bucket_name_is_refused(bucket: str) -> None:
     assert 'Invalid bucket name "Bad!"' in refusal("s3://Bad!/prefix")
+    form = "is not of the form s3://bucket/prefix; give it so, and credentials in"
+    for uri in ("s3://", "s3:///prefix", "s3://key:some-secret@bucket/prefix"):
+        assert form in refusal(uri)
 
 
 @pytest.mark.parametrize(
