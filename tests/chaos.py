@@ -4,8 +4,6 @@ Runs the loop again and again and kills its whole process group at moments sprea
 until it has ended in spite of that; then compares the end with that of an undisturbed run.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

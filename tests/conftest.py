@@ -14,7 +14,7 @@ import pytest
 import services.endpoint
 from core.store import Store
 from tests.llm_server import Server, llm_server
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, play, quick
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,7 +59,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Store, runner and table of two iterations; not to be written to."""
     store = tmp_path_factory.mktemp("loop") / "store"
     runner, table = play(quick(store, iterations=2))
@@ -67,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, st
 
 
 @pytest.fixture
-def copied(finished: tuple[Path, Runner, str], tmp_path: Path) -> Path:
+def copied(finished: Finished, tmp_path: Path) -> Path:
     """The finished store of two iterations at a place where a test may go on."""
     store = tmp_path / "store"
     shutil.copytree(finished[0], store)

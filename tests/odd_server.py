@@ -1,8 +1,6 @@
 """A server of chat completions that behaves like one of many implementations, and whose model knows
 the answer: it holds `RIGHT` for right with probability `SURE`, whatever way it says so."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

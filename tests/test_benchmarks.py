@@ -118,15 +118,6 @@ def test_a_model_is_asked_part_by_part_and_a_lost_part_again(
     assert "none of its 12 items could be scored" in capsys.readouterr().err
 
 
-def test_files_that_are_not_there_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert (
-        made.run("pope", tmp_path / "out", "--data", str(tmp_path), "--checkpoint", made.BASE) == 2
-    )
-    assert "has no file *pope_random.json" in capsys.readouterr().err
-
-
 def test_shapes_pope_asks_about_as_much_that_is_there_as_is_not() -> None:
     from evals.benchmarks.shapes_pope import ShapesPope
 

@@ -10,7 +10,7 @@ from core.config import Config
 from core.errors import UserError
 from core.store import Store
 from tests.evaluations import publish_checkpoint, publish_evaluation, records, register
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, play, quick
 from tests.stage_inputs import make_config
 from tracking.champion import Champion, find_champion
 from tracking.publishing import Scores
@@ -71,7 +71,7 @@ def test_registry_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_run_from_a_champion_samples_from_it_and_judges_against_it(
-    finished: tuple[Path, Runner, str], tmp_path: Path
+    finished: Finished, tmp_path: Path
 ) -> None:
     """Iteration 1 of a run that starts where another's iteration 1 ended, with fresh pairs."""
     store = tmp_path / "store"

@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from PIL import Image
 from pydantic import BaseModel
 
 import services.endpoint
 from core.config import Endpoint
 from core.errors import UserError
-from services.endpoint import Client, data_url, user_message
+from services.endpoint import Client, user_message
 from services.replies import NoAnswer
 from tests.llm_server import MODEL, Server, endpoint, llm_server
 
@@ -188,15 +187,6 @@ def test_more_choices_than_letters_are_refused(server: Server) -> None:
         pytest.raises(UserError, match="has 27 choices, 'c0' among them"),
     ):
         client.weigh(COLOR, [f"c{i}" for i in range(27)], seed=1)
-
-
-def test_pictures_go_along(server: Server) -> None:
-    """The server reads them by the oracle: an empty picture has no circle."""
-    empty = data_url(Image.new("RGB", (32, 32), "black"))
-    with Client(endpoint(server), "judge") as client:
-        weights = client.weigh("is there a circle?", ["yes", "no"], seed=1, picture=empty)
-    assert not isinstance(weights, NoAnswer)
-    assert weights[1] > weights[0]
 
 
 def test_results_come_in_order_from_a_bounded_number_of_requests(server: Server) -> None:

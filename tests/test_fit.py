@@ -22,12 +22,9 @@ def strange(number: int, split: Any = "pool") -> list[dict[str, Any]]:
     for index, record in enumerate(make_records(number, split, 0)):
         text = EMOJI[index % len(EMOJI)]
         other = EMOJI[(index + 1 + index % 3) % len(EMOJI)]
-        question = {
-            "type": "object",
-            "question": "Which person does this emoji display?",
-            "choices": sorted([text, other]),
-            "answer": text,
-        }
+        asked = "Which person does this emoji display?"
+        question = {"type": "object", "question": asked, "choices": sorted([text, other])}
+        question |= {"answer": text}
         texts = {"prompt": text, "caption": text, "references": [text], "questions": [question]}
         rows.append({**record.row(), **texts})
     return rows
@@ -37,13 +34,9 @@ def strange(number: int, split: Any = "pool") -> list[dict[str, Any]]:
 def own(tmp_path: Path) -> dict[str, Any]:
     write_table(tmp_path / "pool.parquet", "pool", strange(60))
     write_table(tmp_path / "test.parquet", "pool", strange(30, "test"))
-    data = {
-        "source": "parquet",
-        "pool": str(tmp_path / "pool.parquet"),
-        "test": str(tmp_path / "test.parquet"),
-    }
+    files = {name: str(tmp_path / f"{name}.parquet") for name in ("pool", "test")}
     return {
-        "data": data,
+        "data": {"source": "parquet", **files},
         "benchmarks": [],
         "evaluation.judge": "base",
         # The tokenizer makes the same of some of these words.

@@ -3,8 +3,6 @@
 They are started where a proxy is named that leads nowhere, which must not matter.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -14,14 +14,14 @@ from data.tables import read_table
 from evals.vqa import LEAST_PROBABILITY
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_IMAGES
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, Runner, play, quick
 
 
 def digests(runner: Runner) -> list[tuple[str, int, str]]:
     return [(name, iteration, result.ref.digest) for name, iteration, result in runner.done]
 
 
-def test_table_shows_every_checkpoint(finished: tuple[Path, Runner, str]) -> None:
+def test_table_shows_every_checkpoint(finished: Finished) -> None:
     _, _, table = finished
     assert "base" in table
     assert "iteration 2" in table
@@ -29,7 +29,7 @@ def test_table_shows_every_checkpoint(finished: tuple[Path, Runner, str]) -> Non
     assert "position" in table
 
 
-def test_second_run_finds_every_stage_in_the_store(finished: tuple[Path, Runner, str]) -> None:
+def test_second_run_finds_every_stage_in_the_store(finished: Finished) -> None:
     store, first, table = finished
     again, same = play(quick(store, iterations=2))
     assert again.fresh() == []
@@ -73,9 +73,7 @@ def test_more_iterations_continue_where_the_last_run_ended(copied: Path) -> None
     }
 
 
-def test_samples_do_not_depend_on_batch_size(
-    finished: tuple[Path, Runner, str], tmp_path: Path
-) -> None:
+def test_samples_do_not_depend_on_batch_size(finished: Finished, tmp_path: Path) -> None:
     """Beyond rounding, which may turn a draw that falls on a boundary."""
     config, store = quick(tmp_path / "store", runtime__batch_records=5), Store(f"{tmp_path}/store")
     refs = {name: result.ref for name, _, result in reversed(finished[1].done)}
@@ -90,7 +88,7 @@ def test_samples_do_not_depend_on_batch_size(
         assert sum(a == b for a, b in pairs) >= 0.99 * one.num_rows
 
 
-def scored(finished: tuple[Path, Runner, str], store: Path, **changes: object) -> pa.Table:
+def scored(finished: Finished, store: Path, **changes: object) -> pa.Table:
     """Scores of the images of the first iteration."""
     config = quick(store, **changes)
     refs = {stage: result.ref for stage, _, result in reversed(finished[1].done)}
@@ -100,9 +98,7 @@ def scored(finished: tuple[Path, Runner, str], store: Path, **changes: object) -
     return read_table(Artifact(ref.uri).parts(), "image_scores")
 
 
-def test_scores_are_the_means_of_the_stored_answers(
-    finished: tuple[Path, Runner, str], tmp_path: Path
-) -> None:
+def test_scores_are_the_means_of_the_stored_answers(finished: Finished, tmp_path: Path) -> None:
     table = scored(finished, tmp_path / "store")
     for row in table.to_pylist():
         probabilities = np.array([answer["probability"] for answer in row["answers"]])

@@ -1,7 +1,5 @@
 """Numbers that are none, and samples to learn nothing from: what stops, and what it says."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

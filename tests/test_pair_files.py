@@ -26,11 +26,19 @@ from models.families.showo.prompts import CAPTION_QUESTION
 from tasks.pairs import import_stage, main
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN
-from tests.loops import Runner
+from tests.loops import Finished
 from training.data import PairRows, encode_pairs, pair_columns
 
 Given = dict[str, Any]
 KEPT = [name for name in arrow_schema("pairs").names if not name.endswith("_tokens")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the published code keeps its data."""
+    place = tmp_path / "datasets/journeydb"
+    place.mkdir(parents=True)
+    return place
 
 
 def published(number: int, folder: Path, **changes: object) -> Given:
@@ -99,10 +107,8 @@ def kept(rows: list[Given]) -> list[Given]:
 
 
 def test_the_published_file_becomes_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "datasets/journeydb"
-    folder.mkdir(parents=True)
     file = write_appended(folder, [published(n, folder) for n in range(3)])
     _, rows = imported(tmp_path, capsys, file)
     assert [row["record_id"] for row in rows] == ["0", "1", "2"]
@@ -114,11 +120,9 @@ def test_the_published_file_becomes_pairs(
 
 
 def test_pairs_that_failed_the_published_filter_are_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their pictures are those of another record."""
-    folder = tmp_path / "datasets/journeydb"
-    folder.mkdir(parents=True)
     pairs = [
         published(0, folder),
         published(1, folder, vqa_score_win=0.5),
@@ -140,10 +144,8 @@ def test_pairs_that_failed_the_published_filter_are_left_out(
 
 
 def test_bad_pairs_are_counted_and_listed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "datasets/journeydb"
-    folder.mkdir(parents=True)
     pairs = [
         published(0, folder, bert_score_win=1.0000001192),  # a cosine, rounded
         published(0, folder),
@@ -186,7 +188,7 @@ def test_contents_of_file_and_pictures_are_the_key(tmp_path: Path) -> None:
 
 
 def test_real_pairs_come_back_as_they_went_out(
-    finished: tuple[Path, Runner, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those of a self-play, of its second iteration too: texts, scores, pictures, provenance."""
     runner = finished[1]

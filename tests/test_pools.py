@@ -1,7 +1,5 @@
 """A self-play on the process pool of a real server: lost runs, GPU slots, a killed parent."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -14,6 +14,7 @@ from models.checkpoints.__main__ import main as checkpoints
 from tasks.train import METRICS, read_metrics
 from tests.loops import play
 from tests.published import published_parts
+from tests.stage_inputs import pool_row
 
 PROJECT = Path(__file__).parent.parent
 PROFILES = [PROJECT / "configs" / f"show_o_{size}.yaml" for size in (256, 512)]
@@ -30,18 +31,10 @@ def records(num: int, prefix: str) -> list[dict[str, object]]:
             {"type": "color", "question": f"What is the {thing}?", "choices": WORDS, "answer": word}
             for thing in ("cat", "ball", "table")
         ]
-        rows.append(
-            {
-                "record_id": f"{prefix}{number}",
-                "image": image,
-                "prompt": f"a {word} cat",
-                "caption": f"a {word} cat on the mat",
-                "references": [f"a {word} cat on the mat"],
-                "category": "",
-                "composition": "",
-                "questions": questions,
-            }
-        )
+        caption = f"a {word} cat on the mat"
+        texts = {"prompt": f"a {word} cat", "caption": caption, "references": [caption]}
+        more = {"image": image, "questions": questions, "category": ""}
+        rows.append(pool_row(f"{prefix}{number}", **texts, **more))
     return rows
 
 

@@ -1,7 +1,5 @@
 """What is near is reached directly: proxies of the environment know nothing of this machine."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -34,11 +34,10 @@ from report.published import published_tables
 from report.run_record import RunRecord, Version, from_document
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
 from report.verdict import BAD, GOOD, OPEN, give_verdict
-from tests.loops import QUICK, Runner, play, quick
+from tests.loops import QUICK, Finished, Runner, play, quick
 from tests.stage_inputs import pair_row, picture, pool_row, publish, publish_samples
 
 EVIL = "<script>window.evil = 1</script> & <b>bold</b>"
-Finished = tuple[Path, Runner, str]
 
 
 @pytest.fixture(scope="module")

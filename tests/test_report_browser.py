@@ -14,7 +14,7 @@ from report.figures import Figures, read_figures
 from report.page import render_page
 from report.run_record import from_document
 from tests.browser import chromium, requested, resize
-from tests.loops import Runner, quick
+from tests.loops import Finished, quick
 
 pytestmark = pytest.mark.browser
 EVIL = "<script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
@@ -27,7 +27,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 
 @pytest.fixture(scope="module")
-def figures(finished: tuple[Path, Runner, str]) -> Figures:
+def figures(finished: Finished) -> Figures:
     config = quick(finished[0], iterations=2)
     store = Store(config.store)
     document = store.read_json(f"{report_folder(config)}/run.json")
@@ -36,7 +36,7 @@ def figures(finished: tuple[Path, Runner, str]) -> Figures:
 
 
 @pytest.fixture
-def page(finished: tuple[Path, Runner, str], browser: webdriver.Chrome) -> str:
+def page(finished: Finished, browser: webdriver.Chrome) -> str:
     """The page of the run is open; its address."""
     config = quick(finished[0], iterations=2)
     address = Path(finished[0], report_folder(config), "report.html").as_uri()

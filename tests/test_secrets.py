@@ -1,7 +1,5 @@
 """Secrets of the environment are nowhere in what a run says, stores or tracks."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

@@ -166,14 +166,16 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
 
 
+def _web_server(go: Path) -> servers._Server:
+    command = ["-c", WEB_SERVER]
+    port = free_port()
+    return servers._Server("fake", "", port, "/", lambda _, port: [*command, str(port), str(go)])
+
+
 def test_something_is_done_while_servers_start(state: Path) -> None:
     """Only then: this one listens once it is done."""
     folder, go = servers._prepare(state), state / "go"
-
-    def command(_: Path, port: int) -> list[str]:
-        return ["-c", WEB_SERVER, str(port), str(go)]
-
-    server = servers._Server("fake", "Fake server", free_port(), "/health", command)
+    server = _web_server(go)
     records = {"fake": servers._start_if_needed(folder, server)}
     servers._await(folder, (server,), records, go.touch)
     assert servers.answers(records["fake"].url)
@@ -192,13 +194,8 @@ def test_what_is_imported_before_servers_answer_reads_none_of_their_settings() -
 
 
 def test_a_port_lost_to_another_server_meanwhile_is_not_taken_for_ours(state: Path) -> None:
-    folder = servers._prepare(state)
-    go = state / "go"
-
-    def command(_: Path, port: int) -> list[str]:
-        return ["-c", WEB_SERVER, str(port), str(go)]
-
-    server = servers._Server("fake", "Fake server", free_port(), "/health", command)
+    folder, go = servers._prepare(state), state / "go"
+    server = _web_server(go)
     records = {"fake": servers._start_if_needed(folder, server)}
     lost = records["fake"]
     assert lost.url.endswith(f":{server.port}")

@@ -80,16 +80,6 @@ def test_choices_of_a_shared_row_score_as_in_rows_of_their_own(list_choices: boo
                 torch.testing.assert_close(next(logps), alone, rtol=1e-5, atol=1e-4)
 
 
-def test_naming_the_choices_changes_the_prompt() -> None:
-    plain, listed = (
-        question_trees(
-            random_codes(3, 16), QUESTIONS, MODEL.tokenizer, replace(MODEL.config, list_choices=on)
-        )
-        for on in (False, True)
-    )
-    assert len(listed[0][1].ids) > len(plain[0][1].ids)
-
-
 def sums(model: ShowoModel, batch: PairBatch) -> list[torch.Tensor]:
     branches = [model.pair_logps(batch, modality) for modality in MODALITIES]
     return [
@@ -121,13 +111,6 @@ def test_gradients_of_a_batch_are_the_sum_over_its_pairs() -> None:
     parts = [gradient(batch.take(slice(index, index + 1))) for index in range(3)]
     for got, wanted in zip(together, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-4)
-
-
-def test_a_mask_does_not_change_when_more_are_averaged() -> None:
-    tokens = [MODEL.pack_pairs(pair_batch(masks), "image").batch for masks in (1, 2)]
-    mask = MODEL.config.mask_token_id
-    first = (tokens[0].input_ids_BT == mask).sum()
-    assert 0 < first < (tokens[1].input_ids_BT == mask).sum()
 
 
 @pytest.mark.parametrize("logits", [2**17, 2**26])
@@ -162,14 +145,6 @@ def test_log_probabilities_give_no_gradient_to_a_frozen_head() -> None:
     network.token_logps(hidden_RD, torch.tensor([0, 1, 2])).sum().backward()
     assert hidden_RD.grad is not None
     assert network.showo.lm_head.weight.grad is None
-
-
-def test_logits_of_chosen_columns_are_those_of_the_whole_head() -> None:
-    hidden_RD = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    columns = MODEL.config.image_columns
-    torch.testing.assert_close(
-        MODEL.network.logits(hidden_RD, columns), MODEL.network.logits(hidden_RD)[:, columns]
-    )
 
 
 @pytest.mark.parametrize("read", [[[3, 0], [5, 5], [1, 2]], [[], [], []]])

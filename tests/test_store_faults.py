@@ -1,7 +1,5 @@
 """Storage that fails: the loop as a process of its own, on disks and servers that really do."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
@@ -24,7 +22,7 @@ from core.store.lineage import lineage
 from core.store.verify import verify
 from tests.driver import digests, finish, start
 from tests.llm_server import serving
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, play, quick
 from tests.test_store import publish, put
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -49,7 +47,7 @@ def remount(disk: Path, option: str) -> None:
 @as_root
 @pytest.mark.slow
 def test_full_disk_ends_with_a_way_out_and_room_lets_it_go_on(
-    small_disk: Path, finished: tuple[Path, Runner, str]
+    small_disk: Path, finished: Finished
 ) -> None:
     code, output = finish(start(small_disk / "store"))
     assert code == 2, output
@@ -144,9 +142,7 @@ def test_manifest_of_another_version_is_refused(copied: Path) -> None:
         play(quick(copied, iterations=2))
 
 
-def test_moved_store_is_used_where_it_is(
-    copied: Path, finished: tuple[Path, Runner, str], tmp_path: Path
-) -> None:
+def test_moved_store_is_used_where_it_is(copied: Path, finished: Finished, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere/store"
     moved.parent.mkdir()
     copied.rename(moved)
@@ -163,9 +159,7 @@ def test_moved_store_is_used_where_it_is(
 
 
 @pytest.mark.slow
-def test_two_loops_at_once_in_one_store_both_end_well(
-    tmp_path: Path, finished: tuple[Path, Runner, str]
-) -> None:
+def test_two_loops_at_once_in_one_store_both_end_well(tmp_path: Path, finished: Finished) -> None:
     loops = [start(tmp_path / "store") for _ in range(2)]
     for loop in loops:
         code, output = finish(loop)

@@ -1,7 +1,5 @@
 """What `python -m core.store gc` frees, and what it never touches; lineage of what is left."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

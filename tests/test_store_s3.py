@@ -26,7 +26,7 @@ from core.errors import UserError
 from core.remote import connect, create, upload
 from core.store import Store
 from flows.preflight import check
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, play, quick
 from tests.stage_inputs import make_config
 from tests.test_store import KILLED, publish, put
 
@@ -335,7 +335,7 @@ def test_server_that_goes_away_stops_a_stage_with_a_way_out(
 
 @pytest.mark.slow
 def test_loop_on_s3_makes_the_same_artifacts_as_in_a_folder(
-    finished: tuple[Path, Runner, str], bucket: str
+    finished: Finished, bucket: str
 ) -> None:
     uri = f"{bucket}/prefix"
     _, local, table = finished

@@ -1,7 +1,5 @@
 """Input of strangers, each case by hand: what it may not do, and what is said instead."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,7 @@
 """The stages reference and train on a tiny model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish, publish_model
 
 from core.artifact import Artifact, ArtifactRef
+from core.artifact_writer import ArtifactWriter
 from core.config import Config
 from core.errors import UserError
 from core.stage import run_stage, stage_key
@@ -378,24 +379,10 @@ def test_saved_adapters_switch_between_reference_and_policy(loop: Loop) -> None:
     assert not torch.allclose(off, found)
 
 
-def test_killed_training_of_adapters_ends_as_straight_training(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(training__lora={"rank": 2, "alpha": 4})
-    straight = Loop(tmp_path / "other").train(config)
-    with monkeypatch.context() as patch:
-        kill_at(5, patch)
-        with pytest.raises(KilledError):
-            loop.train(config)
-    assert loop.train(config).ref.digest == straight.ref.digest
-
-
 def kill_at(step_to_kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = PairTrainer.step
 
-    def step(
-        trainer: PairTrainer, number: int, ends: bool = False
-    ) -> tuple[dict[str, float], bool]:
+    def step(trainer: PairTrainer, number: int, ends: bool) -> tuple[dict[str, float], bool]:
         if number == step_to_kill:
             raise KilledError
         return original(trainer, number, ends)
@@ -403,25 +390,33 @@ def kill_at(step_to_kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PairTrainer, "step", step)
 
 
-def test_killed_and_resumed_training_ends_as_straight_training(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(training__weight_decay=0.1)
-    other = Loop(tmp_path / "other")
-    straight = other.train(config)
+def killed(loop: Loop, config: Config, monkeypatch: pytest.MonkeyPatch) -> ArtifactWriter:
+    """Train until a process is killed at its sixth step; what is left."""
     inputs = loop.inputs(config)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
         kill_at(5, patch)
-        with pytest.raises(KilledError):
-            run_stage(TRAIN, config, loop.store, inputs)
-    draft = loop.store.draft("train", stage_key(TRAIN, config, inputs))
+        run_stage(TRAIN, config, loop.store, inputs)
+    return loop.store.draft("train", stage_key(TRAIN, config, inputs))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"training__weight_decay": 0.1}, {"training__lora": {"rank": 2, "alpha": 4}}],
+    ids=["weights", "adapters"],
+)
+def test_killed_and_resumed_training_ends_as_straight_training(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, object]
+) -> None:
+    config = make_config(**changes)
+    straight = Loop(tmp_path / "other").train(config)
+    draft = killed(loop, config, monkeypatch)
     assert draft.names("state/") == [
         "state/step-000004.json",
         f"state/step-000004/{STATE_FILE}",
     ]
     with monkeypatch.context() as patch:
         kill_at(0, patch)  # the steps that are done are not done again
-        resumed = loop.store.open(run_stage(TRAIN, config, loop.store, inputs).ref)
+        resumed = loop.train(config)
     assert_same_weights(resumed, straight)
     assert metrics(resumed) == metrics(straight)
     assert resumed.ref.digest == straight.ref.digest
@@ -429,17 +424,9 @@ def test_killed_and_resumed_training_ends_as_straight_training(
 
 
 def test_an_incomplete_state_is_not_used(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config()
-    inputs = loop.inputs(config)
-    with monkeypatch.context() as patch:
-        kill_at(5, patch)
-        with pytest.raises(KilledError):
-            run_stage(TRAIN, config, loop.store, inputs)
-    draft = loop.store.draft("train", stage_key(TRAIN, config, inputs))
-    with draft.write(f"state/step-000005/{STATE_FILE}") as path:
+    with killed(loop, make_config(), monkeypatch).write(f"state/step-000005/{STATE_FILE}") as path:
         path.write_bytes(b"cut off")
-    artifact = loop.store.open(run_stage(TRAIN, config, loop.store, inputs).ref)
-    assert len(metrics(artifact)) == 6
+    assert len(metrics(loop.train(make_config()))) == 6
 
 
 def test_divergence_stops_with_branch_step_and_knobs(loop: Loop) -> None:

@@ -1,7 +1,5 @@
 """Weights that are not read: quantised ones, and folders with more than one set of them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

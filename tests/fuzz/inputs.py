@@ -1,7 +1,5 @@
 """Hostile values, and valid ones with hostile changes."""
 
-from __future__ import annotations
-
 import copy
 import math
 import zlib

@@ -1,7 +1,5 @@
 """Local copies of data sets: folders of `save_to_disk`, and repositories with their README.md."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Configs, tables, pictures, pairs, collections and captions of strangers."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -114,18 +112,8 @@ def pool_tables(draw: st.DrawFn) -> pa.Table:
         else:
             kind = draw(st.sampled_from([pa.int64(), pa.float32(), pa.null(), pa.large_string()]))
             table = table.set_column(at, name, pa.nulls(len(table), kind))
-    metadata = draw(
-        st.sampled_from(
-            [
-                None,
-                schema.metadata,
-                {b"hermesflow": b"[1"},
-                {b"hermesflow": b"{}"},
-                {b"hermesflow": b"[]"},
-                {b"huggingface": b"{"},
-            ]
-        )
-    )
+    own = [{b"hermesflow": text} for text in (b"[1", b"{}", b"[]")]
+    metadata = draw(st.sampled_from([None, schema.metadata, *own, {b"huggingface": b"{"}]))
     return table.replace_schema_metadata(metadata)
 
 
@@ -177,22 +165,11 @@ def test_pictures(content: bytes) -> None:
 
 
 PAIR = {
-    "id": "r1",
-    "img_path": "a.png",
-    "prompt": "a cat",
-    "caption": "a cat",
-    "caption_win": "a red cat",
-    "caption_lose": "a dog",
-    "bert_score_win": 0.9,
-    "bert_score_lose": 0.2,
-    "image_win": "a.png",
-    "image_lose": "b.png",
-    "vqa_score_win": 0.9,
-    "vqa_score_lose": 0.2,
-    "iteration": 1,
-    "caption_provenance": "fresh",
-    "image_provenance": "fresh",
-}
+    "id": "r1", "img_path": "a.png", "prompt": "a cat", "caption": "a cat", "iteration": 1,
+    "caption_win": "a red cat", "caption_lose": "a dog", "bert_score_win": 0.9,
+    "bert_score_lose": 0.2, "image_win": "a.png", "image_lose": "b.png", "vqa_score_win": 0.9,
+    "vqa_score_lose": 0.2, "caption_provenance": "fresh", "image_provenance": "fresh",
+}  # fmt: skip
 
 
 def dumped(document: Any) -> bytes:
