@@ -31,8 +31,8 @@ CHANGES: dict[str, dict[str, object]] = {
         "shard_records": 4,
     },
     "scoring": {"caption_encoder": "unused"},
-    "pairing": {"caption": RULE, "image": RULE, "iteration_rule": "fresh"},
-    "training": {"caption": BRANCH, "image": BRANCH, "image_draws": 2, "epochs": 2}
+    "pairing": {"caption": dict(RULE), "image": dict(RULE), "iteration_rule": "fresh"},
+    "training": {"caption": dict(BRANCH), "image": dict(BRANCH), "image_draws": 2, "epochs": 2}
     | {"batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3, "collapse_nats": 50.0},
     "evaluation": {"images_per_prompt": 1, "bootstrap_samples": 100},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
@@ -45,7 +45,7 @@ def _settings() -> dict[str, Any]:
     """Those of the quick config, with smaller numbers and nothing that is outside of a store."""
     settings = load_config(QUICK).model_dump(mode="json", exclude_unset=True)
     for section, changes in CHANGES.items():
-        settings[section] |= copy.deepcopy(changes)
+        settings[section] |= changes
     return settings | {"iterations": 1, "store": "unused", "benchmarks": []}
 
 

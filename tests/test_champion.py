@@ -41,22 +41,16 @@ def test_without_a_champion_the_message_says_what_to_do(mlflow_uri: str) -> None
         find_champion(tracked())
 
 
-def test_champion_whose_store_is_gone_is_refused(champion: Champion, tmp_path: Path) -> None:
-    (tmp_path / "store").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"version 1 cannot be opened: .*; restore the store, or"):
-        find_champion(tracked())
-
-
-def test_champion_that_was_changed_is_refused(champion: Champion) -> None:
+def test_champion_that_is_gone_changed_or_of_nobody_is_refused(
+    champion: Champion, tmp_path: Path, mlflow_uri: str
+) -> None:
     path = Path(champion.checkpoint.uri.removeprefix("file://"), "model/model.safetensors")
     path.write_text("esab", encoding="utf-8")
     with pytest.raises(UserError, match=r"version 1 has changed: .* registered was"):
         find_champion(tracked())
-
-
-def test_champion_that_no_self_play_registered_is_refused(
-    champion: Champion, mlflow_uri: str
-) -> None:
+    (tmp_path / "store").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"version 1 cannot be opened: .*; restore the store, or"):
+        find_champion(tracked())
     MlflowClient(tracking_uri=mlflow_uri).delete_model_version_tag("test", "1", "digest")
     with pytest.raises(UserError, match="version 1 is unknown, since the version has no tag"):
         find_champion(tracked())

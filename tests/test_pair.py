@@ -114,13 +114,6 @@ def test_an_old_winner_loses_only_if_beaten_by_more_than_the_margin() -> None:
     assert losers(beaten_winners_lose(fresh, old(NAN, NAN, NONE), 0.1, 0.0)) == losers(fresh)
 
 
-def test_published_update_keeps_the_old_loser_unless_the_old_winner_is_beaten() -> None:
-    fresh = pick(scored([[0.8, 0.2]]), 1, "worst")
-    assert losers(published_update(fresh, old(0.7, 0.1))) == (5, 0.7, LoserFrom.OLD_WINNER)
-    assert losers(published_update(fresh, old(0.9, 0.1))) == (5, 0.1, LoserFrom.OLD_LOSER)
-    assert losers(published_update(fresh, old(NAN, NAN, NONE))) == losers(fresh)
-
-
 def test_a_published_winner_below_the_old_loser_is_dropped() -> None:
     fresh = pick(scored([[0.7, 0.2]]), 1, "worst")
     assert judge(published_update(fresh, old(0.9, 0.75)), rule()).tolist() == [

@@ -81,11 +81,8 @@ def test_run_ends_with_a_page_a_card_and_a_record_in_its_store(
 ) -> None:
     folder = Path(config.store, report_folder(config))
     assert {path.name for path in folder.iterdir()} == {"report.html", "README.md", "run.json"}
-    assert [version.label for version in run_record.versions] == [
-        "base",
-        "iteration 1",
-        "iteration 2",
-    ]
+    labels = [version.label for version in run_record.versions]
+    assert labels == ["base", "iteration 1", "iteration 2"]
     assert set(run_record.versions[2].stages) >= {"captions", "images", "pairs", "trained"}
 
 

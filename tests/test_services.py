@@ -149,23 +149,6 @@ def test_mlflow_that_dies_is_told_by_the_next_run(
     assert mlflow.told()["iteration 1"] > 0
 
 
-def test_mlflow_that_is_restarted_during_training_misses_nothing(
-    tmp_path: Path, mlflow: Mlflow
-) -> None:
-    mlflow.start()
-    loop = start(tmp_path / "store", 1, 0, mlflow.address)
-    said = reads_until(loop, "iteration 1", "reference")
-    with stopped(loop):
-        mlflow.kill()
-        mlflow.start()
-    code, rest = finish(loop)
-    assert code == 0, said + rest
-    assert mlflow.versions() == 2
-    [training] = (tmp_path / "store").glob("train/*/metrics.jsonl")
-    steps = len(training.read_text(encoding="utf-8").splitlines())
-    assert mlflow.told()["iteration 1"] == steps
-
-
 def test_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     address = "postgresql+psycopg2://user:s3cret@127.0.0.1:9/mlflow"
     started = time.monotonic()

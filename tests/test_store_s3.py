@@ -31,6 +31,7 @@ from tests.stage_inputs import make_config
 from tests.test_store import KILLED, publish, put
 
 Requests = Callable[[], list[str]]
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 QUICK_REFUSAL = 60.0  # seconds
 
 
@@ -275,19 +276,13 @@ def test_wrong_buckets_are_refused(bucket: str) -> None:
     [
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "no answer .*check AWS_ENDPOINT_URL"),
         ({"AWS_ENDPOINT_URL": "somewhere"}, "Invalid endpoint: somewhere; check"),
-        (
-            {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
-            "Unable to locate credentials; set AWS_ACCESS_KEY_ID and",
-        ),
+        (dict.fromkeys(KEYS), "Unable to locate credentials; set AWS_ACCESS_KEY_ID and"),
         ({"AWS_SECRET_ACCESS_KEY": None}, "missing: AWS_SECRET_ACCESS_KEY; set"),
         ({"AWS_PROFILE": "nosuch"}, r"profile \(nosuch\) could not be found; check .*AWS"),
     ],
 )
 def test_wrong_environment_is_refused(
-    bucket: str,
-    changes: dict[str, str | None],
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
+    bucket: str, changes: dict[str, str | None], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in changes.items():
         if value is None:

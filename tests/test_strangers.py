@@ -78,13 +78,6 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path, text: str) ->
         load_config(tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("text", ["seed: 2001-99-99", f"seed: {'9' * 5000}", "seed: !!int x"])
-def test_yaml_that_no_value_can_be_made_of_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="is not valid YAML"):
-        load_config(tmp_path / "run.yaml")
-
-
 def test_a_config_is_a_small_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("#" * (1 << 21), encoding="utf-8")
     with pytest.raises(UserError, match="give one below"):
@@ -115,13 +108,8 @@ def test_a_manifest_leads_nowhere_else(
 ) -> None:
     """A remote store whose manifests were written by somebody else, and a local one."""
     monkeypatch.setenv("HERMESFLOW_CACHE", str(tmp_path / "deep/deeper/cache"))
-    document = {
-        "stage": "pair",
-        "key": "k",
-        "digest": "0" * 64,
-        "files": {"a": ENTRY},
-        "schema_version": 1,
-    }
+    document = {"stage": "pair", "key": "k", "digest": "0" * 64, "files": {"a": ENTRY}}
+    document["schema_version"] = 1
     text = json.dumps(document | changes).encode()
     memory = fsspec.filesystem("memory")
     memory.pipe_file(f"/{tmp_path.name}/pair/k/manifest.json", text)
