@@ -80,15 +80,12 @@ def test_each_alarm_begins_at_its_threshold(
     assert list(alarms(**{field: threshold + sign * BEYOND})) == [name]
 
 
-def test_a_sound_iteration_raises_none() -> None:
-    assert alarms() == {}
-
-
-def test_figures_that_are_missing_raise_none() -> None:
+def test_sound_and_missing_figures_raise_none() -> None:
     assert list(review([]).alarms) == []
     empty = IterationFigures(1, {}, {}, {})
     assert review([figures(0, {}), empty]).alarms == []
     assert alarms(agreement=None, self_score=None, malformed=None) == {}
+    assert alarms() == {}
 
 
 def test_changes_are_against_the_base_and_not_the_iteration_before() -> None:

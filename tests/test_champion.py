@@ -36,11 +36,6 @@ def test_champion_is_found_with_its_checkpoint(champion: Champion) -> None:
     assert champion.label == "champion 1"
 
 
-def test_without_a_champion_the_message_says_what_to_do(mlflow_uri: str) -> None:
-    with pytest.raises(UserError, match="'test' has no version with the alias champion; run a"):
-        find_champion(tracked())
-
-
 def test_champion_that_is_gone_changed_or_of_nobody_is_refused(
     champion: Champion, tmp_path: Path, mlflow_uri: str
 ) -> None:
@@ -56,9 +51,13 @@ def test_champion_that_is_gone_changed_or_of_nobody_is_refused(
         find_champion(tracked())
 
 
-def test_registry_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_with_a_champion_is_needed(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"tracking\.enabled = false"):
         find_champion(make_config())
+    with pytest.raises(UserError, match="'test' has no version with the alias champion; run a"):
+        find_champion(tracked())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="no registry answers"):
         find_champion(tracked())

@@ -330,9 +330,6 @@ def test_what_is_not_cached_needs_the_hub_and_says_so(hub: Path) -> None:
     assert message.startswith(f"--show-o = 'owner/none@{COMMIT}' is not in the local cache")
     assert "HF_HUB_OFFLINE" in message
     assert f"`hf download owner/none --revision {COMMIT}`" in message
-
-
-def test_a_hub_id_without_revision_is_not_looked_up(hub: Path) -> None:
     with pytest.raises(UserError, match="or a hub id with its revision, as OWNER/NAME@COMMIT"):
         find_tokenizer("--tokenizer", "owner/none")
 

@@ -147,17 +147,14 @@ def test_equal_seeds_ask_the_same(server: Server) -> None:
     assert first["seed"] != other["seed"]
 
 
-def test_a_model_that_is_not_served_is_refused(server: Server) -> None:
-    with pytest.raises(UserError, match=f"judge.model = 'big', but .* serves {MODEL}"):
-        Client(endpoint(server, model="big"), "judge")
-
-
-def test_another_model_in_the_middle_is_refused(server: Server) -> None:
+def test_another_model_is_refused_at_once_and_in_the_middle(server: Server) -> None:
     server.faults.extend(["", "other_model"])
     with Client(endpoint(server), "judge") as client:
         ask(client)
         with pytest.raises(UserError, match=f"'another-model' after '{MODEL}'"):
             ask(client)
+    with pytest.raises(UserError, match=f"judge.model = 'big', but .* serves {MODEL}"):
+        Client(endpoint(server, model="big"), "judge")
 
 
 def test_choices_are_weighed_by_the_probabilities_of_their_letters(server: Server) -> None:

@@ -56,7 +56,7 @@ print("MLflow", [e.name for e in mlflow.search_experiments()])
 """
 
 
-pytestmark = pytest.mark.slow  # all of them start both servers
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("logins")]  # servers of one worker
 
 
 @pytest.fixture(scope="module")

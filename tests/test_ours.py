@@ -92,9 +92,6 @@ def test_everything_that_is_needed_has_a_licence(capsys: pytest.CaptureFixture[s
     for name in ("torch", "prefect", "mlflow", "pillow", "hypothesis"):
         assert f"\n{name} " in f"\n{shown}"
     assert shown.endswith("without a licence: none\n")
-
-
-def test_requirements_are_followed() -> None:
     found = dependencies("hermesflow")
     assert {"sqlalchemy", "tokenizers"} <= set(found)  # of MLflow and of transformers
     assert all(licence(one) != UNKNOWN for name, one in found.items() if name != "hermesflow")

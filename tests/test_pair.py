@@ -68,9 +68,6 @@ def test_two_sigma_takes_the_sample_nearest_to_mean_minus_two_deviations() -> No
     picks = pick(scored([scores]), 1, "two_sigma")
     assert picks.loser_score_R.tolist() == [0.1]
     assert pick(scored([scores]), 1, "worst").loser_score_R.tolist() == [0.0]
-
-
-def test_two_sigma_never_takes_the_winner_itself() -> None:
     picks = pick(scored([[0.8, 0.8]]), 1, "two_sigma")
     assert (picks.winner_row_R[0], picks.loser_row_R[0]) == (100, 101)
 

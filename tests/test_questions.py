@@ -64,21 +64,15 @@ def test_f1_of_tokens(one: str, other: str, f1: float) -> None:
     assert token_f1(one, other) == token_f1(other, one) == pytest.approx(f1)
 
 
-def test_choices_that_say_the_same_count_once() -> None:
+def test_what_a_model_writes_is_put_right() -> None:
     assert usable_choices(["One", "1", "two"], "1") == (["One", "two"], "One")
     assert usable_choices(["one", "1"], "one") is None
     assert usable_choices(["red", "blue"], "green") is None
     assert usable_choices(["...", "blue"], "blue") is None
-
-
-def test_yes_and_no_are_right_about_equally_often() -> None:
     assert surplus_yes_no(["yes", "yes", "red", "Yes.", "no"]) == [3]
     assert surplus_yes_no(["yes", "yes", "yes"]) == [1, 2]
     assert surplus_yes_no(["no", "no", "yes"]) == []
     assert surplus_yes_no([]) == []
-
-
-def test_text_of_a_model_is_put_on_one_line() -> None:
     assert plain(" a\x00b\n\tc ") == "a b c"
 
 

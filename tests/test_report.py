@@ -287,13 +287,10 @@ def test_verdict_names_a_narrower_gap_only_beyond_chance(figures: Figures) -> No
     assert "widened" in worse.headline
 
 
-def test_verdict_does_not_praise_a_gap_that_closed_by_forgetting(figures: Figures) -> None:
+def test_verdict_praises_neither_forgetting_nor_the_base_alone(figures: Figures) -> None:
     lost = judged(figures, understanding=(-0.1, -0.2, -0.05), generation=(0.0, -0.01, 0.01))
     assert lost.tone == BAD
     assert "understands less, which is no progress" in lost.detail
-
-
-def test_verdict_of_the_base_alone_makes_no_claim(figures: Figures) -> None:
     alone = give_verdict(replace(figures, versions=figures.versions[:1], changes={}))
     assert alone.tone == OPEN
     assert "Only the base" in alone.headline

@@ -131,7 +131,7 @@ def test_numbers_stay_in_range(tmp_path: Path) -> None:
     assert read_table(tmp_path / "t.parquet", "images")["seed"].to_pylist() == [2**63 - 1]
 
 
-def test_duplicate_keys_are_refused_within_and_across_batches(tmp_path: Path) -> None:
+def test_duplicate_keys_are_refused_within_and_across_batches_and_files(tmp_path: Path) -> None:
     assert "2 rows share record_id 'r0'" in refusal(tmp_path, "pool", record(), record())
     with (
         pytest.raises(UserError, match="2 rows share record_id 'r0', sample 0"),
@@ -140,9 +140,6 @@ def test_duplicate_keys_are_refused_within_and_across_batches(tmp_path: Path) ->
         writer.write([score()])
         writer.write([score(sample=1)])
         writer.write([score()])
-
-
-def test_duplicate_keys_across_files_are_refused_on_reading(tmp_path: Path) -> None:
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for path in paths:
         write_table(path, "image_scores", [score()])
@@ -197,6 +194,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         read_table(path, "caption_scores", columns=["nope"])
     with pytest.raises(UserError, match="table 'pools' is unknown; known: pool"):
         read_table(path, "pools")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_table(tmp_path / "file/t.parquet", "image_scores", [score()])
 
 
 def test_large_pictures_make_small_row_groups(
@@ -217,9 +217,3 @@ def test_slices_are_checked_from_their_own_start() -> None:
     check_table("pool", table.slice(1, 1), deep=True)
     with pytest.raises(UserError, match="record_id 'r2', column questions"):
         check_table("pool", table.slice(1))
-
-
-def test_unwritable_path_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_table(tmp_path / "file/t.parquet", "image_scores", [score()])

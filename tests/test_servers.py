@@ -260,9 +260,6 @@ def test_state_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"):
         ensure_servers(tmp_path / "file/state")
-
-
-def test_stopping_without_a_state_folder_makes_none(tmp_path: Path) -> None:
     assert stop_all(tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
 

@@ -25,7 +25,7 @@ from tests.loops import Finished
 from tests.screenshots import ask
 from tracking.connection import find_problem
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("services")]  # servers of one worker
 OFF, BACK, MISSED = "tracking is off", "MLflow answers again", "MLflow has missed"
 
 

@@ -35,6 +35,8 @@ from training.processes import process_device
 from training.sharding import local
 from training.trainer import PairTrainer
 
+# One worker, so that the server that processes are forked from imports everything once.
+pytestmark = pytest.mark.xdist_group("together")
 SLOW = pytest.mark.slow
 TOLERANCE = {"rel": 2e-4, "abs": 1e-5}
 """Sums are rounded in another order: that came to 3e-5 of a figure over 30 steps."""
@@ -78,6 +80,15 @@ class Group:
     @property
     def key(self) -> str:
         return stage_key(TRAIN, self.config, self.inputs)
+
+
+DECAY = {"training__weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """What two processes make that nobody disturbs."""
+    return Group(tmp_path_factory.mktemp("straight"), make_config(**DECAY)).train(2)
 
 
 def on_step(
@@ -201,15 +212,14 @@ def test_processes_with_a_part_of_the_weights_each_train_like_one(
     ],
 )
 def test_a_saved_state_continues_on_another_number_of_processes(
-    tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
+    tmp_path: Path, straight: Artifact, before: tuple[int, bool], after: tuple[int, bool]
 ) -> None:
-    straight = Group(tmp_path / "straight", make_config()).train(2)
-    group = Group(tmp_path / "killed", make_config(runtime__shard_weights=before[1]))
+    group = Group(tmp_path, make_config(**DECAY, runtime__shard_weights=before[1]))
     outcome = group.run(before[0], partial(end_at, 5, before[0] - 1))
     assert outcome.codes[-1] == -signal.SIGKILL
     states = [name for name in group.draft().names("state/") if name.endswith(".safetensors")]
     assert len(states) == before[0]
-    group.config = make_config(runtime__shard_weights=after[1])
+    group.config = make_config(**DECAY, runtime__shard_weights=after[1])
     resumed = group.train(after[0], partial(not_before, 4))
     for row, same in zip(metrics(resumed), metrics(straight), strict=True):
         assert row == pytest.approx(same, **TOLERANCE)
@@ -245,11 +255,9 @@ def not_before(first: int, rank: int) -> None:
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=SLOW), 1])
 def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
-    tmp_path: Path, victim: int
+    tmp_path: Path, straight: Artifact, victim: int
 ) -> None:
-    config = make_config(training__weight_decay=0.1)
-    straight = Group(tmp_path / "straight", config).train(2)
-    group = Group(tmp_path / "killed", config)
+    group = Group(tmp_path, make_config(**DECAY))
     outcome = group.run(2, partial(end_at, 5, victim))
     assert outcome.codes[victim] == -signal.SIGKILL, outcome.output
     assert outcome.codes[1 - victim] != 0, outcome.output
