@@ -21,12 +21,8 @@ from tasks.gate import GATE
 from tracking.publishing import Scores
 from tracking.registry import Registry, open_registry
 
-ORACLE = {
-    "judge": "the pixel oracle",
-    "independent": True,
-    "why": "it reads pixels by rules",
-    "judge_reads": {},
-}
+ORACLE = {"judge": "the pixel oracle", "independent": True, "why": "it reads pixels by rules"}
+ORACLE |= {"judge_reads": {}}
 CATEGORIES = ("single_object", "counting")
 
 

@@ -84,14 +84,9 @@ def llm_server() -> Iterator[Server]:
 
 
 def endpoint(server: ChatServer | str, **changes: object) -> Endpoint:
-    settings: dict[str, object] = {
-        "url": server if isinstance(server, str) else server.url,
-        "model": MODEL,
-        "serve": None,
-        "concurrency": 4,
-        "timeout_seconds": 5.0,
-        "retries": 3,
-    }
+    url = server if isinstance(server, str) else server.url
+    settings: dict[str, object] = {"url": url, "model": MODEL, "serve": None, "concurrency": 4}
+    settings |= {"timeout_seconds": 5.0, "retries": 3}
     return Endpoint.model_validate(settings | changes)
 
 
@@ -161,12 +156,8 @@ def _completion(body: dict[str, Any], fault: str, knows: bool) -> dict[str, Any]
         content, finish = content[: len(content) // 2], "length"
     if fault == "wrong_schema":
         content = json.dumps({"something": "else"})
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": content},
-        "finish_reason": finish,
-        "logprobs": logprobs,
-    }
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}}
+    choice |= {"finish_reason": finish, "logprobs": logprobs}
     return {
         "model": "another-model" if fault == "other_model" else MODEL,
         "choices": [] if fault == "no_choices" else [choice],

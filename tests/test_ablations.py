@@ -15,14 +15,8 @@ STUDY = PROJECT / "configs/ablations.yaml"
 
 
 def row(arm: str, seed: int, iteration: int, name: str, value: float) -> dict[str, object]:
-    return {
-        "arm": arm,
-        "seed": seed,
-        "iteration": iteration,
-        "name": name,
-        "group": "all",
-        "value": value,
-    }
+    place = {"arm": arm, "seed": seed, "iteration": iteration}
+    return place | {"name": name, "group": "all", "value": value}
 
 
 def two_seeds() -> pd.DataFrame:

@@ -28,12 +28,8 @@ def files(finished: Finished, folder: Path, without: dict[str, int]) -> dict[str
 
 
 def questions(server: Server, **changes: object) -> dict[str, object]:
-    asked: dict[str, object] = {
-        "endpoint": endpoint(server).model_dump(),
-        "per_record": 4,
-        "min_f1": 0.6,
-        "max_without": 1.0,
-    }
+    asked: dict[str, object] = {"endpoint": endpoint(server).model_dump(), "per_record": 4}
+    asked |= {"min_f1": 0.6, "max_without": 1.0}
     return asked | changes
 
 

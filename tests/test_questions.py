@@ -25,12 +25,8 @@ BY_MODEL: dict[str, list[ArtifactRef]] = {"about": [], "base": []}
 
 
 def config(server: Server | str, **changes: Any) -> Config:
-    asked = {
-        "endpoint": endpoint(server, concurrency=2).model_dump(),
-        "per_record": 8,
-        "min_f1": 0.6,
-        "max_without": 0.5,
-    }
+    asked = {"endpoint": endpoint(server, concurrency=2).model_dump(), "per_record": 8}
+    asked |= {"min_f1": 0.6, "max_without": 0.5}
     return make_config(questions=asked | changes, sampling__shard_records=2)
 
 
