@@ -109,25 +109,16 @@ def pair_row(number: int) -> dict[str, object]:
     """A valid pair of iteration 1; its prompt and captions tell it from nine others."""
     rng = np.random.default_rng(number)
     words = ["a", "red", "blue", "cat", "dog", "ball", "table", "the", "mat", "small"]
+    tokens = [rng.integers(0, 64, 16).tolist() for _ in range(2)]
     return {
-        "record_id": f"r{number}",
-        "image": picture(number),
-        "prompt": words[number],
-        "caption": "unused",
-        "caption_win": f"a {words[number]} cat",
+        "record_id": f"r{number}", "image": picture(number), "prompt": words[number],
+        "caption": "unused", "caption_win": f"a {words[number]} cat",
         "caption_lose": f"the {words[number]} ball on the table",
-        "caption_win_score": 0.9,
-        "caption_lose_score": 0.1,
-        "image_win": picture(1),
-        "image_lose": picture(2),
-        "image_win_tokens": rng.integers(0, 64, 16).tolist(),
-        "image_lose_tokens": rng.integers(0, 64, 16).tolist(),
-        "image_win_score": 0.9,
-        "image_lose_score": 0.1,
-        "caption_provenance": "fresh",
-        "image_provenance": "fresh",
-        "iteration": 1,
-    }
+        "caption_win_score": 0.9, "caption_lose_score": 0.1,
+        "image_win": picture(1), "image_lose": picture(2), "image_win_tokens": tokens[0],
+        "image_lose_tokens": tokens[1], "image_win_score": 0.9, "image_lose_score": 0.1,
+        "caption_provenance": "fresh", "image_provenance": "fresh", "iteration": 1,
+    }  # fmt: skip
 
 
 Samples = Mapping[str, Sequence[tuple[Any, float]]]

@@ -4,8 +4,6 @@ import errno
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +38,7 @@ from models.protocol import MaskPredict
 from models.registry import family
 from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import Weights, dtype_named, without_values
+from tests.limits import run_python
 from tests.published import (
     LAYOUTS,
     PHI,
@@ -485,10 +484,5 @@ def test_loading_takes_the_memory_of_the_weights(tmp_path: Path, layout: str) ->
     config.to_json(tmp_path / "config.json")
     tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     save_weights(tensors, tmp_path, layout)
-    measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), "bfloat16"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    measured = run_python("-c", MEASURE, tmp_path, "bfloat16")
     assert 0.9 < float(measured.stdout) < 1.15

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub import COMMIT, ID, hub_of
-from limits import HANGS_SECONDS
+from limits import run_python
 from PIL import Image
 from stage_inputs import make_config
 
@@ -279,16 +277,9 @@ def test_datasets_of_the_hub_are_streamed_at_a_commit(
     given = records()
     to = tmp_path / "to"
     with hub_of(write(source, given)) as address:
-        done = subprocess.run(
-            [sys.executable, "-m", "data.ingest", f"{ID}@main", "--to", str(to)],
-            cwd=Path(__file__).parent.parent,
-            # The client reads its address when it is imported.
-            env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANGS_SECONDS,
-        )
+        # The client reads its address when it is imported.
+        where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = run_python("-m", "data.ingest", f"{ID}@main", "--to", to, **where)
     assert done.returncode == 0, done.stderr
     rows = rows_of(to / "pool")
     assert [row["image"]["bytes"] for row in rows] == [row["image"] for row in given]
@@ -540,13 +531,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 def killed_at(place: str, count: int, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, place, str(count), *arguments],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        check=False,
-        timeout=HANGS_SECONDS,
-    )
+    done = run_python("-c", SCRIPT, place, str(count), *arguments)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -19,7 +19,7 @@ from core.watchdog import EXIT_STALLED
 from tests import chaos
 from tests.cluster import until
 from tests.driver import ROOT, digests, finish, start
-from tests.limits import HANGS_SECONDS
+from tests.limits import run_python
 from tests.loops import Finished
 
 LEAVE_SECONDS = 30.0
@@ -153,14 +153,13 @@ run_stage(Stage("stuck", 1, (), (), body), config, Store(sys.argv[1]), {{}})
 @pytest.mark.slow
 def test_stage_that_hangs_ends_itself_and_says_where(tmp_path: Path) -> None:
     """It works longer than it may be silent, then says nothing more."""
-    command = [sys.executable, "-c", HANGING, str(tmp_path / "store")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS_SECONDS)
+    done = run_python("-c", HANGING, tmp_path / "store")
     assert done.returncode == EXIT_STALLED, done.stderr
     assert f"stage stuck has reported no progress for {STALL_MINUTES} minutes" in done.stderr
     assert "runtime.stall_minutes" in done.stderr
     assert "in body" in done.stderr  # where it was
     assert "work: 60/60" in done.stderr
-    subprocess.run([*command, "ends"], cwd=ROOT, check=True)
+    assert run_python("-c", HANGING, tmp_path / "store", "ends").returncode == 0
     [manifest] = tmp_path.glob("store/stuck/*/manifest.json")
     assert list(json.loads(manifest.read_text(encoding="utf-8"))["files"]) == ["part"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from limits import HANGS_SECONDS
+from limits import HANGS_SECONDS, ROOT
 from stage_inputs import make_config, pool_row, publish
 from test_train import NUM_PAIRS, Loop, metrics
 
@@ -147,11 +147,8 @@ run_on_machine(TRAIN, config, loop.store, loop.inputs(config))
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent), store=str(tmp_path / "store"))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parent.parent,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=ROOT)
     try:
         deadline = time.monotonic() + HANGS_SECONDS
         # The launcher and two ranks.

@@ -145,11 +145,11 @@ def test_stages_and_gc_log_in_by_the_file_and_say_what_is_missing_without(
 ) -> None:
     """As runs on a work pool do, whose variables others can read."""
     folder, urls = servers
-    command = [sys.executable, "-P", "-m", "tracking.registered"]
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     plain |= {"MLFLOW_TRACKING_URI": urls.mlflow, "PYTHONPATH": str(ROOT)}
     for file, code, said in ((folder / ".hermesflow/login", 0, "[]"), ("", 2, "401")):
         environment = plain | {"HERMESFLOW_LOGIN_FILE": str(file)}
+        command = [sys.executable, "-P", "-m", "tracking.registered"]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert said in done.stdout + done.stderr

@@ -52,19 +52,12 @@ def published(number: int, folder: Path, **changes: object) -> Given:
         path.write_bytes(bytes(picture(40 * number + place)["bytes"]))  # type: ignore[arg-type]
         paths[place] = f"datasets/journeydb/{name}/{number}.png"
     return {
-        "id": number,
-        "img_path": paths[0],
-        "prompt": f"prompt {number}",
-        "caption": f"caption {number}",
-        "caption_win": f" a good caption {number}",
-        "caption_lose": " a bad caption",
-        "bert_score_win": 0.9526261687278748,
-        "bert_score_lose": -0.25,
-        "image_win": paths[1],
-        "image_lose": paths[2],
-        "vqa_score_win": 0.667,
-        "vqa_score_lose": 0.5,
-    } | changes
+        "id": number, "img_path": paths[0], "prompt": f"prompt {number}",
+        "caption": f"caption {number}", "caption_win": f" a good caption {number}",
+        "caption_lose": " a bad caption", "bert_score_win": 0.9526261687278748,
+        "bert_score_lose": -0.25, "image_win": paths[1], "image_lose": paths[2],
+        "vqa_score_win": 0.667, "vqa_score_lose": 0.5,
+    } | changes  # fmt: skip
 
 
 def write_appended(folder: Path, pairs: list[Given]) -> Path:

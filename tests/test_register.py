@@ -2,10 +2,7 @@
 
 import io
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,12 +20,12 @@ from core.store import Store
 from data.tables import write_table
 from flows.registration import Registration
 from tests.evaluations import items_table, publish_checkpoint, publish_evaluation, records, register
+from tests.limits import ROOT, run_python
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 from tracking.publishing import Scores
 from tracking.runs import open_tracker
 
-ROOT = Path(__file__).parent.parent
 HALF, RIGHT, WRONG = [0.0, 1.0] * 20, [1.0] * 40, [0.0] * 40
 Values = tuple[list[float], list[float]]
 BASE: Values = (HALF, HALF)
@@ -220,9 +217,8 @@ def test_champion_is_loaded_in_a_fresh_process_elsewhere(
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError", encoding="utf-8")
     # As where the package is installed.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": mlflow_uri}
-    command = [sys.executable, "-c", LOADED]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": mlflow_uri}
+    done = run_python("-c", LOADED, cwd=tmp_path, **environment)
     assert done.stdout == "2\n", done.stderr
     assert f"HermesFlow's package hides {tmp_path}/models/__init__.py" in done.stderr
 

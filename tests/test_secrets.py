@@ -1,9 +1,6 @@
 """Secrets of the environment are nowhere in what a run says, stores or tracks."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +10,11 @@ from core.config import load_config
 from core.errors import UserError
 from core.secrets import masked
 from services.endpoint import KEY_VARIABLE, Client
-from tests.limits import free_port
+from tests.limits import ROOT, free_port, run_python
 from tests.llm_server import Server, endpoint
 from tests.stage_inputs import QUICK
 from tracking.connection import find_problem, without_user
 
-ROOT = Path(__file__).parent.parent
 KEY, SECRET, PASSWORD = "sk-1234567890abcdef", "aws-secret-0987654321", "pass-word-5555"
 RUN = """
 import sys
@@ -38,20 +34,16 @@ def test_a_whole_run_leaves_no_secret_behind(
     """Store, tracking database, its files and all output are searched, byte by byte."""
     secrets = {KEY_VARIABLE: KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "POSTGRES_PASSWORD": PASSWORD}
     model = endpoint(server).model
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.replace('"shapes"', repr(model)), str(tmp_path / "store"),
-         server.url],
-        cwd=ROOT,
-        env={**os.environ, **secrets, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-    )  # fmt: skip
+    script = RUN.replace('"shapes"', repr(model))
+    secrets["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+    done = run_python("-c", script, tmp_path / "store", server.url, **secrets)
     output = done.stdout + done.stderr
-    assert done.returncode == 0, output.decode()[-2000:]
+    assert done.returncode == 0, output[-2000:]
     assert f"Bearer {KEY}" in server.keys, "the key was not used"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 50
     for secret in (KEY, SECRET, PASSWORD):
-        assert secret.encode() not in output
+        assert secret not in output
         assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
@@ -113,7 +105,5 @@ def test_log_lines_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         "import logging\nfrom core.runtime import setup_logging\nsetup_logging()\n"
         f"logging.getLogger('x').warning('it is %s', '{KEY}')"
     )
-    command = [sys.executable, "-c", code]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=dict(os.environ))
-    assert b"it is ***" in shown.stderr
+    assert "it is ***" in run_python("-c", code).stderr
     assert logging.getLogger("x").level == logging.NOTSET

@@ -19,8 +19,8 @@ from flows.servers import running
 from tests import chaos
 from tests.chaos import Loop, check_services, prepared, read_ends
 from tests.cluster import until
-from tests.driver import ROOT, digests, finish, start
-from tests.limits import free_port
+from tests.driver import digests, finish, start
+from tests.limits import free_port, run_python
 from tests.loops import Finished
 from tests.screenshots import ask
 from tracking.connection import find_problem
@@ -245,9 +245,7 @@ print(there.trigger.within.total_seconds(), there.enabled)
 
 
 def test_lost_runs_are_watched_once_and_with_patience(place: Loop) -> None:
-    environment = {**os.environ, **place.environment}
-    command = [sys.executable, "-c", AUTOMATION]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python("-c", AUTOMATION, **place.environment)
     assert done.stdout.split() == ["600.0", "True"], done.stderr
     api = place.environment["PREFECT_API_URL"]
     names = [automation["name"] for automation in ask(f"{api}/automations/filter", {})]

@@ -48,17 +48,11 @@ def run_together(
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for rank in range(num):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num),
-            "LOCAL_WORLD_SIZE": str(num),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(meeting_place.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "OMP_NUM_THREADS": "1",
-        }
+        own_rank = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+        size = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting_place.port)}
+        meet |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **own_rank, **size, **meet}
         target = partial(_run, environment, list(own[rank]), folder / f"{rank}.txt", hook, rank)
         processes.append(_context().Process(target=target))
     for process in processes:

@@ -94,32 +94,20 @@ def pictures() -> Sequence[bytes]:
     bomb[16:24] = (60000).to_bytes(4, "big") * 2  # width and height of its header
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 7\n%%EndComments\nshowpage\n"
+    several = {"save_all": True, "append_images": frames[1:]}
     return (
-        encoded(red, "PNG"),
+        *(
+            encoded(red, k)
+            for k in ("PNG", "GIF", "BMP", "TIFF", "PPM", "ICO", "PCX", "TGA", "PDF")
+        ),
         encoded(red, "JPEG", quality=90),
         encoded(red, "JPEG", exif=turned),
-        encoded(red, "GIF"),
-        encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
-        encoded(red, "BMP"),
-        encoded(red, "TIFF"),
-        encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:], compression="tiff_lzw"),
-        encoded(red, "PPM"),
-        encoded(red.convert("CMYK"), "JPEG"),
-        encoded(red.convert("CMYK"), "TIFF"),
-        encoded(red.convert("P"), "PNG"),
+        *(encoded(frames[0], kind, **several) for kind in ("GIF", "WEBP")),
+        encoded(frames[0], "TIFF", **several, compression="tiff_lzw"),
+        *(encoded(red.convert("CMYK"), kind) for kind in ("JPEG", "TIFF")),
+        *(encoded(red.convert(mode), "PNG") for mode in ("P", "RGBA", "LA", "1")),
         encoded(red.convert("P"), "PNG", transparency=0),
-        encoded(red.convert("RGBA"), "PNG"),
-        encoded(red.convert("LA"), "PNG"),
-        encoded(red.convert("1"), "PNG"),
         encoded(Image.new("I;16", (9, 7), 40000), "PNG"),
         encoded(Image.new("F", (9, 7), 0.5), "TIFF"),
-        encoded(red, "ICO"),
-        encoded(red, "PCX"),
-        encoded(red, "TGA"),
-        encoded(red, "PDF"),
-        script,
-        bytes(bomb),
-        b"",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        *(script, bytes(bomb), b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
     )
