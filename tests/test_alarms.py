@@ -159,9 +159,7 @@ def test_what_could_not_be_judged_is_not_called_fine() -> None:
 
 def hacked(own: Estimate, seen: Estimate, group: str = "all", **changes: object) -> list[str]:
     now = replace(
-        figures(1, {}),
-        changes={("self_score", group): own, ("generation", group): seen},
-        **changes,
+        figures(1, {}), changes={("self_score", group): own, ("generation", group): seen}, **changes
     )
     return [alarm.name for alarm in review([figures(0, {}), now]).alarms]
 

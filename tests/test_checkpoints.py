@@ -15,10 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoTokenizer
 
 from core.errors import UserError
 from models.checkpoints.__main__ import main

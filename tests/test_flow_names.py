@@ -55,8 +55,7 @@ def test_every_parameter_has_a_type_a_description_and_its_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"iterations": 101}, {"iterations": -1}, {"seed": -1}, {"config": "pipeline.txt"}],
+    "wrong", [{"iterations": 101}, {"iterations": -1}, {"seed": -1}, {"config": "pipeline.txt"}]
 )
 def test_parameters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ParameterTypeError, match=next(iter(wrong))):

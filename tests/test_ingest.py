@@ -358,10 +358,7 @@ def test_bad_records_are_set_aside_by_reason(source: Path, tmp_path: Path) -> No
         "pipe": ({"image": "pipe.jpg", "caption": "x"}, "no image"),
         "cut": ({"image": "cut.jpg", "caption": "x"}, "image cannot be decoded"),
         "empty": ({"image": "none.png", "caption": "x"}, "image cannot be decoded"),
-        "script": (
-            {"image": "eps.jpg", "caption": "x"},
-            "image is PostScript, which is not read",
-        ),
+        "script": ({"image": "eps.jpg", "caption": "x"}, "image is PostScript, which is not read"),
         "silent": ({"image": good}, "no caption"),
         "blank": ({"image": good, "caption": [" ", None]}, "no caption"),
         "object": ({"image": good, "caption": {"a": 1}}, "caption is no text"),

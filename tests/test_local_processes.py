@@ -162,9 +162,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     assert alive == []
 
 
-def test_processes_are_one_for_each_gpu_or_as_many_as_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_processes_are_one_for_each_gpu_or_as_many_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     def num(device: str, processes: int) -> int:

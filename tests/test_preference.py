@@ -10,10 +10,7 @@ from stage_inputs import make_config
 from torch import Tensor
 
 from core.config import Training
-from models.losses import (
-    dpo_loss,
-    preference_metrics,
-)
+from models.losses import dpo_loss, preference_metrics
 from models.protocol import BranchLogps, Modality
 from training.data import batches_of_epoch, draw_seed
 from training.objectives import active_modalities, pair_loss

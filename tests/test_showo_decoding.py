@@ -9,10 +9,7 @@ from models.families.showo.likelihood import image_root, instruction
 from models.families.showo.masks import mmu_attention, t2i_attention
 from models.families.showo.network import Showo
 from models.families.showo.prompts import mmu_instruction, t2i_prompt, t2i_row
-from models.families.showo.sampler import (
-    generate_images,
-    generate_text,
-)
+from models.families.showo.sampler import generate_images, generate_text
 from models.nn.packing import Segment, Tree
 from models.protocol import MaskPredict, Seen, TextSampling
 from models.samplers import text as decoding

@@ -12,13 +12,7 @@ from core.store import Store
 from flows.reporting import report_folder
 from report.alarms import Alarm, Review
 from report.figures import VersionFigures, read_version
-from report.gallery import (
-    PairExample,
-    drawn_examples,
-    drawn_sheet,
-    pair_examples,
-    pair_sheet,
-)
+from report.gallery import PairExample, drawn_examples, drawn_sheet, pair_examples, pair_sheet
 from report.plot_files import gap_plot, training_plot
 from report.run_record import RunRecord, from_document
 from report.summary import PAGE_BYTES, checkpoint_rows, iteration_page, run_line, run_text

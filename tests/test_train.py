@@ -410,10 +410,7 @@ def test_killed_and_resumed_training_ends_as_straight_training(
     config = make_config(**changes)
     straight = Loop(tmp_path / "other").train(config)
     draft = killed(loop, config, monkeypatch)
-    assert draft.names("state/") == [
-        "state/step-000004.json",
-        f"state/step-000004/{STATE_FILE}",
-    ]
+    assert draft.names("state/") == ["state/step-000004.json", f"state/step-000004/{STATE_FILE}"]
     with monkeypatch.context() as patch:
         kill_at(0, patch)  # the steps that are done are not done again
         resumed = loop.train(config)
@@ -448,9 +445,7 @@ def test_a_non_finite_gradient_stops_before_the_weights_move(
 
 def test_collapsing_winners_stop_with_value_and_knobs(loop: Loop) -> None:
     config = make_config(
-        training__learning_rate=0.05,
-        training__caption__weight=0.0,
-        training__collapse_nats=0.05,
+        training__learning_rate=0.05, training__caption__weight=0.0, training__collapse_nats=0.05
     )
     with pytest.raises(UserError, match=r"image winners lost .*collapse_nats = 0\.05.*nll_weight"):
         loop.train(config)

@@ -124,11 +124,7 @@ EMPTY = {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized"
 
 @pytest.mark.parametrize(
     ("num", "num_pairs", "changes"),
-    [
-        (2, 10, {}),
-        pytest.param(2, 5, SPLIT, marks=SLOW),
-        pytest.param(3, 10, EMPTY, marks=SLOW),
-    ],
+    [(2, 10, {}), pytest.param(2, 5, SPLIT, marks=SLOW), pytest.param(3, 10, EMPTY, marks=SLOW)],
 )
 def test_several_processes_train_like_one(
     tmp_path: Path, num: int, num_pairs: int, changes: Mapping[str, Any]

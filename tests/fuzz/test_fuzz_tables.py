@@ -247,8 +247,7 @@ def test_collections_of_journeydb(rows: list[Any]) -> None:
 
 @cases(0.4)
 @given(
-    rows=st.lists(st.lists(scalars, max_size=5), max_size=4),
-    damage=st.one_of(st.none(), st.data()),
+    rows=st.lists(st.lists(scalars, max_size=5), max_size=4), damage=st.one_of(st.none(), st.data())
 )
 def test_collections_in_csv(rows: list[list[Any]], damage: st.DataObject | None) -> None:
     buffer = io.StringIO()
