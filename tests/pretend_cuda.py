@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,9 @@ class _Event:
         pass
 
 
+STREAM = _Event()
+
+
 class _Properties:
     name, multi_processor_count, total_memory = "pretended", 1, 2**34
 
@@ -265,6 +269,8 @@ for _name, _function in {
     "set_rng_state": _nothing(),
     "set_sync_debug_mode": _Waits.tell,
     "Event": _Event,
+    "current_stream": lambda *_: STREAM,
+    "stream": lambda *_: nullcontext(),
 }.items():
     setattr(torch.cuda, _name, _function)
 
