@@ -53,32 +53,12 @@ def items(to: Path) -> Sequence[dict[str, Any]]:
 
 def pope(folder: Path) -> Path:
     """Two pictures with a yes and a no each in every split."""
+    asked = (("a", "cat", "yes"), ("a", "car", "no"), ("b", "dog", "yes"), ("b", "cup", "no"))
     for split in ("random", "popular", "adversarial"):
         rows = [
-            {
-                "question_id": 1,
-                "image": "a.jpg",
-                "text": "Is there a cat in the image?",
-                "label": "yes",
-            },
-            {
-                "question_id": 2,
-                "image": "a.jpg",
-                "text": "Is there a car in the image?",
-                "label": "no",
-            },
-            {
-                "question_id": 3,
-                "image": "b.jpg",
-                "text": "Is there a dog in the image?",
-                "label": "yes",
-            },
-            {
-                "question_id": 4,
-                "image": "b.jpg",
-                "text": "Is there a cup in the image?",
-                "label": "no",
-            },
+            {"question_id": number, "image": f"{stem}.jpg", "label": label}
+            | {"text": f"Is there a {thing} in the image?"}
+            for number, (stem, thing, label) in enumerate(asked, 1)
         ]
         json_lines(folder / f"coco_pope_{split}.json", rows)
     for name in ("a.jpg", "b.jpg"):
@@ -155,24 +135,11 @@ def mmmu(folder: Path) -> Path:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "blue").save(buffer, format="png")
     image = {"bytes": buffer.getvalue(), "path": "a.png"}
+    choice = "multiple-choice"
     rows = {
         "Art": [
-            (
-                "validation_Art_1",
-                "<image 1> Who?",
-                "['Monet', 'Manet']",
-                "B",
-                "multiple-choice",
-                None,
-            ),
-            (
-                "validation_Art_2",
-                "<image 2> or <image 1>?",
-                "['one', 'two']",
-                "A",
-                "multiple-choice",
-                image,
-            ),
+            ("validation_Art_1", "<image 1> Who?", "['Monet', 'Manet']", "B", choice, None),
+            ("validation_Art_2", "<image 2> or <image 1>?", "['one', 'two']", "A", choice, image),
         ],
         "Math": [("validation_Math_1", "<image 1> How many?", "[]", "['3.50', 'x']", "open", None)],
     }

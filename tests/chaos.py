@@ -4,8 +4,6 @@ Runs the loop again and again and kills its whole process group at moments sprea
 until it has ended in spite of that; then compares the end with that of an undisturbed run.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random
@@ -25,18 +23,18 @@ from pathlib import Path
 
 import psutil
 import yaml
+from mlflow import MlflowClient
 
 from core.errors import UserError
 from core.files import unused
 from core.store import IN_USE, Store
 from core.store.verify import verify
 from flows.servers import client_environment, ensure_servers, stop_all
-from tests.after_chaos import check_services
 from tests.driver import ROOT, command, digests
-from tests.limits import HANGS_SECONDS
+from tests.limits import HANGS_SECONDS, free_port
 from tests.loops import QUICK
-from tests.screenshots import logged_in
-from tests.test_ui_browser import free_port
+from tests.screenshots import ask, logged_in
+from tracking.registry import KEY
 
 ITERATIONS = 2
 THREADS = 2  # of the loop, in which it computes the halves of its batches
@@ -211,6 +209,33 @@ def check_end(loop: Loop, calm: Loop, faults: Faults) -> None:
     faults.expect(not temporary, f"in the system's temporary folder: {temporary}")
     with unused(loop.store / IN_USE) as free:
         faults.expect(free, "the store is still locked")
+
+
+def check_services(environment: Mapping[str, str], checkpoints: int) -> Iterator[str]:
+    """Every version, run or point that the servers have twice, and every run that never ends."""
+    client = MlflowClient(tracking_uri=environment["MLFLOW_TRACKING_URI"])
+    versions = [v.tags[KEY] for v in client.search_model_versions()]
+    if sorted(Counter(versions).values()) != [1] * checkpoints:
+        yield f"registered versions of {checkpoints} checkpoints: {Counter(versions)}"
+    experiment = client.get_experiment_by_name("hermesflow-quick")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    names = Counter(run.info.run_name for run in runs)
+    if sorted(names.values()) != [1] * (checkpoints + 1):
+        yield f"MLflow runs: {names}"
+    for run in runs:
+        if run.info.status != "FINISHED":
+            yield f"MLflow run {run.info.run_name} is {run.info.status}"
+        for metric in run.data.metrics:
+            if metric.startswith("system/"):
+                continue
+            steps = Counter(p.step for p in client.get_metric_history(run.info.run_id, metric))
+            if max(steps.values()) > 1:
+                yield f"{run.info.run_name}: {metric} has points twice: {steps}"
+    api = environment["PREFECT_API_URL"]
+    body = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+    for flow_run in ask(f"{api}/flow_runs/filter", body):
+        yield f"Prefect run {flow_run['name']} is still {flow_run['state_type']}"
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The whole of `docker/compose.yaml` on a real engine, for tests: images, servers, two workers."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -16,10 +14,9 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from tests.limits import HANGS_SECONDS
+from tests.limits import HANGS_SECONDS, free_port
 from tests.loops import QUICK
 from tests.screenshots import Document, ask
-from tests.test_ui_browser import free_port
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests/containers"
@@ -59,15 +56,8 @@ def make_images(folder: Path) -> None:
     run("make", "image", f"IMAGE={IMAGE}", f"BASE_IMAGE={base}", cwd=ROOT)
     for name, file in ((POSTGRES, "postgres"), (S3, "s3")):
         shutil.copyfile(ROOT / "constraints.txt", IMAGES / "constraints.txt")
-        command = [
-            "docker",
-            "build",
-            "-q",
-            "--network",
-            "host",
-            "--build-arg",
-            f"BASE_IMAGE={base}",
-        ]
+        command = ["docker", "build", "-q", "--network", "host"]
+        command += ["--build-arg", f"BASE_IMAGE={base}"]
         run(*command, "-t", name, "-f", str(IMAGES / f"{file}.Dockerfile"), str(IMAGES))
         (IMAGES / "constraints.txt").unlink()
 
@@ -120,19 +110,8 @@ class Cluster:
         }
         given = [part for item in store.items() for part in ("-e", "=".join(item))]
         mount = ["-v", f"{self.folder}/configs:/app/configs:ro"]
-        run(
-            "docker",
-            "run",
-            "-d",
-            "--network",
-            NAME,
-            "--name",
-            name,
-            *mount,
-            *given,
-            IMAGE,
-            *command,
-        )
+        command_line = ["docker", "run", "-d", "--network", NAME, "--name", name]
+        run(*command_line, *mount, *given, IMAGE, *command)
 
     def python(self, *arguments: str) -> str:
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}

@@ -3,21 +3,33 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.nodeid import NodeId
 
-from tests.loops import Runner, play, quick
+import services.endpoint
+from core.store import Store
+from tests.llm_server import Server, llm_server
+from tests.loops import Finished, play, quick
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the finished loop run in one worker, since making it takes most of a minute."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the finished loop run in one worker, since making it takes most of a minute.
+
+    Groups go into ids here, since pytest 9.2 does not see where pytest-xdist 3.8 puts them.
+    """
     for item in items:
         if "finished" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("finished"))
+        group = item.get_closest_marker("xdist_group")
+        if group and config.getoption("loadgroup", False) and not item.nodeid.endswith(group.args):
+            item._id = NodeId.parse(f"{item.nodeid}@{group.args[0]}")  # type: ignore[attr-defined]
 
 
 # A shell starts what it runs in the background with SIGINT ignored, and so would be the processes
@@ -27,8 +39,35 @@ if IN_MAIN_THREAD and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its first settings for a whole process."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    """An empty store in a folder of this test."""
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def store(local: Store) -> Store:
+    return local
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server of a language model, which is asked again at once."""
+    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
+    with llm_server() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Store, runner and table of two iterations; not to be written to."""
     store = tmp_path_factory.mktemp("loop") / "store"
     runner, table = play(quick(store, iterations=2))
@@ -36,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner, st
 
 
 @pytest.fixture
-def copied(finished: tuple[Path, Runner, str], tmp_path: Path) -> Path:
+def copied(finished: Finished, tmp_path: Path) -> Path:
     """The finished store of two iterations at a place where a test may go on."""
     store = tmp_path / "store"
     shutil.copytree(finished[0], store)

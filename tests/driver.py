@@ -4,8 +4,6 @@
 the real one does; with a seed it is tracked by MLflow.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,12 +21,8 @@ from tasks.gate import GATE
 from tracking.publishing import Scores
 from tracking.registry import Registry, open_registry
 
-ORACLE = {
-    "judge": "the pixel oracle",
-    "independent": True,
-    "why": "it reads pixels by rules",
-    "judge_reads": {},
-}
+ORACLE = {"judge": "the pixel oracle", "independent": True, "why": "it reads pixels by rules"}
+ORACLE |= {"judge_reads": {}}
 CATEGORIES = ("single_object", "counting")
 
 
@@ -33,21 +30,12 @@ def records(
     understanding: Sequence[float], generation: Sequence[float], prefix: str = "r"
 ) -> pa.Table:
     """A `record_metrics` table with one row for each pair of scores."""
+    same = {"composition": "seen", "chance": 0.25, "agreement": 1.0, "malformed": 0.0}
+    same |= {"diversity": 0.5, "caption_similarity": 0.9}
     rows = [
-        {
-            "record_id": f"{prefix}{index}",
-            "category": CATEGORIES[index % 2],
-            "composition": "seen",
-            "understanding": u,
-            "generation": g,
-            "chance": 0.25,
-            "self_score": g,
-            "agreement": 1.0,
-            "all_right": float(g == 1.0),
-            "malformed": 0.0,
-            "diversity": 0.5,
-            "caption_similarity": 0.9,
-        }
+        {"record_id": f"{prefix}{index}", "category": CATEGORIES[index % 2], "understanding": u}
+        | {"generation": g, "self_score": g, "all_right": float(g == 1.0)}
+        | same
         for index, (u, g) in enumerate(zip(understanding, generation, strict=True))
     ]
     return pa.Table.from_pylist(rows, schema=arrow_schema("record_metrics"))
@@ -75,14 +63,8 @@ def metrics(understanding: float, generation: float) -> pa.Table:
         ("generation", "composition/"): generation,
     }
     rows = [
-        {
-            "name": name,
-            "group": group,
-            "value": value,
-            "low": value - 0.02,
-            "high": value + 0.02,
-            "count": 4,
-        }
+        {"name": name, "group": group, "value": value, "count": 4}
+        | {"low": value - 0.02, "high": value + 0.02}
         for (name, group), value in values.items()
     ]
     return pa.Table.from_pylist(rows, schema=arrow_schema("metrics"))
@@ -130,31 +112,16 @@ def publish_checkpoint(store: Store, name: str, folder: Path | None = None) -> A
 def items_table(name: str, right: float, num: int = 40) -> pa.Table:
     """Scored items of which a share is right."""
     rows = []
-    for unit in range(num):
-        for part in range(2):
-            answer = ("yes", "no")[part]
-            good = unit < right * num
-            wrong = ("no", "yes")[part]
-            rows.append(
-                {
-                    "item_id": f"{unit}/{part}",
-                    "sample": 0,
-                    "group": ("existence", "count")[unit % 2],
-                    "unit": str(unit),
-                    "text": "",
-                    "answer": json_answer(name, answer),
-                    "reply": answer if good else wrong,
-                    "prediction": answer if good else wrong,
-                    "status": "answered",
-                    "cut": False,
-                    "score": float(good),
-                }
-            )
+    for unit, (part, wrong) in product(range(num), ((0, "no"), (1, "yes"))):
+        answer, good = ("yes", "no")[part], unit < right * num
+        said = answer if good else wrong
+        rows.append(
+            {"item_id": f"{unit}/{part}", "group": ("existence", "count")[unit % 2]}
+            | {"sample": 0, "unit": str(unit), "text": "", "status": "answered", "cut": False}
+            | {"answer": f'["{answer}"]' if name == "flickr30k" else answer}
+            | {"reply": said, "prediction": said, "score": float(good)}
+        )
     return pa.Table.from_pylist(rows, schema=arrow_schema("benchmark_items"))
-
-
-def json_answer(name: str, answer: str) -> str:
-    return f'["{answer}"]' if name == "flickr30k" else answer
 
 
 def register(

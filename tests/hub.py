@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote, urlparse
+
+from tests.llm_server import serving
 
 ID = "me/pictures"
 COMMIT = "a" * 40
@@ -71,12 +72,5 @@ class Hub(BaseHTTPRequestHandler):
 def hub_of(folder: Path) -> Iterator[str]:
     """Address of a hub whose data set is the content of a folder."""
     handler = type("HubOfFolder", (Hub,), {"root": folder})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield "http://{}:{}".format(*server.server_address)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -29,25 +29,14 @@ CAPTION = re.compile(r"Here is the caption of a picture:\n\n(.*?)\n\n(.*)", re.D
 CHOICE = re.compile(r"^([A-Z])\) (.*)$", re.MULTILINE)
 
 
-class Server(ThreadingHTTPServer):
-    """Faults are taken one a completion, in order: a status, or the name of a misbehaviour."""
+class ChatServer(ThreadingHTTPServer):
+    """Keeps what it was asked."""
 
     daemon_threads = True
 
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.faults: deque[int | str] = deque()
-        self.lacks: set[str] = set()  # fields of requests that are refused
-        self.ignores: set[str] = set()  # fields of requests that nothing comes of
-        self.headers: dict[str, str] = {}  # of answers that are faults
-        self.refusal = "fault"  # begins what is said of faults
-        self.slow_seconds = 0.0  # of fault "slow"
-        self.delay = 0.0  # of every answer
-        self.knows = True  # or else it answers "unknown" to every question about a caption
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler)
         self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.most_at_once = self.at_once = 0
-        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -57,10 +46,28 @@ class Server(ThreadingHTTPServer):
         """Clients that have gone are no news."""
 
 
+class Server(ChatServer):
+    """Faults are taken one a completion, in order: a status, or the name of a misbehaviour."""
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(_Handler, port)
+        self.faults: deque[int | str] = deque()
+        self.lacks: set[str] = set()  # fields of requests that are refused
+        self.ignores: set[str] = set()  # fields of requests that nothing comes of
+        self.headers: dict[str, str] = {}  # of answers that are faults
+        self.refusal = "fault"  # begins what is said of faults
+        self.slow_seconds = 0.0  # of fault "slow"
+        self.delay = 0.0  # of every answer
+        self.knows = True  # or else it answers "unknown" to every question about a caption
+        self.keys: list[str | None] = []
+        self.most_at_once = self.at_once = 0
+        self.lock = threading.Lock()
+
+
 @contextmanager
-def llm_server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+def serving(server: Any) -> Iterator[Any]:
+    """The server, which answers as long as the block lasts."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield server
@@ -70,32 +77,47 @@ def llm_server() -> Iterator[Server]:
         server.server_close()
 
 
-def endpoint(server: Server | str, **changes: object) -> Endpoint:
-    settings: dict[str, object] = {
-        "url": server if isinstance(server, str) else server.url,
-        "model": MODEL,
-        "serve": None,
-        "concurrency": 4,
-        "timeout_seconds": 5.0,
-        "retries": 3,
-    }
+@contextmanager
+def llm_server() -> Iterator[Server]:
+    with serving(Server()) as server:
+        yield server
+
+
+def endpoint(server: ChatServer | str, **changes: object) -> Endpoint:
+    url = server if isinstance(server, str) else server.url
+    settings: dict[str, object] = {"url": url, "model": MODEL, "serve": None, "concurrency": 4}
+    settings |= {"timeout_seconds": 5.0, "retries": 3}
     return Endpoint.model_validate(settings | changes)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class ChatHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # or else every answer waits 40 ms for an acknowledgement
-    server: Server
 
     def log_message(self, *arguments: Any) -> None:
         pass
 
+    def body(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers["content-length"])))
+
+    def send(self, status: int, document: Any, headers: dict[str, str] | None = None) -> None:
+        content = (document if isinstance(document, str) else json.dumps(document)).encode()
+        self.send_response(status)
+        for name, value in ({"content-length": str(len(content))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+class _Handler(ChatHandler):
+    server: Server
+
     def do_GET(self) -> None:
-        self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        self.send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
     def do_POST(self) -> None:
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.body()
         with server.lock:
             server.bodies.append(body)
             server.keys.append(self.headers["authorization"])
@@ -112,30 +134,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: dict[str, Any], fault: int | str) -> None:
         lacked = [name for name in body if name in self.server.lacks]
         if isinstance(fault, int):
-            self._send(
-                fault, {"error": {"message": f"{self.server.refusal} {fault}"}}, self.server.headers
-            )
+            said = {"error": {"message": f"{self.server.refusal} {fault}"}}
+            self.send(fault, said, self.server.headers)
         elif lacked:
-            self._send(400, {"error": {"message": f"unknown field {lacked[0]}"}})
+            self.send(400, {"error": {"message": f"unknown field {lacked[0]}"}})
         elif fault == "drop":
             self.close_connection = True
         elif fault == "page":
-            self._send_text(200, "<html>a page</html>")
+            self.send(200, "<html>a page</html>")
         else:
             time.sleep(self.server.slow_seconds if fault == "slow" else 0.0)
             known = {k: v for k, v in body.items() if k not in self.server.ignores}
-            self._send(200, _completion(known, str(fault), self.server.knows))
-
-    def _send(self, status: int, document: Any, headers: dict[str, str] | None = None) -> None:
-        self._send_text(status, json.dumps(document), headers)
-
-    def _send_text(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-        content = text.encode()
-        self.send_response(status)
-        for name, value in ({"content-length": str(len(content))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+            self.send(200, _completion(known, str(fault), self.server.knows))
 
 
 def _completion(body: dict[str, Any], fault: str, knows: bool) -> dict[str, Any]:
@@ -146,12 +156,8 @@ def _completion(body: dict[str, Any], fault: str, knows: bool) -> dict[str, Any]
         content, finish = content[: len(content) // 2], "length"
     if fault == "wrong_schema":
         content = json.dumps({"something": "else"})
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": content},
-        "finish_reason": finish,
-        "logprobs": logprobs,
-    }
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}}
+    choice |= {"finish_reason": finish, "logprobs": logprobs}
     return {
         "model": "another-model" if fault == "other_model" else MODEL,
         "choices": [] if fault == "no_choices" else [choice],
@@ -205,13 +211,8 @@ def _write(caption: str, rest: str) -> list[dict[str, Any]]:
 
 
 def _question(kind: str, entity: str, text: str, choices: Any, answer: str) -> dict[str, Any]:
-    return {
-        "entity": entity,
-        "type": kind,
-        "question": text,
-        "choices": list(choices),
-        "answer": answer,
-    }
+    asked = {"entity": entity, "type": kind, "question": text}
+    return asked | {"choices": list(choices), "answer": answer}
 
 
 def _know(caption: str, rest: str) -> str:
@@ -226,12 +227,8 @@ def _know(caption: str, rest: str) -> str:
 
 def _look(image: Image.Image, text: str, choices: dict[str, str]) -> str:
     """What a picture of the shapes world answers to a question."""
-    asked = {
-        "type": "",
-        "question": text.partition("\n")[0],
-        "choices": list(choices.values()),
-        "answer": "",
-    }
+    asked = {"question": text.partition("\n")[0], "choices": list(choices.values())}
+    asked |= {"type": "", "answer": ""}
     pixels = np.asarray(image.convert("RGB"))[None]
     return str(answer_images(pixels, [[asked]])[0][0] or "")
 

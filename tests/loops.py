@@ -31,6 +31,10 @@ class Runner(LocalProcesses):
         return [name for name, _, result in self.done if not result.cached]
 
 
+Finished = tuple[Path, Runner, str]
+"""Store, runner and table of a loop that has ended."""
+
+
 def quick(store: Path | str, **changes: object) -> Config:
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     fixed = {"store": str(store), "tracking.enabled": False, "runtime.threads": 1, "iterations": 1}

@@ -1,19 +1,16 @@
 """A server of chat completions that behaves like one of many implementations, and whose model knows
 the answer: it holds `RIGHT` for right with probability `SURE`, whatever way it says so."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from core.config import Endpoint
+from tests.llm_server import ChatHandler, ChatServer, endpoint, serving
 
 MODEL = "odd-one"
 CHOICES = ["red ball", "blue ball", "green hat"]
@@ -42,80 +39,46 @@ class Manners:
     wants: str = "max_tokens"
 
 
-class OddServer(ThreadingHTTPServer):
-    daemon_threads = True
-
+class OddServer(ChatServer):
     def __init__(self, manners: Manners) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.manners = manners
-        self.bodies: list[dict[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 @contextmanager
 def odd_server(manners: Manners | None = None, **changes: Any) -> Iterator[OddServer]:
-    server = OddServer(manners or Manners(**changes))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with serving(OddServer(manners or Manners(**changes))) as server:
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def endpoint_of(server: OddServer, **changes: object) -> Endpoint:
-    settings: dict[str, object] = {
-        "url": server.url,
-        "model": MODEL,
-        "serve": None,
-        "concurrency": 4,
-        "timeout_seconds": 5.0,
-        "retries": 0,
-    }
-    return Endpoint.model_validate(settings | changes)
+    return endpoint(server, model=MODEL, retries=0, **changes)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(ChatHandler):
     server: OddServer
 
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (what http.server calls)
         kind = self.server.manners.models
         if kind.isdigit():
-            self._send(int(kind), {"detail": "no such thing"})
+            self.send(int(kind), {"detail": "no such thing"})
         elif kind == "bare":
-            self._send(200, [{"id": MODEL}])
+            self.send(200, [{"id": MODEL}])
         elif kind == "names":
-            self._send(200, {"models": [{"name": MODEL}]})
+            self.send(200, {"models": [{"name": MODEL}]})
         else:
             name = f"models/{MODEL}" if kind == "prefixed" else MODEL
-            self._send(200, {"object": "list", "data": [{"id": name}]})
+            self.send(200, {"object": "list", "data": [{"id": name}]})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+    def do_POST(self) -> None:  # noqa: N802 (what http.server calls)
+        body = self.body()
         self.server.bodies.append(body)
         refused = _refused(self.server.manners, body)
         if refused:
             text = self.server.manners.words_of_refusal.format(refused)
-            self._send(self.server.manners.status_of_refusal, {"error": {"message": text}})
+            self.send(self.server.manners.status_of_refusal, {"error": {"message": text}})
             return
-        self._send(200, _completion(self.server.manners, body))
-
-    def _send(self, status: int, document: Any) -> None:
-        content = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.send(200, _completion(self.server.manners, body))
 
 
 def _refused(manners: Manners, body: dict[str, Any]) -> str:

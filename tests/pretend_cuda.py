@@ -1,10 +1,9 @@
 """A pretended CUDA device: `python -m pytest -p tests.pretend_cuda -m gpu`.
 
 Tensors on it compute on the CPU, so numbers are the CPU's and times mean nothing. It refuses what
-a GPU would: operands on two devices, products of integers, generators of the other device, waits
-while a graph is captured. It tells
-of waits for the device if asked to. Kernels, memory and compilers stay
-untested. It has to be there before torch is, and stays for the whole process.
+a GPU would: operands on two devices, products of integers, generators of the other device. It tells
+of waits for the device if asked to. Kernels, memory and compilers stay untested. It has to be there
+before torch is, and stays for the whole process.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -103,35 +103,6 @@ class OnCuda(torch.Tensor):
         return f"OnCuda({self.held!r})"
 
 
-class Capture:
-    """A CUDA graph: operators in order, whose results are made anew in the same memory."""
-
-    current: ClassVar[Capture | None] = None
-
-    def __init__(self) -> None:
-        self._calls: list[tuple[Any, Any, Any, list[torch.Tensor]]] = []
-
-    def add(self, operator: Any, args: Any, kwargs: Any, results: list[torch.Tensor]) -> None:
-        self._calls.append((operator, args, kwargs, results))
-
-    def __enter__(self) -> None:
-        Capture.current = self
-
-    def __exit__(self, *_: object) -> None:
-        Capture.current = None
-        # Nothing was computed yet: who reads before a replay must see it.
-        for operator, _, _, results in self._calls:
-            for result in results if not operator._schema.is_mutable else []:
-                result.fill_(torch.nan if result.is_floating_point() else -1)
-
-    def replay(self) -> None:
-        for operator, args, kwargs, results in self._calls:
-            again = operator(*args, **kwargs)
-            for result, new in zip(results, _tensors(again), strict=False):
-                if not _shared(result, [new]):
-                    result.copy_(new)
-
-
 class Device(TorchDispatchMode):
     """Takes the operators that make tensors on the device of nothing."""
 
@@ -178,10 +149,6 @@ def run(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     result = operator(*plain_args, **plain)
     if operator is ATEN._to_copy.default and _shared(result, plain_args[:1]):
         result = result.clone()
-    if Capture.current is not None and to_cuda and not _shared(result, _tensors(plain_args)):
-        Capture.current.add(operator, plain_args, plain, _tensors(result))
-    elif Capture.current is not None and operator._schema.is_mutable:
-        Capture.current.add(operator, plain_args, plain, [])
     if to_cuda:
         result = tree_map(lambda leaf: OnCuda(leaf) if torch.is_tensor(leaf) else leaf, result)
     if not to_cuda and operator is not ATEN.copy_.default:
@@ -220,8 +187,6 @@ def _brings_places(operator: Any, args: Sequence[Any]) -> bool:
 
 
 def _wait(operator: Any) -> None:
-    if Capture.current is not None:
-        raise RuntimeError(f"{operator}: operation not permitted when stream is capturing")
     if _Waits.are_told:
         warnings.warn(f"called a synchronizing CUDA operation: {operator}", stacklevel=2)
 
@@ -264,6 +229,9 @@ class _Event:
         pass
 
 
+STREAM = _Event()
+
+
 class _Properties:
     name, multi_processor_count, total_memory = "pretended", 1, 2**34
 
@@ -301,8 +269,8 @@ for _name, _function in {
     "set_rng_state": _nothing(),
     "set_sync_debug_mode": _Waits.tell,
     "Event": _Event,
-    "CUDAGraph": Capture,
-    "graph": lambda graph: graph,
+    "current_stream": lambda *_: STREAM,
+    "stream": lambda *_: nullcontext(),
 }.items():
     setattr(torch.cuda, _name, _function)
 

@@ -14,30 +14,18 @@ from models.families.showo.network import Showo
 from tests.showo_tiny import PARITY, tiny_model
 
 PHI = {
-    "model_type": "phi",
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
+    "model_type": "phi", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "qk_layernorm": False,  # as in phi-1.5's own; Show-o switches it on all the same
-}
+}  # fmt: skip
 SHOW_O = {
-    "_class_name": "Showo",
-    "w_clip_vit": False,
-    "vocab_size": 275,
-    "llm_vocab_size": 200,
-    "llm_model_path": "microsoft/phi-1_5",
-    "codebook_size": 64,
-    "num_vq_tokens": 16,
+    "_class_name": "Showo", "w_clip_vit": False, "vocab_size": 275, "llm_vocab_size": 200,
+    "llm_model_path": "microsoft/phi-1_5", "codebook_size": 64, "num_vq_tokens": 16,
     "mask_token_id": 274,
-}
+}  # fmt: skip
 LAYOUTS = (
-    "model.safetensors",
-    "pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "old.bin",
-    "shards.safetensors",
-    "shards.bin",
+    *("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "old.bin"),
+    *("shards.safetensors", "shards.bin"),
 )
 
 
@@ -47,7 +35,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     if path.name == "old.bin":
         target = path.with_name("pytorch_model.bin")
         torch.save(dict(tensors), target, _use_new_zipfile_serialization=False)
-    elif path.suffix == ".bin":
+    elif path.suffix in (".bin", ".pt"):
         torch.save(dict(tensors), path)
     else:
         save_file(dict(tensors), path)
@@ -79,11 +67,7 @@ def published_parts(
     """Folders of the tiny model's parts, or of another network's."""
     network = tiny_model().network if network is None else network
     config = network.config
-    sizes = {
-        "vocab_size": config.vocab_size,
-        "mask_token_id": config.mask_token_id,
-        "w_clip_vit": config.w_clip_vit,
-    }
+    sizes = {n: getattr(config, n) for n in ("vocab_size", "mask_token_id", "w_clip_vit")}
     write_json(root / "show-o/config.json", SHOW_O | sizes)
     save_weights(network.state_dict(), root / "show-o", layout)
     shutil.copytree(PARITY / "tokenizer_tiny", root / "phi")

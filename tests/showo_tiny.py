@@ -34,19 +34,12 @@ def tiny_model() -> ShowoModel:
 
 def phi_config(config: ShowoConfig) -> PhiConfig:
     """How transformers' Phi is told to be the one of a network."""
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    same += ("num_attention_heads", "max_position_embeddings", "layer_norm_eps")
+    rope = {name: getattr(config, name) for name in ("rope_theta", "partial_rotary_factor")}
     phi = PhiConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=config.max_position_embeddings,
-        layer_norm_eps=config.layer_norm_eps,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": config.rope_theta,
-            "partial_rotary_factor": config.partial_rotary_factor,
-        },
+        **{name: getattr(config, name) for name in same},
+        rope_parameters={"rope_type": "default"} | rope,
         qk_layernorm=True,
     )
     phi._attn_implementation = "eager"

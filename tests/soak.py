@@ -7,11 +7,10 @@ few the whole growth, with an allowance for caches that fill. Then `gc` frees sp
 self-play is walked again without doing anything anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -141,8 +140,8 @@ def watch(loop: Loop, iterations: int, log: Path) -> tuple[list[Row], int]:
     try:
         while process.poll() is None and time.monotonic() < last + HANGS_SECONDS:
             text = log.read_text(encoding="utf-8", errors="replace")
-            next_end = f"iteration {len(rows) + 1:<3}register"
-            if next_end in _squeezed(text) and len(rows) < iterations:
+            ended = re.search(rf"^iteration {len(rows) + 1}\s+register\b", text, re.MULTILINE)
+            if ended and len(rows) < iterations:
                 now = time.monotonic()
                 seconds, last = now - last, now
                 rows.append(measure(loop, process.pid) | {"seconds of an iteration": seconds})
@@ -153,15 +152,6 @@ def watch(loop: Loop, iterations: int, log: Path) -> tuple[list[Row], int]:
         if process.poll() is None:
             process.kill()
     return rows, process.wait()
-
-
-def _squeezed(text: str) -> str:
-    """The lines that say that an iteration is registered, in one form."""
-    return "\n".join(
-        f"iteration {parts[1]:<3}register"
-        for line in text.splitlines()
-        if (parts := line.split())[:1] == ["iteration"] and parts[2:3] == ["register"]
-    )
 
 
 def slopes(rows: Sequence[Row]) -> dict[str, float]:

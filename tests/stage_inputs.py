@@ -1,7 +1,7 @@
 """A config and hand-made artifacts, for tests of single stages."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,91 +18,38 @@ from core.store import Store
 from data.tables import encode_image, write_table
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
-BRANCH = {
-    "beta": 0.2,
-    "weight": 1.0,
-    "nll_weight": 0.0,
-    "length_normalized": False,
-}
+BRANCH = {"beta": 0.2, "weight": 1.0, "nll_weight": 0.0, "length_normalized": False}
 RULE = {"min_best": 0.6, "min_margin": 0.0, "loser": "worst"}
-SETTINGS: dict[str, Any] = {
-    "seed": 0,
-    "iterations": 1,
-    "store": "unused",
-    "model": {"family": "showo", "checkpoint": "unused", "precision": "float32"},
-    "data": {
-        "source": "shapes",
-        "pool_records": 6,
-        "test_records": 6,
-        "eval_split": "validation",
-        "seed": 0,
-    },
-    "questions": None,
+CAPTIONS = {"settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}]}
+DATA = {"pool_records": 6, "test_records": 6, "eval_split": "validation", "seed": 0}
+CHANGES: dict[str, dict[str, object]] = {
+    "model": {"checkpoint": "unused"},
+    "data": {"source": "shapes"} | DATA,
     "sampling": {
-        "captions": {
-            "settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}],
-            "max_new_tokens": 8,
-        },
+        "captions": CAPTIONS | {"max_new_tokens": 8},
         "images": {"num_samples": 2, "steps": 2, "guidance": 0.0, "temperature": 1.0},
         "shard_records": 4,
     },
-    "scoring": {
-        "caption_encoder": "unused",
-        "caption_pooling": "own",
-        "caption_score": "cosine",
-        "answer_by": "likelihood",
-        "image_score": "soft",
-        "judge": "self",
-    },
-    "pairing": {
-        "caption": dict(RULE),
-        "image": dict(RULE),
-        "winner": "best",
-        "iteration_rule": "fresh",
-        "beaten_margin": 0.1,
-    },
-    "training": {
-        "objective": "sum",
-        "caption": dict(BRANCH),
-        "image": dict(BRANCH),
-        "image_draws": 2,
-        "prompt_dropout": 0.0,
-        "train_vision": False,
-        "epochs": 2,
-        "max_steps": None,
-        "batch_size": 4,
-        "warmup_steps": 0,
-        "iteration_decay": 1.0,
-        "schedule": "linear",
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "lora": None,
-        "collapse_nats": 50.0,
-    },
-    "evaluation": {
-        "judge": "oracle",
-        "endpoint": None,
-        "images_per_prompt": 1,
-        "bootstrap_samples": 100,
-        "confidence": 0.95,
-    },
-    "benchmarks": [],
-    "gate": {"min_generation_gain": 0.0, "max_understanding_loss": 0.0, "beyond_interval": True},
+    "scoring": {"caption_encoder": "unused"},
+    "pairing": {"caption": dict(RULE), "image": dict(RULE), "iteration_rule": "fresh"},
+    "training": {"caption": dict(BRANCH), "image": dict(BRANCH), "image_draws": 2, "epochs": 2}
+    | {"batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3, "collapse_nats": 50.0},
+    "evaluation": {"images_per_prompt": 1, "bootstrap_samples": 100},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
-    "runtime": {
-        "device": "cpu",
-        "threads": 1,
-        "processes": 1,
-        "batch_records": 3,
-        "batch_pairs": 4,
-        "recompute": False,
-        "shard_weights": False,
-        "save_every_steps": 2,
-        "stall_minutes": None,
-    },
-    "compute": load_config(QUICK).compute.model_dump(),
+    "runtime": {"threads": 1, "batch_records": 3, "batch_pairs": 4, "save_every_steps": 2}
+    | {"stall_minutes": None},
 }
+
+
+def _settings() -> dict[str, Any]:
+    """Those of the quick config, with smaller numbers and nothing that is outside of a store."""
+    settings = load_config(QUICK).model_dump(mode="json", exclude_unset=True)
+    for section, changes in CHANGES.items():
+        settings[section] |= changes
+    return settings | {"iterations": 1, "store": "unused", "benchmarks": []}
+
+
+SETTINGS = _settings()
 
 
 def make_config(**changes: object) -> Config:
@@ -162,25 +109,46 @@ def pair_row(number: int) -> dict[str, object]:
     """A valid pair of iteration 1; its prompt and captions tell it from nine others."""
     rng = np.random.default_rng(number)
     words = ["a", "red", "blue", "cat", "dog", "ball", "table", "the", "mat", "small"]
+    tokens = [rng.integers(0, 64, 16).tolist() for _ in range(2)]
     return {
-        "record_id": f"r{number}",
-        "image": picture(number),
-        "prompt": words[number],
-        "caption": "unused",
-        "caption_win": f"a {words[number]} cat",
+        "record_id": f"r{number}", "image": picture(number), "prompt": words[number],
+        "caption": "unused", "caption_win": f"a {words[number]} cat",
         "caption_lose": f"the {words[number]} ball on the table",
-        "caption_win_score": 0.9,
-        "caption_lose_score": 0.1,
-        "image_win": picture(1),
-        "image_lose": picture(2),
-        "image_win_tokens": rng.integers(0, 64, 16).tolist(),
-        "image_lose_tokens": rng.integers(0, 64, 16).tolist(),
-        "image_win_score": 0.9,
-        "image_lose_score": 0.1,
-        "caption_provenance": "fresh",
-        "image_provenance": "fresh",
-        "iteration": 1,
+        "caption_win_score": 0.9, "caption_lose_score": 0.1,
+        "image_win": picture(1), "image_lose": picture(2), "image_win_tokens": tokens[0],
+        "image_lose_tokens": tokens[1], "image_win_score": 0.9, "image_lose_score": 0.1,
+        "caption_provenance": "fresh", "image_provenance": "fresh", "iteration": 1,
+    }  # fmt: skip
+
+
+Samples = Mapping[str, Sequence[tuple[Any, float]]]
+"""Texts or shades of pictures of each record, with their scores."""
+
+
+def publish_samples(
+    store: Store,
+    captions: Samples,
+    images: Samples,
+    parts: Callable[[list[dict[str, object]]], list[list[dict[str, object]]]] = lambda rows: [rows],
+) -> dict[str, ArtifactRef]:
+    """Artifacts of samples and of their scores."""
+    rows: dict[str, list[dict[str, object]]] = {
+        name: [] for name in ("captions", "caption_scores", "images", "image_scores")
     }
+    for record_id, samples in captions.items():
+        for index, (text, score) in enumerate(samples):
+            key = {"record_id": record_id, "sample": index}
+            how = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
+            rows["captions"].append(key | how | {"text": text})
+            rows["caption_scores"].append(key | {"score": score})
+    for record_id, drawn in images.items():
+        for index, (shade, score) in enumerate(drawn):
+            key = {"record_id": record_id, "sample": index}
+            how = {"tokens": [shade, 1, 2, 3], "sampler": "{}", "seed": 1}
+            rows["images"].append(key | how | {"image": picture(shade)})
+            values = {"hard": 1 - score, "soft": score, "geometric": score, "answers": []}
+            rows["image_scores"].append(key | values)
+    return {name: publish(store, name, parts(given)) for name, given in rows.items()}
 
 
 def publish_model(store: Store) -> ArtifactRef:

@@ -8,21 +8,15 @@ import pytest
 from core.errors import UserError
 from core.settings import load_settings
 from flows.ablations import Study, arm_configs, run_all, write_results
-from report.ablations import changes, replace_section, section
+from report.ablations import replace_section, section
 
 PROJECT = Path(__file__).parent.parent
 STUDY = PROJECT / "configs/ablations.yaml"
 
 
 def row(arm: str, seed: int, iteration: int, name: str, value: float) -> dict[str, object]:
-    return {
-        "arm": arm,
-        "seed": seed,
-        "iteration": iteration,
-        "name": name,
-        "group": "all",
-        "value": value,
-    }
+    place = {"arm": arm, "seed": seed, "iteration": iteration}
+    return place | {"name": name, "group": "all", "value": value}
 
 
 def two_seeds() -> pd.DataFrame:
@@ -51,10 +45,6 @@ def test_an_arm_with_a_wrong_field_is_named_before_any_work() -> None:
     study = load_settings(STUDY, Study, {"arms": [arm]})
     with pytest.raises(UserError, match=r"(?s)arm broken: .*betta"):
         arm_configs(study, {})
-
-
-def test_changes_are_taken_by_seed() -> None:
-    assert changes(two_seeds(), "gap").to_dict() == pytest.approx({0: -0.10, 1: -0.14})
 
 
 def test_section_shows_mean_spread_and_share_of_the_gap_closed() -> None:

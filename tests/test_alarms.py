@@ -80,15 +80,12 @@ def test_each_alarm_begins_at_its_threshold(
     assert list(alarms(**{field: threshold + sign * BEYOND})) == [name]
 
 
-def test_a_sound_iteration_raises_none() -> None:
-    assert alarms() == {}
-
-
-def test_figures_that_are_missing_raise_none() -> None:
+def test_sound_and_missing_figures_raise_none() -> None:
     assert list(review([]).alarms) == []
     empty = IterationFigures(1, {}, {}, {})
     assert review([figures(0, {}), empty]).alarms == []
     assert alarms(agreement=None, self_score=None, malformed=None) == {}
+    assert alarms() == {}
 
 
 def test_changes_are_against_the_base_and_not_the_iteration_before() -> None:
@@ -162,9 +159,7 @@ def test_what_could_not_be_judged_is_not_called_fine() -> None:
 
 def hacked(own: Estimate, seen: Estimate, group: str = "all", **changes: object) -> list[str]:
     now = replace(
-        figures(1, {}),
-        changes={("self_score", group): own, ("generation", group): seen},
-        **changes,
+        figures(1, {}), changes={("self_score", group): own, ("generation", group): seen}, **changes
     )
     return [alarm.name for alarm in review([figures(0, {}), now]).alarms]
 

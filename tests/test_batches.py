@@ -1,8 +1,6 @@
 """A batch that does not fit into memory is done again in halves, with the same results."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from tasks.pool import POOL, TEST
 from tasks.reference import REFERENCE
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_IMAGES
+from tests.limits import run_python
 from tests.loops import quick
 
 FITS = 4
@@ -52,10 +51,7 @@ def allocate_too_much() -> None:
 
 def test_a_failed_allocation_halves_the_batch_and_frees_what_it_had() -> None:
     """With what the failed batch holds still in memory, 4 would not fit either."""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED], cwd=root, capture_output=True, text=True, check=True
-    )
+    done = run_python("-c", LIMITED)
     assert done.stdout.strip() == "[8, 8, 4]"  # two tensors of ones for each record
     assert done.stderr.count("out of memory") == 1
     assert "out of memory with 8 records at once ([enforce fail" in done.stderr

@@ -26,12 +26,8 @@ EVALUATION = make_config().evaluation
 
 
 def chosen(name: str, folder: Path | None = None, **judges: str) -> dict[str, object]:
-    return {
-        "name": name,
-        "folder": str(folder) if folder else None,
-        "limit": None,
-        "judges": judges,
-    }
+    given = {"name": name, "folder": str(folder) if folder else None}
+    return given | {"limit": None, "judges": judges}
 
 
 def test_shares_make_what_one_run_makes(tmp_path: Path) -> None:

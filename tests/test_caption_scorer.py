@@ -37,13 +37,12 @@ def test_paraphrase_scores_above_every_mistake(scorer: CaptionScorer) -> None:
     assert max(wrong) < right - 0.05
 
 
-def test_the_nearest_of_several_references_counts(scorer: CaptionScorer) -> None:
+def test_the_nearest_of_several_references_counts_and_an_empty_caption_is_the_worst(
+    scorer: CaptionScorer,
+) -> None:
     alone, both = scorer.score(["a black dome"] * 2, [[TRUE], [TRUE, "a black dome"]])
     assert both == pytest.approx(1.0, abs=1e-5)
     assert both > alone
-
-
-def test_empty_caption_has_the_lowest_score(scorer: CaptionScorer) -> None:
     assert scorer.score([""], [[TRUE]]) == [-1.0]
 
 

@@ -10,7 +10,7 @@ from core.config import Config
 from core.errors import UserError
 from core.store import Store
 from tests.evaluations import publish_checkpoint, publish_evaluation, records, register
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, play, quick
 from tests.stage_inputs import make_config
 from tracking.champion import Champion, find_champion
 from tracking.publishing import Scores
@@ -36,42 +36,35 @@ def test_champion_is_found_with_its_checkpoint(champion: Champion) -> None:
     assert champion.label == "champion 1"
 
 
-def test_without_a_champion_the_message_says_what_to_do(mlflow_uri: str) -> None:
-    with pytest.raises(UserError, match="'test' has no version with the alias champion; run a"):
-        find_champion(tracked())
-
-
-def test_champion_whose_store_is_gone_is_refused(champion: Champion, tmp_path: Path) -> None:
-    (tmp_path / "store").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"version 1 cannot be opened: .*; restore the store, or"):
-        find_champion(tracked())
-
-
-def test_champion_that_was_changed_is_refused(champion: Champion) -> None:
+def test_champion_that_is_gone_changed_or_of_nobody_is_refused(
+    champion: Champion, tmp_path: Path, mlflow_uri: str
+) -> None:
     path = Path(champion.checkpoint.uri.removeprefix("file://"), "model/model.safetensors")
     path.write_text("esab", encoding="utf-8")
     with pytest.raises(UserError, match=r"version 1 has changed: .* registered was"):
         find_champion(tracked())
-
-
-def test_champion_that_no_self_play_registered_is_refused(
-    champion: Champion, mlflow_uri: str
-) -> None:
+    (tmp_path / "store").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"version 1 cannot be opened: .*; restore the store, or"):
+        find_champion(tracked())
     MlflowClient(tracking_uri=mlflow_uri).delete_model_version_tag("test", "1", "digest")
     with pytest.raises(UserError, match="version 1 is unknown, since the version has no tag"):
         find_champion(tracked())
 
 
-def test_registry_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_with_a_champion_is_needed(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"tracking\.enabled = false"):
         find_champion(make_config())
+    with pytest.raises(UserError, match="'test' has no version with the alias champion; run a"):
+        find_champion(tracked())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="no registry answers"):
         find_champion(tracked())
 
 
 def test_run_from_a_champion_samples_from_it_and_judges_against_it(
-    finished: tuple[Path, Runner, str], tmp_path: Path
+    finished: Finished, tmp_path: Path
 ) -> None:
     """Iteration 1 of a run that starts where another's iteration 1 ended, with fresh pairs."""
     store = tmp_path / "store"

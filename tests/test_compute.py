@@ -84,18 +84,15 @@ def test_runs_beside_local_servers_get_the_file_of_their_login(
         assert "the-password" not in json.dumps(job_variables(config, "train", pool))
 
 
-def test_local_store_is_mounted_at_its_own_path_and_belongs_to_the_user(tmp_path: Path) -> None:
+def test_local_store_is_mounted_at_its_own_path_and_belongs_to_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = quick(tmp_path / "store", compute__docker__network="host")
     job = rendered(config, "pair")
     assert job.volumes == [f"{tmp_path}/store:{tmp_path}/store"]
     assert (job.container_create_kwargs or {})["user"] == f"{os.getuid()}:{os.getgid()}"
     assert job.network_mode == "host"
     assert placed(config, "pair", "docker").store == f"{tmp_path}/store"
-
-
-def test_relative_store_is_given_by_its_full_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.chdir(tmp_path)
     assert placed(quick("here/store"), "pair", "docker").store == f"{tmp_path}/here/store"
 

@@ -71,13 +71,10 @@ def test_every_field_says_what_it_is() -> None:
     assert undescribed(Config) == []
 
 
-def test_oracle_is_refused_for_a_pool_it_cannot_read() -> None:
+def test_judges_that_cannot_judge_are_refused() -> None:
     data = {"source": "parquet", "pool": "pool.parquet", "test": "test.parquet"}
     with pytest.raises(UserError, match=r"evaluation.judge = 'oracle' reads shapes only.*reader"):
         load_config(PROJECT / "pipeline.yaml", {"data": data})
-
-
-def test_an_outside_judge_needs_an_endpoint() -> None:
     with pytest.raises(UserError, match=r"'endpoint', but evaluation.endpoint is null; .*reader"):
         load_config(PROJECT / "pipeline.yaml", {"evaluation.judge": "endpoint"})
 

@@ -4,8 +4,6 @@ Servers on PostgreSQL, an S3 server and two workers on a bridge network. What co
 artifacts are those of a run in one process, whatever is killed on the way.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -13,7 +11,6 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -129,7 +126,6 @@ def test_each_stage_runs_in_its_own_container_and_makes_the_same(
     assert len(workers) == 2, "one worker did all shares"
     for name in ("AWS_SECRET_ACCESS_KEY", "LOGIN_PASSWORD"):
         assert cluster.settings[name] not in json.dumps(children)
-    print_times(children)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +168,6 @@ def test_our_servers_and_workers_can_write_to_their_volumes_only(cluster: Cluste
         assert container["Config"]["User"] == "10001"
     with pytest.raises(AssertionError, match="Read-only file system"):
         cluster.compose("exec", "-T", "parent", "touch", "/app/pipeline.yaml.new")
-
-
-def print_times(children: list[Document]) -> None:
-    """Seconds from submission to the first line of our code, and from there to the end."""
-    for child in children:
-        created, start = (datetime.fromisoformat(child[n]) for n in ("created", "start_time"))
-        waited, took = (start - created).total_seconds(), child["total_run_time"]
-        print(f"{child['name'][:60]:60} start {waited:5.1f} s   run {took:5.1f} s")
 
 
 @pytest.mark.browser

@@ -12,7 +12,14 @@ from models.registry import load_texts
 from tasks.pair import PAIR
 from tasks.reference import REFERENCE
 from tests.loops import play, quick
-from tests.stage_inputs import make_config, pair_row, picture, pool_row, publish, publish_model
+from tests.stage_inputs import (
+    make_config,
+    pair_row,
+    pool_row,
+    publish,
+    publish_model,
+    publish_samples,
+)
 
 LONG = "the red cat and the dog " * 30
 
@@ -42,32 +49,11 @@ def test_unknown_words_are_counted_by_their_characters() -> None:
 
 def inputs(store: Store, captions: list[str]) -> dict[str, Any]:
     """Samples of a record, as scored: the first caption is the best, the last the worst."""
-    common = {"temperature": 1.0, "seed": 1}
-    rows = [
-        {"record_id": "r0", "sample": i, "text": text, "top_k": 0, "top_p": 1.0, **common}
-        for i, text in enumerate(captions)
-    ]
-    images = [
-        {
-            "record_id": "r0", "sample": i, "image": picture(i), "tokens": [i] * 16,
-            "sampler": "{}", "seed": 1,
-        }
-        for i in range(2)
-    ]  # fmt: skip
-    scores = {"hard": 0.0, "soft": 0.0, "geometric": 0.0, "answers": []}
-    image_scores = [
-        {"record_id": "r0", "sample": i, **scores, "soft": [0.9, 0.1][i]} for i in range(2)
-    ]
-    caption_scores = [
-        {"record_id": "r0", "sample": i, "score": 0.9 - i / 10} for i in range(len(captions))
-    ]
+    scored = [(text, 0.9 - number / 10) for number, text in enumerate(captions)]
     return {
         "pool": publish(store, "pool", [[pool_row("r0")]]),
         "checkpoint": publish_model(store),
-        "captions": publish(store, "captions", [rows]),
-        "images": publish(store, "images", [images]),
-        "caption_scores": publish(store, "caption_scores", [caption_scores]),
-        "image_scores": publish(store, "image_scores", [image_scores]),
+        **publish_samples(store, {"r0": scored}, {"r0": [(0, 0.9), (1, 0.1)]}),
         "previous": [],
     }
 

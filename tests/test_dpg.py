@@ -60,15 +60,8 @@ def test_scores_are_means_over_prompts_and_categories_ignore_dependencies(tmp_pa
     rows = []
     for item, said in zip(benchmark.items(), ('["no", "yes"]', '["yes"]'), strict=True):
         score = float(item.item_id == "b")
-        rows.append(
-            {
-                "unit": item.unit,
-                "group": "",
-                "answer": item.answer,
-                "prediction": said,
-                "score": score,
-            }
-        )
+        made_of = {"unit": item.unit, "group": "", "answer": item.answer}
+        rows.append(made_of | {"prediction": said, "score": score})
     found = {
         (f.group, f.name): f.estimate(Bootstrap(100, 0.9)).value
         for f in benchmark.figures(pd.DataFrame(rows))
@@ -85,12 +78,8 @@ def test_a_model_draws_and_a_judge_answers(judge: str, tmp_path: Path) -> None:
 
 def test_a_model_behind_an_api_judges(tmp_path: Path) -> None:
     """Every question about each of the four pictures of a prompt is asked."""
-    entry = {
-        "name": "dpg",
-        "folder": str(tmp_path),
-        "limit": None,
-        "judges": {"judge": "endpoint"},
-    }
+    entry = {"name": "dpg", "folder": str(tmp_path), "limit": None}
+    entry |= {"judges": {"judge": "endpoint"}}
     path = file(tmp_path) / "dpg_bench.csv"
     text = path.read_text(encoding="utf-8")
     for asked in ("Is there a circle?", "Is the circle red?", "Is there a dome?"):

@@ -2,18 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from PIL import Image
 from pydantic import BaseModel
 
 import services.endpoint
 from core.config import Endpoint
 from core.errors import UserError
-from services.endpoint import Client, data_url, user_message
+from services.endpoint import Client, user_message
 from services.replies import NoAnswer
 from tests.llm_server import MODEL, Server, endpoint, llm_server
 
@@ -24,13 +22,6 @@ COLORS = ["blue", "red", "green"]
 
 class Said(BaseModel):
     answer: str
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
-    with llm_server() as running:
-        yield running
 
 
 def ask(client: Client, seed: int = 1) -> str | None:
@@ -156,17 +147,14 @@ def test_equal_seeds_ask_the_same(server: Server) -> None:
     assert first["seed"] != other["seed"]
 
 
-def test_a_model_that_is_not_served_is_refused(server: Server) -> None:
-    with pytest.raises(UserError, match=f"judge.model = 'big', but .* serves {MODEL}"):
-        Client(endpoint(server, model="big"), "judge")
-
-
-def test_another_model_in_the_middle_is_refused(server: Server) -> None:
+def test_another_model_is_refused_at_once_and_in_the_middle(server: Server) -> None:
     server.faults.extend(["", "other_model"])
     with Client(endpoint(server), "judge") as client:
         ask(client)
         with pytest.raises(UserError, match=f"'another-model' after '{MODEL}'"):
             ask(client)
+    with pytest.raises(UserError, match=f"judge.model = 'big', but .* serves {MODEL}"):
+        Client(endpoint(server, model="big"), "judge")
 
 
 def test_choices_are_weighed_by_the_probabilities_of_their_letters(server: Server) -> None:
@@ -190,37 +178,12 @@ def test_without_constraints_choices_are_weighed_all_the_same(
     assert caplog.text.count("weighed in mode 'free'") == 1
 
 
-def test_without_probabilities_the_named_choice_has_all(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    server.lacks = {"structured_outputs", "logprobs"}
-    with Client(endpoint(server), "judge") as client:
-        assert client.weigh(COLOR, COLORS, seed=1) == [0.0, 1.0, 0.0]
-        assert client.take_counts()["named"] == 1
-    assert "unknown field logprobs" in caplog.text
-
-
-def test_a_server_that_ignores_what_it_does_not_know_is_asked_for_a_name(server: Server) -> None:
-    server.ignores = {"structured_outputs", "logprobs"}
-    with Client(endpoint(server), "judge") as client:
-        assert client.weigh(COLOR, COLORS, seed=1) == [0.0, 1.0, 0.0]
-
-
 def test_more_choices_than_letters_are_refused(server: Server) -> None:
     with (
         Client(endpoint(server), "judge") as client,
         pytest.raises(UserError, match="has 27 choices, 'c0' among them"),
     ):
         client.weigh(COLOR, [f"c{i}" for i in range(27)], seed=1)
-
-
-def test_pictures_go_along(server: Server) -> None:
-    """The server reads them by the oracle: an empty picture has no circle."""
-    empty = data_url(Image.new("RGB", (32, 32), "black"))
-    with Client(endpoint(server), "judge") as client:
-        weights = client.weigh("is there a circle?", ["yes", "no"], seed=1, picture=empty)
-    assert not isinstance(weights, NoAnswer)
-    assert weights[1] > weights[0]
 
 
 def test_results_come_in_order_from_a_bounded_number_of_requests(server: Server) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from core.config import load_config
 from core.errors import UserError
+from core.store import Store
 from data.shapes.records import make_records
 from data.tables import write_table
 from flows import local
@@ -21,12 +22,9 @@ def strange(number: int, split: Any = "pool") -> list[dict[str, Any]]:
     for index, record in enumerate(make_records(number, split, 0)):
         text = EMOJI[index % len(EMOJI)]
         other = EMOJI[(index + 1 + index % 3) % len(EMOJI)]
-        question = {
-            "type": "object",
-            "question": "Which person does this emoji display?",
-            "choices": sorted([text, other]),
-            "answer": text,
-        }
+        asked = "Which person does this emoji display?"
+        question = {"type": "object", "question": asked, "choices": sorted([text, other])}
+        question |= {"answer": text}
         texts = {"prompt": text, "caption": text, "references": [text], "questions": [question]}
         rows.append({**record.row(), **texts})
     return rows
@@ -36,13 +34,9 @@ def strange(number: int, split: Any = "pool") -> list[dict[str, Any]]:
 def own(tmp_path: Path) -> dict[str, Any]:
     write_table(tmp_path / "pool.parquet", "pool", strange(60))
     write_table(tmp_path / "test.parquet", "pool", strange(30, "test"))
-    data = {
-        "source": "parquet",
-        "pool": str(tmp_path / "pool.parquet"),
-        "test": str(tmp_path / "test.parquet"),
-    }
+    files = {name: str(tmp_path / f"{name}.parquet") for name in ("pool", "test")}
     return {
-        "data": data,
+        "data": {"source": "parquet", **files},
         "benchmarks": [],
         "evaluation.judge": "base",
         # The tokenizer makes the same of some of these words.
@@ -63,13 +57,17 @@ def test_a_pool_of_unknown_words_is_refused_before_any_sampling(
     assert not (tmp_path / "store/sample-captions").exists()
 
 
-def test_it_may_be_gone_on_with_if_the_config_says_so(
+def test_it_may_be_gone_on_with_if_the_config_says_so_and_no_base_at_chance_is_champion(
     own: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = quick(tmp_path / "store", **own, **{"scoring.require_fit": False, "iterations": 0})
-    _, table = play(config)
+    runner, table = play(config)
     assert "this model may not be able to read this pool" in caplog.text
     assert "chance of U and G" in table
+    [gate] = [result.ref for name, _, result in runner.done if name == "gate"]
+    results = Store(config.store).open(gate).manifest["results"]
+    assert results["promote"] is False
+    assert "no better than chance" in results["reason"]
 
 
 def test_check_config_says_it_too(
@@ -82,18 +80,6 @@ def test_check_config_says_it_too(
     assert "U 0.9" in said or "U 1.0" in said
     assert "against chance" in said
     assert "unknown: prompts 0%" in said
-
-
-def test_a_base_at_chance_does_not_become_champion(own: dict[str, Any], tmp_path: Path) -> None:
-    config = quick(tmp_path / "store", **own, **{"scoring.require_fit": False, "iterations": 0})
-    runner, _ = play(config)
-    registered = [r for name, _, r in runner.done if name == "gate"]
-    assert registered
-    from core.store import Store
-
-    results = Store(config.store).open(registered[0].ref).manifest["results"]
-    assert results["promote"] is False
-    assert "no better than chance" in results["reason"]
 
 
 def test_every_shipped_config_checks_the_fit() -> None:

@@ -38,9 +38,6 @@ def test_self_play_is_named_for_pool_seed_and_length() -> None:
         "self-play shapes seed 0 from champion 3 · 1 iteration"
     )
     assert self_play_tags(config, CHAMPION) == ["showo", "shapes", "seed-7", "from-champion-3"]
-
-
-def test_own_pool_gives_its_name() -> None:
     data = {"source": "parquet", "pool": "my/birds.parquet", "test": "my/test.parquet"}
     config = make_config(data=data, evaluation__judge="base")
     assert self_play_name(config, Origin()).startswith("self-play birds seed 0")
@@ -58,8 +55,7 @@ def test_every_parameter_has_a_type_a_description_and_its_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"iterations": 101}, {"iterations": -1}, {"seed": -1}, {"config": "pipeline.txt"}],
+    "wrong", [{"iterations": 101}, {"iterations": -1}, {"seed": -1}, {"config": "pipeline.txt"}]
 )
 def test_parameters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ParameterTypeError, match=next(iter(wrong))):

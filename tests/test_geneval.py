@@ -19,17 +19,10 @@ from evals.networks.detector import Detection, Detector, cut_out, mask_box
 from models.protocol import MaskPredict
 
 LABELS = ("cat", "dog", "mouse")
+MOUSE = {"class": "computer mouse", "count": 1, "color": "red"}
 PROMPTS: list[dict[str, Any]] = [
-    {
-        "tag": "single_object",
-        "include": [{"class": "cat", "count": 1}],
-        "prompt": "a photo of a cat",
-    },
-    {
-        "tag": "color_attr",
-        "include": [{"class": "computer mouse", "count": 1, "color": "red"}],
-        "prompt": "a photo of a red computer mouse",
-    },
+    {"tag": "single_object", "include": [{"class": "cat", "count": 1}]} | {"prompt": "a cat"},
+    {"tag": "color_attr", "include": [MOUSE], "prompt": "a photo of a red computer mouse"},
 ]
 
 
@@ -147,14 +140,8 @@ def test_geneval_draws_and_judges_four_pictures_a_prompt(
 ) -> None:
     """And names a class that the detector does not know."""
     made.json_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS)
-    judges = (
-        "--clip",
-        str(clip(tmp_path / "c")),
-        "--data",
-        str(tmp_path),
-        "--checkpoint",
-        made.BASE,
-    )
+    judges = ("--clip", str(clip(tmp_path / "c")), "--data", str(tmp_path))
+    judges += ("--checkpoint", made.BASE)
     given = ("--detector", str(detector(tmp_path / "d", LABELS)), *judges)
     assert made.run("geneval", tmp_path / "out", *given) == 0
     rows = made.items(tmp_path / "out")

@@ -1,7 +1,5 @@
 """SIGTERM, Ctrl-C, stages that hang and whole process groups that are killed, for real."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -21,9 +19,8 @@ from core.watchdog import EXIT_STALLED
 from tests import chaos
 from tests.cluster import until
 from tests.driver import ROOT, digests, finish, start
-from tests.hanging import STALL_MINUTES, hang
-from tests.limits import HANGS_SECONDS
-from tests.loops import Runner
+from tests.limits import run_python
+from tests.loops import Finished
 
 LEAVE_SECONDS = 30.0
 
@@ -75,7 +72,7 @@ def training(store: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_loop_that_is_asked_to_end_saves_its_training_and_goes_on(
-    tmp_path: Path, finished: tuple[Path, Runner, str], number: int, code: int
+    tmp_path: Path, finished: Finished, number: int, code: int
 ) -> None:
     store = tmp_path / "store"
     loop = start(store)
@@ -129,20 +126,41 @@ def test_processes_that_train_together_save_and_end(tmp_path: Path) -> None:
     assert "continuing after step" in output
 
 
+STALL_MINUTES = 0.08
+HANGING = f"""
+import sys, threading, time
+from core.config import load_config
+from core.stage import Stage, run_stage
+from core.store import Store
+
+def body(context):
+    with context.progress("work", 60) as bar:
+        for _ in range(60):
+            time.sleep(0.1)
+            bar.update()
+    with context.draft.write("part") as path:
+        path.write_text("done")
+    if len(sys.argv) == 2:
+        threading.Event().wait()
+    return {{}}
+
+changes = {{"store": sys.argv[1], "runtime.stall_minutes": {STALL_MINUTES}}}
+config = load_config("tests/configs/quick.yaml", changes)
+run_stage(Stage("stuck", 1, (), (), body), config, Store(sys.argv[1]), {{}})
+"""
+
+
 @pytest.mark.slow
 def test_stage_that_hangs_ends_itself_and_says_where(tmp_path: Path) -> None:
     """It works longer than it may be silent, then says nothing more."""
-    store = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.hanging", str(store)]
-
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS_SECONDS)
+    done = run_python("-c", HANGING, tmp_path / "store")
     assert done.returncode == EXIT_STALLED, done.stderr
     assert f"stage stuck has reported no progress for {STALL_MINUTES} minutes" in done.stderr
     assert "runtime.stall_minutes" in done.stderr
     assert "in body" in done.stderr  # where it was
     assert "work: 60/60" in done.stderr
-    hang(str(store), hangs=False)
-    [manifest] = store.glob("stuck/*/manifest.json")
+    assert run_python("-c", HANGING, tmp_path / "store", "ends").returncode == 0
+    [manifest] = tmp_path.glob("store/stuck/*/manifest.json")
     assert list(json.loads(manifest.read_text(encoding="utf-8"))["files"]) == ["part"]
 
 

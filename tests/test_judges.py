@@ -37,10 +37,9 @@ MOODS = ("happy", "sad", "bored")
 
 
 @cache
-@cache
 def lone_objects(split: Split) -> list[Record]:
     """Scenes of the shapes world with one object, which its image tokenizer can draw."""
-    return [record for record in make_records(900, split, 0) if len(record.scene.objects) == 1]
+    return [record for record in make_records(500, split, 0) if len(record.scene.objects) == 1]
 
 
 def colors(split: Split, count: int) -> list[Row]:
@@ -60,11 +59,6 @@ def colors(split: Split, count: int) -> list[Row]:
         rows.append(record.row() | {"questions": questions})
     assert len(rows) == count
     return rows
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 def base_of(store: Store) -> ArtifactRef:
@@ -147,15 +141,12 @@ def test_a_judge_that_reads_nothing_is_refused(store: Store) -> None:
         judge(store, reading(256), blind[:60], blind[60:])
 
 
-def test_an_encoder_of_random_weights_is_refused(store: Store, tmp_path: Path) -> None:
+def test_encoders_of_random_weights_or_none_are_refused(store: Store, tmp_path: Path) -> None:
     config = make_config(
         evaluation__judge="encoder", evaluation__folder=str(clip(tmp_path / "clip"))
     )
     with pytest.raises(UserError, match="the encoder clip cannot judge this pool"):
         judge(store, config, colors("pool", 40), colors("test", 40))
-
-
-def test_a_folder_that_holds_no_encoder_is_refused_by_name(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = make_config(evaluation__judge="encoder", evaluation__folder=str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"evaluation.folder: .*config.json cannot be read"):

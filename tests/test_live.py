@@ -96,9 +96,7 @@ def test_failing_server_stops_nothing_and_says_nothing(
     assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
-def test_server_that_hangs_delays_a_stage_only_for_so_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_server_that_hangs_delays_a_stage_only_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "CLOSE_SECONDS", 0.1)
     answer = Event()
     answered: list[bool] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from limits import HANGS_SECONDS
+from limits import HANGS_SECONDS, ROOT
 from stage_inputs import make_config, pool_row, publish
 from test_train import NUM_PAIRS, Loop, metrics
 
@@ -85,7 +85,8 @@ def test_processes_divide_the_share_of_their_machine(loop: Loop) -> None:
     assert result.ref.stage == "sample-captions"
 
 
-@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
 def test_processes_train_together_and_show_it_here(
     loop: Loop, tmp_path: Path, children: object, sharded: bool
 ) -> None:
@@ -146,11 +147,8 @@ run_on_machine(TRAIN, config, loop.store, loop.inputs(config))
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent), store=str(tmp_path / "store"))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parent.parent,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=ROOT)
     try:
         deadline = time.monotonic() + HANGS_SECONDS
         # The launcher and two ranks.
@@ -164,9 +162,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     assert alive == []
 
 
-def test_processes_are_one_for_each_gpu_or_as_many_as_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_processes_are_one_for_each_gpu_or_as_many_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     def num(device: str, processes: int) -> int:

@@ -3,8 +3,6 @@
 They are started where a proxy is named that leads nowhere, which must not matter.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -17,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -27,8 +26,8 @@ from core.errors import UserError
 from flows import local
 from flows.servers import Urls, client_environment, ensure_servers, running, states, stop_all
 from tests.browser import chromium
+from tests.limits import free_port
 from tests.screenshots import open_page
-from tests.test_servers import free_port
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"
@@ -57,7 +56,7 @@ print("MLflow", [e.name for e in mlflow.search_experiments()])
 """
 
 
-pytestmark = pytest.mark.slow  # all of them start both servers
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("logins")]  # servers of one worker
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +102,14 @@ def test_neither_server_answers_without_the_password(servers: tuple[Path, Urls])
         assert status(health) == 200
 
 
+def test_local_servers_listen_on_loopback_alone(servers: tuple[Path, Urls]) -> None:
+    ports = {urlsplit(url).port for url in (servers[1].prefect, servers[1].mlflow)}
+    found = psutil.net_connections("inet")
+    listening = [c.laddr for c in found if c.status == psutil.CONN_LISTEN and c.laddr.port in ports]
+    assert {address.port for address in listening} == ports
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
 def test_events_are_taken_from_who_knows_the_password(servers: tuple[Path, Urls]) -> None:
     """A forged event could trigger an automation."""
     _, urls = servers
@@ -138,11 +145,11 @@ def test_stages_and_gc_log_in_by_the_file_and_say_what_is_missing_without(
 ) -> None:
     """As runs on a work pool do, whose variables others can read."""
     folder, urls = servers
-    command = [sys.executable, "-P", "-m", "tracking.registered"]
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     plain |= {"MLFLOW_TRACKING_URI": urls.mlflow, "PYTHONPATH": str(ROOT)}
     for file, code, said in ((folder / ".hermesflow/login", 0, "[]"), ("", 2, "401")):
         environment = plain | {"HERMESFLOW_LOGIN_FILE": str(file)}
+        command = [sys.executable, "-P", "-m", "tracking.registered"]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert said in done.stdout + done.stderr

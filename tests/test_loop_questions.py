@@ -8,14 +8,12 @@ import pandas as pd
 from core.store import Store
 from data.tables import read_table, write_table
 from tests.llm_server import Server, endpoint, llm_server
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, Runner, play, quick
 
 WITHOUT = {"pool": 12, "test": 5}
 
 
-def files(
-    finished: tuple[Path, Runner, str], folder: Path, without: dict[str, int]
-) -> dict[str, str]:
+def files(finished: Finished, folder: Path, without: dict[str, int]) -> dict[str, str]:
     """Pool and test set as Parquet files, the first records without their questions."""
     store, runner, _ = finished
     refs = {name: result.ref for name, _, result in runner.done}
@@ -30,17 +28,13 @@ def files(
 
 
 def questions(server: Server, **changes: object) -> dict[str, object]:
-    asked: dict[str, object] = {
-        "endpoint": endpoint(server).model_dump(),
-        "per_record": 4,
-        "min_f1": 0.6,
-        "max_without": 1.0,
-    }
+    asked: dict[str, object] = {"endpoint": endpoint(server).model_dump(), "per_record": 4}
+    asked |= {"min_f1": 0.6, "max_without": 1.0}
     return asked | changes
 
 
 def test_records_without_questions_are_left_out_and_counted(
-    finished: tuple[Path, Runner, str], tmp_path: Path
+    finished: Finished, tmp_path: Path
 ) -> None:
     data = files(finished, tmp_path, WITHOUT)
     with llm_server() as server:
@@ -63,7 +57,7 @@ def test_records_without_questions_are_left_out_and_counted(
 
 
 def test_an_outside_judge_that_sees_what_the_oracle_sees_says_the_same(
-    finished: tuple[Path, Runner, str], tmp_path: Path
+    finished: Finished, tmp_path: Path
 ) -> None:
     store = Path(shutil.copytree(finished[0], tmp_path / "store"))
     with llm_server() as server:

@@ -1,17 +1,13 @@
 """Numbers that are none, and samples to learn nothing from: what stops, and what it says."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
@@ -26,22 +22,16 @@ from tasks.reference import REFERENCE
 from tasks.train import TRAIN
 from tests.loops import play, quick
 from tests.showo_tiny import tiny_model
-from tests.stage_inputs import make_config, pair_row, picture, pool_row, publish, publish_model
+from tests.stage_inputs import (
+    make_config,
+    pair_row,
+    pool_row,
+    publish,
+    publish_model,
+    publish_samples,
+)
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its first settings for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -112,36 +102,14 @@ def test_weights_that_only_the_last_step_spoils_make_no_checkpoint(
         train(store, make_config())
 
 
-def paired(
-    store: Store,
-    texts: list[str],
-    scores: list[float],
-    shades: list[int] | None = None,
-    records: int = 3,
-) -> Mapping[str, Any]:
-    """Pairs of samples that are the same for every record."""
-    shades = shades or list(range(len(texts)))
-    text = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
-    drawn = {"tokens": [1], "sampler": "{}", "seed": 1}
-
-    def table(values: list[dict[str, Any]], more: dict[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {"record_id": f"r{r}", "sample": k} | more | value
-            for r in range(records)
-            for k, value in enumerate(values)
-        ]
-
-    images = {"hard": 0.0, "geometric": 0.0, "answers": []}
-    rows = {
-        "captions": table([{"text": t} for t in texts], text),
-        "images": table([{"image": picture(s)} for s in shades], drawn),
-        "caption_scores": table([{"score": s} for s in scores], {}),
-        "image_scores": table([{"soft": s} for s in scores], images),
-    }
-    refs = {name: publish(store, name, [given]) for name, given in rows.items()}
-    pool = publish(store, "pool", [[pool_row(f"r{r}") for r in range(records)]])
-    inputs = {**refs, "pool": pool, "previous": [], "checkpoint": []}
-    return store.open(run_stage(PAIR, make_config(), store, inputs).ref).manifest["results"]
+def pair(store: Store, texts: list[str], scores: list[float]) -> None:
+    """Pairs of samples that are the same for each of three records."""
+    records = [f"r{number}" for number in range(3)]
+    captions = {name: list(zip(texts, scores, strict=True)) for name in records}
+    images = {name: list(enumerate(scores)) for name in records}
+    pool = publish(store, "pool", [[pool_row(name) for name in records]])
+    inputs = {"pool": pool, "previous": [], "checkpoint": []}
+    run_stage(PAIR, make_config(), store, inputs | publish_samples(store, captions, images))
 
 
 @pytest.mark.parametrize(
@@ -159,13 +127,13 @@ def test_degenerate_samples_stop_with_how_many_and_why(
     store: Store, texts: list[str], scores: list[float], said: str
 ) -> None:
     with pytest.raises(UserError, match=r"no pairs: of 3 records 3 were dropped because") as error:
-        paired(store, texts, scores)
+        pair(store, texts, scores)
     assert said in str(error.value)
 
 
 def test_a_scorer_that_gives_no_number_is_named(store: Store) -> None:
     with pytest.raises(UserError, match="column score: the value nan is out of range"):
-        paired(store, ["a", "b"], [math.nan, 0.5])
+        pair(store, ["a", "b"], [math.nan, 0.5])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A project beside ours that has packages of the same names, as many have a folder `models`."""
+"""Our packages beside those of others, some with the same names; the licences of the others."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from core.licences import UNKNOWN, dependencies, licence, main
 from core.ours import PACKAGES
 
 ROOT = Path(__file__).parent.parent
@@ -83,3 +84,14 @@ def test_every_room_is_among_our_packages_and_in_images() -> None:
     assert set(PACKAGES) == rooms
     shipped = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert {f"!{room}" for room in rooms - {"bench"}} <= set(shipped)
+
+
+def test_everything_that_is_needed_has_a_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main() == 0
+    shown = capsys.readouterr().out
+    for name in ("torch", "prefect", "mlflow", "pillow", "hypothesis"):
+        assert f"\n{name} " in f"\n{shown}"
+    assert shown.endswith("without a licence: none\n")
+    found = dependencies("hermesflow")
+    assert {"sqlalchemy", "tokenizers"} <= set(found)  # of MLflow and of transformers
+    assert all(licence(one) != UNKNOWN for name, one in found.items() if name != "hermesflow")

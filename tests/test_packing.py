@@ -131,13 +131,6 @@ def test_text_is_predicted_from_the_token_before_and_images_in_place() -> None:
     assert fewer.source_L.tolist() == [0, 1, 2]
 
 
-def test_branches_keep_the_order_of_the_trees_when_rows_are_shared() -> None:
-    rng = np.random.default_rng(3)
-    trees: list[Tree] = [random_tree(rng, n) for n in (2, 8, 3, 5, 2)]
-    shared, apart = branch_sums(trees), branch_sums(trees, shared=False)
-    torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-4)
-
-
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
 @settings(deadline=None)
 def test_rows_hold_every_tree_once_and_keep_to_their_length(sizes: list[int]) -> None:

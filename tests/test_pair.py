@@ -3,13 +3,11 @@
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import load_dataset
-from stage_inputs import RULE, make_config, picture, pool_row, publish
+from stage_inputs import RULE, make_config, picture, pool_row, publish, publish_samples
 
 from core.artifact import Artifact, ArtifactRef
 from core.config import Config, PairRule
@@ -28,8 +26,7 @@ from data.pairing import (
     pick,
     published_update,
 )
-from data.rows import RowReader
-from data.tables import read_table, write_table
+from data.tables import read_table
 from tasks.pair import PAIR
 
 NAN = float("nan")
@@ -63,15 +60,6 @@ def test_best_wins_worst_loses_and_the_first_of_equals_is_taken() -> None:
     assert picks.num_scored_R.tolist() == [4, 2, 0]
 
 
-def test_the_order_of_rows_does_not_matter() -> None:
-    ordered = scored([[0.1, 0.9, 0.9, 0.1], [0.5, 0.7]])
-    shuffle = np.array([3, 5, 0, 2, 4, 1])
-    columns = (ordered.record_S, ordered.sample_S, ordered.row_S, ordered.score_S)
-    shuffled = Scored(*(column[shuffle] for column in columns), ordered.may_win_S)
-    for loser in ("worst", "two_sigma"):
-        assert str(pick(ordered, 2, loser)) == str(pick(shuffled, 2, loser))
-
-
 def test_two_sigma_takes_the_sample_nearest_to_mean_minus_two_deviations() -> None:
     # mean .6, population deviation .2408: the target is .118, so .1 and not the outlier 0.
     scores = [0.9, 0.1, 0.7, 0.7, 0.8, 0.6, 0.6, 0.8, 0.7, 0.6, 0.5, 0.6, 0.6, 0.0, 0.8]
@@ -80,9 +68,6 @@ def test_two_sigma_takes_the_sample_nearest_to_mean_minus_two_deviations() -> No
     picks = pick(scored([scores]), 1, "two_sigma")
     assert picks.loser_score_R.tolist() == [0.1]
     assert pick(scored([scores]), 1, "worst").loser_score_R.tolist() == [0.0]
-
-
-def test_two_sigma_never_takes_the_winner_itself() -> None:
     picks = pick(scored([[0.8, 0.8]]), 1, "two_sigma")
     assert (picks.winner_row_R[0], picks.loser_row_R[0]) == (100, 101)
 
@@ -126,32 +111,12 @@ def test_an_old_winner_loses_only_if_beaten_by_more_than_the_margin() -> None:
     assert losers(beaten_winners_lose(fresh, old(NAN, NAN, NONE), 0.1, 0.0)) == losers(fresh)
 
 
-def test_published_update_keeps_the_old_loser_unless_the_old_winner_is_beaten() -> None:
-    fresh = pick(scored([[0.8, 0.2]]), 1, "worst")
-    assert losers(published_update(fresh, old(0.7, 0.1))) == (5, 0.7, LoserFrom.OLD_WINNER)
-    assert losers(published_update(fresh, old(0.9, 0.1))) == (5, 0.1, LoserFrom.OLD_LOSER)
-    assert losers(published_update(fresh, old(NAN, NAN, NONE))) == losers(fresh)
-
-
 def test_a_published_winner_below_the_old_loser_is_dropped() -> None:
     fresh = pick(scored([[0.7, 0.2]]), 1, "worst")
     assert judge(published_update(fresh, old(0.9, 0.75)), rule()).tolist() == [
         FilterReason.NOT_ABOVE_LOSER
     ]
     assert judge(published_update(fresh, old(0.9, 0.65)), rule()).tolist() == [FilterReason.KEPT]
-
-
-def test_rows_are_read_by_number_across_files_and_row_groups(tmp_path: Path) -> None:
-    paths = []
-    for part in range(3):
-        path = tmp_path / f"part-{part}.parquet"
-        rows = [{"record_id": f"{part}-{i}", "sample": i, "score": 0.5} for i in range(300)]
-        write_table(path, "caption_scores", rows)
-        paths.append(path)
-    numbers = np.array([899, 0, 256, 300, 255, 0, 610])
-    taken = RowReader(paths).take(numbers, ["sample", "record_id"])
-    assert taken.column_names == ["sample", "record_id"]
-    assert taken["record_id"].to_pylist() == [f"{n // 300}-{n % 300}" for n in numbers]
 
 
 # --- the stage
@@ -166,28 +131,9 @@ class Samples:
         self.images: dict[str, list[tuple[int, float]]] = {}
 
     def refs(self, pool: Sequence[str]) -> dict[str, ArtifactRef | list[ArtifactRef]]:
-        captions, caption_scores, images, image_scores = [], [], [], []
-        for record_id, samples in self.captions.items():
-            for index, (text, score) in enumerate(samples):
-                key = {"record_id": record_id, "sample": index}
-                captions.append(
-                    key | {"text": text, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
-                )
-                caption_scores.append(key | {"score": score})
-        for record_id, drawn in self.images.items():
-            for index, (shade, score) in enumerate(drawn):
-                key = {"record_id": record_id, "sample": index}
-                setting = {"sampler": "{}", "seed": 1}
-                picked = {"image": picture(shade), "tokens": [shade, 1, 2, 3]}
-                images.append(key | picked | setting)
-                values = {"hard": 1 - score, "soft": score, "geometric": score}
-                image_scores.append(key | values | {"answers": []})
         return {
             "pool": publish(self.store, "pool", self._parts([pool_row(i) for i in pool])),
-            "captions": publish(self.store, "captions", self._parts(captions)),
-            "images": publish(self.store, "images", self._parts(images)),
-            "caption_scores": publish(self.store, "caption_scores", self._parts(caption_scores)),
-            "image_scores": publish(self.store, "image_scores", self._parts(image_scores)),
+            **publish_samples(self.store, self.captions, self.images, self._parts),
             "previous": [],
             "checkpoint": [],
         }
@@ -196,11 +142,6 @@ class Samples:
         """Two files of shuffled rows."""
         self.random.shuffle(rows)
         return [rows[: len(rows) // 2], rows[len(rows) // 2 :]] if len(rows) > 1 else [rows]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 def pair(store: Store, config: Config, inputs: Mapping[str, object]) -> Artifact:
@@ -260,16 +201,6 @@ def test_the_true_caption_and_image_may_win(store: Store) -> None:
     assert rows["r1"]["caption_lose"] == "bad 1"
     assert shade(rows["r1"]["image_lose"]) == 2
     assert shade(rows["r2"]["image_lose"]) == 9
-
-
-def test_pairs_show_images_in_datasets(store: Store, tmp_path: Path) -> None:
-    artifact = pair(store, make_config(), good(Samples(store), "r1", "r2").refs(["r1", "r2"]))
-    dataset = load_dataset(
-        "parquet",
-        data_files=str(artifact.path("part-00000.parquet")),
-        cache_dir=str(tmp_path / "c"),
-    )
-    assert dataset["train"][0]["image_win"].size == (8, 8)
 
 
 def test_records_missing_a_modality_are_left_out_and_counted(store: Store) -> None:

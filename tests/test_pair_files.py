@@ -26,7 +26,7 @@ from models.families.showo.prompts import CAPTION_QUESTION
 from tasks.pairs import import_stage, main
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN
-from tests.loops import Runner
+from tests.loops import Finished
 from training.data import PairRows, encode_pairs, pair_columns
 
 Given = dict[str, Any]
@@ -34,8 +34,11 @@ KEPT = [name for name in arrow_schema("pairs").names if not name.endswith("_toke
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
+def folder(tmp_path: Path) -> Path:
+    """Where the published code keeps its data."""
+    place = tmp_path / "datasets/journeydb"
+    place.mkdir(parents=True)
+    return place
 
 
 def published(number: int, folder: Path, **changes: object) -> Given:
@@ -49,19 +52,12 @@ def published(number: int, folder: Path, **changes: object) -> Given:
         path.write_bytes(bytes(picture(40 * number + place)["bytes"]))  # type: ignore[arg-type]
         paths[place] = f"datasets/journeydb/{name}/{number}.png"
     return {
-        "id": number,
-        "img_path": paths[0],
-        "prompt": f"prompt {number}",
-        "caption": f"caption {number}",
-        "caption_win": f" a good caption {number}",
-        "caption_lose": " a bad caption",
-        "bert_score_win": 0.9526261687278748,
-        "bert_score_lose": -0.25,
-        "image_win": paths[1],
-        "image_lose": paths[2],
-        "vqa_score_win": 0.667,
-        "vqa_score_lose": 0.5,
-    } | changes
+        "id": number, "img_path": paths[0], "prompt": f"prompt {number}",
+        "caption": f"caption {number}", "caption_win": f" a good caption {number}",
+        "caption_lose": " a bad caption", "bert_score_win": 0.9526261687278748,
+        "bert_score_lose": -0.25, "image_win": paths[1], "image_lose": paths[2],
+        "vqa_score_win": 0.667, "vqa_score_lose": 0.5,
+    } | changes  # fmt: skip
 
 
 def write_appended(folder: Path, pairs: list[Given]) -> Path:
@@ -104,10 +100,8 @@ def kept(rows: list[Given]) -> list[Given]:
 
 
 def test_the_published_file_becomes_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "datasets/journeydb"
-    folder.mkdir(parents=True)
     file = write_appended(folder, [published(n, folder) for n in range(3)])
     _, rows = imported(tmp_path, capsys, file)
     assert [row["record_id"] for row in rows] == ["0", "1", "2"]
@@ -119,11 +113,9 @@ def test_the_published_file_becomes_pairs(
 
 
 def test_pairs_that_failed_the_published_filter_are_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their pictures are those of another record."""
-    folder = tmp_path / "datasets/journeydb"
-    folder.mkdir(parents=True)
     pairs = [
         published(0, folder),
         published(1, folder, vqa_score_win=0.5),
@@ -145,10 +137,8 @@ def test_pairs_that_failed_the_published_filter_are_left_out(
 
 
 def test_bad_pairs_are_counted_and_listed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "datasets/journeydb"
-    folder.mkdir(parents=True)
     pairs = [
         published(0, folder, bert_score_win=1.0000001192),  # a cosine, rounded
         published(0, folder),
@@ -191,7 +181,7 @@ def test_contents_of_file_and_pictures_are_the_key(tmp_path: Path) -> None:
 
 
 def test_real_pairs_come_back_as_they_went_out(
-    finished: tuple[Path, Runner, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those of a self-play, of its second iteration too: texts, scores, pictures, provenance."""
     runner = finished[1]

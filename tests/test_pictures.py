@@ -18,18 +18,13 @@ from data.ingest.__main__ import main
 from data.pictures import PictureError, as_seen, rgb
 from data.tables import decode_image, read_table
 from evals.benchmarks.files import ImageFolder
+from tests.photos import encoded
 
 WIDTH, HEIGHT = 64, 48
 RAMP = np.tile(np.linspace(0, 1, WIDTH, dtype=np.float32), (HEIGHT, 1))
 RED_BLUE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 RED_BLUE[:, : WIDTH // 2], RED_BLUE[:, WIDTH // 2 :] = (255, 0, 0), (0, 0, 255)
 Levels = NDArray[np.float64]
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -267,6 +262,12 @@ def test_transparent_pictures_with_a_profile_are_converted_and_put_on_white() ->
     swapped = profile(SRGB[1], SRGB[0], SRGB[2])
     found = halves(encoded(Image.fromarray(rgba), "PNG", icc_profile=swapped))
     assert np.abs(np.array(found) - [[0, 255, 0], [255, 255, 255]]).max() <= 12
+
+
+def test_what_is_half_clear_is_mixed_with_white() -> None:
+    for kind, how in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
+        half = encoded(Image.new("RGBA", (WIDTH, HEIGHT), (255, 0, 100, 51)), kind, **how)
+        assert np.abs(np.array(halves(half)) - [255, 204, 224]).max() <= 1
 
 
 def test_linear_pngs_are_brightened() -> None:

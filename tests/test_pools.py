@@ -1,7 +1,5 @@
 """A self-play on the process pool of a real server: lost runs, GPU slots, a killed parent."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -18,10 +16,9 @@ import yaml
 
 from flows.servers import Urls, client_environment, ensure_servers, stop_all
 from tests.cluster import until
-from tests.limits import HANGS_SECONDS
+from tests.limits import HANGS_SECONDS, free_port
 from tests.loops import QUICK, play, quick
 from tests.screenshots import Document, ask, logged_in
-from tests.test_ui_browser import free_port
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent

@@ -1,20 +1,20 @@
-"""Pair-DPO: the loss and its gradients, the optimizer, the order of pairs."""
+"""Preference losses by hand; Pair-DPO: its gradients, the optimizer, the order of pairs."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from showo_tiny import pair_batch, tiny_model
-from stage_inputs import BRANCH, make_config
-from torch import Tensor, nn
+from showo_tiny import tiny_model
+from stage_inputs import make_config
+from torch import Tensor
 
 from core.config import Training
-from models.losses import margins
+from models.losses import dpo_loss, preference_metrics
 from models.protocol import BranchLogps, Modality
 from training.data import batches_of_epoch, draw_seed
 from training.objectives import active_modalities, pair_loss
-from training.optim import decay_groups, make_optimizer, rate_factor
+from training.optim import decay_groups, rate_factor
 
 Logps = dict[Modality, BranchLogps]
 References = dict[Modality, Tensor]
@@ -163,17 +163,6 @@ def test_only_matrices_decay() -> None:
     assert decayed_names | kept_names == set(names.values())
 
 
-def test_weight_decay_moves_matrices_and_nothing_else() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    for parameter in module.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    make_optimizer(module, 0.1, 0.5).step()
-    for name, parameter in module.named_parameters():
-        factor = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
-        torch.testing.assert_close(parameter, before[name] * factor)
-
-
 def test_the_rate_warms_up_then_falls_to_zero() -> None:
     assert [rate_factor(step, 6, 2, "linear") for step in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
     cosine = [rate_factor(step, 4, 0, "cosine") for step in range(5)]
@@ -195,10 +184,41 @@ def test_draw_seeds_differ_by_everything_they_depend_on() -> None:
     assert len({draw_seed(*key) for key in keys}) == len(keys)
 
 
-def test_margins_are_those_of_the_network_against_the_reference() -> None:
-    logps = tiny_model().pair_logps(pair_batch(), "caption")
-    chosen, rejected = logps.chosen_logps_B.detach(), logps.rejected_logps_B.detach()
-    reference = torch.stack((chosen - 1, rejected + 1), dim=1)
-    result = Result({"caption": logps}, {"caption": reference}, training())
-    margin = margins(chosen, rejected, chosen - 1, rejected + 1).mean().item()
-    assert result.metrics["caption/rewards/margins"] == pytest.approx(BRANCH["beta"] * margin)
+CHOSEN = torch.tensor([-10.0, -3.0])
+REJECTED = torch.tensor([-12.0, -1.0])
+
+
+def test_policy_equal_to_reference_gives_ln_2() -> None:
+    loss_B = dpo_loss(CHOSEN, REJECTED, CHOSEN, REJECTED, beta=0.2)
+    assert loss_B.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_gradient_raises_chosen_and_lowers_rejected() -> None:
+    chosen_B, rejected_B = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
+    dpo_loss(chosen_B, rejected_B, CHOSEN, REJECTED, beta=0.2).sum().backward()
+    assert chosen_B.grad is not None
+    assert rejected_B.grad is not None
+    assert chosen_B.grad.tolist() == pytest.approx([-0.1, -0.1])
+    assert rejected_B.grad.tolist() == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize("chosen", [-1e4, 1e4])
+def test_extreme_margins_are_finite_with_finite_gradients(chosen: float) -> None:
+    chosen_B = torch.tensor([chosen], requires_grad=True)
+    zero_B = torch.zeros(1)
+    loss_B = dpo_loss(chosen_B, zero_B, zero_B, zero_B, beta=1.0)
+    loss_B.sum().backward()
+    assert loss_B.isfinite().all()
+    assert chosen_B.grad is not None
+    assert chosen_B.grad.isfinite().all()
+
+
+def test_metrics_of_a_won_and_a_tied_pair() -> None:
+    metrics = preference_metrics(
+        CHOSEN + torch.tensor([1.0, 0.0]), REJECTED, CHOSEN, REJECTED, beta=0.5
+    )
+    assert metrics["rewards/chosen"].tolist() == [0.5, 0.0]
+    assert metrics["rewards/rejected"].tolist() == [0.0, 0.0]
+    assert metrics["rewards/margins"].tolist() == [0.5, 0.0]
+    assert metrics["rewards/accuracies"].tolist() == [1.0, 0.0]
+    assert metrics["logps/chosen"].tolist() == (CHOSEN + torch.tensor([1.0, 0.0])).tolist()

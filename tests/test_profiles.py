@@ -15,6 +15,7 @@ from tasks.train import METRICS, read_metrics
 from tests.janus_tiny import published_folder
 from tests.loops import play
 from tests.published import published_parts
+from tests.stage_inputs import pool_row
 
 PROJECT = Path(__file__).parent.parent
 SHOW_O, JANUS = (
@@ -35,18 +36,10 @@ def records(num: int, prefix: str) -> list[dict[str, object]]:
             {"type": "color", "question": f"What is the {thing}?", "choices": WORDS, "answer": word}
             for thing in ("cat", "ball", "table")
         ]
-        rows.append(
-            {
-                "record_id": f"{prefix}{number}",
-                "image": image,
-                "prompt": f"a {word} cat",
-                "caption": f"a {word} cat on the mat",
-                "references": [f"a {word} cat on the mat"],
-                "category": "",
-                "composition": "",
-                "questions": questions,
-            }
-        )
+        caption = f"a {word} cat on the mat"
+        texts = {"prompt": f"a {word} cat", "caption": caption, "references": [caption]}
+        more = {"image": image, "questions": questions, "category": ""}
+        rows.append(pool_row(f"{prefix}{number}", **texts, **more))
     return rows
 
 
@@ -116,10 +109,12 @@ def test_a_published_model_goes_through_the_loop_and_back(profile: Path, tmp_pat
     assert changed <= trainable
 
 
-def test_profiles_differ_only_where_the_resolution_matters() -> None:
+def test_profiles_differ_only_where_the_resolution_matters_and_write_all_out() -> None:
     small, large = (load_config(profile).model_dump() for profile in SHOW_O)
     differing = {name for name in large if small[name] != large[name]}
     assert differing == {"store", "model", "tracking", "runtime"}
+    given = yaml.safe_load(SHOW_O[1].read_text(encoding="utf-8"))
+    assert set(given) == set(Config.model_fields)
 
 
 @pytest.mark.parametrize("profile", JANUS, ids=lambda path: path.stem)
@@ -142,9 +137,3 @@ def test_profiles_hold_the_recipe_of_the_paper(profile: Path) -> None:
         assert (branch.beta, branch.weight) == (0.2, 1.0)
     assert training.learning_rate == 2e-5
     assert (config.iterations, config.pairing.image.min_best) == (3, 0.6)
-
-
-def test_every_setting_of_the_recipe_is_written_out() -> None:
-    """So that a profile shows all of it, and a changed default cannot change it."""
-    given = yaml.safe_load(SHOW_O[1].read_text(encoding="utf-8"))
-    assert set(given) == set(Config.model_fields)

@@ -1,11 +1,6 @@
 """What is near is reached directly: proxies of the environment know nothing of this machine."""
 
-from __future__ import annotations
-
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -13,18 +8,12 @@ import pytest
 
 from core.proxies import go_past_proxies, is_near, past_proxies
 from services.endpoint import Client
+from tests.limits import ROOT, run_python
 from tests.llm_server import Server, endpoint, llm_server
 from tracking.connection import find_problem
 
-ROOT = Path(__file__).parent.parent
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with llm_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -108,9 +97,8 @@ def test_a_proxy_that_would_stop_every_client_is_left_out_and_named(proxy: str) 
 
 
 def test_commands_say_so_and_work(tmp_path: Path) -> None:
-    environment = {**os.environ, "ALL_PROXY": "socks://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", "flows.local", "status"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {"ALL_PROXY": "socks://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    done = run_python("-P", "-m", "flows.local", "status", cwd=tmp_path, **environment)
     assert done.returncode == 0
     assert "ALL_PROXY is left out" in done.stderr
     assert "nothing of ours is running" in done.stdout

@@ -1,13 +1,11 @@
 """Stage `questions`, with a server that knows a few words and misbehaves, and what comes after."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import services.endpoint
 from core.artifact import ArtifactRef
 from core.config import Config
 from core.errors import UserError
@@ -19,32 +17,16 @@ from services.endpoint import Client
 from services.question_writer import PROMPT_VERSION, QuestionWriter
 from tasks.pool import POOL
 from tasks.questions import QUESTIONS, check_without
-from tests.llm_server import MODEL, Server, endpoint, llm_server
+from tests.llm_server import MODEL, Server, endpoint
 from tests.stage_inputs import make_config, pool_row, publish
 
 CAPTIONS = ("a red ball", "a cat", "a green table", "fog", "a blue dog", "a yellow ball")
 BY_MODEL: dict[str, list[ArtifactRef]] = {"about": [], "base": []}
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(services.endpoint, "FIRST_WAIT", 0.01)
-    with llm_server() as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def config(server: Server | str, **changes: Any) -> Config:
-    asked = {
-        "endpoint": endpoint(server, concurrency=2).model_dump(),
-        "per_record": 8,
-        "min_f1": 0.6,
-        "max_without": 0.5,
-    }
+    asked = {"endpoint": endpoint(server, concurrency=2).model_dump(), "per_record": 8}
+    asked |= {"min_f1": 0.6, "max_without": 0.5}
     return make_config(questions=asked | changes, sampling__shard_records=2)
 
 
@@ -78,21 +60,15 @@ def test_f1_of_tokens(one: str, other: str, f1: float) -> None:
     assert token_f1(one, other) == token_f1(other, one) == pytest.approx(f1)
 
 
-def test_choices_that_say_the_same_count_once() -> None:
+def test_what_a_model_writes_is_put_right() -> None:
     assert usable_choices(["One", "1", "two"], "1") == (["One", "two"], "One")
     assert usable_choices(["one", "1"], "one") is None
     assert usable_choices(["red", "blue"], "green") is None
     assert usable_choices(["...", "blue"], "blue") is None
-
-
-def test_yes_and_no_are_right_about_equally_often() -> None:
     assert surplus_yes_no(["yes", "yes", "red", "Yes.", "no"]) == [3]
     assert surplus_yes_no(["yes", "yes", "yes"]) == [1, 2]
     assert surplus_yes_no(["no", "no", "yes"]) == []
     assert surplus_yes_no([]) == []
-
-
-def test_text_of_a_model_is_put_on_one_line() -> None:
     assert plain(" a\x00b\n\tc ") == "a b c"
 
 

@@ -1,29 +1,20 @@
 """Secrets of the environment are nowhere in what a run says, stores or tracks."""
 
-from __future__ import annotations
-
 import logging
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from core.command import run_command
 from core.config import load_config
 from core.errors import UserError
 from core.secrets import masked
-from flows.servers import ensure_servers, stop_all
 from services.endpoint import KEY_VARIABLE, Client
-from tests.llm_server import Server, endpoint, llm_server
+from tests.limits import ROOT, free_port, run_python
+from tests.llm_server import Server, endpoint
 from tests.stage_inputs import QUICK
 from tracking.connection import find_problem, without_user
 
-ROOT = Path(__file__).parent.parent
 KEY, SECRET, PASSWORD = "sk-1234567890abcdef", "aws-secret-0987654321", "pass-word-5555"
 RUN = """
 import sys
@@ -36,12 +27,6 @@ play(quick(sys.argv[1], iterations=1, tracking__enabled=True, evaluation__judge=
 """
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with llm_server() as running:
-        yield running
-
-
 @pytest.mark.slow
 def test_a_whole_run_leaves_no_secret_behind(
     server: Server, tmp_path: Path, mlflow_uri: str
@@ -49,20 +34,16 @@ def test_a_whole_run_leaves_no_secret_behind(
     """Store, tracking database, its files and all output are searched, byte by byte."""
     secrets = {KEY_VARIABLE: KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "POSTGRES_PASSWORD": PASSWORD}
     model = endpoint(server).model
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.replace('"shapes"', repr(model)), str(tmp_path / "store"),
-         server.url],
-        cwd=ROOT,
-        env={**os.environ, **secrets, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-    )  # fmt: skip
+    script = RUN.replace('"shapes"', repr(model))
+    secrets["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+    done = run_python("-c", script, tmp_path / "store", server.url, **secrets)
     output = done.stdout + done.stderr
-    assert done.returncode == 0, output.decode()[-2000:]
+    assert done.returncode == 0, output[-2000:]
     assert f"Bearer {KEY}" in server.keys, "the key was not used"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 50
     for secret in (KEY, SECRET, PASSWORD):
-        assert secret.encode() not in output
+        assert secret not in output
         assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
@@ -110,10 +91,7 @@ def test_secrets_in_a_config_are_refused_and_not_repeated(
 
 
 def test_tracking_servers_are_named_without_their_password() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    problem = find_problem(f"http://me:{PASSWORD}@127.0.0.1:{port}")
+    problem = find_problem(f"http://me:{PASSWORD}@127.0.0.1:{free_port()}")
     assert "no MLflow server answers" in problem
     assert PASSWORD not in problem
     assert without_user(f"https://me:{PASSWORD}@host:5000/x") == "https://host:5000/x"
@@ -127,27 +105,5 @@ def test_log_lines_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         "import logging\nfrom core.runtime import setup_logging\nsetup_logging()\n"
         f"logging.getLogger('x').warning('it is %s', '{KEY}')"
     )
-    command = [sys.executable, "-c", code]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=dict(os.environ))
-    assert b"it is ***" in shown.stderr
+    assert "it is ***" in run_python("-c", code).stderr
     assert logging.getLogger("x").level == logging.NOTSET
-
-
-@pytest.mark.slow
-def test_local_servers_listen_on_loopback_alone(tmp_path: Path) -> None:
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    try:
-        ensure_servers(tmp_path / ".hermesflow", *ports)
-        listening = [
-            connection.laddr
-            for connection in psutil.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
-        ]
-        assert {address.port for address in listening} == set(ports)
-        assert {address.ip for address in listening} == {"127.0.0.1"}
-    finally:
-        stop_all(tmp_path / ".hermesflow")

@@ -1,7 +1,5 @@
 """Prefect and MLflow that die, come back or never were there, while a self-play runs."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sqlite3
@@ -19,16 +17,15 @@ from mlflow import MlflowClient
 
 from flows.servers import running
 from tests import chaos
-from tests.after_chaos import check_services
-from tests.chaos import Loop, prepared, read_ends
+from tests.chaos import Loop, check_services, prepared, read_ends
 from tests.cluster import until
-from tests.driver import ROOT, digests, finish, start
-from tests.loops import Runner
+from tests.driver import digests, finish, start
+from tests.limits import free_port, run_python
+from tests.loops import Finished
 from tests.screenshots import ask
-from tests.test_servers import free_port
 from tracking.connection import find_problem
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("services")]  # servers of one worker
 OFF, BACK, MISSED = "tracking is off", "MLflow answers again", "MLflow has missed"
 
 
@@ -133,7 +130,7 @@ def test_mlflow_that_comes_late_is_told_all(tmp_path: Path, mlflow: Mlflow) -> N
 
 
 def test_mlflow_that_dies_is_told_by_the_next_run(
-    tmp_path: Path, mlflow: Mlflow, finished: tuple[Path, Runner, str]
+    tmp_path: Path, mlflow: Mlflow, finished: Finished
 ) -> None:
     """At a registration of which it may or may not have heard."""
     mlflow.start()
@@ -150,23 +147,6 @@ def test_mlflow_that_dies_is_told_by_the_next_run(
     assert code == 0, again
     assert mlflow.versions() == 2
     assert mlflow.told()["iteration 1"] > 0
-
-
-def test_mlflow_that_is_restarted_during_training_misses_nothing(
-    tmp_path: Path, mlflow: Mlflow
-) -> None:
-    mlflow.start()
-    loop = start(tmp_path / "store", 1, 0, mlflow.address)
-    said = reads_until(loop, "iteration 1", "reference")
-    with stopped(loop):
-        mlflow.kill()
-        mlflow.start()
-    code, rest = finish(loop)
-    assert code == 0, said + rest
-    assert mlflow.versions() == 2
-    [training] = (tmp_path / "store").glob("train/*/metrics.jsonl")
-    steps = len(training.read_text(encoding="utf-8").splitlines())
-    assert mlflow.told()["iteration 1"] == steps
 
 
 def test_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
@@ -210,15 +190,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         yield loop
 
 
-def pipeline(place: Loop, log: Path) -> subprocess.Popen[bytes]:
-    return place.start(log)
-
-
 def test_self_play_outlasts_a_prefect_server_that_is_killed(place: Loop, tmp_path: Path) -> None:
     from flows.servers import ensure_servers
 
     log = tmp_path / "log"
-    process = pipeline(place, log)
+    process = place.start(log)
     until(lambda: (("iteration 1", "score-images")) in dict(read_ends(log)), "scores", 240)
     server = running(place.folder / ".hermesflow")["prefect"]
     os.kill(server.pid, signal.SIGKILL)
@@ -244,13 +220,13 @@ def test_killed_self_play_is_shown_as_crashed_by_the_next(place: Loop, tmp_path:
     config = place.folder / "config.yaml"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("iterations: 2", "iterations: 3"), encoding="utf-8")
-    process = pipeline(place, tmp_path / "log")
+    process = place.start(tmp_path / "log")
     until(lambda: "sample-images" in str(under_way()), "a stage that runs", 240)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     left = {run["id"] for run in under_way()}
     assert len(left) >= 2
-    again = pipeline(place, tmp_path / "again")
+    again = place.start(tmp_path / "again")
     until(lambda: not left & {run["id"] for run in under_way()}, "states of killed runs", 120)
     again.send_signal(signal.SIGTERM)
     assert again.wait(60) == 143
@@ -269,16 +245,8 @@ print(there.trigger.within.total_seconds(), there.enabled)
 
 
 def test_lost_runs_are_watched_once_and_with_patience(place: Loop) -> None:
-    environment = {**os.environ, **place.environment}
-    done = subprocess.run(
-        [sys.executable, "-c", AUTOMATION],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("-c", AUTOMATION, **place.environment)
     assert done.stdout.split() == ["600.0", "True"], done.stderr
     api = place.environment["PREFECT_API_URL"]
-    assert [a["name"] for a in ask(f"{api}/automations/filter", {})].count(
-        "hermesflow: lost runs"
-    ) == 1
+    names = [automation["name"] for automation in ask(f"{api}/automations/filter", {})]
+    assert names.count("hermesflow: lost runs") == 1

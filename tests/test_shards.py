@@ -1,8 +1,15 @@
-"""Shards of a stage: done side by side in any order, published once, equal to the whole."""
+"""Shards of a stage: done side by side in any order, published once, equal to the whole.
 
+The worked example of docs/extending.md runs as it stands there.
+"""
+
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 from core.config import Config
@@ -11,8 +18,9 @@ from core.store import Store
 from tasks.base import BASE
 from tasks.pool import POOL
 from tasks.sample import CAPTIONS, IMAGES
-from tasks.score import SCORE_IMAGES
+from tasks.score import SCORE_IMAGES, different_pictures
 from tests.loops import quick
+from tests.stage_inputs import make_config, pool_row, publish
 
 COUNT = 3
 SHARDS = [Shard(index, COUNT) for index in range(COUNT)]
@@ -82,7 +90,34 @@ def test_share_that_was_lost_is_done_by_a_run_of_the_whole(config: Config) -> No
     assert run_shard(CAPTIONS, config, store, given, WHOLE) is not None
 
 
-def test_every_part_belongs_to_exactly_one_share() -> None:
-    for part in range(20):
-        assert sum(shard.takes(part) for shard in SHARDS) == 1
-    assert all(WHOLE.takes(part) for part in range(20))
+def test_only_equal_pictures_of_the_same_record_are_one() -> None:
+    ids = ["b", "a", "b", "b", "a"]
+    codes_BN = np.array([[1, 2], [1, 2], [1, 3], [1, 2], [9, 9]])
+    first, which_B = different_pictures(ids, codes_BN)
+    assert len(first) == 4
+    assert [ids[i] for i in first[which_B]] == ids
+    assert (codes_BN[first[which_B]] == codes_BN).all()
+    assert which_B[0] == which_B[3] != which_B[1]
+
+
+PAGE = Path(__file__).parent.parent / "docs/extending.md"
+
+
+def test_stage_of_the_page_runs_whole_and_in_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code, *_] = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    module = ModuleType("words")
+    monkeypatch.setitem(sys.modules, "words", module)
+    exec(compile(code, "words.py", "exec"), module.__dict__)
+    config = make_config(sampling__shard_records=2)
+    rows = [pool_row(f"r{number}") for number in range(5)]
+    stores = [Store(str(tmp_path / name)) for name in ("whole", "shards")]
+    inputs = {"pool": publish(stores[0], "pool", [rows])}
+    whole = run_stage(module.WORDS, config, stores[0], inputs)
+    words = sum(len(str(row["caption"]).split()) for row in rows)
+    assert stores[0].open(whole.ref).manifest["results"] == {"captions": 5, "words": words}
+    assert run_shard(module.WORDS, config, stores[1], inputs, Shard(1, 2)) is None
+    last = run_shard(module.WORDS, config, stores[1], inputs, Shard(0, 2))
+    assert last is not None
+    assert last.ref.digest == whole.ref.digest

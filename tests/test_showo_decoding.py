@@ -9,10 +9,7 @@ from models.families.showo.likelihood import image_root, instruction
 from models.families.showo.masks import mmu_attention, t2i_attention
 from models.families.showo.network import Showo
 from models.families.showo.prompts import mmu_instruction, t2i_prompt, t2i_row
-from models.families.showo.sampler import (
-    ImageBlocks,
-    generate_images,
-)
+from models.families.showo.sampler import generate_images
 from models.nn.packing import Segment, Tree
 from models.protocol import MaskPredict, Seen, TextSampling
 from models.samplers import text as decoding
@@ -45,6 +42,10 @@ def prefixes() -> list[Tree]:
     ]
 
 
+def text_noise(*seeds: int, samples: int = len(SAMPLINGS)) -> RecordNoise:
+    return RecordNoise(seeds or (3, 4), samples, 9, 1, torch.device("cpu"))
+
+
 def plain_logits(network: Showo, ids_T: list[int], attend: torch.Tensor) -> torch.Tensor:
     ids_1T = torch.tensor([ids_T])
     with torch.no_grad():
@@ -52,8 +53,7 @@ def plain_logits(network: Showo, ids_T: list[int], attend: torch.Tensor) -> torc
 
 
 def test_text_from_the_shared_cache_equals_uncached_decoding() -> None:
-    noise = RecordNoise([3, 4], len(SAMPLINGS), 9, 1, torch.device("cpu"))
-    texts = generate_text(MODEL.network, prefixes(), SAMPLINGS, NEVER, noise, SPECIAL.pad)
+    texts = generate_text(MODEL.network, prefixes(), SAMPLINGS, NEVER, text_noise(), SPECIAL.pad)
     for tree, seed, samples in zip(prefixes(), [3, 4], texts, strict=True):
         prefix = [int(i) for segment in tree for i in segment.ids]
         draws_KT = torch.rand(4, 9, 1, generator=torch.Generator().manual_seed(seed))[:, :, 0]
@@ -69,28 +69,16 @@ def test_text_from_the_shared_cache_equals_uncached_decoding() -> None:
             assert sample == ids[len(prefix) :]
 
 
-def test_text_does_not_depend_on_the_rest_of_the_batch() -> None:
-    trees, cpu = prefixes(), torch.device("cpu")
-    noise = RecordNoise([3, 4], len(SAMPLINGS), 9, 1, cpu)
-    together = generate_text(MODEL.network, trees, SAMPLINGS, NEVER, noise, SPECIAL.pad)
-    for index, seed in enumerate([3, 4]):
-        noise = RecordNoise([seed], 2, 9, 1, cpu)
-        tree = [trees[index]]
-        alone = generate_text(MODEL.network, tree, SAMPLINGS[:2], NEVER, noise, SPECIAL.pad)
-        assert alone[0] == together[index][:2]
-
-
 def test_a_sample_ends_with_its_stop_token() -> None:
-    noise = RecordNoise([3, 4], 1, 9, 1, torch.device("cpu"))
     greedy = SAMPLINGS[:1]
-    free = generate_text(MODEL.network, prefixes(), greedy, NEVER, noise, SPECIAL.pad)
+    free = generate_text(
+        MODEL.network, prefixes(), greedy, NEVER, text_noise(samples=1), SPECIAL.pad
+    )
     stop = free[0][0][4]
-    stopped = generate_text(MODEL.network, prefixes(), greedy, stop, noise_again(), SPECIAL.pad)
+    stopped = generate_text(
+        MODEL.network, prefixes(), greedy, stop, text_noise(samples=1), SPECIAL.pad
+    )
     assert stopped[0][0] == free[0][0][: free[0][0].index(stop) + 1]
-
-
-def noise_again() -> RecordNoise:
-    return RecordNoise([3, 4], 1, 9, 1, torch.device("cpu"))
 
 
 def test_decoding_stops_early_when_all_rows_have() -> None:
@@ -102,7 +90,9 @@ def test_decoding_stops_early_when_all_rows_have() -> None:
             return super().categorical(probs_RNC)
 
     tree, greedy = prefixes()[:1], [TextSampling(1.0, 1, 50)]
-    free = generate_text(MODEL.network, tree, SAMPLINGS[:1], NEVER, noise_again_one(), SPECIAL.pad)
+    free = generate_text(
+        MODEL.network, tree, SAMPLINGS[:1], NEVER, text_noise(3, samples=1), SPECIAL.pad
+    )
     noise = Counting([3], 1, 50, 1, torch.device("cpu"))
     generate_text(MODEL.network, tree, greedy, free[0][0][0], noise, SPECIAL.pad)
     assert noise.calls == 1
@@ -118,14 +108,6 @@ def test_samples_are_the_same_however_often_it_is_asked_whether_they_have_stoppe
     rarely = generate_text(MODEL.network, prefixes(), SAMPLINGS, stop, text_noise(), SPECIAL.pad)
     assert rarely == often
     assert rarely != free
-
-
-def text_noise() -> RecordNoise:
-    return RecordNoise([3, 4], len(SAMPLINGS), 9, 1, torch.device("cpu"))
-
-
-def noise_again_one() -> RecordNoise:
-    return RecordNoise([3], 1, 9, 1, torch.device("cpu"))
 
 
 def test_top_k_keeps_ties_and_applies_to_each_sample() -> None:
@@ -191,17 +173,6 @@ def test_images_from_the_prompt_cache_equal_uncached_decoding(guidance: float) -
     assert cached.tolist() == uncached_images(texts, sampling, noise).tolist()
 
 
-def test_images_do_not_depend_on_the_rest_of_the_batch() -> None:
-    texts, sampling = prompts("a red cat", "the dog and the cat on the mat"), MaskPredict(5, 2.0)
-    noise = image_noise(8, 9, samples=3, steps=5)
-    together = generate_images(MODEL.network, texts, 3, sampling, noise, SPECIAL).view(2, 3, 16)
-    for index, seed in enumerate([8, 9]):
-        noise = image_noise(seed, samples=2, steps=5)
-        alone = generate_images(MODEL.network, [texts[index]], 2, sampling, noise, SPECIAL)
-        assert alone.tolist() == together[index, :2].tolist()
-    assert together.flatten(0, 1).unique(dim=0).shape[0] == 6
-
-
 def test_given_codes_are_kept() -> None:
     given_RN = torch.full((2, 16), -1)
     given_RN[:, 3:9] = 17
@@ -257,16 +228,3 @@ def test_replies_are_the_greedy_continuations_of_each_question() -> None:
             noise = RecordNoise([0], 1, model.config.max_text_len, 1, model.device)
             ids = generate_text(model.network, [tree], greedy, special.eos, noise, special.pad)
             assert model.tokenizer.decode(ids[0][0]) == together[image][index]
-
-
-@pytest.mark.parametrize("guidance", [0.0, 3.0])
-def test_samples_of_a_prompt_begin_with_the_same_logits(guidance: float) -> None:
-    prompts = [t2i_prompt(MODEL.tokenizer.encode(text), SPECIAL, 16) for text in ("a cat", "a b c")]
-    with torch.inference_mode():
-        blocks = ImageBlocks(MODEL.network, prompts, 3, guidance, SPECIAL)
-        first_RNC = blocks.first_logits()
-        codes_RN = torch.full(first_RNC.shape[:2], 7)
-        known_RNC = blocks.logits(codes_RN, torch.ones_like(codes_RN, dtype=torch.bool))
-        other_RNC = blocks.logits(codes_RN, torch.zeros_like(codes_RN, dtype=torch.bool))
-    torch.testing.assert_close(first_RNC, known_RNC, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(first_RNC, other_RNC, rtol=1e-2)

@@ -148,10 +148,6 @@ def test_inference_rows(tokenizer: ShowoTokenizer, name: str, question: str) -> 
     assert ids == CASES["mmu_infer"][name]["input_ids"]
 
 
-def test_question_without_choices_names_none() -> None:
-    assert vqa_question("Is it red?") == "Question:Is it red?"
-
-
 @pytest.mark.parametrize("caption", ["a red cat", "the dog and  the cat", "a"])
 def test_a_decoded_answer_is_trained_on_as_the_tokens_it_was_sampled_as(
     tokenizer: ShowoTokenizer, caption: str
@@ -167,6 +163,7 @@ def test_instruction_and_answer_tokenize_as_one_text(tokenizer: ShowoTokenizer) 
     answer = mmu_answer(tokenizer, "a red cat", 32)[:-1]
     whole = tokenizer.encode(f"USER: \n{CAPTION_QUESTION} ASSISTANT: a red cat")
     assert [*instruction, *answer] == whole
+    assert vqa_question("Is it red?") == "Question:Is it red?"
 
 
 def test_an_answer_cut_off_has_no_end_token(tokenizer: ShowoTokenizer) -> None:

@@ -39,15 +39,6 @@ def faults(rows: list[soak.Row]) -> list[str]:
     return [growth.measure.name for growth in soak.judge(rows) if not growth.right]
 
 
-def test_slopes_are_those_of_the_iterations_after_the_warm_up() -> None:
-    rows = rows_of(40)
-    for index, row in enumerate(rows):
-        row["store"] = 100.0 if index < soak.WARM_UP else 3.0 * index
-    found = soak.slopes(rows)
-    assert found["store"] == pytest.approx(3.0)
-    assert found["memory of the loop"] == pytest.approx(0.0)
-
-
 @pytest.mark.parametrize("iterations", [6, 50])
 @pytest.mark.parametrize(
     ("name", "step"),

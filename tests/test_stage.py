@@ -1,4 +1,4 @@
-"""Stages: what enters a key, what a body may read, and that work is never done twice."""
+"""Stages: what enters a key, what a body may read, what they say; no work is done twice."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -51,11 +51,6 @@ def _write_seed(context: StageContext) -> Mapping[str, object]:
     with context.draft.write("out.txt") as path:
         path.write_text(str(context.seed), encoding="utf-8")
     return {}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
 
 
 def test_second_run_is_a_cache_hit_and_the_manifest_tells_the_story(store: Store) -> None:
@@ -268,3 +263,25 @@ def test_commands_turn_errors_into_exit_codes(capsys: pytest.CaptureFixture[str]
     assert run_command(refuse) == 2
     assert "error: seed = -1" in capsys.readouterr().err
     assert run_command(interrupt) == 130
+
+
+def test_the_end_is_said_once_even_if_it_was_said_already(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("core.progress.LINE_SECONDS", 0.0)
+    with Progress("encode", 2) as slow:
+        slow.update()
+        slow.update()
+    monkeypatch.undo()
+    with Progress("decode", 2) as quick:
+        quick.update()
+        quick.update()
+    with Progress("skip", 0):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" after")[0] for line in lines] == [
+        "encode: 1/2",
+        "encode: 2/2",
+        "decode: 2/2",
+        "skip: 0/0",
+    ]

@@ -12,53 +12,30 @@ from tests.loops import play, quick
 WHERE = "no pairs: of 36 records"
 
 
-@pytest.fixture
-def store(copied: Path) -> Path:
-    """A store in which the base has been judged, and the first iteration finds no pairs."""
-    config = quick(copied, iterations=1, pairing__image__min_best=1.0)
+def test_report_and_card_say_that_a_run_stopped_and_why(copied: Path) -> None:
+    """The base has been judged, and the first iteration finds no pairs."""
+    config = quick(copied, pairing__image__min_best=1.0)
     with pytest.raises(UserError, match=WHERE):
         play(config)
-    return copied
-
-
-def page_of(store: Path) -> tuple[str, str]:
-    config = quick(store, iterations=1, pairing__image__min_best=1.0)
-    folder = store / report_folder(config)
-    texts = [(folder / name).read_text(encoding="utf-8") for name in ("report.html", "README.md")]
-    return texts[0], texts[1]
-
-
-def test_report_and_card_say_that_it_stopped_and_why(store: Path) -> None:
-    page, card = page_of(store)
+    folder = copied / report_folder(config)
+    page, card = ((folder / name).read_text("utf-8") for name in ("report.html", "README.md"))
     for text in (page, card):
-        assert "Stopped after 0 of 1 iterations." in text
-        assert WHERE in text
+        for part in (
+            *("Stopped after 0 of 1 iterations.", WHERE),
+            *("winners stay likely", "no iteration has ended", "ould not be judged"),
+        ):
+            assert part in text
     assert "0 of 1 iterations (stopped)" in page
-    assert "The run that made it is not complete." in card
-
-
-def test_nothing_is_called_fine_that_could_not_be_judged(store: Path) -> None:
-    page, card = page_of(store)
-    for text in (page, card):
-        assert "winners stay likely" in text
-        assert "no iteration has ended" in text
-        assert "ould not be judged" in text
     assert "so it is not known what they let through" in page
     assert "None: winners stayed likely" not in page
-
-
-def test_the_report_can_be_written_anew_and_says_the_same(store: Path) -> None:
-    config = quick(store, iterations=1, pairing__image__min_best=1.0)
+    assert "The run that made it is not complete." in card
     report_on(config, "quick.yaml", None)
-    for text in page_of(store):
+    for name in ("report.html", "README.md"):
+        text = (folder / name).read_text("utf-8")
         assert "Stopped after 0 of 1 iterations." in text
         assert WHERE in text
-
-
-def test_a_run_that_goes_on_is_not_stopped_any_more(store: Path) -> None:
-    """The same run with a rule that lets pairs through is another one; the same again stops."""
-    again = quick(store, iterations=0, pairing__image__min_best=1.0)
-    play(again)
-    document = Store(again.store).read_json(f"{report_folder(again)}/run.json")
+    # The same run with a rule that lets pairs through is another one; the same again stops.
+    play(config.model_copy(update={"iterations": 0}))
+    document = Store(config.store).read_json(f"{report_folder(config)}/run.json")
     assert document is not None
     assert document["stopped"] == ""

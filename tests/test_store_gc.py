@@ -1,18 +1,20 @@
 """What `python -m core.store gc` frees, and what it never touches; lineage of what is left."""
 
-from __future__ import annotations
-
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from core.errors import UserError
 from core.store import Store
+from core.store.__main__ import main
 from core.store.lineage import lineage
 from core.store.verify import verify
 from tests.driver import ROOT
@@ -20,12 +22,13 @@ from tests.loops import play, quick
 from tests.test_store import folder_of, put
 
 
-def gc(store: Path | str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "core.store", "gc", "--store", str(store), *options]
-    clean = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    return subprocess.run(
-        command, env=clean | environment, cwd=ROOT, capture_output=True, text=True
-    )
+def gc(store: Path | str, *options: str, registry: str = "") -> tuple[int, str, str]:
+    """Exit code and what is said of it."""
+    out, err = io.StringIO(), io.StringIO()
+    environment = patch.dict(os.environ, {"MLFLOW_TRACKING_URI": registry})
+    with redirect_stdout(out), redirect_stderr(err), environment:
+        code = main(["gc", "--store", str(store), *options])
+    return code, out.getvalue(), err.getvalue()
 
 
 def files(store: Path) -> set[str]:
@@ -38,20 +41,17 @@ def files(store: Path) -> set[str]:
 
 def test_gc_lists_first_and_frees_what_no_checkpoint_needs(copied: Path) -> None:
     before = files(copied)
-    listed = gc(copied, "--without-registry")
-    assert listed.returncode == 0, listed.stderr
-    assert files(copied) == before
-    assert "can be freed; --delete does it" in listed.stdout
-    freed = gc(copied, "--without-registry", "--delete")
-    assert freed.returncode == 0, freed.stderr
+    code, listed, _ = gc(copied, "--without-registry")
+    assert (code, files(copied)) == (0, before)
+    assert "can be freed; --delete does it" in listed
+    assert gc(copied, "--without-registry", "--delete")[0] == 0
     gone = before - files(copied)
     assert {name.split("/")[0] for name in gone} == {
         *("sample-captions", "sample-images", "score-captions", "score-images", "reference")
     }
     assert len({tuple(name.split("/")[:2]) for name in gone}) == 5  # of the first iteration alone
     assert f"{len(gone)} files were deleted to save space" in verify(Store(str(copied)))
-    again = gc(copied, "--without-registry", "--delete")
-    assert "0 B  in 0 artifacts freed" in again.stdout
+    assert "0 B  in 0 artifacts freed" in gc(copied, "--without-registry", "--delete")[1]
 
 
 @pytest.mark.slow
@@ -74,21 +74,20 @@ def test_freed_store_goes_on_and_says_what_is_gone(copied: Path) -> None:
 
 
 def test_gc_refuses_without_a_registry_that_answers(copied: Path) -> None:
-    for environment in ({}, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}):
-        done = gc(copied, "--delete", **environment)
-        assert done.returncode == 2
-        assert "which checkpoints are registered cannot be told" in done.stderr
-        assert "--without-registry" in done.stderr
+    for registry in ("", "http://127.0.0.1:9"):
+        code, _, said = gc(copied, "--delete", registry=registry)
+        assert code == 2
+        assert "which checkpoints are registered cannot be told" in said
+        assert "--without-registry" in said
 
 
 def test_gc_frees_weights_that_are_not_registered(copied: Path, mlflow_uri: str) -> None:
     """MLflow answers and knows none of the checkpoints; the last one is needed to go on."""
-    done = gc(copied, "--delete", MLFLOW_TRACKING_URI=mlflow_uri)
-    assert done.returncode == 0, done.stderr
+    code, said, _ = gc(copied, "--delete", registry=mlflow_uri)
     weights = {p.parent.parent.name for p in copied.glob("train/*/model/model.safetensors")}
     manifests = [json.loads(p.read_text("utf-8")) for p in copied.glob("train/*/manifest.json")]
     [last] = [m["key"] for m in manifests if m["inputs"]["checkpoint"][0]["stage"] == "train"]
-    assert weights == {last}, done.stdout
+    assert (code, weights) == (0, {last}), said
     assert len(list(copied.glob("base/*/model/model.safetensors"))) == 1
     assert (copied / f"train/{last}/metrics.jsonl").is_file()
 
@@ -98,8 +97,7 @@ def test_gc_keeps_what_is_registered(copied: Path, mlflow_uri: str) -> None:
     play(quick(copied, iterations=2, tracking__enabled=True))
     held = copied.parent / "other"
     shutil.copytree(copied, held)  # this process works with the first
-    done = gc(held, "--delete", MLFLOW_TRACKING_URI=mlflow_uri)
-    assert done.returncode == 0, done.stderr
+    assert gc(held, "--delete", registry=mlflow_uri)[0] == 0
     assert len(list(held.glob("train/*/model/model.safetensors"))) == 2
     assert len({path.parent for path in held.glob("sample-images/*/part-*")}) == 1
 
@@ -107,29 +105,26 @@ def test_gc_keeps_what_is_registered(copied: Path, mlflow_uri: str) -> None:
 def test_gc_leaves_a_store_alone_that_is_in_use(tmp_path: Path) -> None:
     store = tmp_path / "store"
     code = f"from core.store import Store; Store({str(store)!r}).check(); print(1, flush=True)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code + "; import time; time.sleep(60)"], stdout=subprocess.PIPE
-    ) as run:
+    command = [sys.executable, "-c", code + "; import time; time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as run:
         assert run.stdout is not None
         run.stdout.readline()
-        done = gc(store, "--without-registry", "--delete")
-        assert done.returncode == 2
-        assert "is in use by a run" in done.stderr
-        assert gc(store, "--without-registry").returncode == 0
+        code, _, said = gc(store, "--without-registry", "--delete")
+        assert code == 2
+        assert "is in use by a run" in said
+        assert gc(store, "--without-registry")[0] == 0
         run.kill()
-    assert gc(store, "--without-registry", "--delete").returncode == 0
+    assert gc(store, "--without-registry", "--delete")[0] == 0
 
 
-def test_unfinished_artifacts_stay_unless_they_are_named(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "store"))
+def test_unfinished_artifacts_stay_unless_they_are_named(store: Store) -> None:
     with store.draft("train", "k" * 64) as draft:
         put(draft, "state/step-1.json", "{}")
     store.write_text("store.json", '{"schema_version": 1}')
-    assert "0 B  in 0 artifacts" in gc(tmp_path / "store", "--without-registry").stdout
-    done = gc(tmp_path / "store", "--without-registry", "--unfinished", "--delete")
-    assert "unfinished" in done.stdout
-    assert not (tmp_path / "store/train/kkkk").exists()
-    assert not list((tmp_path / "store/train").iterdir())
+    assert "0 B  in 0 artifacts" in gc(store.root, "--without-registry")[1]
+    said = gc(store.root, "--without-registry", "--unfinished", "--delete")[1]
+    assert "unfinished" in said
+    assert not list(Path(store.root, "train").iterdir())
 
 
 def test_gc_frees_on_a_server_if_told_that_nothing_runs(bucket: str) -> None:
@@ -139,10 +134,10 @@ def test_gc_frees_on_a_server_if_told_that_nothing_runs(bucket: str) -> None:
     with store.draft("train", "k" * 64) as draft:
         put(draft, "shard", "x")
     options = ("--without-registry", "--unfinished", "--delete")
-    refused = gc(uri, *options)
-    assert refused.returncode == 2
-    assert "has no lock" in refused.stderr
-    assert gc(uri, *options, "--nothing-runs").returncode == 0
+    code, _, said = gc(uri, *options)
+    assert code == 2
+    assert "has no lock" in said
+    assert gc(uri, *options, "--nothing-runs")[0] == 0
     with store.draft("train", "k" * 64) as draft:
         assert draft.names() == []
 

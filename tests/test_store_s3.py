@@ -26,11 +26,12 @@ from core.errors import UserError
 from core.remote import connect, create, upload
 from core.store import Store
 from flows.preflight import check
-from tests.loops import Runner, play, quick
+from tests.loops import Finished, play, quick
 from tests.stage_inputs import make_config
 from tests.test_store import KILLED, publish, put
 
 Requests = Callable[[], list[str]]
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 QUICK_REFUSAL = 60.0  # seconds
 
 
@@ -83,7 +84,7 @@ with Store(sys.argv[1]).draft("train", "k") as draft, draft.write("model") as pa
 
 
 def test_killed_upload_of_a_large_part_leaves_no_part(store: Store, bucket: str) -> None:
-    with run_python(LARGE, store.uri, str(2**29)) as process:
+    with run_python(LARGE, store.uri, str(2**28)) as process:
         filesystem = S3FileSystem()
         while not _unfinished_uploads(filesystem, bucket):
             assert process.poll() is None
@@ -188,19 +189,6 @@ print(Artifact(sys.argv[1]).path("parts/a.txt").read_text())
 """
 
 
-def test_what_was_fetched_once_is_not_fetched_by_other_processes(
-    store: Store, requests: Requests
-) -> None:
-    ref = publish(store)
-    requests()
-    outputs = []
-    for _ in range(2):
-        with run_python(READER, ref.uri) as process:
-            outputs.append(process.communicate()[0])
-    assert outputs == ["hello\n", "hello\n"]
-    assert len([line for line in requests() if "GET" in line and "/parts/a.txt/" in line]) == 1
-
-
 def test_cached_files_need_no_server(
     bucket: str, monkeypatch: pytest.MonkeyPatch, requests: Requests
 ) -> None:
@@ -218,12 +206,11 @@ def test_cached_files_need_no_server(
     assert requests() == []
 
 
-@pytest.mark.parametrize("content", [b"jello", b"hell", b""])
-def test_damaged_cache_is_noticed_and_fetched_again(store: Store, content: bytes) -> None:
+def test_damaged_cache_is_noticed_and_fetched_again(store: Store) -> None:
     ref = publish(store)
-    cached = store.open(ref).path("parts/a.txt")
-    cached.write_bytes(content)
-    assert store.open(ref).path("parts/a.txt").read_text(encoding="utf-8") == "hello"
+    for content in (b"jello", b"hell", b""):
+        store.open(ref).path("parts/a.txt").write_bytes(content)
+        assert store.open(ref).path("parts/a.txt").read_text(encoding="utf-8") == "hello"
 
 
 def test_damaged_object_is_named_and_not_cached(store: Store) -> None:
@@ -274,19 +261,14 @@ def refusal(uri: str) -> str:
     return lines[0]
 
 
-def test_absent_bucket_is_refused(bucket: str) -> None:
+def test_wrong_buckets_are_refused(bucket: str) -> None:
     message = refusal("s3://nosuch-bucket/prefix")
     assert "s3://nosuch-bucket/prefix" in message
     assert "the bucket does not exist; create it, or choose another store" in message
-
-
-@pytest.mark.parametrize("uri", ["s3://", "s3:///prefix", "s3://key:some-secret@bucket/prefix"])
-def test_uri_without_bucket_or_with_credentials_is_refused(bucket: str, uri: str) -> None:
-    assert "is not of the form s3://bucket/prefix; give it so, and credentials in" in refusal(uri)
-
-
-def test_impossible_bucket_name_is_refused(bucket: str) -> None:
     assert 'Invalid bucket name "Bad!"' in refusal("s3://Bad!/prefix")
+    form = "is not of the form s3://bucket/prefix; give it so, and credentials in"
+    for uri in ("s3://", "s3:///prefix", "s3://key:some-secret@bucket/prefix"):
+        assert form in refusal(uri)
 
 
 @pytest.mark.parametrize(
@@ -294,19 +276,13 @@ def test_impossible_bucket_name_is_refused(bucket: str) -> None:
     [
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "no answer .*check AWS_ENDPOINT_URL"),
         ({"AWS_ENDPOINT_URL": "somewhere"}, "Invalid endpoint: somewhere; check"),
-        (
-            {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
-            "Unable to locate credentials; set AWS_ACCESS_KEY_ID and",
-        ),
+        (dict.fromkeys(KEYS), "Unable to locate credentials; set AWS_ACCESS_KEY_ID and"),
         ({"AWS_SECRET_ACCESS_KEY": None}, "missing: AWS_SECRET_ACCESS_KEY; set"),
         ({"AWS_PROFILE": "nosuch"}, r"profile \(nosuch\) could not be found; check .*AWS"),
     ],
 )
 def test_wrong_environment_is_refused(
-    bucket: str,
-    changes: dict[str, str | None],
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
+    bucket: str, changes: dict[str, str | None], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in changes.items():
         if value is None:
@@ -354,7 +330,7 @@ def test_server_that_goes_away_stops_a_stage_with_a_way_out(
 
 @pytest.mark.slow
 def test_loop_on_s3_makes_the_same_artifacts_as_in_a_folder(
-    finished: tuple[Path, Runner, str], bucket: str
+    finished: Finished, bucket: str
 ) -> None:
     uri = f"{bucket}/prefix"
     _, local, table = finished

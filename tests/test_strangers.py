@@ -1,8 +1,5 @@
 """Input of strangers, each case by hand: what it may not do, and what is said instead."""
 
-from __future__ import annotations
-
-import io
 import json
 import math
 import os
@@ -13,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from core.artifact import Artifact
 from core.config import load_config
 from core.errors import UserError
-from data.pictures import BombError, PictureError, opened, rgb
+from data.pictures import PictureError, opened
 from data.schemas import arrow_schema
 from data.tables import decode_image, read_table, write_table
 from evals.benchmarks.files import ImageFolder, read_json_lines
@@ -47,30 +42,6 @@ def test_postscript_starts_no_program(monkeypatch: pytest.MonkeyPatch, tmp_path:
     row = pool_row("r1") | {"image": {"bytes": EPS, "path": None}}
     with pytest.raises(UserError, match="record_id 'r1', column image: the image cannot be"):
         write_table(tmp_path / "pool.parquet", "pool", [row])
-
-
-def test_a_bomb_is_not_decoded() -> None:
-    bomb = next(content for content in PICTURES if b"\x00\x00\xea\x60\x00\x00\xea\x60" in content)
-    with pytest.raises(BombError, match=r"pixels.*give a smaller picture"):
-        rgb(bomb)
-
-
-def test_a_pool_shows_pictures_as_one_sees_them() -> None:
-    """The same as `data.ingest` makes of them, so both ways into a pool agree."""
-    sixteen = Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16))
-    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    lying = Image.new("RGB", (4, 2), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    for picture, options, size, pixel in (
-        (sixteen, {}, (2, 2), (128, 128, 128)),
-        (clear, {}, (2, 2), (255, 255, 255)),
-        (lying, {"exif": exif}, (2, 4), (255, 0, 0)),
-    ):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", **options)
-        seen = decode_image({"bytes": buffer.getvalue(), "path": None})
-        assert (seen.size, seen.getpixel((0, 0))) == (size, pixel)
 
 
 def test_no_file_and_a_pipe_are_no_pictures(tmp_path: Path) -> None:
@@ -107,13 +78,6 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path, text: str) ->
         load_config(tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("text", ["seed: 2001-99-99", f"seed: {'9' * 5000}", "seed: !!int x"])
-def test_yaml_that_no_value_can_be_made_of_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="is not valid YAML"):
-        load_config(tmp_path / "run.yaml")
-
-
 def test_a_config_is_a_small_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("#" * (1 << 21), encoding="utf-8")
     with pytest.raises(UserError, match="give one below"):
@@ -144,13 +108,8 @@ def test_a_manifest_leads_nowhere_else(
 ) -> None:
     """A remote store whose manifests were written by somebody else, and a local one."""
     monkeypatch.setenv("HERMESFLOW_CACHE", str(tmp_path / "deep/deeper/cache"))
-    document = {
-        "stage": "pair",
-        "key": "k",
-        "digest": "0" * 64,
-        "files": {"a": ENTRY},
-        "schema_version": 1,
-    }
+    document = {"stage": "pair", "key": "k", "digest": "0" * 64, "files": {"a": ENTRY}}
+    document["schema_version"] = 1
     text = json.dumps(document | changes).encode()
     memory = fsspec.filesystem("memory")
     memory.pipe_file(f"/{tmp_path.name}/pair/k/manifest.json", text)

@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,24 +12,17 @@ from core.store import Store
 from flows.reporting import report_folder
 from report.alarms import Alarm, Review
 from report.figures import VersionFigures, read_version
-from report.gallery import (
-    PairExample,
-    data_uri,
-    drawn_examples,
-    drawn_sheet,
-    pair_examples,
-    pair_sheet,
-)
+from report.gallery import PairExample, drawn_examples, drawn_sheet, pair_examples, pair_sheet
 from report.plots import gap_plot, training_plot
 from report.run_record import RunRecord, from_document
 from report.summary import PAGE_BYTES, checkpoint_rows, iteration_page, run_line, run_text
-from tests.loops import Runner, quick
+from tests.loops import Finished, quick
 
 EVIL = "<script>alert(1)</script> | ![x](y) *bold* `code`"
 
 
 @pytest.fixture(scope="module")
-def run_record(finished: tuple[Path, Runner, str]) -> RunRecord:
+def run_record(finished: Finished) -> RunRecord:
     document = Store(str(finished[0])).read_json(
         f"{report_folder(quick(finished[0], iterations=2))}/run.json"
     )
@@ -39,13 +31,13 @@ def run_record(finished: tuple[Path, Runner, str]) -> RunRecord:
 
 
 @pytest.fixture(scope="module")
-def versions(finished: tuple[Path, Runner, str], run_record: RunRecord) -> list[VersionFigures]:
+def versions(finished: Finished, run_record: RunRecord) -> list[VersionFigures]:
     store = Store(str(finished[0]))
     return [read_version(store, version, run_record) for version in run_record.versions]
 
 
 @pytest.fixture(scope="module")
-def examples(finished: tuple[Path, Runner, str], run_record: RunRecord) -> list[PairExample]:
+def examples(finished: Finished, run_record: RunRecord) -> list[PairExample]:
     pairs = Store(str(finished[0])).open(run_record.versions[-1].stages["pairs"])
     return pair_examples(pairs.parts(), 5)
 
@@ -133,7 +125,7 @@ def test_examples_are_spread_over_the_table(examples: list[PairExample]) -> None
 
 
 def test_sheets_hold_every_picture(
-    finished: tuple[Path, Runner, str], run_record: RunRecord, examples: list[PairExample]
+    finished: Finished, run_record: RunRecord, examples: list[PairExample]
 ) -> None:
     store = Store(str(finished[0]))
     few, many = opened(pair_sheet(examples[:1])), opened(pair_sheet(examples))
@@ -150,15 +142,6 @@ def test_sheets_hold_every_picture(
     assert prompts[0] == prompts[1] == prompts[2]
     assert len(prompts[0]) == 8
     assert opened(drawn_sheet(drawn[0], columns=4)).height < opened(drawn_sheet(drawn[0], 2)).height
-
-
-def test_small_pictures_grow_by_whole_factors_and_large_ones_shrink() -> None:
-    def size(width: int, height: int) -> tuple[int, int]:
-        uri = data_uri(Image.new("RGB", (width, height)), 100)
-        return opened(base64.b64decode(uri.partition(",")[2])).size
-
-    assert size(32, 32) == (96, 96)
-    assert size(400, 200) == (100, 50)
 
 
 def test_charts_are_drawn_for_one_and_for_several_checkpoints(

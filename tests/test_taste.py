@@ -25,6 +25,8 @@ from report.run_record import from_document
 from report.verdict import GOOD, TASTE, give_verdict
 from tests.loops import play, quick
 
+# One worker, since both judges look at the samples and the training of one store.
+pytestmark = pytest.mark.xdist_group("taste")
 CORNER = 16  # pixels
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,20 @@ import psutil
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
-from limits import HANGS_SECONDS
+from limits import HANGS_SECONDS, free_port
 from safetensors.torch import load_file, save_file
 from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish
 from test_train import Loop, assert_same_weights, metrics
-from together import Hook, Outcome, free_port, no_hook, run_together
+from together import Hook, Outcome, no_hook, run_together
 
 import tasks.train
-import training.processes
 from core.artifact import Artifact
 from core.artifact_writer import ArtifactWriter
 from core.config import Config
 from core.errors import UserError
 from core.process_group import ProcessGroup
-from core.stage import StageContext, run_stage, stage_key
+from core.stage import run_stage, stage_key
 from models.families.showo.model import ShowoModel
 from models.registry import use_threads
 from tasks.train import TRAIN
@@ -37,27 +35,20 @@ from training.processes import process_device
 from training.sharding import local
 from training.trainer import PairTrainer
 
+# One worker, so that the server that processes are forked from imports everything once.
+pytestmark = pytest.mark.xdist_group("together")
+SLOW = pytest.mark.slow
 TOLERANCE = {"rel": 2e-4, "abs": 1e-5}
 """Sums are rounded in another order: that came to 3e-5 of a figure over 30 steps."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its first settings for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Group:
     """A store, a config and what several processes make of them."""
 
-    def __init__(
-        self, folder: Path, config: Config, num_pairs: int = 10, store: str | None = None
-    ) -> None:
+    def __init__(self, folder: Path, config: Config, num_pairs: int = 10) -> None:
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
-        self.loop = Loop(store or folder / "store")
+        self.loop = Loop(folder / "store")
         rows = [pair_row(number) for number in range(num_pairs)]
         self.loop.pairs = publish(self.loop.store, "pairs", [rows])
         self.inputs = self.loop.inputs(config)
@@ -91,37 +82,49 @@ class Group:
         return stage_key(TRAIN, self.config, self.inputs)
 
 
-def keep_states(folder: Path, rank: int) -> None:
-    """Save the weights of this process after its last step, in a file of its own."""
+DECAY = {"training__weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """What two processes make that nobody disturbs."""
+    return Group(tmp_path_factory.mktemp("straight"), make_config(**DECAY)).train(2)
+
+
+def on_step(
+    before: Callable[[int], object] = lambda number: None,
+    after: Callable[[PairTrainer, int], object] = lambda trainer, number: None,
+) -> None:
+    """Have something done around each step of this process."""
     original = PairTrainer.step
 
     def step(trainer: PairTrainer, number: int, ends: bool) -> tuple[dict[str, float], bool]:
+        before(number)
         row = original(trainer, number, ends)
-        if number + 1 == trainer.num_steps:
-            save_file(trainer.trained_weights(), folder / f"{rank}.safetensors")
+        after(trainer, number + 1)
         return row
 
     PairTrainer.step = step  # type: ignore[method-assign]
 
 
+def keep_states(folder: Path, rank: int) -> None:
+    """Save the weights of this process after its last step, in a file of its own."""
+
+    def save(trainer: PairTrainer, done: int) -> None:
+        if done == trainer.num_steps:
+            save_file(trainer.trained_weights(), folder / f"{rank}.safetensors")
+
+    on_step(after=save)
+
+
+# One batch of 5, as 3 + 2; and batches of 3, 3, 2 and 2, so that a process is without rows.
+SPLIT = {"batch_size": 5, "objective": "joint", "epochs": 4}
+EMPTY = {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True}
+
+
 @pytest.mark.parametrize(
     ("num", "num_pairs", "changes"),
-    [
-        (2, 10, {}),
-        # One batch of 5, as 3 + 2.
-        pytest.param(
-            *(2, 5, {"batch_size": 5, "objective": "joint", "epochs": 4}), marks=pytest.mark.slow
-        ),
-        # Batches of 3, 3, 2 and 2: there is a process without rows.
-        pytest.param(
-            *(
-                3,
-                10,
-                {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True},
-            ),
-            marks=pytest.mark.slow,
-        ),
-    ],
+    [(2, 10, {}), pytest.param(2, 5, SPLIT, marks=SLOW), pytest.param(3, 10, EMPTY, marks=SLOW)],
 )
 def test_several_processes_train_like_one(
     tmp_path: Path, num: int, num_pairs: int, changes: Mapping[str, Any]
@@ -152,45 +155,35 @@ SHARDED = {"runtime__shard_weights": True}
 
 def watch_memory(folder: Path, rank: int) -> None:
     """Note how many numbers of weights and moments this process holds after its last step."""
-    original = PairTrainer.step
 
-    def step(trainer: PairTrainer, number: int, ends: bool) -> tuple[dict[str, float], bool]:
-        row = original(trainer, number, ends)
+    def note(trainer: PairTrainer, done: int) -> None:
         weights = [local(weight) for weight in trainer._trained()]
         moments = [local(m) for state in trainer._optimizer.state.values() for m in state.values()]
         (folder / f"held-{rank}").write_text(str(sum(t.numel() for t in (*weights, *moments))))
-        return row
 
-    PairTrainer.step = step  # type: ignore[method-assign]
+    on_step(after=note)
 
 
 @pytest.mark.parametrize(
-    ("num", "num_pairs", "changes"),
+    ("num", "changes"),
     [
-        (2, 10, {}),
+        (2, {}),
         pytest.param(
-            *(2, 10, {"runtime__recompute": True, "training__objective": "joint"}),
-            marks=pytest.mark.slow,
+            *(2, {"runtime__recompute": True, "training__objective": "joint"}), marks=SLOW
         ),
         # Batches of 3, 3, 2 and 2, one pair at a time: some have less to do than others.
-        pytest.param(
-            *(3, 10, {"training__batch_size": 3, "training__weight_decay": 0.1}),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *(2, 10, {"runtime__batch_pairs": 1, "training__batch_size": 5}),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(*(2, 10, {"training__lora": {"rank": 2, "alpha": 4}}), marks=pytest.mark.slow),
+        pytest.param(*(3, {"training__batch_size": 3, "training__weight_decay": 0.1}), marks=SLOW),
+        pytest.param(*(2, {"runtime__batch_pairs": 1, "training__batch_size": 5}), marks=SLOW),
+        pytest.param(*(2, {"training__lora": {"rank": 2, "alpha": 4}}), marks=SLOW),
     ],
 )
 def test_processes_with_a_part_of_the_weights_each_train_like_one(
-    tmp_path: Path, num: int, num_pairs: int, changes: Mapping[str, Any]
+    tmp_path: Path, num: int, changes: Mapping[str, Any]
 ) -> None:
     config = make_config(**changes)
-    one = Group(tmp_path / "one", config, num_pairs)
+    one = Group(tmp_path / "one", config)
     alone = one.loop.store.open(run_stage(TRAIN, config, one.loop.store, one.inputs).ref)
-    several = Group(tmp_path / "several", make_config(**changes, **SHARDED), num_pairs)
+    several = Group(tmp_path / "several", make_config(**changes, **SHARDED))
     together = several.train(num, partial(watch_memory, tmp_path))
     for row, same in zip(metrics(together), metrics(alone), strict=True):
         assert row == pytest.approx(same, **TOLERANCE)
@@ -210,81 +203,57 @@ def test_processes_with_a_part_of_the_weights_each_train_like_one(
     ("before", "after"),
     [
         ((2, True), (1, False)),
-        pytest.param((1, False), (2, True), marks=pytest.mark.slow),
-        pytest.param((2, True), (3, True), marks=pytest.mark.slow),
+        pytest.param((1, False), (2, True), marks=SLOW),
+        pytest.param((2, True), (3, True), marks=SLOW),
     ],
 )
 def test_a_saved_state_continues_on_another_number_of_processes(
-    tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
+    tmp_path: Path, straight: Artifact, before: tuple[int, bool], after: tuple[int, bool]
 ) -> None:
-    straight = Group(tmp_path / "straight", make_config()).train(2)
-    group = Group(tmp_path / "killed", make_config(runtime__shard_weights=before[1]))
+    group = Group(tmp_path, make_config(**DECAY, runtime__shard_weights=before[1]))
     outcome = group.run(before[0], partial(end_at, 5, before[0] - 1))
     assert outcome.codes[-1] == -signal.SIGKILL
     states = [name for name in group.draft().names("state/") if name.endswith(".safetensors")]
     assert len(states) == before[0]
-    group.config = make_config(runtime__shard_weights=after[1])
+    group.config = make_config(**DECAY, runtime__shard_weights=after[1])
     resumed = group.train(after[0], partial(not_before, 4))
     for row, same in zip(metrics(resumed), metrics(straight), strict=True):
         assert row == pytest.approx(same, **TOLERANCE)
 
 
 @pytest.mark.slow
-def test_a_fault_among_processes_with_parts_of_the_weights_ends_its_process(
-    tmp_path: Path,
-) -> None:
-    group = Group(tmp_path, make_config(**SHARDED))
-    outcome = group.run(2, partial(fail_to_pack, KeyError("oops"), 1))
-    assert outcome.codes[1] == 1
-    assert "in pack_pairs" in outcome.outputs[1]
-
-
-def no_step(rank: int) -> None:
-    def step(trainer: PairTrainer, number: int, ends: bool) -> tuple[dict[str, float], bool]:
-        raise AssertionError("a step was taken")
-
-    PairTrainer.step = step  # type: ignore[method-assign]
-
-
-@pytest.mark.slow
 def test_what_is_published_is_not_trained_again(tmp_path: Path) -> None:
     group = Group(tmp_path, make_config(training__epochs=1))
     done = group.train(2)
-    outcome = group.run(3, no_step)
+    outcome = group.run(3, partial(not_before, 99))
     assert outcome.codes == [0, 0, 0], outcome.output
     assert [done.ref.uri in output for output in outcome.outputs] == [True, False, False]
 
 
 def end_at(step_to_end: int, victim: int, rank: int) -> None:
     """SIGKILL for one process when it begins this step."""
-    original = PairTrainer.step
 
-    def step(trainer: PairTrainer, number: int, ends: bool) -> tuple[dict[str, float], bool]:
+    def end(number: int) -> None:
         if (rank, number) == (victim, step_to_end):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(trainer, number, ends)
 
-    PairTrainer.step = step  # type: ignore[method-assign]
+    on_step(before=end)
 
 
 def not_before(first: int, rank: int) -> None:
     """Fail if a step that is done is done again."""
-    original = PairTrainer.step
 
-    def step(trainer: PairTrainer, number: int, ends: bool) -> tuple[dict[str, float], bool]:
+    def check(number: int) -> None:
         assert number >= first, number
-        return original(trainer, number, ends)
 
-    PairTrainer.step = step  # type: ignore[method-assign]
+    on_step(before=check)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=SLOW), 1])
 def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
-    tmp_path: Path, victim: int
+    tmp_path: Path, straight: Artifact, victim: int
 ) -> None:
-    config = make_config(training__weight_decay=0.1)
-    straight = Group(tmp_path / "straight", config).train(2)
-    group = Group(tmp_path / "killed", config)
+    group = Group(tmp_path, make_config(**DECAY))
     outcome = group.run(2, partial(end_at, 5, victim))
     assert outcome.codes[victim] == -signal.SIGKILL, outcome.output
     assert outcome.codes[1 - victim] != 0, outcome.output
@@ -293,23 +262,6 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_saved_state(
     assert_same_weights(resumed, straight)
     assert resumed.ref.digest == straight.ref.digest
     assert resumed.names("state/") == []
-
-
-@pytest.mark.slow
-def test_training_on_s3_survives_a_kill(tmp_path: Path, bucket: str) -> None:
-    config = make_config()
-    straight = Group(tmp_path / "straight", config).train(2)
-    group = Group(tmp_path / "killed", config, store=f"{bucket}/some/prefix")
-    assert group.run(2, partial(end_at, 3, 1)).codes[1] == -signal.SIGKILL
-    assert "state/step-000002.json" in group.draft().names("state/")
-    assert group.train(2, partial(not_before, 2)).ref.digest == straight.ref.digest
-
-
-def no_space(rank: int) -> None:
-    def save(context: StageContext, trainer: PairTrainer, rows: object) -> None:
-        raise UserError("disk full")
-
-    tasks.train._save = save
 
 
 def fail_to_pack(error: Exception, victim: int, rank: int) -> None:
@@ -337,7 +289,6 @@ COLLAPSE = {
     ("changes", "hook", "message"),
     [
         (COLLAPSE, no_hook, "error: training stopped at step"),
-        ({}, no_space, "disk full"),
         ({}, partial(fail_to_pack, UserError("no more"), 1), "no more"),
     ],
 )
@@ -350,8 +301,14 @@ def test_an_error_in_any_process_ends_all_and_is_said(
     assert message in outcome.output
 
 
-def test_a_fault_of_one_process_ends_all_and_shows_where(tmp_path: Path) -> None:
-    outcome = Group(tmp_path, make_config()).run(2, partial(fail_to_pack, KeyError("oops"), 1))
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"runtime__shard_weights": True}, marks=SLOW)]
+)
+def test_a_fault_of_one_process_ends_all_and_shows_where(
+    tmp_path: Path, changes: Mapping[str, Any]
+) -> None:
+    group = Group(tmp_path, make_config(**changes))
+    outcome = group.run(2, partial(fail_to_pack, KeyError("oops"), 1))
     assert outcome.codes[1] == 1, outcome.output
     assert outcome.codes[0] != 0, outcome.output
     assert "KeyError: 'oops'" in outcome.outputs[1]
@@ -394,18 +351,6 @@ def test_processes_that_are_not_connected_are_refused(
     message = capsys.readouterr().err
     assert "in 2 processes, of which 1 are connected" in message
     assert "torchrun" in message
-
-
-def test_processes_that_accelerate_does_not_see_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Three:
-        num_processes = 3
-
-    monkeypatch.setattr(training.processes, "Accelerator", lambda **_: Three())
-    group = Group(tmp_path, make_config())
-    with pytest.raises(UserError, match="in 1 processes, of which 3 are connected"):
-        run_stage(TRAIN, group.config, group.loop.store, group.inputs)
 
 
 class Two(ProcessGroup):

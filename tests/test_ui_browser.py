@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from selenium.webdriver.common.by import By
 from data.tables import read_table, write_table
 from flows.servers import Urls, client_environment, ensure_servers, stop_all
 from tests.browser import chromium, requested, resize
+from tests.limits import free_port
 from tests.loops import QUICK
 from tests.screenshots import (
     Document,
@@ -44,12 +44,6 @@ STAGES = {
     "sample-captions", "sample-images", "score-captions", "score-images",
     "pair", "reference", "train", "evaluate", "benchmark",
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

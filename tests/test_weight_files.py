@@ -1,7 +1,5 @@
 """Weights that are not read: quantised ones, and folders with more than one set of them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from evals.networks.caption_scorer import CaptionScorer
 from flows.preflight import check
 from models.checkpoints.__main__ import main
 from tasks.base import BASE
-from tests.published import published_parts, save_weights
+from tests.published import published_parts, save_tensors, save_weights
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 
@@ -138,39 +136,26 @@ def test_counts_in_the_place_of_weights_are_named(
     assert f"{name} is I64" in said
 
 
-def _other_format(folder: Path) -> str:
-    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
-    return "pytorch_model.bin"
+def other(name: str) -> Callable[[Path], str]:
+    """Adds weights of that name, which are others."""
+
+    def add(folder: Path) -> str:
+        save_tensors({"x": torch.zeros(1)}, folder / name)
+        return name
+
+    return add
 
 
-def _averaged(folder: Path) -> str:
-    shutil.copy(folder / "model.safetensors", folder / "ema_model.safetensors")
-    return "ema_model.safetensors"
-
-
-def _averaged_pickle(folder: Path) -> str:
-    torch.save({"x": torch.zeros(1)}, folder / "ema.pt")
-    return "ema.pt"
-
-
-def _adapter(folder: Path) -> str:
-    save_file({"x": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    return "adapter_model.safetensors"
-
-
-def _shards_beside(folder: Path) -> str:
-    tensors = load_file(folder / "model.safetensors")
-    save_weights(tensors, folder, "shards.safetensors")
+def shards(folder: Path) -> str:
+    save_weights(load_file(folder / "model.safetensors"), folder, "shards.safetensors")
     return "model.safetensors.index.json"
 
 
-def _leftover_shard(folder: Path) -> str:
-    """Of an earlier saving in more parts."""
-    shutil.copy(folder / "model.safetensors", folder / "model-00002-of-00002.safetensors")
-    return "model-00002-of-00002.safetensors"
-
-
-BESIDE = [_other_format, _averaged, _averaged_pickle, _adapter, _shards_beside, _leftover_shard]
+BESIDE = [
+    *map(other, ("pytorch_model.bin", "ema_model.safetensors", "ema.pt")),
+    *map(other, ("adapter_model.safetensors", "model-00002-of-00002.safetensors")),
+    shards,
+]
 
 
 @pytest.mark.parametrize("add", BESIDE)
@@ -178,10 +163,10 @@ BESIDE = [_other_format, _averaged, _averaged_pickle, _adapter, _shards_beside, 
 def test_a_folder_with_two_sets_of_weights_is_refused(
     folder: Path, tmp_path: Path, add: Callable[[Path], str], part: str
 ) -> None:
-    other = add(folder / part)
+    added = add(folder / part)
     for said in refusals(folder, tmp_path):
         assert "can be read in two ways, by model.safetensors" in said
-        assert other in said
+        assert added in said
         assert "move the others" in said
 
 
@@ -225,7 +210,7 @@ def test_what_trainers_leave_beside_weights_is_no_second_set(
 
 def test_encoders_with_two_sets_of_weights_are_refused(tmp_path: Path) -> None:
     shutil.copytree(ENCODER, tmp_path / "encoder")
-    _other_format(tmp_path / "encoder")
+    other("pytorch_model.bin")(tmp_path / "encoder")
     with pytest.raises(UserError, match=r"in two ways, by model.safetensors and by pytorch_model"):
         CaptionScorer(tmp_path / "encoder", "cpu")
     config = make_config(

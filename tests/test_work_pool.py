@@ -1,7 +1,5 @@
 """What the parent does about its runs: tries again, gives up, cancels."""
 
-from __future__ import annotations
-
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any

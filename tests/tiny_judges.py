@@ -56,12 +56,8 @@ def clip(folder: Path) -> Path:
         single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
     )
     tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 16
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-    }
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {name: getattr(tokenizer, name) for name in ("eos_token_id", "bos_token_id")}
     config = CLIPConfig(
         text_config={**SIZE, **text},
         vision_config={**SIZE, "image_size": 16, "patch_size": 8},

@@ -30,26 +30,18 @@ TEMPLATE = """\
 """
 # vLLM's CPU kernels take no heads of less than 32 dimensions.
 LAYERS = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+    "bos_token_id": None,
+}  # fmt: skip
 
 
 def save_language_model(folder: Path) -> Path:
     """A Qwen2 that reads and writes text."""
     tokenizer = _tokenizer()
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        **LAYERS,
-    )
+    sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen2Config(**sizes, **LAYERS)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -62,17 +54,13 @@ def save_vision_language_model(folder: Path) -> Path:
     """
     tokenizer = _tokenizer()
     torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     config = Idefics3Config(
         vision_config={
             "image_size": PIXELS, "patch_size": 14, "hidden_size": 64, "intermediate_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2,
         },
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            **LAYERS,
-        ),
+        text_config=LlamaConfig(**sizes, **LAYERS),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         scale_factor=2,
         tie_word_embeddings=False,

@@ -6,7 +6,6 @@ than training.
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,17 +48,11 @@ def run_together(
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for rank in range(num):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num),
-            "LOCAL_WORLD_SIZE": str(num),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(meeting_place.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "OMP_NUM_THREADS": "1",
-        }
+        own_rank = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+        size = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting_place.port)}
+        meet |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **own_rank, **size, **meet}
         target = partial(_run, environment, list(own[rank]), folder / f"{rank}.txt", hook, rank)
         processes.append(_context().Process(target=target))
     for process in processes:
@@ -78,14 +71,6 @@ def run_together(
     outputs = [(folder / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(num)]
     assert not hanging, (hanging, outputs)
     return Outcome([process.exitcode or 0 for process in processes], outputs)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _context() -> ForkServerContext:

@@ -1,7 +1,5 @@
 """Says after a run how many cases there were, and of which seed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -5,8 +5,6 @@ are those of the other fuzz tests (`harness`). Each reader has a process of its 
 a message, and the input in a file beside the corpus, if a case breaks a rule.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import struct

@@ -3,8 +3,6 @@
 `make fuzz` sets FUZZ_CASES; without it a few fixed cases of each reader run with the other tests.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -1,19 +1,15 @@
 """Hostile values, and valid ones with hostile changes."""
 
-from __future__ import annotations
-
 import copy
-import io
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from hypothesis import strategies as st
 from PIL import Image
+
+from tests.photos import encoded
 
 TEXTS = (
     "", " ", "\t\n\r", "\0", "a\0b", "\x1b[31mred\x1b[0m", "\u202eright to left", "مرحبا بالعالم",
@@ -88,75 +84,6 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(result)
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class Known:
-    """An encoded picture, the levels that a person sees in it, and by how much they may be off."""
-
-    content: bytes
-    levels: npt.NDArray[np.float64]
-    tolerance: float
-
-
-DEPTHS: dict[str, tuple[float, Any, str]] = {
-    "I;16 PNG": (65535, np.uint16, "PNG"),
-    "I;16 TIFF": (65535, np.uint16, "TIFF"),
-    "I;16 JPEG 2000": (65535, np.uint16, "JPEG2000"),
-    "I of 16 bits": (65535, np.int32, "TIFF"),
-    "I of 8 bits": (255, np.int32, "TIFF"),
-    "F to 1": (1, np.float32, "TIFF"),
-    "F to 255": (255, np.float32, "TIFF"),
-}
-LOSSLESS = {"PNG": {}, "TIFF": {}, "BMP": {}, "WEBP": {"lossless": True}, "JPEG2000": {}}
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-}  # fmt: skip
-
-
-@st.composite
-def known_pictures(draw: st.DrawFn) -> Known:
-    """Pictures of some depth, colour model, opacity and orientation, and what they show."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    kind = draw(st.sampled_from(["deep", "colour", "clear", "turned", "model"]))
-    if kind == "deep":
-        top, number, container = DEPTHS[draw(st.sampled_from(sorted(DEPTHS)))]
-        grey = rng.uniform(0, 1, (height, width))
-        grey.ravel()[0] = 1  # which tells what white is
-        stored = Image.fromarray((grey * top).astype(number))
-        return Known(encoded(stored, container), np.stack([grey * 255] * 3, -1), 2.0)
-    colours = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    picture, options = Image.fromarray(colours), {}
-    container = draw(st.sampled_from(sorted(LOSSLESS)))
-    seen, tolerance = colours.astype(np.float64), 0.0
-    if kind == "clear":
-        container = draw(st.sampled_from(["PNG", "TIFF", "WEBP"]))
-        alpha = rng.integers(0, 256, (height, width), dtype=np.uint8)
-        picture.putalpha(Image.fromarray(alpha))
-        share = alpha[..., None] / 255
-        seen, tolerance = seen * share + 255 * (1 - share), 1.5
-        options = {"exact": True} if container == "WEBP" else {}
-    elif kind == "turned":
-        container = draw(st.sampled_from(["PNG", "TIFF", "WEBP"]))
-        tag = draw(st.sampled_from(sorted(TURNS)))
-        options = {"exif": Image.Exif()}
-        options["exif"][0x0112] = tag
-        picture = picture.transpose(TURNS[tag])
-    elif kind == "model":
-        container = "TIFF"
-        mode = draw(st.sampled_from(["CMYK", "YCbCr", "P", "L", "1"]))
-        picture = picture.convert(mode)
-        seen, tolerance = np.asarray(picture.convert("RGB"), np.float64), 3.0
-    return Known(encoded(picture, container, **LOSSLESS[container], **options), seen, tolerance)
-
-
 def pictures() -> Sequence[bytes]:
     """Valid pictures of all sorts, and some files that are others."""
     red = Image.new("RGB", (9, 7), "red")
@@ -167,32 +94,20 @@ def pictures() -> Sequence[bytes]:
     bomb[16:24] = (60000).to_bytes(4, "big") * 2  # width and height of its header
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 7\n%%EndComments\nshowpage\n"
+    several = {"save_all": True, "append_images": frames[1:]}
     return (
-        encoded(red, "PNG"),
+        *(
+            encoded(red, k)
+            for k in ("PNG", "GIF", "BMP", "TIFF", "PPM", "ICO", "PCX", "TGA", "PDF")
+        ),
         encoded(red, "JPEG", quality=90),
         encoded(red, "JPEG", exif=turned),
-        encoded(red, "GIF"),
-        encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
-        encoded(red, "BMP"),
-        encoded(red, "TIFF"),
-        encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:], compression="tiff_lzw"),
-        encoded(red, "PPM"),
-        encoded(red.convert("CMYK"), "JPEG"),
-        encoded(red.convert("CMYK"), "TIFF"),
-        encoded(red.convert("P"), "PNG"),
+        *(encoded(frames[0], kind, **several) for kind in ("GIF", "WEBP")),
+        encoded(frames[0], "TIFF", **several, compression="tiff_lzw"),
+        *(encoded(red.convert("CMYK"), kind) for kind in ("JPEG", "TIFF")),
+        *(encoded(red.convert(mode), "PNG") for mode in ("P", "RGBA", "LA", "1")),
         encoded(red.convert("P"), "PNG", transparency=0),
-        encoded(red.convert("RGBA"), "PNG"),
-        encoded(red.convert("LA"), "PNG"),
-        encoded(red.convert("1"), "PNG"),
         encoded(Image.new("I;16", (9, 7), 40000), "PNG"),
         encoded(Image.new("F", (9, 7), 0.5), "TIFF"),
-        encoded(red, "ICO"),
-        encoded(red, "PCX"),
-        encoded(red, "TGA"),
-        encoded(red, "PDF"),
-        script,
-        bytes(bomb),
-        b"",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        *(script, bytes(bomb), b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
     )

@@ -1,7 +1,5 @@
 """Local copies of data sets: folders of `save_to_disk`, and repositories with their README.md."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -187,23 +185,14 @@ def _state(name: str) -> Callable[[Path], object]:
     return lambda source: saved(source.parent, state=STATE | {"_data_files": [{"filename": name}]})
 
 
-def _outside(source: Path) -> None:
-    """A shard that is a link out of the folder."""
-    saved(source.parent)
-    (source / SHARD).rename(source.parent / "elsewhere.arrow")
-    (source / SHARD).symlink_to(source.parent / "elsewhere.arrow")
+def _shard(replace: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Something else in the place of a shard."""
 
+    def make(source: Path) -> None:
+        (saved(source.parent) / SHARD).rename(source.parent / "elsewhere.arrow")
+        replace(source / SHARD)
 
-def _device(source: Path) -> None:
-    saved(source.parent)
-    (source / SHARD).unlink()
-    (source / SHARD).symlink_to("/dev/zero")
-
-
-def _pipe(source: Path) -> None:
-    saved(source.parent)
-    (source / SHARD).unlink()
-    os.mkfifo(source / SHARD)
+    return make
 
 
 def _offsets(source: Path) -> None:
@@ -214,19 +203,18 @@ def _offsets(source: Path) -> None:
     saved(source.parent, ARROW.replace(valid, wild))
 
 
-def _nulls(source: Path) -> None:
-    """A table of ten million rows in a few bytes."""
-    saved(source.parent, stream(pa.table({"caption": pa.nulls(10**7), "image": pa.nulls(10**7)})))
+NULLS = pa.table({name: pa.nulls(10**7) for name in ("caption", "image")})  # in a few bytes
 
 
 def _splits(*names: str) -> Callable[[Path], object]:
     return lambda source: (source / "dataset_dict.json").write_bytes(dumped({"splits": names}))
 
 
-def _card(text: str, name: str = "README.md") -> Callable[[Path], object]:
+def _card(text: str) -> Callable[[Path], object]:
     def make(source: Path) -> None:
-        (source / "a.parquet").write_bytes(parquet(TABLE))
-        (source / name).write_text(f"---\n{text}\n---\n", encoding="utf-8")
+        for path in (source / "a.parquet", source.parent / "b.parquet"):
+            path.write_bytes(parquet(TABLE))
+        (source / "README.md").write_text(f"---\n{text}\n---\n", encoding="utf-8")
 
     return make
 
@@ -235,23 +223,10 @@ def _config(files: str) -> Callable[[Path], object]:
     return _card(f"configs:\n- config_name: default\n  data_files: {json.dumps(files)}\n")
 
 
-def _climbing(source: Path) -> None:
-    (source.parent / "b.parquet").write_bytes(parquet(TABLE))
-    _config("../*.parquet")(source)
-
-
 def _script(source: Path) -> None:
     (source / "a.parquet").write_bytes(parquet(TABLE))
     code = f"open({str(source.parent.parent / EXECUTED)!r}, 'w')"
     (source / "source.py").write_text(code, encoding="utf-8")
-
-
-def _card_pipe(source: Path) -> None:
-    os.mkfifo(source / ".huggingface.yaml")
-
-
-def _loops(source: Path) -> None:
-    (source / "x").symlink_to(".")
 
 
 def _linked(source: Path) -> None:
@@ -263,23 +238,23 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "climbing shard": (_state("../beside"), "cannot be opened"),
     "absolute shard": (_state("/etc/passwd"), "cannot be opened"),
     "null byte": (_state("a\0b"), "cannot be opened"),
-    "shard outside": (_outside, "leads out of"),
-    "device": (_device, "leads out of"),
-    "pipe": (_pipe, "is no file"),
+    "shard outside": (_shard(lambda p: p.symlink_to("../elsewhere.arrow")), "leads out of"),
+    "device": (_shard(lambda p: p.symlink_to("/dev/zero")), "leads out of"),
+    "pipe": (_shard(os.mkfifo), "is no file"),
     "offsets": (_offsets, "not a readable Arrow file"),
-    "rows of nulls": (_nulls, "claims 10000000 rows"),
+    "rows of nulls": (lambda p: saved(p.parent, stream(NULLS)), "claims 10000000 rows"),
     "climbing split": (_splits("../other"), "cannot be opened"),
     "absolute split": (_splits("/etc"), "cannot be opened"),
     "chained split": (_splits("zip:::http:x"), "cannot be opened"),
     "no splits": (_splits(), "has no splits"),
     "empty folder": (lambda source: None, "cannot be opened"),
-    "climbing pattern": (_climbing, "leads out of"),
+    "climbing pattern": (_config("../*.parquet"), "leads out of"),
     "network": (_config("http://127.0.0.1:9/a.parquet"), "not in its folder"),
     "chain": (_config("zip:a::http:b"), "not in its folder"),
     "no mapping": (_card("configs: [1]"), "cannot be opened"),
-    "card that is a pipe": (_card_pipe, "is no file"),
+    "card that is a pipe": (lambda p: os.mkfifo(p / ".huggingface.yaml"), "is no file"),
     "script": (_script, "scripts are no longer supported"),
-    "link to a folder": (_loops, "is a link to a folder"),
+    "link to a folder": (lambda p: (p / "x").symlink_to("."), "is a link to a folder"),
     "file outside": (_linked, "leads out of"),
 }
 

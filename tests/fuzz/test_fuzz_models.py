@@ -1,7 +1,5 @@
 """Model folders of strangers: headers, pickles, configs, links; and texts for the tokenizer."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

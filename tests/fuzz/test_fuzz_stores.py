@@ -1,7 +1,5 @@
 """Manifests of a store that others write to, and benchmark files from anywhere."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

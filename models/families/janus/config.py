@@ -38,7 +38,6 @@ SIZES: Mapping[str, Mapping[str, int]] = {
         "embed_dim": MAX_WIDTH,
         "num_embeddings": MAX_WIDTH,
         "base_channels": MAX_WIDTH,
-        "num_res_blocks": MAX_LAYERS,
         "projection_dim": MAX_WIDTH,
     },
 }

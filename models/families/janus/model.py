@@ -62,7 +62,7 @@ SAMPLER = "sampling.images.sampler"
 VQ = "model.vqmodel."
 VISION = "model.vision_model."
 GENERATION = ("model.generation_embeddings.", "model.generation_head.", VQ)
-UNUSED = "published/unused.safetensors"
+UNUSED = "published/model.safetensors"
 # Files of a checkpoint that are small and belong to it, whatever reads them.
 KEPT = (
     "tokenizer.json",
