@@ -51,13 +51,14 @@ class Shard:
 
 
 WHOLE = Shard()
+PUBLISH_SECONDS = 3.0  # between the sweep of what is not published, and the manifest
 
 
 @dataclass(frozen=True)
 class StageContext:
     """What the body of a stage may use: the declared config, its inputs and its draft.
 
-    Of several group the first alone writes into the draft.
+    Of several processes the first alone writes into the draft.
     """
 
     stage: "Stage"
@@ -229,9 +230,23 @@ def run_shard(
     ref = group.once(lambda: store.find(stage.name, key))
     cached = ref is not None
     if ref is None:
-        with stage.resources(config) as ready:
-            ref = _run_body(stage, ready, store, inputs, progress, key, shard, group)
+        try:
+            with stage.resources(config) as ready:
+                ref = _run_body(stage, ready, store, inputs, progress, key, shard, group)
+        except (UserError, OSError):
+            # Another process that works on this key may have published and swept what was read.
+            ref, cached = _made_meanwhile(store, stage.name, key, shard), True
+            if ref is None:
+                raise
     return None if ref is None else StageResult(ref, cached, time.monotonic() - started)
+
+
+def _made_meanwhile(store: Store, stage: str, key: str, shard: Shard) -> ArtifactRef | None:
+    """An artifact that another process has published, or is about to if it has other shards."""
+    give_up = time.monotonic() + (0 if shard == WHOLE else PUBLISH_SECONDS)
+    while (ref := store.find(stage, key)) is None and time.monotonic() < give_up:
+        time.sleep(0.2)
+    return ref
 
 
 def _run_body(

@@ -7,14 +7,23 @@ from pathlib import Path
 
 import pytest
 
-import core.config
+import core.command
+import core.stage
 from core.command import run_command, stage_command
 from core.errors import UserError
 from core.files import sha256_of
 from core.progress import Progress, observed_by, progress
 from core.runtime import derive_seed
 from core.settings import Section, load_settings
-from core.stage import Stage, StageContext, UndeclaredReadError, run_stage, stage_key
+from core.stage import (
+    Shard,
+    Stage,
+    StageContext,
+    UndeclaredReadError,
+    run_shard,
+    run_stage,
+    stage_key,
+)
 from core.store import Store
 
 
@@ -211,6 +220,33 @@ def test_failing_body_publishes_nothing_and_keeps_its_parts(store: Store) -> Non
     assert store.open(ref).manifest["results"] == {"resumed": True}
 
 
+def test_a_shard_that_was_overtaken_gives_what_the_other_published(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other sweeps what this one was about to read."""
+    monkeypatch.setattr(core.stage, "PUBLISH_SECONDS", 0.1)
+
+    def count(context: StageContext) -> Mapping[str, object]:
+        with context.draft.write("state/count.json") as path:
+            path.write_text("1", encoding="utf-8")
+        if context.shard.index == 1:
+            assert run_shard(stage, Config(), store, {}, Shard(0, 2)) is not None
+        if not context.draft.path("state/count.json").read_text(encoding="utf-8"):
+            raise AssertionError
+        return _write_seed(context)
+
+    stage = Stage("count", 1, ("seed",), (), count)
+    overtaken = run_shard(stage, Config(), store, {}, Shard(1, 2))
+    assert overtaken is not None
+    assert overtaken.ref == store.find("count", overtaken.ref.key)
+
+    def fail(context: StageContext) -> Mapping[str, object]:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        run_shard(Stage("fail", 1, (), (), fail), Config(), store, {}, Shard(1, 2))
+
+
 def test_seed_is_stable_and_depends_on_every_part() -> None:
     assert derive_seed(0, "train") == 5313891899833624539
     seeds = {derive_seed(0, "a"), derive_seed(1, "a"), derive_seed(0, "b"), derive_seed("0", "a")}
@@ -235,7 +271,7 @@ def test_stage_command_runs_one_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        core.config, "load_config", lambda path, overrides: load_settings(path, Config, overrides)
+        core.command, "load_config", lambda path, overrides: load_settings(path, Config, overrides)
     )
     config, store = tmp_path / "c.yaml", tmp_path / "store"
     config.write_text("seed: 3\n", encoding="utf-8")

@@ -48,6 +48,9 @@ HOPELESS = {
         "no engine here can give GPUs: set compute.stages.{stage}.gpus to 0, or start the worker "
         "on a machine with NVIDIA's container toolkit"
     ),
+    '("network ': (
+        "name a network of the engine in compute.{pool}.network; `docker network ls` lists them"
+    ),
     "Unable to find block document": "keep the secrets anew with `make deploy POOL={pool}`",
 }
 
