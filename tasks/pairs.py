@@ -32,8 +32,8 @@ from data.pair_files import (
     write_trl,
 )
 from data.tables import TableWriter, count_rows
-from models.families.showo.prompts import CAPTION_QUESTION
 
+QUESTION = "Give a caption for this image."  # what captions answer in exported pairs
 BATCH = 64  # pairs in memory, with three pictures each
 PART_PAIRS = 2048
 BAD = "bad.parquet"
@@ -129,7 +129,7 @@ def export_pairs(given: argparse.Namespace) -> None:
         if given.format == "hermesflow":
             write_published(paths, folder, bar)
         else:
-            write_trl(paths, folder, CAPTION_QUESTION, bar)
+            write_trl(paths, folder, QUESTION, bar)
     print(f"{given.to}: {num_pairs} pairs")
 
 
