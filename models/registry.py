@@ -46,6 +46,8 @@ class Family:
     """Whether a config.json is one of this family's."""
     check: Callable[[Path], object]
     """UserError for a folder that holds no whole model, by its config and headers alone."""
+    shared_weights: bool = True
+    """Whether the likelihood of either modality depends on all trained weights."""
     frozen: tuple[str, ...] = ()
     """Beginnings of names that are never trained, beside all in folders below: image tokenizers."""
     vision: tuple[str, ...] = ()

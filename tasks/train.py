@@ -29,7 +29,7 @@ from core.stage import Stage, StageContext, run_stage
 from data.tables import read_table
 from models.memory import available_bytes, check_memory
 from models.protocol import UnifiedModel
-from models.registry import load_model, train_vision, use_threads
+from models.registry import family, load_model, train_vision, use_threads
 from training.data import join_reference, open_pairs
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
@@ -51,17 +51,23 @@ def run(context: StageContext) -> Mapping[str, object]:
     config, training, runtime = context.config, context.config.training, context.config.runtime
     use_threads(runtime.threads)
     device = process_device(runtime.device, context.group)
-    accelerator = make_accelerator(device, context.group, config.model.precision)
+    accelerator = make_accelerator(
+        device,
+        context.group,
+        config.model.precision,
+        shared_weights=family(config.model.family).shared_weights,
+    )
     context.logger.info("process 1 of %d, on %s", context.group.size, device)
     _check_memory(context, device)
     model, adapters = _load(context, device)
     sharded = runtime.shard_weights and context.group.size > 1
-    if runtime.recompute:
-        recompute(model.blocks)
-    if sharded:
-        shard(model.pair_module, model.blocks, device)
     paths = context.input("pairs").parts()
     with open_pairs(paths, model, runtime.batch_records, context.progress) as rows:
+        # Only now: pictures are read by whole weights.
+        if runtime.recompute:
+            recompute(model.blocks)
+        if sharded:
+            shard(model.pair_module, model.blocks, device)
         stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
         epochs = 0 if model.exact_images else training.epochs
         reference = join_reference(stored, rows, config.seed, epochs)

@@ -16,6 +16,7 @@ from core.artifact import ArtifactRef, part_name
 from core.config import Config, load_config
 from core.store import Store
 from data.tables import encode_image, write_table
+from models.protocol import UnifiedModel
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 BRANCH = {"beta": 0.2, "weight": 1.0, "nll_weight": 0.0, "length_normalized": False}
@@ -151,10 +152,10 @@ def publish_samples(
     return {name: publish(store, name, parts(given)) for name, given in rows.items()}
 
 
-def publish_model(store: Store) -> ArtifactRef:
-    """The tiny model as a checkpoint artifact."""
+def publish_model(store: Store, model: UnifiedModel | None = None) -> ArtifactRef:
+    """A model as a checkpoint artifact, the tiny Show-o unless another is given."""
     with TemporaryDirectory() as folder, store.draft("base", "0" * 64) as draft:
-        tiny_model().save_pretrained(folder)
+        (model or tiny_model()).save_pretrained(folder)
         for file in [path for path in Path(folder).rglob("*") if path.is_file()]:
             with draft.write(f"model/{file.relative_to(folder)}") as path:
                 path.write_bytes(file.read_bytes())

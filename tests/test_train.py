@@ -26,7 +26,7 @@ from data.tables import TableWriter, read_table
 from models.batches import Batches
 from models.families.showo.model import ShowoModel
 from models.families.showo.phi import Block, Mlp
-from models.protocol import Modality, PairBatch
+from models.protocol import Modality, PairBatch, UnifiedModel
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
 from training.data import draw_seed, encode_pairs
@@ -44,9 +44,9 @@ class KilledError(Exception):
 class Loop:
     """A store with a tiny checkpoint and some pairs."""
 
-    def __init__(self, store: Path | str) -> None:
+    def __init__(self, store: Path | str, model: UnifiedModel | None = None) -> None:
         self.store = Store(str(store))
-        self.checkpoint = publish_model(self.store)
+        self.checkpoint = publish_model(self.store, model)
         self.pairs = publish(self.store, "pairs", [[pair_row(n) for n in range(NUM_PAIRS)]])
 
     def reference(self, config: Config) -> ArtifactRef:

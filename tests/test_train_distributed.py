@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from janus_tiny import random_janus
 from limits import HANGS_SECONDS, free_port
 from safetensors.torch import load_file, save_file
 from showo_tiny import tiny_model
@@ -29,6 +30,7 @@ from core.errors import UserError
 from core.process_group import ProcessGroup
 from core.stage import run_stage, stage_key
 from models.families.showo.model import ShowoModel
+from models.protocol import UnifiedModel
 from models.registry import use_threads
 from tasks.train import TRAIN
 from training.processes import process_device
@@ -45,10 +47,16 @@ TOLERANCE = {"rel": 2e-4, "abs": 1e-5}
 class Group:
     """A store, a config and what several processes make of them."""
 
-    def __init__(self, folder: Path, config: Config, num_pairs: int = 10) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        num_pairs: int = 10,
+        model: UnifiedModel | None = None,
+    ) -> None:
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
-        self.loop = Loop(folder / "store")
+        self.loop = Loop(folder / "store", model)
         rows = [pair_row(number) for number in range(num_pairs)]
         self.loop.pairs = publish(self.loop.store, "pairs", [rows])
         self.inputs = self.loop.inputs(config)
@@ -151,6 +159,34 @@ def test_several_processes_train_like_one(
 
 
 SHARDED = {"runtime__shard_weights": True}
+DRAWN = {"sampler": "autoregressive", "num_samples": 2, "guidance": 0.0, "temperature": 1.0}
+JANUS = {
+    "model__family": "janus",
+    "sampling__images": DRAWN,
+    "training__image_draws": 0,
+    "training__prompt_dropout": 0.3,
+}
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "changes", [{}, SHARDED, SHARDED | {"training__train_vision": True, "runtime__recompute": True}]
+)
+def test_two_processes_train_a_janus_like_one(tmp_path: Path, changes: Mapping[str, Any]) -> None:
+    """Exact likelihoods, rows with features, a tower that is frozen or learns."""
+    alone = {name: value for name, value in changes.items() if name not in SHARDED}
+    config, model = make_config(**JANUS, **alone), random_janus()
+    one = Group(tmp_path / "one", config, model=model)
+    trained = one.loop.store.open(run_stage(TRAIN, config, one.loop.store, one.inputs).ref)
+    several = Group(tmp_path / "several", make_config(**JANUS, **changes), model=model)
+    for row, same in zip(metrics(several.train(2)), metrics(trained), strict=True):
+        assert row == pytest.approx(same, **TOLERANCE)
+    weights = load_file(trained.path("model/model.safetensors"))
+    before = model.state_dict()
+    moved = {name for name, weight in weights.items() if not torch.equal(weight, before[name])}
+    assert any("language_model" in name for name in moved)
+    assert any("vision_model" in name for name in moved) == config.training.train_vision
+    assert not any("vqmodel" in name for name in moved)
 
 
 def watch_memory(folder: Path, rank: int) -> None:

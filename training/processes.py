@@ -68,8 +68,13 @@ def process_device(device: str, group: ProcessGroup) -> str:
     return f"cuda:{local}"
 
 
-def make_accelerator(device: str, group: ProcessGroup, precision: str) -> Accelerator:
-    """An accelerator on `device` for exactly these processes; UserError if others were started."""
+def make_accelerator(
+    device: str, group: ProcessGroup, precision: str, *, shared_weights: bool
+) -> Accelerator:
+    """An accelerator on `device` for exactly these processes; UserError if others were started.
+
+    Without `shared_weights` DDP looks for weights that a modality does not reach.
+    """
     # Launchers that are not understood start processes that would each train by itself.
     num_started = max(int(os.environ.get(name, "1")) for name in NUM_STARTED)
     if num_started != group.size:
@@ -84,7 +89,11 @@ def make_accelerator(device: str, group: ProcessGroup, precision: str) -> Accele
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if precision == "bfloat16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True, find_unused_parameters=not shared_weights
+            )
+        ],
     )
     if accelerator.num_processes != num_started:
         raise _unconnected(num_started, accelerator.num_processes)

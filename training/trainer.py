@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from core.config import Training
 from core.errors import UserError
 from models.batches import is_out_of_memory
-from models.protocol import Modality, UnifiedModel
+from models.protocol import BranchLogps, Modality, UnifiedModel
 from models.weight_files import listing
 from models.weights import not_finite
 from training.data import (
@@ -38,6 +38,18 @@ from training.sharding import local, whole
 from training.state import load_state, save_state
 
 logger = logging.getLogger(__name__)
+
+
+class Terms(nn.Module):
+    """Modalities that meet in one term, in one forward: DDP counts on one for each backward."""
+
+    def __init__(self, pair_module: nn.Module) -> None:
+        super().__init__()
+        self.pair_module = pair_module
+
+    def forward(self, *packed: object) -> list[BranchLogps]:
+        """One result for each modality."""
+        return [self.pair_module(one) for one in packed]
 
 
 class PairTrainer:
@@ -71,7 +83,7 @@ class PairTrainer:
         # Wraps `forward` in autocast and, where weights are whole in each process, in DDP. The
         # model lies on its device already; sharded weights sum their gradients by themselves.
         self._module: nn.Module = accelerator.prepare_model(
-            model.pair_module, device_placement=False, evaluation_mode=sharded
+            Terms(model.pair_module), device_placement=False, evaluation_mode=sharded
         )
         self._optimizer = make_optimizer(
             model.pair_module, training.learning_rate, training.weight_decay
@@ -139,7 +151,8 @@ class PairTrainer:
         """Loss and metrics [b] of some pairs, over the modalities that meet in one term."""
         training = self._training
         batch = self._rows.batch(rows_b, epoch, Draws.of(self._seed, training))
-        logps = {m: self._module(self._model.pack_pairs(batch, m)) for m in terms}
+        packed = [self._model.pack_pairs(batch, modality) for modality in terms]
+        logps: dict[Modality, BranchLogps] = dict(zip(terms, self._module(*packed), strict=True))
         reference = {
             m: torch.from_numpy(self._reference.take(m, epoch, rows_b)).to(
                 logps[m].chosen_logps_B, non_blocking=True

@@ -297,4 +297,5 @@ FAMILY = Family(
     exact_images=FakeModel.exact_images,
     recognises=lambda stored: set(stored) == {"width"},
     check=lambda folder: None,
+    shared_weights=False,
 )

@@ -393,6 +393,7 @@ FAMILY = Family(
     exact_images=JanusModel.exact_images,
     recognises=lambda stored: stored.get("model_type") in (HF_TYPE, PUBLISHED_TYPE),
     check=check_folder,
+    shared_weights=False,  # a head for texts, another for codes
     frozen=(VQ,),
     vision=(VISION,),
     train_vision=JanusModel.train_vision,
