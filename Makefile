@@ -147,7 +147,7 @@ pretrain: $(INSTALLED) ## make the base checkpoint, tokenizer and caption encode
 	$(BIN)/python -m tasks.pretrain
 
 parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]
-	$(BIN)/python -m models.parity $(or $(DIR),tests/parity/showo_tiny)
+	$(BIN)/python -m models.parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny))
 
 clean: ## delete caches and build output; artifacts and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -18,7 +18,7 @@ from models.tokenizers.magvitv2 import MAGVITv2
 from tests.showo_tiny import phi_config, tiny_model
 
 
-@pytest.mark.parametrize("folder", ["showo_tiny", "magvitv2_tiny"])
+@pytest.mark.parametrize("folder", ["showo_tiny", "magvitv2_tiny", "janus_tiny"])
 def test_matches_the_published_implementation(folder: str) -> None:
     missed = [case for case in cases(PARITY / folder) if not case.passed]
     assert not missed

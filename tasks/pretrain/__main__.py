@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,11 +26,13 @@ from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
 from tasks.pretrain.tokenizer import (
     MagvitBits,
     T,
+    TokenizerRecipe,
     evaluate_tokenizer,
     train_tokenizer,
 )
 
 IMAGE_SIZE = GRID * CELL
+MAGVIT = TokenizerRecipe(steps=2500, batch_size=64, learning_rate=3e-3)
 
 
 def make(family: str, out: Path, seed: int, quick: bool) -> None:
@@ -53,42 +56,43 @@ def make_showo(out: Path, seed: int, quick: bool) -> None:
 
     folder = out / "base"
     if not (folder / "vq" / "config.json").is_file():
-        _tokenizer(MagvitBits, seed, quick).module.save_pretrained(folder / "vq")
+        _tokenizer(MagvitBits, MAGVIT, seed, quick).module.save_pretrained(folder / "vq")
     if not (folder / "model.safetensors").is_file():
         vq = MAGVITv2.from_pretrained(folder / "vq")
-        learner = _network(lambda: ShowoLearner(vq), seed, quick)
+        learner = _network(lambda: ShowoLearner(vq), Recipe(), seed, quick)
         learner.model().save_pretrained(folder)
 
 
 def make_janus(out: Path, seed: int, quick: bool) -> None:
     """Write `out/janus`; the image tokenizer waits in `out/janus-vq.pt` for the network."""
     from models.families.janus.vq import JanusVQ
-    from tasks.pretrain.janus import JanusBits, JanusLearner
+    from tasks.pretrain.janus import RECIPE, TOKENIZER, JanusBits, JanusLearner
 
     folder, kept = out / "janus", out / "janus-vq.pt"
     if (folder / "model.safetensors").is_file():
         return
     if not kept.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        torch.save(_tokenizer(lambda: JanusBits(IMAGE_SIZE), seed, quick).module.state_dict(), kept)
+        made = _tokenizer(lambda: JanusBits(IMAGE_SIZE), TOKENIZER, seed, quick)
+        torch.save(made.module.state_dict(), kept)
     bits = JanusBits(IMAGE_SIZE)
     bits.module.load_state_dict(torch.load(kept, weights_only=True))
-    learner = _network(lambda: JanusLearner(JanusVQ(bits.module), IMAGE_SIZE), seed, quick)
+    vq = JanusVQ(bits.module)
+    learner = _network(lambda: JanusLearner(vq, IMAGE_SIZE), RECIPE, seed, quick)
     learner.model().save_pretrained(folder)
     kept.unlink()
 
 
-def _tokenizer(make: Callable[[], T], seed: int, quick: bool) -> T:
-    made = train_tokenizer(
-        make, steps=20 if quick else 2500, batch_size=64, learning_rate=3e-3, seed=seed
-    )
+def _tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, seed: int, quick: bool) -> T:
+    made = train_tokenizer(make, replace(recipe, steps=20) if quick else recipe, seed=seed)
     print("tokenizer, on validation scenes:", evaluate_tokenizer(made, "validation", 1000))
     return made
 
 
-def _network(make: Callable[[], L], seed: int, quick: bool) -> L:
-    recipe, num_scenes = (Recipe(steps=10), 600) if quick else (Recipe(), NUM_SCENES)
-    return pretrain(make, recipe, num_scenes=num_scenes, seed=seed)
+def _network(make: Callable[[], L], recipe: Recipe, seed: int, quick: bool) -> L:
+    num_scenes = 600 if quick else NUM_SCENES
+    chosen = replace(recipe, steps=10) if quick else recipe
+    return pretrain(make, chosen, num_scenes=num_scenes, seed=seed)
 
 
 def main() -> int:

@@ -21,11 +21,21 @@ from models.families.janus.network import Janus
 from models.families.janus.prompts import CAPTION_QUESTION, NAMES, JanusTokenizer
 from models.families.janus.vq import JanusVQ
 from models.nn.packing import IGNORE, Segment, Tree, pack
-from tasks.pretrain.base import MAX_TEXT_LEN, UNKNOWN, Ids, Images, Rng, word_tokenizer
-from tasks.pretrain.tokenizer import PATCH, to_pixels
+from tasks.pretrain.base import (
+    MAX_TEXT_LEN,
+    UNKNOWN,
+    Ids,
+    Images,
+    Recipe,
+    Rng,
+    word_tokenizer,
+)
+from tasks.pretrain.tokenizer import PATCH, TokenizerRecipe, to_pixels
 
 ROLES = ("<|User|>", "<|Assistant|>")
 WIDTH, BITS = 96, 8
+TOKENIZER = TokenizerRecipe(steps=2000, batch_size=32, learning_rate=4e-3)
+RECIPE = Recipe(steps=1500, warmup=150)
 
 
 def base_config(vocab_size: int, image_size: int) -> JanusConfig:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -182,9 +183,16 @@ class Corpus:
         return images, bits_BNZ.transpose(1, 2).reshape(size, -1, self.side, self.side).float()
 
 
-def train_tokenizer(
-    make: Callable[[], T], *, steps: int, batch_size: int, learning_rate: float, seed: int
-) -> T:
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How a tokenizer is trained; the rate falls to zero on a cosine."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+def train_tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, *, seed: int) -> T:
     """Fit encoder and decoder; with the running average of the weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -195,14 +203,14 @@ def train_tokenizer(
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
-        lr=learning_rate,
+        lr=recipe.learning_rate,
         weight_decay=0.0,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    with Progress("tokenizer", steps) as bar:
-        for _ in range(steps):
-            images, bits = corpus.batch(batch_size, rng)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps))
+    with Progress("tokenizer", recipe.steps) as bar:
+        for _ in range(recipe.steps):
+            images, bits = corpus.batch(recipe.batch_size, rng)
             loss = _loss(tokenizer, to_pixels(images), bits)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
