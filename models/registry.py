@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.config import Training
 from core.errors import UserError
 from models.protocol import SamplerName, TextReader, UnifiedModel
 from models.sizes import read_sizes
+
+if TYPE_CHECKING:
+    from core.config import Training
 
 FAMILIES: dict[str, str] = {
     "janus": "models.families.janus",
@@ -92,7 +94,7 @@ def check_folder(name: str, folder: Path) -> None:
     family(name).check(folder)
 
 
-def check_settings(name: str, sampler: str, training: Training) -> None:
+def check_settings(name: str, sampler: str, training: "Training") -> None:
     """UserError for settings of sampling and training that do not fit a family."""
     chosen, image_draws = family(name), training.image_draws
     if training.train_vision and chosen.train_vision is None:

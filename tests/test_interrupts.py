@@ -168,7 +168,7 @@ def test_every_kind_of_report_counts_as_progress() -> None:
     for report in (
         lambda: progress.progress("x", 1),
         progress.progress("x", 1).update,
-        progress.silent("x", 1).update,
+        progress.Silent("x", 1).update,
     ):
         progress._last_beat -= 100.0
         assert progress.silence() >= 100.0

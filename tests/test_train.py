@@ -29,7 +29,7 @@ from models.families.showo.phi import Block, Mlp
 from models.protocol import Modality, PairBatch, UnifiedModel
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
-from training.data import draw_seed, encode_pairs
+from training.data import Draws, draw_seed, encode_pairs
 from training.trainer import PairTrainer
 
 LN_2 = math.log(2)
@@ -99,7 +99,7 @@ def test_reference_logps_are_those_of_the_checkpoint_for_every_mask(loop: Loop) 
     pairs = read_table(loop.store.open(loop.pairs).parts(), "pairs")
     rows = encode_pairs(pairs, model, Batches(4, None, ""))
     for number, epoch in ((0, 0), (7, 1)):
-        batch = rows.batch(np.array([number]), epoch, (0, 2))
+        batch = rows.batch(np.array([number]), epoch, Draws(0, 2, 0.0))
         for modality, seed in (("caption", 0), ("image", draw_seed(0, f"r{number}", 1, epoch))):
             logps = model.pair_logps(batch, modality)  # type: ignore[arg-type]
             for side in ("chosen", "rejected"):
@@ -336,7 +336,9 @@ def test_bfloat16_multiplies_in_blocks_and_keeps_weights_and_sums(
 
 def pair_batch() -> PairBatch:
     rows = pa.Table.from_pylist([pair_row(n) for n in range(4)], schema=arrow_schema("pairs"))
-    return encode_pairs(rows, tiny_model(), Batches(4, None, "")).batch(np.arange(4), 0, (0, 2))
+    return encode_pairs(rows, tiny_model(), Batches(4, None, "")).batch(
+        np.arange(4), 0, Draws(0, 2, 0.0)
+    )
 
 
 def test_adapters_train_alone_and_are_merged_into_the_checkpoint(loop: Loop) -> None:
