@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
+from transformers.utils import logging
 
 from bench.gpu import hardware, seconds_of
 from models.families.janus.config import Preprocessing
@@ -50,7 +51,7 @@ def middle_model() -> JanusModel:
         "intermediate_size": 704,
         "num_hidden_layers": 6,
         "head_dim": WIDTH // 4,
-        "vocab_size": 4096,
+        "vocab_size": len(tokenizer),
     }
     sizes["vision_config"] |= {"hidden_size": 192, "num_hidden_layers": 4, "projection_dim": WIDTH}
     sizes["vq_config"] |= {"num_embeddings": 1024, "projection_dim": WIDTH}
@@ -217,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()  # one line for each call otherwise
     with TemporaryDirectory() as folder:
         sides = Sides(Path(folder))
         compared = [
