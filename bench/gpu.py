@@ -26,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_model
 from bench.training import PairStep
 from core.runtime import peak_memory_bytes
-from models.families.showo.likelihood import question_trees
 from models.nn.packing import num_tokens
 from models.protocol import MaskPredict, Seen, TextSampling
 
@@ -103,7 +102,7 @@ def answers(size: Size, device: str) -> Prepared:
     model = make_model(size, device, torch.bfloat16)
     data = Data(model.config)
     codes_BN, questions = data.codes(size.images), data.questions(size.images, size)
-    trees = question_trees(codes_BN, questions, model.tokenizer, model.config)
+    trees = model.reader.question_trees(Seen(codes_BN), questions)
     units = {"images": size.images, "tokens": sum(map(num_tokens, trees))}
     return lambda: model.answer(Seen(codes_BN), questions), units
 

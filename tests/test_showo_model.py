@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from models.families.showo.config import ShowoConfig
-from models.families.showo.likelihood import PairModule, TokenLogps, question_trees
+from models.families.showo.likelihood import PairModule, TokenLogps
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
 from models.nn import token_logps as heads
@@ -66,7 +66,8 @@ def test_choices_of_a_shared_row_score_as_in_rows_of_their_own(list_choices: boo
     network = Showo(replace(MODEL.config, list_choices=list_choices))
     network.load_state_dict(MODEL.network.state_dict())
     module, codes = TokenLogps(network), random_codes(3, 16)
-    trees = question_trees(codes, QUESTIONS, MODEL.tokenizer, network.config)
+    model = ShowoModel(network, MODEL.vq, MODEL.tokenizer)
+    trees = model.reader.question_trees(Seen(codes), QUESTIONS)
     pad = MODEL.tokenizer.special.pad
     together = choice_logps(module, trees, QUESTIONS, pad, network.device)
     for tree, image in zip(trees, together, strict=True):

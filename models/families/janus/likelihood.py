@@ -15,10 +15,11 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from models.families.janus.network import Janus
-from models.families.janus.prompts import CAPTION_QUESTION, Ids, JanusTokenizer, wording
+from models.families.janus.prompts import CAPTION_QUESTION, Ids, JanusTokenizer
 from models.nn.packing import PackedBatch, Segment, Tree, pack_trees
 from models.nn.pairs import PackedPairs, branch_logps
-from models.protocol import BranchLogps, Modality, PairBatch, Questions, Seen
+from models.protocol import BranchLogps, Modality, PairBatch
+from models.samplers.reading import leaf
 
 FEATURES = 1
 """Where the features stand in the tree of a picture that is read."""
@@ -65,27 +66,6 @@ def drawn_picture(codes_N: Ids, vocab_size: int, parent: int = 0) -> Segment:
     return Segment(codes_N[:-1] + vocab_size, parent, labels=codes_N)
 
 
-def answer_leaf(text: str, tokenizer: JanusTokenizer, parent: int) -> Segment:
-    """An answer behind its question, all of whose tokens are predicted."""
-    ids = tokenizer.answer(text)
-    return Segment(ids[:-1], parent, labels=ids)
-
-
-def question_trees(seen: Seen, questions: Questions, tokenizer: JanusTokenizer) -> list[Tree]:
-    """For each picture a tree of all its questions and all their choices; choices are branches."""
-    listed = tokenizer.settings.list_choices
-    trees: list[Tree] = []
-    for features_FW, asked in zip(seen.rows, questions, strict=True):
-        tree = read_picture(features_FW, tokenizer)
-        for question, choices in asked:
-            ids = tokenizer.question(wording(question, choices if listed else ()))
-            tree.append(Segment(ids, parent=FEATURES))
-            parent = len(tree) - 1
-            tree += [answer_leaf(choice, tokenizer, parent) for choice in choices]
-        trees.append(tree)
-    return trees
-
-
 def pack_pairs(
     pairs: PairBatch, modality: Modality, tokenizer: JanusTokenizer, vocab_size: int
 ) -> PackedPairs:
@@ -102,7 +82,7 @@ def _caption_tree(pairs: PairBatch, index: int, tokenizer: JanusTokenizer) -> Tr
     tree = read_picture(pairs.seen.rows[index], tokenizer)
     tree.append(Segment(tokenizer.question(CAPTION_QUESTION), parent=FEATURES))
     captions: Sequence[str] = (pairs.captions_win[index], pairs.captions_lose[index])
-    return [*tree, *(answer_leaf(text, tokenizer, len(tree) - 1) for text in captions)]
+    return [*tree, *(leaf(tokenizer.answer(text), len(tree) - 1) for text in captions)]
 
 
 def _image_tree(pairs: PairBatch, index: int, tokenizer: JanusTokenizer, vocab_size: int) -> Tree:

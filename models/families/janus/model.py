@@ -25,18 +25,15 @@ from torch import Tensor, nn
 from core.errors import UserError
 from models.families.janus.config import HF_TYPE, PREPROCESSOR, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.likelihood import (
-    FEATURES,
     PairModule,
     pack_pairs,
-    question_trees,
     read_picture,
 )
 from models.families.janus.network import Janus
 from models.families.janus.prompts import CAPTION_QUESTION, JanusTokenizer, wording
 from models.families.janus.sampler import generate_images
 from models.families.janus.vq import JanusVQ
-from models.nn.packing import Segment
-from models.nn.pairs import PackedPairs, choice_logps
+from models.nn.pairs import PackedPairs
 from models.protocol import (
     Autoregressive,
     BranchLogps,
@@ -54,7 +51,7 @@ from models.protocol import (
 )
 from models.registry import Family
 from models.samplers.noise import RecordNoise
-from models.samplers.prefixes import generate_replies, generate_text
+from models.samplers.reading import Reader
 from models.sizes import building
 from models.weights import Tensors, Weights, dtype_named, fill, without_values
 
@@ -126,6 +123,19 @@ class JanusModel:
         self._kept = kept
         self._pair_module = PairModule(network)
         self._trains_vision = False
+        listed = config.settings.list_choices
+        self.reader = Reader(
+            network,
+            token_logps=self._pair_module.token_logps,
+            picture=lambda read_FW: read_picture(read_FW, tokenizer),
+            caption_turn=tokenizer.question(CAPTION_QUESTION),
+            turn=lambda text, choices: tokenizer.question(wording(text, choices if listed else ())),
+            said=tokenizer.answer,
+            decode=tokenizer.decode,
+            stop_id=tokenizer.special.eos,
+            pad_id=tokenizer.special.pad,
+            max_reply=config.settings.max_text_len,
+        )
 
     @classmethod
     def from_pretrained(
@@ -274,41 +284,15 @@ class JanusModel:
         self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
     ) -> list[list[str]]:
         """One caption of each image for each sampling."""
-        special = self.tokenizer.special
-        question = Segment(self.tokenizer.question(CAPTION_QUESTION), parent=FEATURES)
-        trees = [[*read_picture(read_FW, self.tokenizer), question] for read_FW in seen.rows]
-        steps = max(sampling.max_new_tokens for sampling in samplings)
-        noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
-        tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
-        return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
+        return self.reader.caption(seen, samplings, seeds)
 
     def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
         """Probabilities over the choices of each question about each image."""
-        trees = question_trees(seen, questions, self.tokenizer)
-        pad = self.tokenizer.special.pad
-        module = self._pair_module.token_logps
-        logps = choice_logps(module, trees, questions, pad, self.device)
-        return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
+        return self.reader.answer(seen, questions)
 
     def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
         """Greedily decoded reply to each question about each image."""
-        special, listed = self.tokenizer.special, self.config.settings.list_choices
-        turns = [
-            [
-                self.tokenizer.question(wording(text, choices if listed else ()))
-                for text, choices in asked
-            ]
-            for asked in questions
-        ]
-        images = [read_picture(read_FW, self.tokenizer) for read_FW in seen.rows]
-        greedy = TextSampling(1.0, 1, self.config.settings.max_text_len)
-        num_replies = len(turns) * max(map(len, turns))
-        # Greedy decoding draws too, from a distribution with one category.
-        noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
-        tokens = generate_replies(
-            self.network, images, turns, greedy, special.eos, noise, special.pad
-        )
-        return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
+        return self.reader.reply(seen, questions)
 
     def generate(
         self,

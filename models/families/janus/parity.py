@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.families.janus.config import HF_TYPE, OWN, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.convert import hf_sizes, to_hf, to_published
-from models.families.janus.likelihood import PairModule, answer_leaf, drawn_picture
+from models.families.janus.likelihood import PairModule, drawn_picture
 from models.families.janus.model import VQ, JanusModel, Kept, load_network
 from models.families.janus.prompts import JanusTokenizer
 from models.families.janus.sampler import Rows, generate_images
@@ -41,6 +41,7 @@ from models.protocol import Autoregressive, Modality, TextSampling
 from models.samplers.autoregressive import draw_codes, guided
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 from models.samplers.prefixes import generate_text
+from models.samplers.reading import leaf
 from models.weights import Held
 
 # Sums of some tens of log-probabilities, and norms over 280 tensors.
@@ -371,7 +372,7 @@ def _pair_trees(fixture: JanusFixture, modality: Modality) -> list[Tree]:
             Segment(places, parent=0, features=patches),
             Segment(tokenizer.question(pair["q"]), parent=1),
         ]
-        trees.append([*tree, *(answer_leaf(pair[side], tokenizer, 2) for side in ("win", "lose"))])
+        trees.append([*tree, *(leaf(tokenizer.answer(pair[side]), 2) for side in ("win", "lose"))])
     return trees
 
 

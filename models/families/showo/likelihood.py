@@ -89,26 +89,6 @@ def instruction(
     return mmu_instruction(tokenizer, wording)
 
 
-def question_trees(
-    codes_BN: Ids,
-    questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
-    tokenizer: ShowoTokenizer,
-    config: ShowoConfig,
-) -> list[Tree]:
-    """For each image a tree of all its questions and all their choices; choices are branches."""
-    trees: list[Tree] = []
-    for codes_N, asked in zip(codes_BN, questions, strict=True):
-        tree = [image_root(codes_N + config.image_offset, tokenizer.special)]
-        for question, choices in asked:
-            tree.append(Segment(instruction(tokenizer, config, question, choices), parent=0))
-            parent = len(tree) - 1
-            for choice in choices:
-                ids = mmu_answer(tokenizer, choice, config.max_text_len)
-                tree.append(Segment(ids[:-1], parent, labels=ids))
-        trees.append(tree)
-    return trees
-
-
 class PairModule(nn.Module):
     """Log-probabilities of packed pairs; what training wraps and calls."""
 

@@ -26,19 +26,18 @@ from models.families.showo.likelihood import (
     image_root,
     instruction,
     pack_pairs,
-    question_trees,
 )
 from models.families.showo.network import Showo
 from models.families.showo.prompts import (
     CAPTION_QUESTION,
     ShowoTokenizer,
+    mmu_answer,
     mmu_instruction,
     t2i_prompt,
     text_use,
 )
 from models.families.showo.sampler import generate_images
-from models.nn.packing import Segment
-from models.nn.pairs import PackedPairs, choice_logps
+from models.nn.pairs import PackedPairs
 from models.protocol import (
     BranchLogps,
     Drawn,
@@ -56,7 +55,7 @@ from models.protocol import (
 )
 from models.registry import Family
 from models.samplers.noise import RecordNoise
-from models.samplers.prefixes import generate_replies, generate_text
+from models.samplers.reading import Reader
 from models.sizes import building
 from models.tokenizers.magvitv2 import MAGVITv2
 from models.weights import Weights, dtype_named, fill, without_values
@@ -92,6 +91,18 @@ class ShowoModel:
         self.vq = vq
         self.tokenizer = tokenizer
         self._pair_module = PairModule(network)
+        self.reader = Reader(
+            network,
+            token_logps=self._pair_module.token_logps,
+            picture=lambda codes_N: [image_root(codes_N + config.image_offset, tokenizer.special)],
+            caption_turn=mmu_instruction(tokenizer, CAPTION_QUESTION),
+            turn=partial(instruction, tokenizer, config),
+            said=lambda text: mmu_answer(tokenizer, text, config.max_text_len),
+            decode=tokenizer.decode,
+            stop_id=tokenizer.special.eos,
+            pad_id=tokenizer.special.pad,
+            max_reply=config.max_text_len,
+        )
 
     @classmethod
     def from_pretrained(
@@ -183,46 +194,15 @@ class ShowoModel:
         self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
     ) -> list[list[str]]:
         """One caption of each image for each sampling."""
-        special = self.tokenizer.special
-        instruction = Segment(mmu_instruction(self.tokenizer, CAPTION_QUESTION), parent=0)
-        trees = [
-            [image_root(codes_N + self.config.image_offset, special), instruction]
-            for codes_N in seen.rows
-        ]
-        steps = max(sampling.max_new_tokens for sampling in samplings)
-        noise = RecordNoise(seeds, len(samplings), steps, 1, self.device)
-        tokens = generate_text(self.network, trees, samplings, special.eos, noise, special.pad)
-        return [[self.tokenizer.decode(ids) for ids in row] for row in tokens]
+        return self.reader.caption(seen, samplings, seeds)
 
     def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
         """Probabilities over the choices of each question about each image."""
-        trees = question_trees(seen.rows, questions, self.tokenizer, self.config)
-        logps = choice_logps(
-            self._pair_module.token_logps,
-            trees,
-            questions,
-            self.tokenizer.special.pad,
-            self.device,
-        )
-        return [[choice_C.double().softmax(0).numpy() for choice_C in image] for image in logps]
+        return self.reader.answer(seen, questions)
 
     def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
         """Greedily decoded reply to each question about each image."""
-        special = self.tokenizer.special
-        offset = self.config.image_offset
-        images = [[image_root(codes_N + offset, special)] for codes_N in seen.rows]
-        turns = [
-            [instruction(self.tokenizer, self.config, *question) for question in asked]
-            for asked in questions
-        ]
-        greedy = TextSampling(1.0, 1, self.config.max_text_len)
-        num_replies = len(turns) * max(map(len, turns))
-        # Greedy decoding draws too, from a distribution with one category.
-        noise = RecordNoise([0] * num_replies, 1, greedy.max_new_tokens, 1, self.device)
-        tokens = generate_replies(
-            self.network, images, turns, greedy, special.eos, noise, special.pad
-        )
-        return [[self.tokenizer.decode(ids) for ids in image] for image in tokens]
+        return self.reader.reply(seen, questions)
 
     def generate(
         self,
