@@ -53,6 +53,8 @@ def base_config(vocab_size: int, image_size: int) -> JanusConfig:
             "vocab_size": vocab_size,
             **{f"{name}_token_id": list(NAMES).index(name) for name in ("bos", "eos", "pad")},
             "max_position_embeddings": 256,
+            # Heads of 24 numbers find words in a picture by those that turn slowly with distance.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
         "vision_config": {
             "hidden_size": 64,
