@@ -241,7 +241,7 @@ def _unconfirmed(now: IterationFigures, group: str) -> tuple[Interval, Interval]
 
 def _missing_answers(now: IterationFigures, base: IterationFigures) -> Iterator[tuple[str, str]]:
     counts = _counted(now, "questions/")
-    lost = {name: n for name, n in counts.items() if n and not name.endswith("/answered")}
+    lost = {name: n for name, n in counts.items() if n and name.split("/")[-1] != "answered"}
     if lost:
         listed = ", ".join(f"{name} {n}" for name, n in lost.items())
         yield (

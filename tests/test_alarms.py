@@ -191,6 +191,8 @@ def test_missing_answers_and_cut_texts_are_alarms_of_the_base_too() -> None:
     assert "3 of 100 questions have no answer" in found["answers are missing"].sentence
     assert "self/empty 3" in found["answers are missing"].sentence
     assert "5 prompts" in found["texts are cut"].sentence
+    fine = {"questions/answered": 97, "questions/self/answered": 40}
+    assert review([replace(base, counts=fine)]).alarms == []
 
 
 def fields(model: Any, path: str = "") -> set[str]:
