@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.errors import UserError
 from data.shapes.language import Mention, Prompt, caption, describe, make_prompt, references, retell
 from data.shapes.oracle import MIN_IOU, answer_images, read
 from data.shapes.questions import HOW_MANY, WHOLE, answer, prompt_questions, training_questions
@@ -70,6 +71,11 @@ def test_a_shape_without_a_quarter_is_malformed() -> None:
     seen = read(canvas[None])[0]
     assert seen.malformed == 1
     assert answer(WHOLE, seen) == "no"
+
+
+def test_pictures_of_another_size_are_refused_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"reads pictures of 32 x 32 pixels.*draws 24 x 24"):
+        read(np.zeros((2, 24, 24, 3), np.uint8))
 
 
 def test_templates_of_different_looks_are_told_apart() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.errors import UserError
 from data.shapes.questions import answer
 from data.shapes.render import BACKGROUND, CELL, HALVES, PARTS, part_mask
 from data.shapes.scene import COLORS, GRID, SIZES, Object, Scene
@@ -26,7 +27,17 @@ Numbers = NDArray[np.int64]
 
 
 def read(images: NDArray[np.uint8]) -> list[Scene]:
-    """Scenes of images [B, H, W, 3]; unknown or mixed objects are counted as malformed."""
+    """Scenes of images [B, H, W, 3]; unknown or mixed objects are counted as malformed.
+
+    UserError for images of another size than the world's.
+    """
+    side = GRID * CELL
+    if images.shape[1:3] != (side, side):
+        raise UserError(
+            f"the pixel oracle reads pictures of {side} x {side} pixels, but the model draws "
+            f"{images.shape[2]} x {images.shape[1]}; set evaluation.judge: reader, or take a model "
+            "of the shapes world"
+        )
     look_C4, color_C4 = _read_quarters(_quarters(images))
     shapes = {parts: shape for shape, parts in HALVES.items()}
     colors, cells = list(COLORS), GRID * GRID
