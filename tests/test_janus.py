@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from tasks.train import METRICS, read_metrics
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
 from tests.loops import play, quick
 from tests.showo_tiny import tiny_model
+from tests.stage_inputs import make_config
+from tests.test_train import Loop, metrics
 from training.data import EXACT
 
 MODEL = tiny_janus()
@@ -212,6 +215,24 @@ def test_memory_counts_tower_and_tokenizer_as_not_trained(tmp_path: Path) -> Non
     assert sizes.frozen == sum(t.numel() for t in MODEL.vq.state_dict().values())
     assert JanusConfig.from_json(tmp_path / "config.json").sizes.model_type == HF_TYPE
     assert OWN in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__lora": {"rank": 2, "alpha": 4}},
+        {"model__precision": "bfloat16"},
+        {"runtime__recompute": True, "training__objective": "joint"},
+    ],
+)
+def test_a_janus_is_trained_in_every_way(tmp_path: Path, changes: Mapping[str, object]) -> None:
+    images = {"sampler": "autoregressive", "num_samples": 2, "guidance": 0.0, "temperature": 1.0}
+    fixed = {"model__family": "janus", "sampling__images": images, "training__image_draws": 0}
+    trained = Loop(tmp_path, random_janus()).train(make_config(**fixed, **changes))
+    first, *_, last = metrics(trained)
+    assert first["caption/rewards/margins"] == pytest.approx(0.0, abs=1e-2)
+    assert last["caption/rewards/margins"] > 0.1
+    JanusModel.from_pretrained(trained.path("model"))
 
 
 @pytest.mark.slow
