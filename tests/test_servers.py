@@ -323,8 +323,9 @@ def test_plain_prefect_command_runs_a_deployment(
     # Another process, because Prefect reads its settings once.
     register = f"""
 from pathlib import Path
-from flows.deploy import deploy_parent
-deploy_parent("scratch.py:scratch", "iterate", Path({str(project)!r}))
+from flows import deploy
+deploy.PARENT = "scratch.py:scratch"
+deploy.deploy_parent(Path({str(project)!r}))
 """
     environment = {**os.environ, **client_environment(urls, state)}
     root = Path(__file__).parent.parent
