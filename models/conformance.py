@@ -199,6 +199,14 @@ def _likelihood(model: UnifiedModel, pictures: Sequence[Image.Image]) -> Iterato
             error < CLOSE,
             f"off by {error:.1e}",
         )
+    bare = replace(pairs, unprompted=[True] * len(SEEDS))
+    for modality, changes in (("caption", False), ("image", True)):
+        changed = _off(_logps(model, bare, modality), _logps(model, pairs, modality)) > CLOSE
+        yield _check(
+            f"a pair without its prompt is another one: {modality}s",
+            changed == changes,
+            f"it {'changes' if changed else 'does not change'}",
+        )
     other = replace(pairs, draw_seeds=[seed + 1 for seed in SEEDS])
     same = _off(_logps(model, other, "image"), _logps(model, pairs, "image")) < CLOSE
     yield _check(

@@ -130,7 +130,7 @@ def load_model(
 
     `precision` is that of the network's weights.
     """
-    check_folder(name, Path(folder))
+    check_kind(name, Path(folder))
     return family(name).load(Path(folder), device, precision)
 
 
@@ -144,7 +144,7 @@ def train_vision(name: str, model: UnifiedModel) -> None:
 
 def load_texts(name: str, folder: Path | str) -> TextReader:
     """How a model of this family reads texts, without its weights."""
-    check_folder(name, Path(folder))
+    check_kind(name, Path(folder))
     return family(name).read_texts(Path(folder))
 
 

@@ -1,6 +1,7 @@
 """Every family holds what stages rely on, and the whole loop runs on one that nobody knows."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from models import registry
 from models.conformance import checks
 from models.families.janus.model import FAMILY as JANUS
 from models.families.showo.model import FAMILY as SHOWO
+from models.protocol import UnifiedModel
 from tasks.train import METRICS, read_metrics
 from tests.fake_family.model import FAMILY as FAKE
 from tests.fake_family.model import make_model
-from tests.janus_tiny import tiny_janus
+from tests.janus_tiny import random_janus, tiny_janus
 from tests.loops import play, quick
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
@@ -51,16 +53,31 @@ def test_faults_of_a_family_are_found() -> None:
     } <= found
 
 
-def test_the_loop_runs_on_a_family_of_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "make", "changes"),
+    [
+        ("fake", make_model, {}),
+        pytest.param(
+            *("janus", random_janus),
+            {"training__prompt_dropout": 0.3, "training__learning_rate": 3e-3},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_loop_runs_on_families_with_exact_likelihoods(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    make: Callable[[], UnifiedModel],
+    changes: dict[str, object],
 ) -> None:
-    """Every stage of an iteration, with exact likelihoods and pictures drawn code by code."""
+    """Every stage of an iteration, on pictures drawn code by code; one family is of others."""
     monkeypatch.setitem(registry.FAMILIES, "fake", "tests.fake_family")
-    make_model().save_pretrained(tmp_path / "fake")
+    make().save_pretrained(tmp_path / name)
     config = quick(
         tmp_path / "store",
-        model__family="fake",
-        model__checkpoint=str(tmp_path / "fake"),
+        model__family=name,
+        model__checkpoint=str(tmp_path / name),
         sampling__images={
             "sampler": "autoregressive",
             "num_samples": 3,
@@ -72,6 +89,7 @@ def test_the_loop_runs_on_a_family_of_others(
         pairing__image={"min_best": 0.0, "min_margin": 0.0, "loser": "worst"},
         training__image_draws=0,
         benchmarks=[],
+        **changes,
     )
     runner, _ = play(config)
     results = {name: result for name, _, result in runner.done}

@@ -1,7 +1,6 @@
 """Janus: published layouts in and out, what is refused, and the whole loop on a tiny one."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from transformers import JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from core.errors import UserError
-from core.store import Store
-from data.tables import read_table
 from models import registry
 from models.checkpoints.__main__ import main
 from models.families.janus.config import HF_TYPE, OWN, JanusConfig
@@ -25,13 +22,10 @@ from models.families.janus.network import Janus
 from models.memory import Sizes
 from models.protocol import Autoregressive, TextSampling
 from models.weights import without_values
-from tasks.train import METRICS, read_metrics
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
-from tests.loops import play, quick
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 from tests.test_train import Loop, metrics
-from training.data import EXACT
 
 MODEL = tiny_janus()
 PICTURES = [
@@ -235,39 +229,11 @@ def test_a_janus_is_trained_in_every_way(tmp_path: Path, changes: Mapping[str, o
     JanusModel.from_pretrained(trained.path("model"))
 
 
-@pytest.mark.slow
-def test_the_loop_runs_on_a_tiny_janus(tmp_path: Path) -> None:
-    """Every stage of an iteration; a third of the pairs is compared without prompts."""
-    base = random_janus()
-    base.save_pretrained(tmp_path / "janus")
-    config = quick(
-        tmp_path / "store",
-        model__family="janus",
-        model__checkpoint=str(tmp_path / "janus"),
-        sampling__images={
-            "sampler": "autoregressive",
-            "num_samples": 3,
-            "guidance": 4.0,
-            "temperature": 1.0,
-        },
-        scoring__require_fit=False,
-        pairing__caption={"min_best": -1.0, "min_margin": 0.0, "loser": "worst"},
-        pairing__image={"min_best": 0.0, "min_margin": 0.0, "loser": "worst"},
-        training__image_draws=0,
-        training__prompt_dropout=0.3,
-        training__learning_rate=3e-3,
-        benchmarks=[],
-    )
-    runner, _ = play(config)
-    results = {name: result for name, _, result in runner.done}
-    store = Store(config.store)
-    logps = read_table(store.open(results["reference"].ref).parts(), "ref_logps").to_pydict()
-    assert set(logps["draw_seed"]) == {EXACT}
-    rows = read_metrics(store.open(results["train"].ref).path(METRICS))
-    assert rows[0]["image/loss"] == pytest.approx(math.log(2), abs=1e-3)
-    assert rows[-1]["image/rewards/margins"] > 0
-    trained = JanusModel.from_pretrained(store.open(results["train"].ref).path("model"))
-    before, after = (dict(m.network.named_parameters()) for m in (base, trained))
-    moved = {n for n in before if not torch.equal(before[n], after[n])}
-    assert moved
-    assert not any("vision_model" in name for name in moved)
+def test_names_of_special_tokens_in_a_long_prompt_are_cut_and_counted() -> None:
+    """They are text there, and more tokens than where they are names."""
+    use = MODEL.tokenizer.use("<|User|> " * 40 + "a red cat", "prompt")
+    special, most = MODEL.tokenizer.special, MODEL.config.settings.max_text_len
+    assert use.cut
+    assert len(use.ids) <= most + len(MODEL.tokenizer.prompt("a"))
+    assert use.ids.count(MODEL.tokenizer.prompt("a")[1]) == 1
+    assert (use.ids[0], use.ids[-1]) == (special.bos, special.boi)

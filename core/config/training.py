@@ -40,13 +40,15 @@ class Training(Section):
         "each pair and epoch; 0 for families whose likelihood is exact",
     )
     prompt_dropout: float = Field(
+        0.0,
         ge=0.0,
         lt=1.0,
         description="share of pairs whose images are compared without their prompt, as guidance "
         "draws them",
     )
     train_vision: bool = Field(
-        description="train the vision tower too, of families that read pictures with one"
+        False,
+        description="train the vision tower too, of families that read pictures with one",
     )
     epochs: Count = Field(description="passes over the pairs")
     max_steps: Count | None = Field(description="end after so many steps; null: after all epochs")

@@ -79,6 +79,7 @@ POSITIONS = (
 )
 QKV = re.compile(r"vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 SPLIT = "model.vision_model.encoder.layers.{}.self_attn.{}_proj.{}"
+# In published files, and read by nobody.
 POOL = "vision_model.vision_tower.attn_pool."
 COUNTS = "gen_vision_model.quantize.codebook_used"
 
@@ -345,7 +346,12 @@ def import_model(given: argparse.Namespace) -> tuple[JanusModel, dict[str, objec
 def describe(model: JanusModel) -> str:
     """What was imported."""
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    return f"Janus of {parameters:,} parameters for images of {model.config.image_size} pixels"
+    settings = model.config.settings
+    # Nothing in a checkpoint tells Janus-1.3B, whose prompts have other names, from Janus-Pro.
+    return (
+        f"Janus of {parameters:,} parameters for images of {model.config.image_size} pixels, "
+        f"prompted as {settings.user} and {settings.assistant} (--roles names others)"
+    )
 
 
 def export_model(checkpoint: Path, folder: Path, file_format: Format, dtype: str | None) -> str:

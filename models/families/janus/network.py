@@ -27,8 +27,6 @@ from models.nn.kv_cache import KVCache
 from models.nn.packing import PackedBatch
 from models.nn.token_logps import token_logps
 
-ATTENTION = "sdpa"
-
 
 class Parts(nn.Module):
     """The parts of a Janus network under the names that transformers gives them."""
@@ -56,7 +54,6 @@ class Janus(nn.Module):
             config.vision,
             config.vq,
         )
-        text._attn_implementation = vision._attn_implementation = ATTENTION
         self.model = Parts(text, vision, vq)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 

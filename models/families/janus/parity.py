@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.families.janus.config import HF_TYPE, OWN, PUBLISHED_TYPE, JanusConfig
-from models.families.janus.convert import hf_sizes, to_hf, to_published
+from models.families.janus.convert import COUNTS, POOL, hf_sizes, to_hf, to_published
 from models.families.janus.likelihood import PairModule, drawn_picture
 from models.families.janus.model import VQ, JanusModel, Kept, load_network
 from models.families.janus.prompts import JanusTokenizer
@@ -46,7 +46,6 @@ from models.weights import Held
 
 # Sums of some tens of log-probabilities, and norms over 280 tensors.
 SUMS, NORMS = 2e-4, 1e-4
-UNUSED = ("vision_model.vision_tower.attn_pool.", "gen_vision_model.quantize.codebook_used")
 
 
 def cases(folder: Path, config: Mapping[str, Any], full_size: bool) -> Iterator[Case] | None:
@@ -78,7 +77,7 @@ class JanusFixture:
 
     def model(self, published: Mapping[str, Tensor]) -> JanusModel:
         """A model of weights by their published names, in float32."""
-        used = {n: t.float() for n, t in published.items() if not n.startswith(UNUSED)}
+        used = {n: t.float() for n, t in published.items() if not n.startswith((POOL, COUNTS))}
         renamed: dict[str, Tensor] = {}
         for name, tensor in used.items():
             renamed |= to_hf(name, tensor)
@@ -407,5 +406,5 @@ def _gradients(fixture: JanusFixture, loss: Tensor) -> dict[str, Tensor]:
         for name, p in policy.network.named_parameters()
     }
     found |= {VQ + name: torch.zeros_like(t) for name, t in policy.vq.state_dict().items()}
-    unused = {name: torch.zeros(()) for name in fixture.weights if name.startswith(UNUSED[0])}
+    unused = {name: torch.zeros(()) for name in fixture.weights if name.startswith(POOL)}
     return dict(to_published(found)) | unused

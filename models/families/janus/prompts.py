@@ -5,6 +5,7 @@ question, the assistant's name. Generation: bos, the user's turn with the prompt
 name, begin_of_image, codes. Ids are vocabulary ids.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +128,14 @@ class JanusTokenizer(TextTokenizer):
 
     def _kept(self, text: str) -> str:
         """The beginning of a text that has at most `max_text_len` tokens."""
-        if len(self.encode(text)) <= self.settings.max_text_len:
+        most = self.settings.max_text_len
+        if len(self.encode(text)) <= most:
             return text
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return text[: found["offset_mapping"][self.settings.max_text_len - 1][1]]
+        ends = [end for _, end in found["offset_mapping"]]
+        # Names of special tokens in a text are more tokens to `encode`, so its own count decides.
+        fitting = bisect_right(ends, most, key=lambda end: len(self.encode(text[:end])))
+        return text[: ends[fitting - 1]] if fitting else ""
 
     def unprompted(self, prompt: Ids) -> Ids:
         """The same row for guidance: all between bos and begin_of_image is the pad token."""
