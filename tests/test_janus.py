@@ -1,7 +1,7 @@
 """Janus: published layouts in and out, what is refused, and the whole loop on a tiny one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,10 @@ from models.families.janus.network import Janus
 from models.memory import Sizes
 from models.protocol import Autoregressive, TextSampling
 from models.weights import without_values
+from tests.hub import COMMIT, ID, hub_of
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
+from tests.limits import run_python
+from tests.published import save_weights
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 from tests.test_train import Loop, metrics
@@ -33,6 +36,11 @@ PICTURES = [
     for i in range(3)
 ]
 HOW = Autoregressive(guidance=1.5, temperature=0.9)
+
+
+def weights_of(names: Iterable[str]) -> set[str]:
+    """Those of weight files in a folder."""
+    return {n for n in names if n.endswith((".safetensors", ".bin")) and "/" not in n}
 
 
 def same(one: JanusModel, other: JanusModel) -> bool:
@@ -102,6 +110,55 @@ def test_transformers_loads_our_folder_and_we_load_its(tmp_path: Path) -> None:
     MODEL.config.preprocessing.to_json(tmp_path / "theirs/preprocessor_config.json")
     found = load_checkpoint(tmp_path / "theirs")
     assert same(found, MODEL)
+
+
+# Beside the weights of a repository, and not needed: other formats, other precisions, notes.
+OTHERS = (
+    "README.md",
+    "tf_model.h5",
+    "onnx/model.onnx",
+    "fp16/model.safetensors",
+    "ema.safetensors",
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "weights"),
+    [
+        ("published", "shards.bin"),
+        ("transformers", "shards.safetensors"),
+        pytest.param("published", "shards.safetensors", marks=pytest.mark.slow),
+        pytest.param("transformers", "shards.bin", marks=pytest.mark.slow),
+        pytest.param("transformers", "model.safetensors", marks=pytest.mark.slow),
+    ],
+)
+def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(
+    tmp_path: Path, layout: str, weights: str
+) -> None:
+    folder = tmp_path / "hub"
+    if layout == "published":
+        published_folder(folder, weights)
+    else:
+        load_checkpoint(published_folder(tmp_path / "p", "shards.bin")).save_pretrained(folder)
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        save_weights(tensors, folder, weights)
+    needed = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    others = [*OTHERS, *(["pytorch_model.bin"] if "safetensors" in weights else [])]
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("not needed")
+    to = tmp_path / "ours"
+    given = ["--family", "janus", "import", "--janus", f"{ID}@main", "--to", to]
+    with hub_of(folder, "models") as (address, sent):
+        where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = run_python("-m", "models.checkpoints", *given, **where)
+    assert done.returncode == 0, done.stderr
+    assert sent == needed
+    assert same(JanusModel.from_pretrained(to), MODEL)
+    origin = json.loads((to / "origin.json").read_text())["janus"]
+    assert (origin["given"], origin["commit"]) == (f"{ID}@main", COMMIT)
+    assert set(origin["sha256"]) == {"tokenizer.json", *weights_of(needed)}
 
 
 @pytest.mark.parametrize("name", ["Janus-1.3B, Janus-Pro-1B", "Janus-Pro-7B"])

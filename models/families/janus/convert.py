@@ -26,6 +26,7 @@ from core.files import sha256_of
 from models.checkpoints.sources import Source, find_checkpoint
 from models.families.janus.config import HF_TYPE, OWN, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.model import (
+    UNUSED,
     VQ,
     JanusModel,
     Kept,
@@ -336,7 +337,7 @@ def _roles(given: str) -> tuple[str, str]:
 
 def import_model(given: argparse.Namespace) -> tuple[JanusModel, dict[str, object]]:
     """The model of a checkpoint in either layout, and what it was."""
-    source: Source = find_checkpoint("--janus", given.janus)
+    source: Source = find_checkpoint("--janus", given.janus, UNUSED)
     model = load_checkpoint(source.folder, roles=given.roles, dtype=given.dtype)
     digests = Weights(source.folder).digests()
     digests["tokenizer.json"] = sha256_of(source.folder / "tokenizer.json")
