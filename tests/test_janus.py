@@ -1,7 +1,10 @@
 """Janus: published layouts in and out, what is refused, and the whole loop on a tiny one."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +78,7 @@ def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout:
     assert written.keys() == wanted.keys()
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert not (out / "published").exists()  # what is kept there is among the weights again
     assert same(load_checkpoint(out, dtype="float32"), MODEL)
 
 
@@ -189,7 +193,9 @@ def test_names_are_mapped_both_ways() -> None:
 # What is refused
 
 
-def test_folders_of_other_families_are_named(tmp_path: Path) -> None:
+def test_folders_of_other_families_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     MODEL.save_pretrained(tmp_path / "janus")
     tiny_model().save_pretrained(tmp_path / "showo")
     with pytest.raises(UserError, match=r"holds a model of Janus, but model.family = 'showo'"):
@@ -199,8 +205,17 @@ def test_folders_of_other_families_are_named(tmp_path: Path) -> None:
     published = published_folder(tmp_path / "published", "shards.bin")
     with pytest.raises(UserError, match=r"published layout .* --family janus import"):
         registry.check_folder("janus", published)
-    arguments = ["--family", "janus", "import", "--to", str(tmp_path / "x"), "--janus"]
-    assert main([*arguments, str(tmp_path / "showo")]) == 2
+    to = ["--to", str(tmp_path / "x")]
+    assert main(["--family", "janus", "import", *to, "--janus", str(tmp_path / "showo")]) == 2
+    assert "showo holds a model of Show-o, but --family = 'janus'" in capsys.readouterr().err
+    for folder in (published, tmp_path / "janus"):
+        parts = ("--show-o", "--vq", "--tokenizer")
+        assert main(["import", *to, *(w for part in parts for w in (part, str(folder)))]) == 2
+        assert (
+            "a model of Janus, but --family = 'showo'; set it to janus" in capsys.readouterr().err
+        )
+    assert main(["export", *to, "--checkpoint", str(tmp_path / "janus")]) == 2
+    assert "a model of Janus, but --family = 'showo'; set it to janus" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
@@ -225,7 +240,7 @@ def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
         token["content"] = token["content"].replace("<begin_of_image>", "<something>")
     tokenizer["model"]["vocab"].pop("<begin_of_image>", None)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    assert "the tokenizer lacks <begin_of_image>" in problem(folder)
+    assert f"{folder / 'tokenizer.json'} lacks <begin_of_image>" in problem(folder)
 
     folder = broken("pixels")
     path = folder / "preprocessor_config.json"
@@ -238,6 +253,43 @@ def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(stored))
     (folder / "preprocessor_config.json").unlink()
     assert "image_size = 26 is no multiple of patch_size = 4" in problem(folder)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "expected"),
+    [
+        (("text_config", "num_hidden_layers"), 9, "54 missing: model.language_model.layers.3."),
+        (("text_config", "num_hidden_layers"), 1, "18 unknown: model.language_model.layers.1."),
+        (("text_config", "num_hidden_layers"), "many", "expected int, got str (value: 'many')"),
+        (("text_config", "vocab_size"), 999, "lm_head.weight is [232, 64] instead of [999, 64]"),
+        (("vision_config", "image_size"), 48, "position_embedding.weight is [36, 48] instead of"),
+        (("vq_config", "num_embeddings"), 7, "generation_embeddings.weight is [96, 8] instead of"),
+        (("vq_config", "base_channels"), 64, "decoder.conv_in.bias is [64] instead of [128]"),
+        (("vq_config", "channel_multiplier"), [], "vq_config.channel_multiplier = 0"),
+        ((OWN,), 3, "config.json: hermesflow = 3 is no object"),
+    ],
+)
+def test_wrong_sizes_are_named_before_any_work(
+    tmp_path: Path, where: Sequence[str], value: object, expected: str
+) -> None:
+    MODEL.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    reduce(getitem, where[:-1], stored)[where[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=re.escape(expected)):
+        registry.check_folder("janus", tmp_path)
+
+
+@pytest.mark.parametrize("content", [3, {"sizes": 3}, {"sizes": {"vision_config": [1]}}])
+def test_settings_in_a_published_config_that_are_none_are_named(
+    tmp_path: Path, content: object
+) -> None:
+    folder = published_folder(tmp_path / "published", "model.safetensors")
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {OWN: content}))
+    with pytest.raises(UserError, match=r"config.json: \w+ = .* is no object"):
+        load_checkpoint(folder)
 
 
 # What is read and trained
