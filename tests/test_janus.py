@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -22,8 +24,11 @@ from models.families.janus.config import HF_TYPE, OWN, JanusConfig
 from models.families.janus.convert import hf_sizes, load_checkpoint, to_hf, to_published
 from models.families.janus.model import VQ, JanusModel
 from models.families.janus.network import Janus
+from models.families.janus.prompts import Ids
+from models.families.janus.sampler import FixedSteps, code_step, generate_images
 from models.memory import Sizes
 from models.protocol import Autoregressive, TextSampling
+from models.samplers.noise import RecordNoise
 from models.weights import without_values
 from tests.hub import COMMIT, ID, hub_of
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
@@ -290,6 +295,62 @@ def test_settings_in_a_published_config_that_are_none_are_named(
     (folder / "config.json").write_text(json.dumps(stored | {OWN: content}))
     with pytest.raises(UserError, match=r"config.json: \w+ = .* is no object"):
         load_checkpoint(folder)
+
+
+# What is drawn
+
+
+PROMPTS = [MODEL.tokenizer.prompt(text) for text in ("a red cat", "two blue squares and a circle")]
+
+
+def drawn(
+    how: Autoregressive, steps: FixedSteps | None, prompts: Sequence[Ids] = PROMPTS
+) -> Tensor:
+    noise = RecordNoise(range(len(prompts)), 2, MODEL.config.num_codes, 1, MODEL.device)
+    return generate_images(MODEL.network, prompts, 2, how, noise, MODEL.tokenizer, steps)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_steps_of_one_shape_draw_the_codes_of_growing_keys(guidance: float) -> None:
+    """Also where the cache still holds the batch before, whose prompts were longer."""
+    how = Autoregressive(guidance=guidance, temperature=0.9)
+    steps = FixedSteps(code_step)
+    for prompts in (PROMPTS, PROMPTS[:1] * 2):
+        assert torch.equal(drawn(how, steps, prompts), drawn(how, None, prompts))
+
+
+def test_a_step_of_one_shape_is_compiled_once() -> None:
+    """For all codes of a picture, and for further batches with prompts of other lengths."""
+    inputs: list[int] = []
+
+    def step(*given: Any) -> Tensor:
+        inputs.append(len(inputs))
+        if len(inputs) == 3:
+            torch.compiler.set_stance("fail_on_recompile")
+        return compiled(*given)
+
+    compiled = torch.compile(code_step, backend="eager", fullgraph=True, dynamic=False)
+    steps = FixedSteps(step)
+    try:
+        for prompts in (PROMPTS, PROMPTS[::-1], PROMPTS[:1] * 2):
+            assert torch.equal(drawn(HOW, steps, prompts), drawn(HOW, None, prompts))
+    finally:
+        torch.compiler.set_stance("default")
+    assert len(inputs) == 3 * (MODEL.config.num_codes - 1)
+
+
+def test_pictures_are_drawn_where_nothing_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    steps = FixedSteps.compiled()
+    assert torch.equal(drawn(HOW, steps), drawn(HOW, None))
+    assert [record.message for record in caplog.records] == [
+        "pictures are drawn without torch.compile, which failed: no C compiler"
+    ]
 
 
 # What is read and trained

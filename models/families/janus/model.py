@@ -32,7 +32,7 @@ from models.families.janus.likelihood import (
 )
 from models.families.janus.network import Janus
 from models.families.janus.prompts import CAPTION_QUESTION, JanusTokenizer, wording
-from models.families.janus.sampler import generate_images
+from models.families.janus.sampler import FixedSteps, generate_images
 from models.families.janus.vq import JanusVQ
 from models.nn.pairs import PackedPairs
 from models.protocol import (
@@ -122,6 +122,7 @@ class JanusModel:
         self._kept = kept
         self._pair_module = PairModule(network)
         self._trains_vision = False
+        self._steps: FixedSteps | None = None
         listed = config.settings.list_choices
         self.reader = Reader(
             network,
@@ -306,7 +307,12 @@ class JanusModel:
             raise UserError(f"Janus draws code by code; set {SAMPLER}: {self.sampler}")
         ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
         noise = RecordNoise(seeds, num_samples, self.config.num_codes, 1, self.device)
-        codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, self.tokenizer)
+        # On a CPU growing keys are faster, and compiling takes longer than it saves.
+        if self._steps is None and self.device.type == "cuda":
+            self._steps = FixedSteps.compiled()
+        codes_RN = generate_images(
+            self.network, ids, num_samples, sampling, noise, self.tokenizer, self._steps
+        )
         return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
