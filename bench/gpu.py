@@ -1,5 +1,8 @@
 """`python -m bench.gpu`: how fast the full-size Show-o trains, captions, answers and draws here.
 
+Janus-Pro-1B draws, too: as on a GPU (steps of one shape, compiled), in these shapes without
+compiling, and with keys that grow.
+
 Weights are random and nothing is read or downloaded; torch and transformers are enough, with peft
 for LoRA. A part that fails says why, and the rest goes on. With --json what is known is written
 after every part, as JSON and beside it as Markdown.
@@ -23,11 +26,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_model
+from bench.synthetic import PROMPT_WORDS, SIZES, Data, Size, make_janus, make_model
 from bench.training import PairStep
 from core.runtime import peak_memory_bytes
+from models.families.janus.sampler import FixedSteps, code_step, generate_images
 from models.nn.packing import num_tokens
-from models.protocol import MaskPredict, Seen, TextSampling
+from models.protocol import Autoregressive, MaskPredict, Seen, TextSampling
+from models.samplers.noise import RecordNoise
 
 GUIDANCE = 5.0
 HEAD = "| part | median | fastest to slowest | speed | MFU | peak memory |"
@@ -120,6 +125,26 @@ def images(size: Size, device: str) -> Prepared:
     return call, {"images": size.images}
 
 
+def codes(size: Size, device: str, steps: Callable[[], FixedSteps] | None) -> Prepared:
+    """Codes of all images of a prompt, drawn by Janus with guidance: 576 steps at full size."""
+    network, tokenizer = make_janus(size, device, torch.bfloat16)
+    prompt, how = tokenizer.prompt(" ".join(["w"] * PROMPT_WORDS)), Autoregressive(4.0, 1.0)
+    num_codes, fixed = network.config.num_codes, steps and steps()
+
+    def call() -> None:
+        noise = RecordNoise([0], size.images, num_codes, 1, network.device)
+        generate_images(network, [prompt], size.images, how, noise, tokenizer, fixed)
+
+    if fixed:
+        call()  # compiled here, since nothing is where products are counted
+    return call, {"images": size.images, "codes": size.images * num_codes}
+
+
+def compiled(device: str) -> FixedSteps:
+    """As images are drawn on a GPU; on a CPU, where compiling takes long, in the same shapes."""
+    return FixedSteps(code_step) if device == "cpu" else FixedSteps.compiled()
+
+
 PARTS: Mapping[str, Callable[[Size, str], Prepared]] = {
     "rate": rate,
     "train": train,
@@ -127,6 +152,9 @@ PARTS: Mapping[str, Callable[[Size, str], Prepared]] = {
     "captions": captions,
     "answers": answers,
     "images": images,
+    "codes": lambda size, device: codes(size, device, lambda: compiled(device)),
+    "codes-one-shape": lambda size, device: codes(size, device, lambda: FixedSteps(code_step)),
+    "codes-growing": lambda size, device: codes(size, device, None),
 }
 
 

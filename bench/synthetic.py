@@ -5,12 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from models.families.janus.config import JanusConfig, JanusSettings, Preprocessing
+from models.families.janus.network import Janus
+from models.families.janus.prompts import NAMES, JanusTokenizer
 from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
@@ -31,6 +35,7 @@ class Size:
     """How large everything is that is measured."""
 
     network: ShowoConfig
+    janus: JanusConfig
     vq: MAGVITv2Config
     matmul: int  # width of square matrices
     steps: int  # of sampling an image
@@ -40,6 +45,33 @@ class Size:
     choices: int
     images: int  # for a prompt
     records: int  # whose captions are sampled at once
+
+
+def janus_config(text: Sequence[int], image_size: int, downsample: int, codes: int) -> JanusConfig:
+    """Of the width, inner width, layers and heads of the language model; a tower of one layer."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = transformers.JanusConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 102400,
+            **dict(zip(names, text, strict=True)),
+        },
+        vision_config={
+            "hidden_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": image_size,
+            "patch_size": downsample,
+            "projection_dim": text[0],
+        },
+        vq_config={
+            "num_embeddings": codes,
+            "channel_multiplier": [1] * downsample.bit_length(),
+            "projection_dim": text[0],
+            "image_token_embed_dim": text[0],
+        },
+    )
+    return JanusConfig(sizes, JanusSettings(), Preprocessing(image_size))
 
 
 FULL = Size(
@@ -56,6 +88,7 @@ FULL = Size(
         bos_token_id=50256,
         eos_token_id=50256,
     ),
+    janus=janus_config((2048, 5632, 24, 16), 384, 16, 16384),
     vq=FULL_SIZE,
     matmul=8192,
     steps=50,
@@ -80,6 +113,7 @@ SMALL = replace(
         bos_token_id=0,
         eos_token_id=0,
     ),
+    janus=janus_config((64, 128, 2, 4), 16, 4, 64),
     vq=MAGVITv2Config(
         StackConfig(16, (1, 2), (1, 1)), StackConfig(16, (1, 2), (1, 1)), 6, groupnorm_groups=4
     ),
@@ -121,6 +155,19 @@ def make_model(size: Size, device: str, dtype: torch.dtype) -> ShowoModel:
     with torch.device(device):
         vq = MAGVITv2(size.vq).to(device).eval()
     return ShowoModel(network.eval(), vq, make_tokenizer(config))
+
+
+def make_janus(size: Size, device: str, dtype: torch.dtype) -> tuple[Janus, JanusTokenizer]:
+    """A network with random weights, and a tokenizer to which every word is the unknown one."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        network = Janus(size.janus).to(dtype).eval()
+    network.place_constants(network.device)
+    vocabulary = {name: number for number, name in enumerate((UNKNOWN, *NAMES.values()))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
+    return network, JanusTokenizer(fast, size.janus.settings)
 
 
 @torch.no_grad()

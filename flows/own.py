@@ -25,6 +25,12 @@ TEST_SHARE = 0.1
 # Profiles by the number of image tokens; models of other sizes take the built-in world's.
 PROFILES = {1024: "configs/show_o_512.yaml", 256: "configs/show_o_256.yaml"}
 DEFAULT = "pipeline.yaml"
+# By pixels of a picture and width; Janus-1.3B has the sizes of Janus-Pro-1B.
+JANUS_PROFILES = {
+    (384, 2048): "configs/janus_pro_1b.yaml",
+    (384, 4096): "configs/janus_pro_7b.yaml",
+}
+JANUS_DEFAULT = "configs/shapes_janus.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,8 +74,12 @@ def profile_of(checkpoint: Path) -> Path:
     """The profile that fits a model folder; UserError if it is none."""
     try:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") == "janus":
+            pictures = config["vision_config"]["image_size"]
+            size = (int(pictures), int(config["text_config"]["hidden_size"]))
+            return Path(JANUS_PROFILES.get(size, JANUS_DEFAULT)).resolve()
         tokens = int(config["num_vq_tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"CHECKPOINT {checkpoint} is no model folder ({type(error).__name__}: {error}); give "
             "one that `python -m models.checkpoints import` has made"

@@ -73,8 +73,8 @@ def family(name: str) -> Family:
     return found
 
 
-def check_kind(name: str, folder: Path) -> None:
-    """UserError for a folder that holds a model of another family."""
+def check_kind(name: str, folder: Path, field: str = "model.family") -> None:
+    """UserError for a folder that holds a model of another family than `field` has named."""
     chosen, stored = family(name), {}
     with suppress(UserError):  # a config.json that cannot be read is of no family
         stored = read_sizes(folder / "config.json")
@@ -83,7 +83,7 @@ def check_kind(name: str, folder: Path) -> None:
     for other in packages():
         if other != name and family(other).recognises(stored):
             raise UserError(
-                f"{folder} holds a model of {family(other).title}, but model.family = {name!r}; "
+                f"{folder} holds a model of {family(other).title}, but {field} = {name!r}; "
                 f"set it to {other}"
             )
 

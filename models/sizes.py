@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from huggingface_hub.errors import StrictDataclassError
 
 from core.errors import UserError
 
@@ -16,8 +18,8 @@ MAX_WIDTH = 1 << 24
 T = TypeVar("T")
 # What torch and transformers raise for sizes that fit no network.
 UNFIT = (
-    TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError,
-    AssertionError, MemoryError, NotImplementedError,
+    StrictDataclassError, TypeError, ValueError, LookupError, AttributeError, RuntimeError,
+    ArithmeticError, AssertionError, MemoryError, NotImplementedError,
 )  # fmt: skip
 
 
@@ -30,6 +32,14 @@ def read_sizes(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise UserError(f"{path} holds no object; get an undamaged copy")
     return stored
+
+
+def read_part(stored: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The object of a name in a config.json, empty where there is none; UserError for others."""
+    part = stored.get(name, {})
+    if not isinstance(part, dict):
+        raise UserError(f"{path}: {name} = {part!r} is no object; get an undamaged copy")
+    return part
 
 
 def as_sizes(kind: type[T], stored: dict[str, Any], path: Path) -> T:
@@ -74,7 +84,7 @@ def building(where: Path) -> Iterator[None]:
     try:
         yield
     except UNFIT as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = " ".join(str(error).split())
         raise UserError(
             f"{where}: no network can be made of the sizes in config.json ({type(error).__name__}: "
             f"{reason}); give the config.json of these weights"

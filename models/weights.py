@@ -145,15 +145,21 @@ def fill(
     may be left out of the files; the module keeps its own. UserError lists names and shapes that
     differ.
     """
+    check_tensors(module, weights, derived=derived)
+    tensors = module.state_dict()
+    for name, tensor in weights:
+        kept = dtype is None or not tensor.is_floating_point()
+        tensors[name] = tensor.to(device=device, dtype=tensor.dtype if kept else dtype)
+    module.load_state_dict(tensors, assign=True)
+
+
+def check_tensors(module: nn.Module, weights: Tensors, *, derived: str | None = None) -> None:
+    """UserError unless weights are those of a module, by their headers; see `fill`."""
     tensors = module.state_dict()
     optional = {name for name in tensors if derived and name.startswith(derived)}
     wanted = {name: tensor.shape for name, tensor in tensors.items()}
     _check_shapes(weights, wanted, optional)
     _check_kinds(weights, {name for name, one in tensors.items() if one.is_floating_point()})
-    for name, tensor in weights:
-        kept = dtype is None or not tensor.is_floating_point()
-        tensors[name] = tensor.to(device=device, dtype=tensor.dtype if kept else dtype)
-    module.load_state_dict(tensors, assign=True)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

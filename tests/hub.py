@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine with one data set, for the real client."""
+"""A Hugging Face hub on this machine with one repository, for the real client."""
 
 import hashlib
 import json
@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlparse
 
 from tests.llm_server import serving
 
 ID = "me/pictures"
 COMMIT = "a" * 40
+Kind = Literal["datasets", "models"]
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers what `load_dataset` asks when it streams: the commit, folders, parts of files."""
+    """Answers what the client asks when it streams or downloads: the commit, folders, files."""
 
     protocol_version = "HTTP/1.1"
     root: Path
+    kind: Kind
+    sent: set[str]  # files whose content somebody has got
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -31,13 +35,16 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlparse(self.path).path)
-        tree, files = f"/api/datasets/{ID}/tree/{COMMIT}", f"/datasets/{ID}/resolve/{COMMIT}/"
-        if path in {f"/api/datasets/{ID}/revision/{name}" for name in ("main", COMMIT)}:
+        about, place = f"/api/{self.kind}/{ID}", "" if self.kind == "models" else f"/{self.kind}"
+        tree, files = f"{about}/tree/{COMMIT}", f"{place}/{ID}/resolve/{COMMIT}/"
+        if path in {f"{about}/revision/{name}" for name in ("main", COMMIT)}:
             self._send(200, json.dumps({"id": ID, "sha": COMMIT, "siblings": []}).encode())
         elif path.startswith(tree) and (folder := self.root / path[len(tree) + 1 :]).is_dir():
             found = folder.rglob("*") if "recursive=true" in self.path else folder.iterdir()
             self._send(200, json.dumps([self._entry(file) for file in sorted(found)]).encode())
         elif path.startswith(files) and (file := self.root / path[len(files) :]).is_file():
+            if self.command == "GET":
+                self.sent.add(path[len(files) :])
             self._send_file(file.read_bytes())
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
@@ -69,8 +76,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub_of(folder: Path) -> Iterator[str]:
-    """Address of a hub whose data set is the content of a folder."""
-    handler = type("HubOfFolder", (Hub,), {"root": folder})
+def hub_of(folder: Path, kind: Kind = "datasets") -> Iterator[tuple[str, set[str]]]:
+    """Address of a hub whose repository is the content of a folder, and what it has sent of it."""
+    sent: set[str] = set()
+    handler = type("HubOfFolder", (Hub,), {"root": folder, "kind": kind, "sent": sent})
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
-        yield "http://{}:{}".format(*server.server_address)
+        yield "http://{}:{}".format(*server.server_address), sent

@@ -20,7 +20,7 @@ from tasks.train import METRICS, read_metrics
 from tests.fake_family.model import FAMILY as FAKE
 from tests.fake_family.model import make_model
 from tests.janus_tiny import random_janus, tiny_janus
-from tests.loops import play, quick
+from tests.loops import play, quick_exact
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 from training.data import EXACT
@@ -74,23 +74,7 @@ def test_the_loop_runs_on_families_with_exact_likelihoods(
     """Every stage of an iteration, on pictures drawn code by code; one family is of others."""
     monkeypatch.setitem(registry.FAMILIES, "fake", "tests.fake_family")
     make().save_pretrained(tmp_path / name)
-    config = quick(
-        tmp_path / "store",
-        model__family=name,
-        model__checkpoint=str(tmp_path / name),
-        sampling__images={
-            "sampler": "autoregressive",
-            "num_samples": 3,
-            "guidance": 1.0,
-            "temperature": 1.0,
-        },
-        scoring__require_fit=False,
-        pairing__caption={"min_best": -1.0, "min_margin": 0.0, "loser": "worst"},
-        pairing__image={"min_best": 0.0, "min_margin": 0.0, "loser": "worst"},
-        training__image_draws=0,
-        benchmarks=[],
-        **changes,
-    )
+    config = quick_exact(tmp_path / "store", name, tmp_path / name, **changes)
     runner, _ = play(config)
     results = {name: result for name, _, result in runner.done}
     store = Store(config.store)

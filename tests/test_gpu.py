@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from bench.gpu import main
-from bench.synthetic import SMALL, Data, make_model
+from bench.synthetic import SMALL, Data, make_janus, make_model
 from bench.training import PairStep
 from core.store import Store
+from models.families.janus.sampler import FixedSteps
+from models.families.janus.sampler import generate_images as janus_images
 from models.families.showo.model import ShowoModel
 from models.families.showo.network import Showo
 from models.families.showo.prompts import t2i_prompt
 from models.families.showo.sampler import generate_images
-from models.protocol import MaskPredict, Seen, TextSampling
+from models.protocol import Autoregressive, MaskPredict, Seen, TextSampling
 from models.samplers.noise import RecordNoise
 from tests.loops import play, quick
 
@@ -64,6 +66,27 @@ def draw(network: Showo, model: ShowoModel, steps: int) -> torch.Tensor:
     noise = RecordNoise([1, 2], 3, 2 * steps, config.num_vq_tokens, model.device)
     sampling = MaskPredict(steps, 5.0)
     return generate_images(network, prompts, 3, sampling, noise, special)
+
+
+def test_compiled_steps_of_janus_draw_the_codes_of_growing_keys() -> None:
+    network, tokenizer = make_janus(SMALL, "cuda", torch.float32)
+    prompts = [tokenizer.prompt(text) for text in ("a", "a b c")]
+    how = Autoregressive(4.0, 1.0, top_k=1)
+    steps = FixedSteps.compiled()
+    for _ in range(2):
+        drawn = [
+            janus_images(
+                network,
+                prompts,
+                2,
+                how,
+                RecordNoise([1, 2], 2, network.config.num_codes, 1, network.device),
+                tokenizer,
+                given,
+            )
+            for given in (steps, None)
+        ]
+        assert torch.equal(*drawn)
 
 
 def waits(work: Callable[[], object]) -> int:

@@ -276,7 +276,7 @@ def test_datasets_of_the_hub_are_streamed_at_a_commit(
 ) -> None:
     given = records()
     to = tmp_path / "to"
-    with hub_of(write(source, given)) as address:
+    with hub_of(write(source, given)) as (address, _):
         # The client reads its address when it is imported.
         where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
         done = run_python("-m", "data.ingest", f"{ID}@main", "--to", to, **where)

@@ -1,14 +1,19 @@
 """Janus: published layouts in and out, what is refused, and the whole loop on a tiny one."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -19,10 +24,16 @@ from models.families.janus.config import HF_TYPE, OWN, JanusConfig
 from models.families.janus.convert import hf_sizes, load_checkpoint, to_hf, to_published
 from models.families.janus.model import VQ, JanusModel
 from models.families.janus.network import Janus
+from models.families.janus.prompts import Ids
+from models.families.janus.sampler import FixedSteps, code_step, generate_images
 from models.memory import Sizes
 from models.protocol import Autoregressive, TextSampling
+from models.samplers.noise import RecordNoise
 from models.weights import without_values
+from tests.hub import COMMIT, ID, hub_of
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
+from tests.limits import run_python
+from tests.published import save_weights
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
 from tests.test_train import Loop, metrics
@@ -33,6 +44,11 @@ PICTURES = [
     for i in range(3)
 ]
 HOW = Autoregressive(guidance=1.5, temperature=0.9)
+
+
+def weights_of(names: Iterable[str]) -> set[str]:
+    """Those of weight files in a folder."""
+    return {n for n in names if n.endswith((".safetensors", ".bin")) and "/" not in n}
 
 
 def same(one: JanusModel, other: JanusModel) -> bool:
@@ -67,6 +83,7 @@ def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout:
     assert written.keys() == wanted.keys()
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert not (out / "published").exists()  # what is kept there is among the weights again
     assert same(load_checkpoint(out, dtype="float32"), MODEL)
 
 
@@ -104,6 +121,55 @@ def test_transformers_loads_our_folder_and_we_load_its(tmp_path: Path) -> None:
     assert same(found, MODEL)
 
 
+# Beside the weights of a repository, and not needed: other formats, other precisions, notes.
+OTHERS = (
+    "README.md",
+    "tf_model.h5",
+    "onnx/model.onnx",
+    "fp16/model.safetensors",
+    "ema.safetensors",
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "weights"),
+    [
+        ("published", "shards.bin"),
+        ("transformers", "shards.safetensors"),
+        pytest.param("published", "shards.safetensors", marks=pytest.mark.slow),
+        pytest.param("transformers", "shards.bin", marks=pytest.mark.slow),
+        pytest.param("transformers", "model.safetensors", marks=pytest.mark.slow),
+    ],
+)
+def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(
+    tmp_path: Path, layout: str, weights: str
+) -> None:
+    folder = tmp_path / "hub"
+    if layout == "published":
+        published_folder(folder, weights)
+    else:
+        load_checkpoint(published_folder(tmp_path / "p", "shards.bin")).save_pretrained(folder)
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        save_weights(tensors, folder, weights)
+    needed = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    others = [*OTHERS, *(["pytorch_model.bin"] if "safetensors" in weights else [])]
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("not needed")
+    to = tmp_path / "ours"
+    given = ["--family", "janus", "import", "--janus", f"{ID}@main", "--to", to]
+    with hub_of(folder, "models") as (address, sent):
+        where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = run_python("-m", "models.checkpoints", *given, **where)
+    assert done.returncode == 0, done.stderr
+    assert sent == needed
+    assert same(JanusModel.from_pretrained(to), MODEL)
+    origin = json.loads((to / "origin.json").read_text())["janus"]
+    assert (origin["given"], origin["commit"]) == (f"{ID}@main", COMMIT)
+    assert set(origin["sha256"]) == {"tokenizer.json", *weights_of(needed)}
+
+
 @pytest.mark.parametrize("name", ["Janus-1.3B, Janus-Pro-1B", "Janus-Pro-7B"])
 def test_full_size_networks_have_exactly_the_published_tensors(name: str) -> None:
     published = json.loads(KEYS.read_text())[name]
@@ -132,7 +198,9 @@ def test_names_are_mapped_both_ways() -> None:
 # What is refused
 
 
-def test_folders_of_other_families_are_named(tmp_path: Path) -> None:
+def test_folders_of_other_families_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     MODEL.save_pretrained(tmp_path / "janus")
     tiny_model().save_pretrained(tmp_path / "showo")
     with pytest.raises(UserError, match=r"holds a model of Janus, but model.family = 'showo'"):
@@ -142,8 +210,17 @@ def test_folders_of_other_families_are_named(tmp_path: Path) -> None:
     published = published_folder(tmp_path / "published", "shards.bin")
     with pytest.raises(UserError, match=r"published layout .* --family janus import"):
         registry.check_folder("janus", published)
-    arguments = ["--family", "janus", "import", "--to", str(tmp_path / "x"), "--janus"]
-    assert main([*arguments, str(tmp_path / "showo")]) == 2
+    to = ["--to", str(tmp_path / "x")]
+    assert main(["--family", "janus", "import", *to, "--janus", str(tmp_path / "showo")]) == 2
+    assert "showo holds a model of Show-o, but --family = 'janus'" in capsys.readouterr().err
+    for folder in (published, tmp_path / "janus"):
+        parts = ("--show-o", "--vq", "--tokenizer")
+        assert main(["import", *to, *(w for part in parts for w in (part, str(folder)))]) == 2
+        assert (
+            "a model of Janus, but --family = 'showo'; set it to janus" in capsys.readouterr().err
+        )
+    assert main(["export", *to, "--checkpoint", str(tmp_path / "janus")]) == 2
+    assert "a model of Janus, but --family = 'showo'; set it to janus" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
@@ -168,7 +245,7 @@ def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
         token["content"] = token["content"].replace("<begin_of_image>", "<something>")
     tokenizer["model"]["vocab"].pop("<begin_of_image>", None)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    assert "the tokenizer lacks <begin_of_image>" in problem(folder)
+    assert f"{folder / 'tokenizer.json'} lacks <begin_of_image>" in problem(folder)
 
     folder = broken("pixels")
     path = folder / "preprocessor_config.json"
@@ -181,6 +258,99 @@ def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(stored))
     (folder / "preprocessor_config.json").unlink()
     assert "image_size = 26 is no multiple of patch_size = 4" in problem(folder)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "expected"),
+    [
+        (("text_config", "num_hidden_layers"), 9, "54 missing: model.language_model.layers.3."),
+        (("text_config", "num_hidden_layers"), 1, "18 unknown: model.language_model.layers.1."),
+        (("text_config", "num_hidden_layers"), "many", "expected int, got str (value: 'many')"),
+        (("text_config", "vocab_size"), 999, "lm_head.weight is [232, 64] instead of [999, 64]"),
+        (("vision_config", "image_size"), 48, "position_embedding.weight is [36, 48] instead of"),
+        (("vq_config", "num_embeddings"), 7, "generation_embeddings.weight is [96, 8] instead of"),
+        (("vq_config", "base_channels"), 64, "decoder.conv_in.bias is [64] instead of [128]"),
+        (("vq_config", "channel_multiplier"), [], "vq_config.channel_multiplier = 0"),
+        ((OWN,), 3, "config.json: hermesflow = 3 is no object"),
+    ],
+)
+def test_wrong_sizes_are_named_before_any_work(
+    tmp_path: Path, where: Sequence[str], value: object, expected: str
+) -> None:
+    MODEL.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    reduce(getitem, where[:-1], stored)[where[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=re.escape(expected)):
+        registry.check_folder("janus", tmp_path)
+
+
+@pytest.mark.parametrize("content", [3, {"sizes": 3}, {"sizes": {"vision_config": [1]}}])
+def test_settings_in_a_published_config_that_are_none_are_named(
+    tmp_path: Path, content: object
+) -> None:
+    folder = published_folder(tmp_path / "published", "model.safetensors")
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {OWN: content}))
+    with pytest.raises(UserError, match=r"config.json: \w+ = .* is no object"):
+        load_checkpoint(folder)
+
+
+# What is drawn
+
+
+PROMPTS = [MODEL.tokenizer.prompt(text) for text in ("a red cat", "two blue squares and a circle")]
+
+
+def drawn(
+    how: Autoregressive, steps: FixedSteps | None, prompts: Sequence[Ids] = PROMPTS
+) -> Tensor:
+    noise = RecordNoise(range(len(prompts)), 2, MODEL.config.num_codes, 1, MODEL.device)
+    return generate_images(MODEL.network, prompts, 2, how, noise, MODEL.tokenizer, steps)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_steps_of_one_shape_draw_the_codes_of_growing_keys(guidance: float) -> None:
+    """Also where the cache still holds the batch before, whose prompts were longer."""
+    how = Autoregressive(guidance=guidance, temperature=0.9)
+    steps = FixedSteps(code_step)
+    for prompts in (PROMPTS, PROMPTS[:1] * 2):
+        assert torch.equal(drawn(how, steps, prompts), drawn(how, None, prompts))
+
+
+def test_a_step_of_one_shape_is_compiled_once() -> None:
+    """For all codes of a picture, and for further batches with prompts of other lengths."""
+    inputs: list[int] = []
+
+    def step(*given: Any) -> Tensor:
+        inputs.append(len(inputs))
+        if len(inputs) == 3:
+            torch.compiler.set_stance("fail_on_recompile")
+        return compiled(*given)
+
+    compiled = torch.compile(code_step, backend="eager", fullgraph=True, dynamic=False)
+    steps = FixedSteps(step)
+    try:
+        for prompts in (PROMPTS, PROMPTS[::-1], PROMPTS[:1] * 2):
+            assert torch.equal(drawn(HOW, steps, prompts), drawn(HOW, None, prompts))
+    finally:
+        torch.compiler.set_stance("default")
+    assert len(inputs) == 3 * (MODEL.config.num_codes - 1)
+
+
+def test_pictures_are_drawn_where_nothing_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    steps = FixedSteps.compiled()
+    assert torch.equal(drawn(HOW, steps), drawn(HOW, None))
+    assert [record.message for record in caplog.records] == [
+        "pictures are drawn without torch.compile, which failed: no C compiler"
+    ]
 
 
 # What is read and trained

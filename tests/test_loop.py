@@ -8,13 +8,17 @@ import pyarrow as pa
 import pytest
 
 from core.artifact import Artifact
+from core.config import Config
 from core.stage import run_stage
 from core.store import Store
 from data.tables import read_table
 from evals.vqa import LEAST_PROBABILITY
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_IMAGES
-from tests.loops import Finished, Runner, play, quick
+from tests.janus_tiny import random_janus
+from tests.loops import Commands, Finished, Runner, play, quick, quick_exact
+
+BENCHMARKS = [{"name": "shapes-pope", "folder": None, "limit": 12, "judges": {}}]
 
 
 def digests(runner: Runner) -> list[tuple[str, int, str]]:
@@ -71,6 +75,24 @@ def test_samples_do_not_depend_on_batch_size(finished: Finished, tmp_path: Path)
         assert one["record_id"] == two["record_id"]
         pairs = zip(one[column].to_pylist(), two[column].to_pylist(), strict=True)
         assert sum(a == b for a, b in pairs) >= 0.99 * one.num_rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["showo", "janus"])
+def test_stages_in_processes_of_their_own_make_the_artifacts_of_one_process(
+    tmp_path: Path, family: str
+) -> None:
+    def config(store: str) -> Config:
+        if family == "showo":
+            return quick(tmp_path / store, benchmarks=BENCHMARKS)
+        return quick_exact(tmp_path / store, family, tmp_path / family, benchmarks=BENCHMARKS)
+
+    random_janus().save_pretrained(tmp_path / "janus")
+    apart, _ = play(config("apart"), runner=Commands())
+    together, _ = play(config("together"))
+    assert digests(apart) == digests(together)
+    assert {"pool", "base", "train", "benchmark"} <= {name for name, _, _ in apart.done}
+    assert len(apart.done) == 18
 
 
 def scored(finished: Finished, store: Path, **changes: object) -> pa.Table:

@@ -15,7 +15,7 @@ from core.store import Store
 from data.caption_questions import phrases, words_of, write_questions
 from data.questions import normalised
 from data.shapes.records import make_records
-from flows.own import prepare
+from flows.own import prepare, profile_of
 from tests.loops import QUICK, play
 
 BASE = Path("models/assets/shapes/base").resolve()
@@ -142,6 +142,20 @@ def test_what_is_no_model_is_refused_before_the_pictures_are_read(tmp_path: Path
     with pytest.raises(UserError, match="is no model folder"):
         prepare("nowhere", tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "width", "profile"),
+    [(384, 2048, "janus_pro_1b"), (384, 4096, "janus_pro_7b"), (32, 64, "shapes_janus")],
+)
+def test_a_janus_gets_the_profile_of_its_size(
+    tmp_path: Path, pixels: int, width: int, profile: str
+) -> None:
+    sizes = {"vision_config": {"image_size": pixels}, "text_config": {"hidden_size": width}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "janus", **sizes}))
+    path = profile_of(tmp_path)
+    assert path.stem == profile
+    assert load_config(path, {}).model.family == "janus"
 
 
 @pytest.mark.parametrize("questions", [{"by": "captions", "endpoint": "x"}, {"by": "model"}])

@@ -15,7 +15,7 @@ from typing import Any
 from core.command import run_command
 from core.errors import UserError
 from core.files import new_folder, writing_to
-from models.registry import packages
+from models.registry import check_kind, packages
 from models.weights import DTYPES
 
 ORIGIN = "origin.json"
@@ -29,13 +29,17 @@ def import_published(family: Any, given: argparse.Namespace) -> None:
             model.save_pretrained(folder)
             (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     print(f"{given.to}: {family.describe(model)}")
-    print(f"set `checkpoint: {given.to}` under `model` in your config, then `make check-config`")
+    print(
+        f"set `family: {given.family}` and `checkpoint: {given.to}` under `model` in your config, "
+        "then `make check-config`"
+    )
 
 
 def export_published(family: Any, given: argparse.Namespace) -> None:
     """Write a model folder in the published layout."""
     with new_folder(given.to) as folder, writing_to(given.to):
         checkpoint = _model_folder(Path(given.checkpoint))
+        check_kind(given.family, checkpoint, "--family")
         written = family.export_model(checkpoint, folder, given.format, given.dtype)
     print(f"{given.to}: {written}")
 
@@ -56,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The family decides which parts are asked for, so it is read first.
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--family", default="showo", choices=sorted(packages()))
-    name, others = which.parse_known_args(arguments)
-    family = import_module(f"{packages()[name.family]}.convert")
+    chosen, others = which.parse_known_args(arguments)
+    family = import_module(f"{packages()[chosen.family]}.convert")
     parser = argparse.ArgumentParser(
         prog="python -m models.checkpoints", description=__doc__, parents=[which]
     )
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (importing, exporting):
         command.add_argument("--to", required=True, type=Path, metavar="FOLDER")
         command.add_argument("--dtype", choices=sorted(DTYPES), help="default: as stored")
-    given = parser.parse_args(others)
+    given = parser.parse_args(others, chosen)
     run = import_published if given.command == "import" else export_published
     return run_command(lambda: run(family, given))
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -20,8 +21,6 @@ from models.weight_files import INDEX, WEIGHT_NAMES
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-SAFETENSORS = (*CONFIGS, f"*.safetensors{INDEX}", "*.safetensors")
-PICKLES = (*CONFIGS, f"pytorch_model*.bin{INDEX}", "pytorch_model*.bin")
 BESIDE = ("processor_config.json", "generation_config.json", "chat_template.*")
 # Branches and tags of git may have slashes; ids never have more than one.
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
@@ -38,23 +37,34 @@ class Source:
 
 def find_weights(option: str, place: str) -> Source:
     """The folder of a config.json and weights; of the hub's files, safetensors come first."""
-    source = _find(option, place, SAFETENSORS)
+    source = _find(option, place, _weights(".safetensors"))
     if source.commit and not _has_weights(source.folder):
-        return _find(option, place, PICKLES)
+        return _find(option, place, _weights(".bin"))
     return source
 
 
-def find_checkpoint(option: str, place: str) -> Source:
-    """The folder of a checkpoint whose tokenizer stands beside its weights."""
-    source = _find(option, place, (*SAFETENSORS, *TOKENIZER, *BESIDE))
+def find_checkpoint(option: str, place: str, *others: str) -> Source:
+    """The folder of a checkpoint whose tokenizer and `others` stand beside its weights."""
+    beside = (*TOKENIZER, *BESIDE, *others)
+    source = _find(option, place, (*_weights(".safetensors"), *beside))
     if source.commit and not _has_weights(source.folder):
-        return _find(option, place, (*PICKLES, *TOKENIZER, *BESIDE))
+        return _find(option, place, (*_weights(".bin"), *beside))
     return source
 
 
 def find_tokenizer(option: str, place: str) -> Source:
     """The folder of a tokenizer and of the config.json of its language model."""
     return _find(option, place, TOKENIZER)
+
+
+def _weights(suffix: str) -> list[str]:
+    """Patterns of configs and weights, whole or in shards.
+
+    Other precisions, averages and all in folders have other names, and are not fetched.
+    """
+    files = [Path(name) for name in WEIGHT_NAMES if name.endswith(suffix)]
+    patterns = ((f.name, f.name + INDEX, f"{f.stem}-*-of-*{suffix}") for f in files)
+    return [*CONFIGS, *chain.from_iterable(patterns)]
 
 
 def _has_weights(folder: Path) -> bool:

@@ -17,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
+from models.families.janus.convert import load_checkpoint
 from models.families.showo.convert import Published, load_published
 from models.families.showo.model import ShowoModel
 from models.families.showo.prompts import ShowoTokenizer
 from models.weights import Weights
 from tests.fuzz.harness import EXECUTED, cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
+from tests.janus_tiny import published_folder, tiny_janus
 from tests.showo_tiny import tiny_model
 
 JSONS = ("config.json", "vq/config.json", "tokenizer.json", "tokenizer_config.json")
@@ -34,6 +36,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("model")
     tiny_model().save_pretrained(place)
     return place
+
+
+@pytest.fixture(scope="module")
+def janus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small Janus, and the published layout of it."""
+    place = tmp_path_factory.mktemp("janus")
+    tiny_janus().save_pretrained(place / "ours")
+    return place / "ours", published_folder(place / "published", "shards.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +67,21 @@ def test_model_folders(model: Path, data: st.DataObject) -> None:
         else:
             path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
         survives(place, lambda: ShowoModel.from_pretrained(copy))
+
+
+@cases(0.3)
+@given(data=st.data())
+def test_janus_folders(janus: tuple[Path, Path], data: st.DataObject) -> None:
+    with folder() as place:
+        copy = place / "model"
+        shutil.copytree(data.draw(st.sampled_from(janus)), copy)
+        path = data.draw(st.sampled_from(sorted(copy.glob("*.*"))))
+        if path.suffix == ".json" and data.draw(st.booleans()):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(data.draw(changed(document))), encoding="utf-8")
+        else:
+            path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
+        survives(place, lambda: load_checkpoint(copy))
 
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"f": "pt"}}

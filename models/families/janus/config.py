@@ -11,7 +11,15 @@ from typing import Any
 import transformers
 
 from core.errors import UserError
-from models.sizes import MAX_LAYERS, MAX_WIDTH, as_sizes, building, check_sizes, read_sizes
+from models.sizes import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    as_sizes,
+    building,
+    check_sizes,
+    read_part,
+    read_sizes,
+)
 
 OWN = "hermesflow"  # key of our settings in config.json; transformers keeps and ignores it
 PREPROCESSOR = "preprocessor_config.json"
@@ -122,8 +130,7 @@ class JanusConfig:
     @classmethod
     def from_sizes(cls, stored: Mapping[str, Any], path: Path) -> JanusConfig:
         """Of an object in transformers' layout; UserError for sizes of no network."""
-        own = stored.get(OWN, {})
-        settings = as_sizes(JanusSettings, own if isinstance(own, dict) else {}, path)
+        settings = as_sizes(JanusSettings, read_part(stored, OWN, path), path)
         check_sizes(path, max_text_len=(settings.max_text_len, MAX_WIDTH))
         with building(path.parent):
             sizes = transformers.JanusConfig(**{k: v for k, v in stored.items() if k != OWN})
@@ -144,6 +151,8 @@ class JanusConfig:
                 },
             )
         text, vision, vq = self.text, self.vision, self.vq
+        entries = len(vq.channel_multiplier), MAX_LAYERS
+        check_sizes(path, **{"number of entries of vq_config.channel_multiplier": entries})
         same = {"vision_config": vision.projection_dim, "vq_config": vq.projection_dim}
         for part, width in same.items():
             if width != text.hidden_size:

@@ -26,6 +26,7 @@ from core.files import sha256_of
 from models.checkpoints.sources import Source, find_checkpoint
 from models.families.janus.config import HF_TYPE, OWN, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.model import (
+    UNUSED,
     VQ,
     JanusModel,
     Kept,
@@ -34,7 +35,8 @@ from models.families.janus.model import (
 )
 from models.families.janus.prompts import JanusTokenizer
 from models.families.janus.vq import JanusVQ
-from models.sizes import read_sizes
+from models.registry import check_kind
+from models.sizes import building, read_part, read_sizes
 from models.weights import Held, Weights
 
 Format = Literal["safetensors", "bin"]
@@ -144,31 +146,32 @@ def load_checkpoint(
 
 def hf_sizes(stored: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The config.json of transformers for a published one."""
-    own = stored.get(OWN, {})
-    settings, sizes = own.get("settings", {}), own.get("sizes", {})
+    own = read_part(stored, OWN, path)
+    settings, sizes = (read_part(own, name, path) for name in ("settings", "sizes"))
     try:
         vision_name = stored["vision_config"]["params"]["model_name"]
         vq_name, vq = stored["gen_vision_config"]["cls"], stored["gen_vision_config"]["params"]
         width = stored["aligner_config"]["params"]["n_embed"]
         depth = stored["aligner_config"]["params"]["depth"]
         image_size = stored["vision_config"]["params"]["image_size"]
-        text = dict(stored["language_config"])
+        text = dict(read_part(stored, "language_config", path))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} lacks {error}; get an undamaged copy") from None
     named = {}
     for part, name in (("vision_config", vision_name), ("vq_config", vq_name)):
-        if part not in sizes and name not in MODELS:
+        if part not in sizes and name not in [*MODELS]:
             raise UserError(
                 f"{path}: the sizes of {name!r} are not known; known: {', '.join(MODELS)}"
             )
-        named[part] = sizes.get(part) or MODELS[name]
+        named[part] = read_part(sizes, part, path) or MODELS[name]
     vision = {**named["vision_config"], "projection_dim": width, "depth": depth}
-    if vision["image_size"] != image_size:
+    if vision.get("image_size") != image_size:
         raise UserError(
             f"{path}: vision_config.params.image_size = {image_size}, but {vision_name} reads "
-            f"{vision['image_size']} pixels; give the config.json of these weights"
+            f"{vision.get('image_size')} pixels; give the config.json of these weights"
         )
-    vision["num_image_tokens"] = (image_size // vision["patch_size"]) ** 2
+    with building(path.parent):
+        vision["num_image_tokens"] = (image_size // vision["patch_size"]) ** 2
     text.setdefault("model_type", "llama")
     return {
         "model_type": HF_TYPE,
@@ -336,7 +339,8 @@ def _roles(given: str) -> tuple[str, str]:
 
 def import_model(given: argparse.Namespace) -> tuple[JanusModel, dict[str, object]]:
     """The model of a checkpoint in either layout, and what it was."""
-    source: Source = find_checkpoint("--janus", given.janus)
+    source: Source = find_checkpoint("--janus", given.janus, UNUSED)
+    check_kind("janus", source.folder, "--family")
     model = load_checkpoint(source.folder, roles=given.roles, dtype=given.dtype)
     digests = Weights(source.folder).digests()
     digests["tokenizer.json"] = sha256_of(source.folder / "tokenizer.json")

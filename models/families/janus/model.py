@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from core.errors import UserError
 from models.families.janus.config import HF_TYPE, PREPROCESSOR, PUBLISHED_TYPE, JanusConfig
@@ -31,7 +32,7 @@ from models.families.janus.likelihood import (
 )
 from models.families.janus.network import Janus
 from models.families.janus.prompts import CAPTION_QUESTION, JanusTokenizer, wording
-from models.families.janus.sampler import generate_images
+from models.families.janus.sampler import FixedSteps, generate_images
 from models.families.janus.vq import JanusVQ
 from models.nn.pairs import PackedPairs
 from models.protocol import (
@@ -53,7 +54,7 @@ from models.registry import Family
 from models.samplers.noise import RecordNoise
 from models.samplers.reading import Reader
 from models.sizes import building
-from models.weights import Tensors, Weights, dtype_named, fill, without_values
+from models.weights import Tensors, Weights, check_tensors, dtype_named, fill, without_values
 
 SAMPLER = "sampling.images.sampler"
 VQ = "model.vqmodel."
@@ -92,10 +93,8 @@ class Kept:
         unused = folder / UNUSED
         return cls(files, load_file(unused) if unused.is_file() else {})
 
-    def write(self, folder: Path) -> None:
-        """Put it into a folder."""
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+    def write_unused(self, folder: Path) -> None:
+        """Put the tensors beside the others of a folder in transformers' layout."""
         if self.unused:
             (folder / UNUSED).parent.mkdir(exist_ok=True)
             save_file(dict(self.unused), folder / UNUSED, metadata={"format": "pt"})
@@ -123,6 +122,7 @@ class JanusModel:
         self._kept = kept
         self._pair_module = PairModule(network)
         self._trains_vision = False
+        self._steps: FixedSteps | None = None
         listed = config.settings.list_choices
         self.reader = Reader(
             network,
@@ -146,11 +146,10 @@ class JanusModel:
         `dtype` is that of the network, None: as stored; the image tokenizer is in float32.
         """
         folder, place = Path(path), torch.device(device)
-        config = check_folder(folder)
-        tokenizer_names = [name for name in Weights(folder).shapes if name.startswith(VQ)]
-        network = load_network(config, Weights(folder, ignored=tokenizer_names), place, dtype)
-        vq = JanusVQ.from_weights(config.vq, Weights(folder, prefix=VQ), place)
-        tokenizer = JanusTokenizer.from_folder(folder, config.settings)
+        config, tokenizer = _read_small_files(folder)
+        of_network, of_vq = _weights(folder)
+        network = load_network(config, of_network, place, dtype)
+        vq = JanusVQ.from_weights(config.vq, of_vq, place)
         return cls(network, vq, tokenizer, Kept.of(folder))
 
     def with_roles(self, user: str, assistant: str) -> "JanusModel":
@@ -167,10 +166,12 @@ class JanusModel:
         self.config.to_json(folder / "config.json")
         save_file(self.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
         self.write_beside(folder)
+        self._kept.write_unused(folder)
 
     def write_beside(self, folder: Path) -> None:
         """Write tokenizer and preprocessing, as they came or else as they are."""
-        self._kept.write(folder)
+        for name, content in self._kept.files.items():
+            (folder / name).write_bytes(content)
         if "tokenizer.json" not in self._kept.files:
             self.tokenizer.save_pretrained(folder)
         if PREPROCESSOR not in self._kept.files:
@@ -306,7 +307,12 @@ class JanusModel:
             raise UserError(f"Janus draws code by code; set {SAMPLER}: {self.sampler}")
         ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
         noise = RecordNoise(seeds, num_samples, self.config.num_codes, 1, self.device)
-        codes_RN = generate_images(self.network, ids, num_samples, sampling, noise, self.tokenizer)
+        # On a CPU growing keys are faster, and compiling takes longer than it saves.
+        if self._steps is None and self.device.type == "cuda":
+            self._steps = FixedSteps.compiled()
+        codes_RN = generate_images(
+            self.network, ids, num_samples, sampling, noise, self.tokenizer, self._steps
+        )
         return codes_RN.view(len(prompts), num_samples, -1).cpu().numpy()
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
@@ -346,15 +352,31 @@ def check_parts(names: Mapping[str, object], folder: Path) -> None:
         )
 
 
-def check_folder(folder: Path) -> JanusConfig:
-    """UserError unless a folder holds a whole model, by its headers; its config."""
+def check_folder(folder: Path) -> None:
+    """UserError unless a folder holds a whole model, by its headers."""
+    config, tokenizer = _read_small_files(folder)
+    of_network, of_vq = _weights(folder)
+    with building(folder), without_values():
+        network, vq = Janus(config), JanusVQVAE(config.vq)
+    check_tensors(network, of_network)
+    check_tensors(vq, of_vq)
+    JanusModel(network, JanusVQ(vq), tokenizer, Kept())
+
+
+def _read_small_files(folder: Path) -> tuple[JanusConfig, JanusTokenizer]:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file; a model folder needs it")
     config = JanusConfig.from_json(folder / "config.json")
-    check_parts(Weights(folder).shapes, folder)
-    JanusTokenizer.from_folder(folder, config.settings)
-    return config
+    return config, JanusTokenizer.from_folder(folder, config.settings)
+
+
+def _weights(folder: Path) -> tuple[Weights, Weights]:
+    """Those of the network and of the image tokenizer; UserError if there is none of either."""
+    names = Weights(folder).shapes
+    check_parts(names, folder)
+    of_vq = [name for name in names if name.startswith(VQ)]
+    return Weights(folder, ignored=of_vq), Weights(folder, prefix=VQ)
 
 
 def load_network(

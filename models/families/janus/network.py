@@ -23,7 +23,7 @@ from transformers.models.janus.modeling_janus import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.families.janus.config import JanusConfig
-from models.nn.kv_cache import KVCache
+from models.nn.kv_cache import FixedCache, KVCache
 from models.nn.packing import PackedBatch
 from models.nn.token_logps import token_logps
 
@@ -96,7 +96,7 @@ class Janus(nn.Module):
         hidden_BTD: Tensor,
         attend_B1TS: Tensor | None,
         position_ids_BT: Tensor,
-        cache: KVCache | None = None,
+        cache: KVCache | FixedCache | None = None,
         read_BR: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B,T,D], or [B,R,D] at the positions `read_BR`, from embeddings.

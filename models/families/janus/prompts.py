@@ -48,13 +48,18 @@ class SpecialIds:
 class JanusTokenizer(TextTokenizer):
     """The language model's tokenizer, and the rows that it makes."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: JanusSettings) -> None:
-        """UserError for a tokenizer without the tokens of images."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        settings: JanusSettings,
+        source: Path | str = "the tokenizer",
+    ) -> None:
+        """UserError for a tokenizer without the tokens of images; `source` is named there."""
         known = tokenizer.get_vocab()
         missing = [name for name in NAMES.values() if name not in known]
         if missing:
             raise UserError(
-                f"the tokenizer lacks {', '.join(missing)}; give the tokenizer of the Janus "
+                f"{source} lacks {', '.join(missing)}; give the tokenizer of the Janus "
                 "checkpoint, not that of its language model"
             )
         self.special = SpecialIds(**{part: known[name] for part, name in NAMES.items()})
@@ -78,7 +83,7 @@ class JanusTokenizer(TextTokenizer):
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:  # its reader raises a plain one
             raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
-        return cls(tokenizer, settings)
+        return cls(tokenizer, settings, path)
 
     def turns(self, *pieces: str) -> list[int]:
         """Ids of pieces of text and of names of roles, where those have tokens of their own."""

@@ -25,6 +25,7 @@ from models.checkpoints.sources import Source, find_tokenizer, find_weights
 from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel, load_network, read_tokenizer
 from models.families.showo.prompts import SPECIAL_TOKENS, ShowoTokenizer
+from models.registry import check_kind
 from models.sizes import read_sizes
 from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2, MAGVITv2Config
 from models.weights import Weights
@@ -71,6 +72,7 @@ def load_published(
     One set of weights serves any resolution, since positions are rotary.
     """
     show_o = show_o_folder(folders.show_o)
+    check_kind("showo", show_o, "--family")
     tokenizer = load_tokenizer(folders.tokenizer)
     vq = load_magvitv2(folders.vq).to(device)
     config = show_o_config(

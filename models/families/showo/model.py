@@ -58,7 +58,7 @@ from models.samplers.noise import RecordNoise
 from models.samplers.reading import Reader
 from models.sizes import building
 from models.tokenizers.magvitv2 import MAGVITv2
-from models.weights import Weights, dtype_named, fill, without_values
+from models.weights import Weights, check_tensors, dtype_named, fill, without_values
 
 SAMPLER = "sampling.images.sampler"
 PIXELS = 2**18
@@ -113,8 +113,7 @@ class ShowoModel:
         `dtype` is that of the network, None: as stored; the vq is float32.
         """
         folder = Path(path)
-        _check_folder(folder)
-        config = ShowoConfig.from_json(folder / "config.json")
+        config = _read_config(folder)
         network = load_network(config, Weights(folder), torch.device(device), dtype)
         vq = MAGVITv2.from_pretrained(folder / "vq").to(device)
         return cls(network, vq, read_tokenizer(folder))
@@ -277,10 +276,17 @@ def load_network(
 
 
 def _check_folder(folder: Path) -> None:
+    config = _read_config(folder)
+    with building(folder), without_values():
+        network = Showo(config)
+    check_tensors(network, Weights(folder))
+
+
+def _read_config(folder: Path) -> ShowoConfig:
     for name in ("config.json", "model.safetensors", "vq"):
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: no such file; a model folder needs it")
-    ShowoConfig.from_json(folder / "config.json")
+    return ShowoConfig.from_json(folder / "config.json")
 
 
 FAMILY = Family(
