@@ -20,6 +20,8 @@ MODEL = "model"
 def _body(context: StageContext) -> Mapping[str, object]:
     folder = Path(context.config.model.checkpoint)
     files = _files(context.config)
+    if not files:
+        raise UserError(f"model.checkpoint: there is no file in {folder}; name a model folder")
     _check_finite(folder)
     for file in files:
         with context.draft.write(f"{MODEL}/{file.relative_to(folder).as_posix()}") as path:

@@ -32,8 +32,8 @@ def test_no_whole_picture_is_of_another_split() -> None:
 
 @pytest.mark.parametrize("make", LEARNERS, ids=["showo", "janus"])
 def test_pretraining_is_reproducible(make: Callable[[], Learner]) -> None:
-    recipe = Recipe(steps=3, warmup=1, t2i_rows=4, mmu_rows=4)
-    one, same = (pretrain(make, recipe, num_scenes=60, seed=3).network for _ in range(2))
+    recipe = Recipe(steps=3, warmup=1, t2i_rows=4, mmu_rows=4, num_scenes=60)
+    one, same = (pretrain(make, recipe, seed=3).network for _ in range(2))
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
 

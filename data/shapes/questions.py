@@ -145,14 +145,22 @@ def answer(question: str, scene: Scene) -> str | None:
 # Whole, how many, is there, how many of a shape, colour, size, relation. What is hard to learn, or
 # has to be told apart in the model's own pictures, is asked more often. Most scenes have no
 # relation to ask for, and the others only two, so its share of what is asked is an eighth.
-_KIND_SHARES = (0.12, 0.04, 0.12, 0.06, 0.1, 0.06, 0.5)
+KIND_SHARES = (0.12, 0.04, 0.12, 0.06, 0.1, 0.06, 0.5)
 
 
-def training_questions(scene: Scene, rng: np.random.Generator, num: int) -> list[Question]:
-    """Random questions that have an answer in the scene, yes and no about equally often."""
+def training_questions(
+    scene: Scene,
+    rng: np.random.Generator,
+    num: int,
+    kind_shares: tuple[float, ...] = KIND_SHARES,
+) -> list[Question]:
+    """Random questions that have an answer in the scene, yes and no about equally often.
+
+    `kind_shares` are of the kinds in the order of `KIND_SHARES`.
+    """
     asked: list[Question] = []
     while len(asked) < num:
-        kind = int(rng.choice(len(_KIND_SHARES), p=_KIND_SHARES))
+        kind = int(rng.choice(len(kind_shares), p=kind_shares))
         question = _random_question(kind, scene, rng)
         right = question and answer(question.question, scene)
         if question and right and question not in asked:

@@ -21,7 +21,7 @@ from core.runtime import setup_logging
 from data.shapes.render import CELL
 from data.shapes.scene import GRID
 from models.tokenizers.magvitv2 import MAGVITv2
-from tasks.pretrain.base import NUM_SCENES, L, Recipe, pretrain
+from tasks.pretrain.base import L, Recipe, pretrain
 from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
 from tasks.pretrain.tokenizer import (
     MagvitBits,
@@ -90,9 +90,8 @@ def _tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, seed: int, quick:
 
 
 def _network(make: Callable[[], L], recipe: Recipe, seed: int, quick: bool) -> L:
-    num_scenes = 600 if quick else NUM_SCENES
-    chosen = replace(recipe, steps=10) if quick else recipe
-    return pretrain(make, chosen, num_scenes=num_scenes, seed=seed)
+    chosen = replace(recipe, steps=10, num_scenes=600) if quick else recipe
+    return pretrain(make, chosen, seed=seed)
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from core.progress import Progress
 from data.shapes.language import INVERSE, NUMBERS, PLURALS, caption, make_prompt
 from data.shapes.oracle import read
-from data.shapes.questions import HOW_MANY, WHOLE, training_questions
+from data.shapes.questions import HOW_MANY, KIND_SHARES, WHOLE, training_questions
 from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, split_of
 from models.nn.packing import Segment, Tree
 from tasks.pretrain.tokenizer import scene_images
@@ -33,18 +33,29 @@ Images = NDArray[np.uint8]
 Rng = np.random.Generator
 LOG_EVERY = 100
 MAX_TEXT_LEN = 18
-NUM_SCENES = 24_000
 PROMPT_DROPOUT = 0.1
 UNKNOWN = "<|unk|>"
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What understanding rows hold.
+
+    Of the pictures `broken_share` show mistakes, `captioned_share` of the others have a caption
+    beside their questions.
+    """
+
+    kind_shares: tuple[float, ...] = KIND_SHARES
+    captioned_share: float = 0.3
+    broken_share: float = 0.4
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How the base is trained; the rates rise over `warmup` steps and fall on a cosine to zero.
 
-    A step has `t2i_rows` prompts with their pictures and `mmu_rows` pictures with `questions` each,
-    of which `broken_share` show mistakes and `captioned_share` of the others have a caption too.
+    A step has `t2i_rows` prompts with their pictures and `mmu_rows` pictures with `questions` each.
     """
 
     steps: int = 1800
@@ -58,8 +69,16 @@ class Recipe:
     # steps that drawing needs.
     mmu_weight: float = 4.0
     questions: int = 8
-    captioned_share: float = 0.3
-    broken_share: float = 0.4
+    num_scenes: int = 24_000
+    """Different whole pictures."""
+    first_mixture: Mixture = Mixture()
+    """Of the first `first_steps`."""
+    first_steps: int = 0
+    mixture: Mixture = Mixture()
+
+    def mixture_at(self, step: int) -> Mixture:
+        """Of a step, counted from 1."""
+        return self.first_mixture if step <= self.first_steps else self.mixture
 
 
 class Learner(Protocol):
@@ -137,8 +156,11 @@ class Corpus:
         self.broken_scenes = [scenes[k] for k in kept]
         self.broken_seen = learner.see(images[kept])
 
-    def trees(self, learner: Learner, recipe: Recipe, rng: Rng) -> tuple[list[Tree], list[Tree]]:
+    def trees(
+        self, learner: Learner, recipe: Recipe, step: int, rng: Rng
+    ) -> tuple[list[Tree], list[Tree]]:
         """Generation rows of a step, and its understanding rows."""
+        mixture = recipe.mixture_at(step)
         generation: list[Tree] = []
         for i in rng.integers(len(self.scenes), size=recipe.t2i_rows):
             dropped = rng.random() < PROMPT_DROPOUT
@@ -147,15 +169,16 @@ class Corpus:
             generation.append(learner.generation(self.drawn_BN[i], prompt, rng))
         understanding: list[Tree] = []
         for i in rng.integers(len(self.scenes), size=recipe.mmu_rows):
-            if rng.random() < recipe.broken_share:
+            if rng.random() < mixture.broken_share:
                 seen, scenes, captioned = self.broken_seen, self.broken_scenes, False
             else:
                 seen, scenes = self.seen, self.scenes
-                captioned = bool(rng.random() < recipe.captioned_share)
+                captioned = bool(rng.random() < mixture.captioned_share)
             k = int(i) % len(scenes)
             tree = learner.picture(seen[k])
             parent = len(tree) - 1
-            for q in training_questions(scenes[k], rng, recipe.questions):
+            asked = training_questions(scenes[k], rng, recipe.questions, mixture.kind_shares)
+            for q in asked:
                 tree.append(learner.turn(q.question, q.answer, caption=False, parent=parent))
             if captioned:
                 said = caption(scenes[k])
@@ -164,18 +187,12 @@ class Corpus:
         return generation, understanding
 
 
-def pretrain(
-    make_learner: Callable[[], L],
-    recipe: Recipe,
-    *,
-    num_scenes: int = NUM_SCENES,
-    seed: int,
-) -> L:
+def pretrain(make_learner: Callable[[], L], recipe: Recipe, *, seed: int) -> L:
     """Train from scratch."""
     torch.manual_seed(seed)
     learner = make_learner()
     network = learner.network.train()
-    corpus = Corpus(learner, num_scenes, np.random.default_rng(seed))
+    corpus = Corpus(learner, recipe.num_scenes, np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 0])
     optimizers = _optimizers(learner, recipe)
     schedules = [
@@ -188,7 +205,7 @@ def pretrain(
     sums = np.zeros(2)
     with Progress("pre-training", recipe.steps) as bar:
         for step in range(1, recipe.steps + 1):
-            t2i, mmu = learner.losses(*corpus.trees(learner, recipe, rng))
+            t2i, mmu = learner.losses(*corpus.trees(learner, recipe, step, rng))
             network.zero_grad(set_to_none=True)
             (t2i + recipe.mmu_weight * mmu).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
