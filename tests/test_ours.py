@@ -9,6 +9,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.licences import UNKNOWN, dependencies, licence, main
 from core.ours import PACKAGES
@@ -109,3 +110,9 @@ def test_the_notice_names_what_we_are_built_on_with_its_licence() -> None:
     assert list(said) == names
     for name in names:
         assert said[name].startswith(licence(distribution(name)))
+
+
+def test_the_citation_is_of_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
