@@ -90,7 +90,8 @@ class Environment:
                 [*command, "--dry-run", requirement], capture_output=True, text=True
             )
             if tried.returncode:
-                return re.sub(r"\s+", " ", tried.stderr).strip().removeprefix("error: ")
+                causes = re.findall(r"cause: (.*)", tried.stderr)
+                return f"{causes[0]}: {causes[-1]}" if causes else tried.stderr.strip()
             if subprocess.run([*command, requirement], check=False).returncode:
                 raise InstallError("the CPU build of torch cannot be installed; see above")
         return None
