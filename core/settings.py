@@ -69,7 +69,10 @@ def _read_chain(
         return values, lines, problems
     if not isinstance(name, str):
         raise UserError(f"config file {path}: {EXTENDS} = {_show(name)}; give the path of a file")
-    base, base_lines, base_problems = _read_chain(path.parent / name, (*below, here))
+    try:
+        base, base_lines, base_problems = _read_chain(path.parent / name, (*below, here))
+    except UserError as error:
+        raise UserError(f"config file {path} extends {_show(name)}: {error}") from None
     # A problem of the base is one of its own lines, so it is said with its name.
     marked = {
         field: place if "," in place else f"{name}, {place}" for field, place in base_lines.items()

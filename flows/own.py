@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from core.command import run_command
+from core.config import schema
 from core.errors import UserError
 from core.runtime import setup_logging
 from flows import local
@@ -65,7 +66,8 @@ def prepare(pictures: str, checkpoint: Path, to: Path) -> Path:
             )
     path = to / CONFIG
     if not path.is_file():
-        path.write_text(yaml.safe_dump(settings(profile, checkpoint, to), sort_keys=False))
+        text = yaml.safe_dump(settings(profile, checkpoint, to), sort_keys=False)
+        path.write_text(f"{schema.MODELINE}{schema.FILE}\n{text}", encoding="utf-8")
         print(f"{path} is yours to change")
     return path
 

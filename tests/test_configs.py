@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from pydantic import BaseModel
 
-from core.config import Config, load_config
+from core.config import Config, load_config, schema
 from core.errors import UserError
-from core.stage import ABSENT
+from core.settings import EXTENDS
+from core.stage import ABSENT, stage_key
+from flows import local
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
 from tasks.evaluate import EVALUATE
@@ -26,7 +30,7 @@ PROJECT = Path(__file__).parent.parent
 SHIPPED = [
     PROJECT / "pipeline.yaml",
     *sorted((PROJECT / "tests/configs").glob("*.yaml")),
-    *sorted((PROJECT / "configs").glob("show_o_*.yaml")),
+    *sorted(set((PROJECT / "configs").glob("*.yaml")) - {PROJECT / "configs/ablations.yaml"}),
 ]
 STAGES = (
     *(POOL, TEST, QUESTIONS, BASE, FIT, JUDGE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
@@ -85,3 +89,76 @@ def test_a_run_that_would_train_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="nothing would be trained"):
         load_config(PROJECT / "pipeline.yaml", nothing)
     load_config(PROJECT / "pipeline.yaml", nothing | {"training.image.nll_weight": 1.0})
+
+
+def read(path: Path) -> dict[str, object]:
+    values: dict[str, object] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def test_the_schema_for_editors_is_that_of_the_model() -> None:
+    renewed = schema.FILE.read_text(encoding="utf-8") == schema.text()
+    assert renewed, "configs/schema.json is stale; renew it with `python -m core.config.schema`"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_name_the_schema_and_hold_to_it(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert (path.parent / first.removeprefix(schema.MODELINE)).resolve() == schema.FILE
+    jsonschema.validate(read(path), schema.editor_schema())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": 1}, "'seeds' was unexpected"),
+        ({"runtime": {"thread": 1}}, "'thread' was unexpected"),
+        ({"runtime": {"threads": -1}}, "-1 is less than the minimum of 0"),
+        ({"sampling": {"images": {"sampler": "guess"}}}, "is not valid under any"),
+        (
+            {"benchmarks": [{"name": "pop", "folder": None, "limit": 1, "judges": {}}]},
+            "'pop' is not",
+        ),
+        ({"benchmarks": [{"name": "pope"}]}, "'folder' is a required property"),
+        ({"extends": ["pipeline.yaml"]}, "is not of type 'string'"),
+        ({"seed": 1}, "'iterations' is a required property"),
+    ],
+)
+def test_editors_see_what_is_wrong(changes: dict[str, object], said: str) -> None:
+    whole = {} if changes == {"seed": 1} else {EXTENDS: "pipeline.yaml"}
+    with pytest.raises(jsonschema.ValidationError, match=said):
+        jsonschema.validate(whole | changes, schema.editor_schema())
+
+
+def test_it_makes_no_difference_to_a_stage_in_which_file_a_value_stands(tmp_path: Path) -> None:
+    values = read(PROJECT / "pipeline.yaml")
+    parent = {name: section for name, section in values.items() if name != "sampling"}
+    for name, content in {
+        "parent": parent,
+        "child": {EXTENDS: "parent.yaml", "sampling": values["sampling"]},
+        "whole": values,
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    whole, child = (load_config(tmp_path / f"{name}.yaml") for name in ("whole", "child"))
+    assert child.model_dump() == whole.model_dump()
+    assert stage_key(POOL, child, {}) == stage_key(POOL, whole, {})
+
+
+def test_parents_of_shipped_configs_are_in_images_and_in_the_container_of_the_loop() -> None:
+    in_images = (PROJECT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    compose = yaml.safe_load((PROJECT / "docker/compose.yaml").read_text(encoding="utf-8"))
+    mounts = [mount.split(":")[1] for mount in compose["services"]["parent"]["volumes"]]
+    for path in SHIPPED:
+        if (name := read(path).get(EXTENDS)) is not None:
+            parent = (path.parent / str(name)).resolve().relative_to(PROJECT)
+            assert f"!{parent.parts[0]}" in in_images
+            assert f"/app/{parent.parts[0]}" in mounts
+
+
+def test_a_config_that_cannot_be_read_ends_a_command_with_exit_code_2(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"{EXTENDS}: {other}.yaml\n", encoding="utf-8")
+    assert local.main(["check-config", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert "a.yaml extends itself" in capfd.readouterr().err

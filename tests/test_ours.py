@@ -1,11 +1,15 @@
 """Our packages beside those of others, some with the same names; the licences of the others."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.licences import UNKNOWN, dependencies, licence, main
 from core.ours import PACKAGES
@@ -95,3 +99,20 @@ def test_everything_that_is_needed_has_a_licence(capsys: pytest.CaptureFixture[s
     found = dependencies("hermesflow")
     assert {"sqlalchemy", "tokenizers"} <= set(found)  # of MLflow and of transformers
     assert all(licence(one) != UNKNOWN for name, one in found.items() if name != "hermesflow")
+
+
+def test_the_notice_names_what_we_are_built_on_with_its_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["containers"]]
+    names = [re.split(r"[\[<>=~]", requirement)[0] for requirement in needed]
+    lines = (ROOT / "NOTICE").read_text(encoding="utf-8").splitlines()
+    said = dict(line.removeprefix("- ").split(": ", 1) for line in lines if line.startswith("- "))
+    assert list(said) == names
+    for name in names:
+        assert said[name].startswith(licence(distribution(name)))
+
+
+def test_the_citation_is_of_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])

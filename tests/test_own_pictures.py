@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from PIL import Image
 
-from core.config import load_config
+from core.config import load_config, schema
 from core.errors import UserError
 from core.store import Store
 from data.caption_questions import phrases, words_of, write_questions
@@ -104,6 +105,15 @@ def pictures(folder: Path, number: int) -> Path:
     text = "\n".join(map(json.dumps, lines))
     (folder / "metadata.jsonl").write_text(text + "\n", encoding="utf-8")
     return folder
+
+
+def test_the_config_beside_a_pool_names_its_profile_and_the_schema(tmp_path: Path) -> None:
+    (tmp_path / "data/test").mkdir(parents=True)
+    path = prepare("pictures", BASE, tmp_path)
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    assert Path(first.removeprefix(schema.MODELINE)) == schema.FILE
+    jsonschema.validate(yaml.safe_load("\n".join(rest)), schema.editor_schema())
+    assert load_config(path).data.source == "parquet"
 
 
 @pytest.mark.slow

@@ -154,9 +154,18 @@ def test_problems_name_the_file_that_they_are_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "text", "said"),
     [
-        ("extends: run.yaml\nseed: 1\n", "extends: base.yaml\n", "extends itself"),
+        (
+            "extends: run.yaml\nseed: 1\n",
+            "extends: base.yaml\n",
+            r"run.yaml extends 'base.yaml': .*base.yaml extends 'run.yaml': .*extends itself",
+        ),
         ("", "extends: [1]\n", r"extends = \[1\]; give the path of a file"),
-        ("", "extends: absent.yaml\n", "absent.yaml does not exist"),
+        ("", "extends: absent.yaml\n", r"run.yaml extends 'absent.yaml': .*absent.yaml does not"),
+        (
+            "seed: [1\n",
+            "extends: base.yaml\n",
+            "run.yaml extends 'base.yaml': .* is not valid YAML",
+        ),
         ("data: &a\n  x: *a\n", "extends: base.yaml\ndata: &b\n  x: *b\n", "contains itself"),
     ],
 )
