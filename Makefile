@@ -147,8 +147,8 @@ format: $(DEV) ## format the code and repair what lint can
 ablations: $(INSTALLED) ## run the ablations over seeds, write docs/results.md [QUICK=1 STUDY=configs/ablations.yaml]
 	@$(BIN)/python -m flows.ablations --study '$(or $(STUDY),configs/ablations.yaml)' $(if $(QUICK),--quick)
 
-pretrain: $(INSTALLED) ## make the base checkpoint, tokenizer and caption encoder anew, into models/assets/shapes-new
-	$(BIN)/python -m tasks.pretrain
+pretrain: $(INSTALLED) ## make the shipped models anew, into models/assets/shapes-new [FAMILY=janus]
+	$(BIN)/python -m tasks.pretrain $(if $(FAMILY),--family '$(FAMILY)')
 
 parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]
 	$(BIN)/python -m models.parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny))

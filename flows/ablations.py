@@ -31,6 +31,7 @@ from core.stage import StageResult
 from core.store import Store
 from data.tables import read_table
 from flows.executors.base import InProcess, Job
+from flows.preflight import check
 from report.ablations import figure, replace_section, section
 from tasks.evaluate import EVALUATE
 
@@ -109,8 +110,11 @@ def run_all(configs: Mapping[tuple[str, int], Config], workers: int) -> pd.DataF
     # Absolute, since the pool's processes start where this one was started.
     logs = LOGS.absolute()
     logs.mkdir(parents=True, exist_ok=True)
-    for config in configs.values():
-        Store(config.store).check()
+    for arm, config in {arm: config for (arm, _), config in configs.items()}.items():
+        try:
+            check(config)  # seeds change nothing that it looks at
+        except UserError as error:
+            raise UserError(f"arm {arm}: {error}") from None
     # The pool's processes read it when they start; torch would take every core in each of them.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")

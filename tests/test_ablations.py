@@ -66,6 +66,13 @@ def test_a_section_is_replaced_in_place_and_appended_where_there_is_none() -> No
     assert replace_section(twice, "ablations", "second\n") == twice
 
 
+def test_what_an_arm_points_to_is_looked_for_before_any_run() -> None:
+    study = load_settings(STUDY, Study, {"config": "tests/configs/quick.yaml"})
+    study.arms[1].changes["model.checkpoint"] = "no/such/folder"
+    with pytest.raises(UserError, match=r"arm generation: .*no/such/folder"):
+        run_all(arm_configs(study, {}), 1)
+
+
 @pytest.mark.slow
 def test_a_study_runs_every_arm_and_is_found_in_the_store_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

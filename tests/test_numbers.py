@@ -51,6 +51,12 @@ def test_a_base_with_weights_that_are_no_numbers_is_refused(
         run_stage(BASE, config, store, {})
 
 
+def test_a_base_without_files_is_refused(store: Store, tmp_path: Path) -> None:
+    config = make_config(model__checkpoint=str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"model.checkpoint: there is no file in .*none"):
+        run_stage(BASE, config, store, {})
+
+
 def train(store: Store, config: Config) -> ArtifactRef:
     checkpoint = publish_model(store)
     pairs = publish(store, "pairs", [[pair_row(n) for n in range(10)]])
