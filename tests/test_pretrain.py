@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from data.shapes.oracle import read
+from data.shapes.records import make_records
 from data.shapes.scene import split_of
 from models.families.janus.vq import JanusVQ
+from models.registry import load_model
 from models.tokenizers.magvitv2 import MAGVITv2
 from tasks.pretrain.base import Corpus, Learner, Recipe, pretrain
 from tasks.pretrain.janus import JanusBits, JanusLearner
@@ -36,6 +40,27 @@ def test_pretraining_is_reproducible(make: Callable[[], Learner]) -> None:
     one, same = (pretrain(make, recipe, seed=3).network for _ in range(2))
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("family", "folder"), [("showo", "shapes/base"), ("janus", "shapes/janus")]
+)
+def test_shipped_models_read_and_draw_the_world(family: str, folder: str) -> None:
+    """Far above chance, so that weights and code cannot part ways unseen."""
+    model = load_model(family, ASSETS.parents[1] / folder, "cpu")
+    records = make_records(24, "validation", 5)
+    images = [Image.fromarray(record.image()) for record in records]
+    asked = [[(q.question, q.choices) for q in record.questions] for record in records]
+    answers = model.answer(model.see(images), asked)
+    right = [
+        q.choices[int(p.argmax())] == q.answer
+        for record, found in zip(records, answers, strict=True)
+        for q, p in zip(record.questions, found, strict=True)
+    ]
+    assert np.mean(right) > 0.9
+    drawn = model.encode(images)
+    again = read(np.stack([np.asarray(image) for image in model.decode(drawn)]))
+    assert again == [record.scene for record in records]
 
 
 def test_codes_of_janus_are_the_signs_of_its_encoder() -> None:
