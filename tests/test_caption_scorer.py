@@ -37,13 +37,17 @@ def test_paraphrase_scores_above_every_mistake(scorer: CaptionScorer) -> None:
     assert max(wrong) < right - 0.05
 
 
-def test_the_nearest_of_several_references_counts_and_an_empty_caption_is_the_worst(
-    scorer: CaptionScorer,
-) -> None:
+@pytest.mark.parametrize("measure", ["cosine", "tokens"])
+def test_texts_without_words_are_the_worst_also_among_themselves(measure: Measure) -> None:
+    fresh = CaptionScorer(ENCODER, "cpu", measure=measure)
+    assert fresh.score(["", " \n"], [[""], [" "]]) == [-1.0, -1.0]
+    assert fresh.score([TRUE, "\t"], [["", TRUE], [TRUE]]) == [pytest.approx(1.0, abs=1e-5), -1.0]
+
+
+def test_the_nearest_of_several_references_counts(scorer: CaptionScorer) -> None:
     alone, both = scorer.score(["a black dome"] * 2, [[TRUE], [TRUE, "a black dome"]])
     assert both == pytest.approx(1.0, abs=1e-5)
     assert both > alone
-    assert scorer.score([""], [[TRUE]]) == [-1.0]
 
 
 @pytest.fixture(scope="module")

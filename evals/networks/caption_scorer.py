@@ -51,10 +51,10 @@ class CaptionScorer:
         return cls(scoring.caption_encoder, device, pooling, measure)
 
     def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Highest score in [-1, 1] of each text to its references; an empty text gets -1."""
+        """Highest score in [-1, 1] of each text to its references; a text without words gets -1."""
         self._embed([*texts, *(r for row in references for r in row)])
         return [
-            max(self._compare(text, r) for r in row) if text else -1.0
+            max(self._compare(text, r) for r in row)
             for text, row in zip(texts, references, strict=True)
         ]
 
@@ -71,6 +71,8 @@ class CaptionScorer:
         return sum(len(ids) > limit for ids in tokens)
 
     def _compare(self, text: str, reference: str) -> float:
+        if not (text.strip() and reference.strip()):
+            return -1.0
         if self._measure == "cosine":
             return float(self._known[text] @ self._known[reference])
         similarity_TT = self._known[text] @ self._known[reference].T
@@ -85,7 +87,8 @@ class CaptionScorer:
     def _embed(self, texts: Sequence[str]) -> None:
         if len(self._known) > KNOWN_TEXTS:
             self._known.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        # Some encoders make no token of a blank text, and fail at a batch of nothing else.
+        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in self._known]
         if new:
             by = self._sentences if self._measure == "cosine" else self._tokens
             self._known.update(zip(new, by(new), strict=True))
