@@ -40,8 +40,12 @@ WIDTH, BITS = 96, 8
 TOKENIZER = TokenizerRecipe(steps=2000, batch_size=32, learning_rate=4e-3)
 # The reply to a question about one word depends on finding that word in the picture, which is not
 # learned from a mixture of harder questions. Captions show what is in a picture in fewer steps.
-LOOKING_UP = Mixture((0.1, 0.04, 0.5, 0.06, 0.15, 0.05, 0.1), 1.0, 0.2)
-READING = Mixture((0.12, 0.05, 0.25, 0.08, 0.12, 0.08, 0.3), 0.7, 0.3)
+LOOKING_UP = Mixture(
+    kind_shares=(0.1, 0.04, 0.5, 0.06, 0.15, 0.05, 0.1), captioned_share=1.0, broken_share=0.2
+)
+READING = Mixture(
+    kind_shares=(0.12, 0.05, 0.25, 0.08, 0.12, 0.08, 0.3), captioned_share=0.7, broken_share=0.3
+)
 RECIPE = Recipe(
     steps=1800,
     warmup=100,
