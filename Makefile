@@ -24,7 +24,7 @@ INSTALLED := .venv/.installed
 DEV := .venv/.dev
 # Work pools of containers have workers and servers of their own.
 POOLS := $(INSTALLED) $(if $(filter docker kubernetes,$(POOL) $(COMPUTE)),.venv/.containers)
-LOCAL := $(BIN)/python -m flows.local
+HERMESFLOW := $(BIN)/hermesflow
 # One thread for each test worker; torch would take every core in each of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -52,26 +52,26 @@ $(INSTALLED): pyproject.toml constraints.txt $(if $(filter-out $(TORCH_ASKED),$(
 	@touch $@
 
 pipeline: $(POOLS) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 SEED=0 FROM_CHAMPION=1 POOL=docker]
-	@$(LOCAL) pipeline --config '$(CONFIG)' \
+	@$(HERMESFLOW) run '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
 		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion) $(if $(POOL),--pool '$(POOL)')
 
 own: $(INSTALLED) ## run the loop on pictures with captions [PICTURES=my/pictures CHECKPOINT=my/show-o TO=my/run ITERATIONS=]
-	@$(BIN)/python -m flows.own --pictures '$(PICTURES)' --checkpoint '$(CHECKPOINT)' --to '$(TO)' \
+	@$(HERMESFLOW) own --pictures '$(PICTURES)' --checkpoint '$(CHECKPOINT)' --to '$(TO)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)')
 
 report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]
-	@$(LOCAL) report --config '$(CONFIG)' \
+	@$(HERMESFLOW) report '$(CONFIG)' \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)')
 
 up: $(POOLS) ## start servers and workers, register self-play/iterate [COMPUTE=docker CONFIG=...]
-	@$(LOCAL) up --config '$(CONFIG)' --compute '$(COMPUTE)'
+	@$(HERMESFLOW) up '$(CONFIG)' --compute '$(COMPUTE)'
 
 deploy: $(POOLS) ## register every stage on a work pool [POOL=process CONFIG=...]
-	@$(LOCAL) deploy --config '$(CONFIG)' --pool '$(or $(POOL),process)'
+	@$(HERMESFLOW) deploy '$(CONFIG)' --pool '$(or $(POOL),process)'
 
 down: $(INSTALLED) ## stop what we have started [COMPUTE=docker]
-	@$(LOCAL) down --compute '$(COMPUTE)'
+	@$(HERMESFLOW) down --compute '$(COMPUTE)'
 
 image: ## build the image of stages, workers and servers [IMAGE=hermesflow:cpu BASE_IMAGE= TORCH_INDEX=]
 	docker build --network host -f docker/Dockerfile -t '$(IMAGE)' \
@@ -80,10 +80,10 @@ image: ## build the image of stages, workers and servers [IMAGE=hermesflow:cpu B
 		--build-arg REVISION="$$(git describe --always --dirty --abbrev=40)" .
 
 status: $(INSTALLED) ## show what runs, and where
-	@$(LOCAL) status
+	@$(HERMESFLOW) status
 
 check-config: $(INSTALLED) ## check a config and its inputs without running [CONFIG=...]
-	@$(LOCAL) check-config --config '$(CONFIG)'
+	@$(HERMESFLOW) check '$(CONFIG)'
 
 test: $(DEV) ## run the quick tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -145,13 +145,13 @@ format: $(DEV) ## format the code and repair what lint can
 	$(BIN)/ruff check --fix .
 
 ablations: $(INSTALLED) ## run the ablations over seeds, write docs/results.md [QUICK=1 STUDY=configs/ablations.yaml]
-	@$(BIN)/python -m flows.ablations --study '$(or $(STUDY),configs/ablations.yaml)' $(if $(QUICK),--quick)
+	@$(HERMESFLOW) ablations --study '$(or $(STUDY),configs/ablations.yaml)' $(if $(QUICK),--quick)
 
 pretrain: $(INSTALLED) ## make the shipped models anew, into models/assets/shapes-new [FAMILY=janus]
-	$(BIN)/python -m tasks.pretrain $(if $(FAMILY),--family '$(FAMILY)')
+	$(HERMESFLOW) pretrain $(if $(FAMILY),--family '$(FAMILY)')
 
 parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]
-	$(BIN)/python -m models.parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny))
+	$(HERMESFLOW) parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny))
 
 clean: ## delete caches and build output; artifacts and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

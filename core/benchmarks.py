@@ -93,7 +93,7 @@ class BenchmarkChoice(Section):
     """A benchmark that every checkpoint is scored by."""
 
     name: Annotated[str, AfterValidator(_known)] = Field(
-        description="which one; `python -m evals.benchmarks` lists them",
+        description="which one; `hermesflow benchmark --help` lists them",
         json_schema_extra={"enum": [*BENCHMARKS]},
     )
     folder: Annotated[str, Field(min_length=1)] | None = Field(

@@ -3,8 +3,8 @@
 Python takes a package from the current folder or PYTHONPATH first, so that a project beside ours
 with a folder `models` would hide ours, half of the time in the middle of a command. Each of our
 packages calls `claim` when it is imported, by the file's path, as the name `core` may be taken too.
-`make install` has Python call `claim_command` at its start: then `python -m` of one of our modules
-finds ours as well.
+`make install` has Python call `claim_command` at its start: then `hermesflow`, and `python -m` of
+one of our modules, find ours as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ PACKAGES = (
     "bench", "core", "data", "evals", "flows", "models", "report", "services", "tasks",
     "tracking", "training",
 )  # fmt: skip
+COMMAND = "hermesflow"
 
 
 class _Ours:
@@ -52,11 +53,14 @@ def claim() -> None:
 
 
 def claim_command() -> None:
-    """`claim` in a process that runs one of our modules by `python -m`.
+    """`claim` in a process that runs `hermesflow`, or one of our modules by `python -m`.
 
     Another copy of this project, in the current folder or on PYTHONPATH, sees to itself.
     """
     if any(Path(place, "core/ours.py").is_file() for place in ("", *sys.path)):
+        return
+    if COMMAND in map(os.path.basename, sys.orig_argv[:2]):
+        claim()
         return
     for option, module in zip(sys.orig_argv, sys.orig_argv[1:], strict=False):
         if option == "-m":
@@ -68,10 +72,11 @@ def claim_command() -> None:
 
 
 def install() -> None:
-    """Have the Python that runs this call `claim_command` when it starts with `-m`."""
+    """Have the Python that runs this call `claim_command` when it starts one of our commands."""
     # Python runs the lines of such a file that begin with "import".
     line = (
-        f"import os, sys; ours = {str(Path(__file__).resolve())!r}; '-m' in sys.orig_argv and "
+        f"import os, sys; ours = {str(Path(__file__).resolve())!r}; "
+        f"{{'-m', {COMMAND!r}}} & {{os.path.basename(one) for one in sys.orig_argv}} and "
         "os.path.isfile(ours) and __import__('runpy').run_path(ours)['claim_command']()"
     )
     place = Path(sysconfig.get_path("purelib"), "hermesflow.pth")

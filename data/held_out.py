@@ -44,7 +44,7 @@ def check_apart(pool: Sequence[Path], test: Sequence[Path], folder: Path) -> str
     return (
         f"{len(twins)} of its {len(test_looks)} pictures have near twins in data.pool "
         f"({_named(twins, test, pool)}); unless they show different things, remove them "
-        "from the pool: `python -m data.ingest` keeps twins on one side"
+        "from the pool: `hermesflow ingest` keeps twins on one side"
     )
 
 

@@ -1,22 +1,18 @@
-"""`python -m evals.gap`: U, G and their gap of any checkpoint on any pool with questions."""
+"""`hermesflow gap`: U, G and their gap of any checkpoint on any pool with questions."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.artifact import Artifact
-from core.command import run_command
-from core.config import Config, load_config
+from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
 from core.progress import progress
-from core.runtime import setup_logging
 from core.stage import WHOLE
 from data.checks import check_asked
 from data.tables import count_rows, iter_batches, parquet_files, read_table
@@ -32,46 +28,26 @@ NOT_SETTINGS = ("judge", "folder", "endpoint", "max_unanswered")  # named by a d
 logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 after an error that a user can act on."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evals.gap",
-        description="Understanding U, generation G and their gap of a checkpoint, on a pool.",
-    )
-    parser.add_argument("--checkpoint", required=True, help="model folder, or URI of an artifact")
-    parser.add_argument("--pool", required=True, type=Path, help="Parquet file or folder of a pool")
-    parser.add_argument(
-        "--to", required=True, type=Path, help="folder for tables; resumed if there"
-    )
-    parser.add_argument(
-        "--judge",
-        help="who answers about generated images: oracle (shapes world), a checkpoint, or the URI "
-        "of an artifact of stage judge, as a run makes it; default: what the config says",
-    )
-    parser.add_argument(
-        "--config",
-        default="pipeline.yaml",
-        help="model family, sampling, caption encoder, intervals and device (%(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    setup_logging()
-    return run_command(lambda: _measure(options))
+def measure(
+    config: Config, checkpoint_place: str, pool: Path, to: Path, judge_name: str | None
+) -> None:
+    """Write the tables of a checkpoint on a pool into `to`, or continue them; print them.
 
-
-def _measure(options: argparse.Namespace) -> None:
-    config = load_config(options.config, {})
-    checkpoint = open_checkpoint(options.checkpoint)
-    judge = _judge(options.judge, config, checkpoint)
+    `judge_name`: oracle, a checkpoint, or the URI of an artifact of stage judge; None: that of the
+    config.
+    """
+    checkpoint = open_checkpoint(checkpoint_place)
+    judge = _judge(judge_name, config, checkpoint)
     config = judge.config
-    files = parquet_files(options.pool)
+    files = parquet_files(pool)
     for batch in iter_batches(files, "pool", ["record_id", "questions"]):
-        check_asked(batch, str(options.pool))
+        check_asked(batch, str(pool))
     settings = _settings(config, checkpoint, judge, files)
-    with outcome(options.to, "gap", settings) as draft:
-        if not is_finished(options.to):
+    with outcome(to, "gap", settings) as draft:
+        if not is_finished(to):
             _evaluate(config, checkpoint, judge, files, draft)
             draft.publish({"settings": settings})
-    print(_table(options.to, checkpoint, judge))
+    print(_table(to, checkpoint, judge))
 
 
 @dataclass(frozen=True)
@@ -104,7 +80,7 @@ def _judge(given: str | None, config: Config, checkpoint: Checkpoint) -> _Judge:
     if given is None and kind in ("reader", "encoder"):
         raise UserError(
             f"evaluation.judge = {kind!r} learns from a pool first; give --judge the URI of the "
-            "artifact of stage judge that a run has made (`python -m core.store lineage` shows it)"
+            "artifact of stage judge that a run has made (`hermesflow store lineage` shows it)"
         )
     if given is None and kind == "endpoint":
         return _Judge(config, provenance_of(config, checkpoint.folder), kind)
@@ -182,7 +158,3 @@ def _table(folder: Path, checkpoint: Checkpoint, judge: _Judge) -> str:
                 f"[{row['low']:.3f}, {row['high']:.3f}]  {row['count']} records"
             )
     return "\n".join([*lines, f"tables: {folder}"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`make ablations`: the loop with parts of it changed or left out, over several seeds.
+"""`hermesflow ablations`: the loop with parts of it changed or left out, over several seeds.
 
 Every run is an ordinary self-play on the shared store, so that a killed study continues and runs
 share what they have in common. Runs go side by side in processes of one thread each, which on two
@@ -7,13 +7,11 @@ cores is faster than one run with two. Writes the figures and a section of docs/
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
 import os
-import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -21,11 +19,9 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field
 
-from core.command import run_command
 from core.config import Config, load_config
 from core.errors import UserError
 from core.progress import progress
-from core.runtime import setup_logging
 from core.settings import Section, load_settings
 from core.stage import StageResult
 from core.store import Store
@@ -63,31 +59,18 @@ class Study(Section):
     arms: list[Arm] = Field(min_length=1, description="what is compared, the first against others")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flows.ablations", description=__doc__)
-    parser.add_argument("--study", default="configs/ablations.yaml", help="YAML file")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
-    parser.add_argument("--quick", action="store_true", help="few records, to see it work")
-    parser.add_argument("--split", choices=("validation", "test"), help="instead of the config's")
-    parser.add_argument(
-        "--out", type=Path, help="folder for table, figure and section instead of docs"
-    )
-    options = parser.parse_args(arguments)
-    setup_logging()
-    return run_command(lambda: _main(options))
+def run_study(path: str, workers: int, quick: bool, split: str | None, out: Path | None) -> None:
+    """Run all arms of a study and write what came out, into `out` if it is given and else to docs.
 
-
-def _main(options: argparse.Namespace) -> None:
+    `quick` takes a few records, to see it work; `split` replaces that of the config.
+    """
     changes: dict[str, object] = {}
-    if options.quick:
+    if quick:
         changes = {"config": QUICK_CONFIG, "iterations": 1, "seeds": [0, 1]}
-    study = load_settings(options.study, Study, changes)
-    shared: dict[str, object] = {"data.eval_split": options.split} if options.split else {}
-    configs = arm_configs(study, shared)
-    table = run_all(configs, options.workers)
-    out = options.out or (LOGS / "quick" if options.quick else None)
-    write_results(study, table, out)
+    study = load_settings(path, Study, changes)
+    shared: dict[str, object] = {"data.eval_split": split} if split else {}
+    table = run_all(arm_configs(study, shared), workers)
+    write_results(study, table, out or (LOGS / "quick" if quick else None))
 
 
 def arm_configs(study: Study, shared: Mapping[str, object]) -> dict[tuple[str, int], Config]:
@@ -193,7 +176,3 @@ def write_results(study: Study, table: pd.DataFrame, out: Path | None) -> None:
     known = results.read_text(encoding="utf-8") if results.exists() else "# Results\n"
     results.write_text(replace_section(known, MARK, text), encoding="utf-8")
     print(f"\n{text}\nwritten: {results}, {picture}, {csv}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

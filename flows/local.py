@@ -1,15 +1,12 @@
-"""The commands behind the Makefile: `python -m flows.local COMMAND`."""
+"""Commands that run the loop, and servers and workers for it, on this machine."""
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal
 
-from core.command import run_command
 from core.config import load_config
 from core.proxies import has_proxy
-from core.runtime import setup_logging
 from flows.compute import Pool, local_folder
 from flows.logins import ENV, LOGIN, clickable
 from flows.servers import (
@@ -25,24 +22,6 @@ from flows.servers import (
 )
 
 Compute = Literal["process", "docker"]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    options = _parser().parse_args(arguments)
-    commands = {
-        "up": lambda: up(options.config, options.compute),
-        "down": lambda: down(options.compute),
-        "status": status,
-        "deploy": lambda: deploy(options.config, options.pool),
-        "pipeline": lambda: pipeline(
-            options.config, options.iterations, options.seed, options.from_champion, options.pool
-        ),
-        "report": lambda: report(options.config, options.iterations, options.seed),
-        "check-config": lambda: check_config(options.config, memory=True),
-    }
-    setup_logging()
-    return run_command(commands[options.command])
 
 
 def up(config: str, compute: Compute) -> None:
@@ -132,7 +111,7 @@ def status() -> None:
     if urls is not None:
         _show(urls)
     elif not found:
-        print("nothing of ours is running; start it with make up or make pipeline")
+        print("nothing of ours is running; start it with hermesflow up or hermesflow run")
 
 
 def pipeline(
@@ -213,40 +192,3 @@ def _show(urls: Urls) -> None:
             "Prefect for all of it. On a terminal, make status prints addresses that log in."
         )
     print(f"Your own commands log in after: source {STATE / ENV}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m flows.local", description="Local commands.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("up", help="start servers and workers, register the deployments")
-    start.add_argument("--config", default="pipeline.yaml", help="YAML file")
-    end = commands.add_parser("down", help="stop what was started here")
-    for command in (start, end):
-        command.add_argument(
-            "--compute",
-            choices=get_args(Compute),
-            default="process",
-            help="processes, or containers",
-        )
-    commands.add_parser("status", help="show what runs")
-    run = commands.add_parser("pipeline", help="run the self-play loop")
-    written = commands.add_parser("report", help="write the report of a run anew")
-    check = commands.add_parser("check-config", help="check a config without running")
-    for command in (run, written, check):
-        command.add_argument("--config", default="pipeline.yaml", help="YAML file")
-    for command in (run, written):
-        command.add_argument("--seed", type=int, help="replaces the seed of the config")
-    run.add_argument("--iterations", type=int, help="replaces the number of the config")
-    run.add_argument("--pool", choices=get_args(Pool), help="work pool that runs the stages")
-    deployed = commands.add_parser("deploy", help="register the stages on a work pool")
-    deployed.add_argument("--config", default="pipeline.yaml", help="YAML file")
-    deployed.add_argument("--pool", choices=get_args(Pool), required=True, help="work pool")
-    run.add_argument(
-        "--from-champion", action="store_true", help="start from the registry's champion"
-    )
-    written.add_argument("--iterations", type=int, help="leave out what came after this one")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`make own PICTURES=... CHECKPOINT=... TO=...`: from pictures with captions to a running loop.
+"""`hermesflow own`: from pictures with captions to a running loop.
 
 Makes a pool with a held-out test set, writes a config beside it and runs self-play with it, with
 questions by rules and readers as the judge, so that neither a language model nor another judge is
@@ -7,18 +7,14 @@ needed. Killed, the same command goes on. The config is the user's to change aft
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from core.command import run_command
 from core.config import schema
 from core.errors import UserError
-from core.runtime import setup_logging
+from data.ingest.command import Collection, make_pool
 from flows import local
 
 CONFIG, DATA = "config.yaml", "data"
@@ -34,36 +30,22 @@ JANUS_PROFILES = {
 JANUS_DEFAULT = "configs/shapes_janus.yaml"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 after an error that a user can act on."""
-    parser = argparse.ArgumentParser(prog="python -m flows.own", description=__doc__)
-    add = parser.add_argument
-    add("--pictures", required=True, help="folder, tar shards or data set with captions")
-    add("--checkpoint", required=True, type=Path, help="folder of the model")
-    add("--to", required=True, type=Path, help="folder of the pool and the config")
-    add("--iterations", type=int, help="replaces the number of the profile")
-    options = parser.parse_args(arguments)
-    setup_logging()
-    return run_command(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> None:
-    path = prepare(options.pictures, options.checkpoint, options.to)
-    local.pipeline(str(path), options.iterations, None, False)
+def run(pictures: str, checkpoint: Path, to: Path, iterations: int | None) -> None:
+    """Make the pool and the config unless they are there, and run the loop."""
+    local.pipeline(str(prepare(pictures, checkpoint, to)), iterations, None, False)
 
 
 def prepare(pictures: str, checkpoint: Path, to: Path) -> Path:
     """The pool and the config in `to`, made unless they are there; the path of the config."""
     profile = profile_of(checkpoint)
     if not (to / DATA / "test").is_dir():
-        from data.ingest.__main__ import main as ingest
-
-        share = str(TEST_SHARE)
-        if ingest([pictures, "--to", str(to / DATA), "--test-share", share]):
+        try:
+            make_pool(Collection(pictures, to / DATA, test_share=TEST_SHARE))
+        except UserError as error:
             raise UserError(
-                f"no pool was made of {pictures}; see the message above, and `python -m "
-                "data.ingest --help` for fields of other names"
-            )
+                f"no pool was made of {pictures}: {error}. `hermesflow ingest --help` shows how "
+                "fields of other names are given"
+            ) from None
     path = to / CONFIG
     if not path.is_file():
         text = yaml.safe_dump(settings(profile, checkpoint, to), sort_keys=False)
@@ -83,8 +65,8 @@ def profile_of(checkpoint: Path) -> Path:
         tokens = int(config["num_vq_tokens"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"CHECKPOINT {checkpoint} is no model folder ({type(error).__name__}: {error}); give "
-            "one that `python -m models.checkpoints import` has made"
+            f"--checkpoint {checkpoint} is no model folder ({type(error).__name__}: {error}); give "
+            "one that `hermesflow import` has made"
         ) from None
     return Path(PROFILES.get(tokens, DEFAULT)).resolve()
 
@@ -102,7 +84,3 @@ def settings(profile: Path, checkpoint: Path, to: Path) -> dict[str, object]:
         "benchmarks": [],
         "tracking": {"registered_model": f"hermesflow-{to.resolve().name}"},
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

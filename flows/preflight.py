@@ -98,8 +98,8 @@ def _check_model(config: Config) -> None:
         "model.checkpoint",
         folder,
         files,
-        "give a complete folder; `python -m models.checkpoints --family "
-        f"{config.model.family} import` makes one of released parts",
+        f"give a complete folder; `hermesflow import {config.model.family}` makes one of released "
+        "parts",
     )
     for name in files:
         if name.endswith(".safetensors"):

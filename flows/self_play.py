@@ -25,6 +25,7 @@ from flows.executors.work_pool import WorkPool
 from flows.heartbeats import reap_stale_runs
 from flows.pages import RunPages, present
 from flows.preflight import check
+from flows.preparation import prepare
 from flows.registration import register
 from flows.reporting import figures_of, keep_run_record, write_report
 from flows.showcase import Showcase
@@ -33,7 +34,6 @@ from report.alarms import show_alarms
 from report.figures import Figures
 from report.run_record import RunRecord, Version
 from report.table import Checkpoint, final_table
-from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
 from tasks.catalog import DEPLOYED
 from tasks.evaluate import EVALUATE
@@ -41,8 +41,6 @@ from tasks.fit import STAGE as FIT
 from tasks.gate import GATE
 from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
-from tasks.pool import POOL, TEST
-from tasks.questions import QUESTIONS, check_without
 from tasks.reference import REFERENCE
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
@@ -181,12 +179,10 @@ class SelfPlay:
     def _play(self, between: Callable[[int], None]) -> None:
         """All iterations, and `between` them what it does after so many."""
         before = Step(0, self._label(0))
-        self._pool, self._test, self._base = (
-            self._stage(stage, {}, before) for stage in (POOL, TEST, BASE)
+        prepared = prepare(
+            self._config, self._store, lambda stage, inputs: self._stage(stage, inputs, before)
         )
-        self._pool, self._test = (
-            self._asked(ref, self._pool, before) for ref in (self._pool, self._test)
-        )
+        self._pool, self._test, self._base = prepared.pool, prepared.test, prepared.base
         self._stage(FIT, {"pool": self._pool, "base": self._base}, before)
         inputs = {"pool": self._pool, "test": self._test, "base": self._base}
         self._judged_by = self._stage(JUDGE, inputs, before)
@@ -232,22 +228,6 @@ class SelfPlay:
         total = time.monotonic() - self._started
         outside = max(0.0, total - self._at_work)
         return f"Took {total:.0f} s; {outside:.0f} s ({outside / total:.0%}) were outside of stages"
-
-    def _asked(self, records: ArtifactRef, about: ArtifactRef, step: Step) -> ArtifactRef:
-        """The records with questions that are written for them, if the config wants that."""
-        if self._config.questions is None:
-            return records
-        by_rules = self._config.questions.by == "captions"
-        inputs: Inputs = {
-            "pool": records,
-            # The test set is asked in the words of the pool, of the types that are read there.
-            "about": about if by_rules else [],
-            "base": self._base if by_rules else [],
-        }
-        asked = self._stage(QUESTIONS, inputs, step)
-        # Again, since an artifact that was there may have been made with a larger limit.
-        check_without(self._store.open(asked).manifest["results"], self._config.questions)
-        return asked
 
     def _label(self, iteration: int) -> str:
         if iteration == 0 and self._champion:

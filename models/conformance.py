@@ -1,11 +1,9 @@
-"""What every family must hold: `python -m models.conformance FAMILY FOLDER` checks a model.
+"""What every family must hold: `hermesflow conformance FAMILY FOLDER` checks a model.
 
 Stages rely on these: results do not depend on batches, each record has its own noise, likelihoods
 are those of the network, a saved model is the same model, and every trained weight learns.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core.command import run_command
 from core.errors import UserError
 from models.protocol import (
     MODALITIES,
@@ -262,26 +259,12 @@ def _texts(model: UnifiedModel) -> Iterator[Check]:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line for each check; 0 if all hold."""
-    parser = argparse.ArgumentParser(prog="python -m models.conformance", description=__doc__)
-    parser.add_argument("family")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args(arguments)
-
-    def command() -> None:
-        of = family(options.family)
-        model = of.load(options.folder, options.device, "float32")
-        failed = 0
-        for check in checks(model, of):
-            failed += bool(check.problem)
-            print(f"{'MISS' if check.problem else 'ok  '} {check.name} {check.problem}".rstrip())
-        if failed:
-            raise UserError(f"{failed} properties do not hold; see models/conformance.py")
-
-    return run_command(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def show(name: str, folder: Path, device: str) -> None:
+    """Print one line for each property of the model in a folder; UserError if any does not hold."""
+    of = family(name)
+    failed = 0
+    for check in checks(of.load(folder, device, "float32"), of):
+        failed += bool(check.problem)
+        print(f"{'MISS' if check.problem else 'ok  '} {check.name} {check.problem}".rstrip())
+    if failed:
+        raise UserError(f"{failed} properties do not hold; see models/conformance.py")

@@ -88,6 +88,18 @@ def check_kind(name: str, folder: Path, field: str = "model.family") -> None:
             )
 
 
+def family_of(folder: Path) -> str:
+    """The name of the family whose model a folder holds; UserError if no family knows it."""
+    stored = read_sizes(folder / "config.json")
+    for name in packages():
+        if family(name).recognises(stored):
+            return name
+    raise UserError(
+        f"{folder}/config.json is of no family that is known here ({', '.join(packages())}); give "
+        "the folder of a model"
+    )
+
+
 def check_folder(name: str, folder: Path) -> None:
     """UserError for a folder that holds no whole model of a family."""
     check_kind(name, folder)

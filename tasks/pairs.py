@@ -1,27 +1,24 @@
-"""Pairs in and out: stage `import-pairs`, and exports for other programs.
+"""Pairs in and out: stage `import-pairs`, and exports for other programs (`hermesflow pairs`).
 
 `import` makes a `pairs` artifact of the published file (`pair_dpo_data.json`), which `reference`
 and `train` take like any other; `export` writes one as that file, or its captions for TRL.
 """
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.artifact import Artifact, part_name
-from core.command import run_command
-from core.config import load_config
+from core.config import Config
 from core.errors import UserError
 from core.files import new_folder, writing_to
 from core.progress import progress
-from core.runtime import setup_logging
 from core.stage import Stage, StageContext, run_stage
 from core.store import Store
 from data.pair_files import (
@@ -37,6 +34,8 @@ QUESTION = "Give a caption for this image."  # what captions answer in exported 
 BATCH = 64  # pairs in memory, with three pictures each
 PART_PAIRS = 2048
 BAD = "bad.parquet"
+
+Layout = Literal["hermesflow", "trl"]
 
 
 def import_stage(file: Path, images: Path, max_bad_share: float) -> Stage:
@@ -102,63 +101,36 @@ def _check(pairs: PairFile, num_pairs: int, max_bad_share: float) -> None:
         )
 
 
-def import_pairs(given: argparse.Namespace) -> None:
-    """Publish the pairs of a file; prints the reference as JSON."""
-    if not given.file.is_file():
-        raise UserError(f"--file {given.file} is no file; give a pair_dpo_data.json")
-    images = given.images or given.file.parent
+def import_pairs(
+    file: Path, config: Config, store: Store, images: Path | None, max_bad_share: float
+) -> None:
+    """Publish the pairs of a file; prints the reference as JSON.
+
+    Paths of pictures start from `images`; None: where the file is.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is no file; give a pair_dpo_data.json")
+    images = images or file.parent
     if not images.is_dir():
         raise UserError(f"--images {images} is no folder; give the one that image paths start from")
-    config, store = load_config(given.config), Store(given.store)
     store.check()
-    stage = import_stage(given.file, images, given.max_bad_share)
+    stage = import_stage(file, images, max_bad_share)
     print(json.dumps(asdict(run_stage(stage, config, store, {}).ref)))
 
 
-def export_pairs(given: argparse.Namespace) -> None:
+def export_pairs(uri: str, to: Path, layout: Layout) -> None:
     """Write the pairs of an artifact into a new folder."""
-    paths = Artifact(given.pairs).parts()
+    paths = Artifact(uri).parts()
     num_pairs = count_rows(paths)
     if num_pairs == 0:
-        raise UserError(f"--pairs {given.pairs} has no pairs; give the URI of stage pair")
+        raise UserError(f"{uri} has no pairs; give the URI of stage pair")
     with (
-        new_folder(given.to) as folder,
-        writing_to(given.to),
+        new_folder(to) as folder,
+        writing_to(to),
         progress("export pairs", num_pairs) as bar,
     ):
-        if given.format == "hermesflow":
+        if layout == "hermesflow":
             write_published(paths, folder, bar)
         else:
             write_trl(paths, folder, QUESTION, bar)
-    print(f"{given.to}: {num_pairs} pairs")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.pairs", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    importing = commands.add_parser("import", help="a file of pairs into the store")
-    importing.add_argument("--config", required=True, help="YAML file")
-    importing.add_argument("--store", required=True, help="folder or s3:// URI of the artifacts")
-    importing.add_argument("--file", required=True, type=Path, help="pair_dpo_data.json")
-    importing.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="that paths start from; default: the file's"
-    )
-    importing.add_argument("--max-bad-share", type=float, default=0.01, metavar="X")
-    exporting = commands.add_parser("export", help="pairs of the store into a new folder")
-    exporting.add_argument("--pairs", required=True, metavar="URI", help="an artifact of pairs")
-    exporting.add_argument("--to", required=True, type=Path, metavar="FOLDER")
-    exporting.add_argument(
-        "--format",
-        choices=["hermesflow", "trl"],
-        default="hermesflow",
-        help="both modalities, or captions with TRL's columns",
-    )
-    given = parser.parse_args(arguments)
-    setup_logging()
-    command = import_pairs if given.command == "import" else export_pairs
-    return run_command(lambda: command(given))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"{to}: {num_pairs} pairs")

@@ -12,7 +12,7 @@ from PIL import Image
 from stage_inputs import QUICK
 
 from data.tables import read_table
-from evals.benchmarks.__main__ import main
+from tests.commands import benchmark
 
 BASE = "models/assets/shapes/base"
 Figures = dict[tuple[str, str], float]
@@ -29,7 +29,7 @@ def picture(path: Path, color: str = "red") -> None:
 
 
 def run(name: str, to: Path, *arguments: str) -> int:
-    return main([name, "--to", str(to), "--config", str(QUICK), *arguments])
+    return benchmark([name, "--to", str(to), "--config", str(QUICK), *arguments])
 
 
 def scored(name: str, data: Path, answers: Mapping[str, str], to: Path) -> Figures:

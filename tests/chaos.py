@@ -253,7 +253,7 @@ def prepared(folder: Path, plain: bool) -> Iterator[Loop]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     state = folder / ".hermesflow"
     urls = ensure_servers(state, free_port(), free_port())
-    arguments = [sys.executable, "-m", "flows.local", "pipeline", "--config", "config.yaml"]
+    arguments = [sys.executable, "-m", "flows.cli", "run", "config.yaml"]
     try:
         with logged_in(urls):
             yield Loop(folder, arguments, client_environment(urls, state))

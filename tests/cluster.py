@@ -185,7 +185,7 @@ def start_cluster(folder: Path) -> Cluster:
     (folder / "docker/.env").write_text(lines, encoding="utf-8")
     cluster = Cluster(folder, ports)
     config = cluster.config("one")
-    cluster.python("-m", "flows.local", "up", "--compute", "docker", "--config", config)
+    cluster.python("-m", "flows.cli", "up", "--compute", "docker", config)
     cluster.compose("up", "-d", "--scale", "worker=2", "worker")
     return cluster
 

@@ -198,7 +198,16 @@ def show_table(rows: Sequence[Row], growths: Sequence[Growth]) -> None:
 def check_retention(loop: Loop, config: Config) -> list[str]:
     """Free what no checkpoint needs, and walk the self-play again."""
     before = size_of(loop.store)
-    command = [sys.executable, "-m", "core.store", "gc", "--store", str(loop.store), "--delete"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "store",
+        "gc",
+        "--store",
+        str(loop.store),
+        "--delete",
+    ]
     environment = {**os.environ, **loop.environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     after = size_of(loop.store)

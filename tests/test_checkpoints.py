@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from core.errors import UserError
-from models.checkpoints.__main__ import main
 from models.checkpoints.sources import find_tokenizer, find_weights
 from models.families.showo.convert import (
     Published,
@@ -35,6 +34,7 @@ from models.protocol import MaskPredict
 from models.registry import family
 from models.tokenizers.magvitv2 import FULL_SIZE, MAGVITv2
 from models.weights import Weights, dtype_named, without_values
+from tests.commands import hermesflow
 from tests.limits import run_python
 from tests.published import (
     LAYOUTS,
@@ -59,7 +59,7 @@ def logits(network: Showo) -> Tensor:
 
 def arguments(parts: Published, to: Path) -> list[str]:
     return [
-        *("import", "--show-o", str(parts.show_o), "--vq", str(parts.vq)),
+        *("import", "showo", "--show-o", str(parts.show_o), "--vq", str(parts.vq)),
         *("--tokenizer", str(parts.tokenizer), "--to", str(to)),
     ]
 
@@ -310,7 +310,8 @@ def test_hub_ids_are_read_from_the_cache_and_their_commit_is_recorded(
     ids = [f"owner/{name}@{revision}" for name in ("show_o", "vq", "tokenizer")]
     to = tmp_path / "model"
     given = zip(("--show-o", "--vq", "--tokenizer"), ids, strict=True)
-    assert main(["import", *(word for pair in given for word in pair), "--to", str(to)]) == 0
+    words = [word for pair in given for word in pair]
+    assert hermesflow(["import", "showo", *words, "--to", str(to)]) == 0
     origin = json.loads((to / "origin.json").read_text())
     assert [entry["commit"] for entry in origin.values()] == [COMMIT] * 3
     assert [entry["given"] for entry in origin.values()] == ids
@@ -345,11 +346,9 @@ def test_a_local_folder_goes_before_the_hub(
 @pytest.mark.parametrize("file_format", ["safetensors", "bin"])
 def test_out_and_in_again_is_bit_exact(tmp_path: Path, file_format: str) -> None:
     first, out, second = (tmp_path / name for name in ("first", "out", "second"))
-    assert main(arguments(published_parts(tmp_path / "parts"), first)) == 0
-    assert (
-        main(["export", "--checkpoint", str(first), "--to", str(out), "--format", file_format]) == 0
-    )
-    assert main(arguments(Published(out, out / "magvitv2", out / "phi"), second)) == 0
+    assert hermesflow(arguments(published_parts(tmp_path / "parts"), first)) == 0
+    assert hermesflow(["export", str(first), "--to", str(out), "--format", file_format]) == 0
+    assert hermesflow(arguments(Published(out, out / "magvitv2", out / "phi"), second)) == 0
     for file in ("model.safetensors", "vq/model.safetensors"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     assert same(load_file(first / "model.safetensors"), MODEL.network.state_dict())
@@ -360,8 +359,8 @@ def test_out_and_in_again_is_bit_exact(tmp_path: Path, file_format: str) -> None
 
 def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path / "artifact/model")  # a checkpoint of the store has it there
-    command = ["export", "--checkpoint", str(tmp_path / "artifact"), "--format", "bin"]
-    assert main([*command, "--to", str(tmp_path / "out")]) == 0
+    command = ["export", str(tmp_path / "artifact"), "--format", "bin"]
+    assert hermesflow([*command, "--to", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     # Names that begin with "_" are no arguments of the published classes.
     public = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -386,8 +385,8 @@ def test_exports_are_what_the_published_code_loads(tmp_path: Path) -> None:
 def test_exports_in_another_dtype(tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
-    command = ["export", "--checkpoint", str(tmp_path / "model"), "--to", str(out)]
-    assert main([*command, "--dtype", "bfloat16"]) == 0
+    command = ["export", str(tmp_path / "model"), "--to", str(out)]
+    assert hermesflow([*command, "--dtype", "bfloat16"]) == 0
     tensors = load_file(out / "pytorch_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
@@ -413,7 +412,7 @@ def test_a_failed_import_says_why_and_leaves_nothing(
     save_tensors({}, tmp_path / "a/file")
     before = arguments(published_parts(tmp_path / "parts"), tmp_path / "model")
     files = sorted(tmp_path.rglob("*"))
-    assert main([*before, *change]) == 2
+    assert hermesflow([*before, *change]) == 2
     assert expected in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -426,7 +425,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
     monkeypatch.setattr(ShowoModel, "save_pretrained", full)
     command = arguments(published_parts(tmp_path / "parts"), tmp_path / "to/model")
-    assert main(command) == 2
+    assert hermesflow(command) == 2
     assert "disk full while writing" in capsys.readouterr().err
     assert not list((tmp_path / "to").iterdir())
 

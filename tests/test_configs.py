@@ -11,7 +11,6 @@ from core.config import Config, load_config, schema
 from core.errors import UserError
 from core.settings import EXTENDS
 from core.stage import ABSENT, stage_key
-from flows import local
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
 from tasks.evaluate import EVALUATE
@@ -25,6 +24,7 @@ from tasks.reference import REFERENCE
 from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import TRAIN
+from tests.commands import hermesflow
 
 PROJECT = Path(__file__).parent.parent
 SHIPPED = [
@@ -160,5 +160,5 @@ def test_a_config_that_cannot_be_read_ends_a_command_with_exit_code_2(
 ) -> None:
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"{EXTENDS}: {other}.yaml\n", encoding="utf-8")
-    assert local.main(["check-config", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert hermesflow(["check", str(tmp_path / "a.yaml")]) == 2
     assert "a.yaml extends itself" in capfd.readouterr().err

@@ -316,7 +316,7 @@ def without_store(cluster: Cluster, name: str, address: str) -> str:
     """The message of a run whose containers, and not the loop, look for the store elsewhere."""
     elsewhere = {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "AWS_ENDPOINT_URL": address}
     config = cluster.config(name, compute__docker__environment=elsewhere, **NEW)
-    deploy = ["-m", "flows.local", "deploy", "--pool", "docker", "--config"]
+    deploy = ["-m", "flows.cli", "deploy", "--pool", "docker"]
     cluster.python(*deploy, config)
     state = refused(cluster, config)
     cluster.python(*deploy, cluster.config("one"))

@@ -17,13 +17,13 @@ from PIL import Image
 
 from core.errors import UserError
 from data.checks import check_table
-from data.ingest.__main__ import main
 from data.schemas import arrow_schema
 from data.tables import parquet_files, read_table
 from evals.benchmarks.base import ITEMS
 from evals.benchmarks.files import ImageFolder, find_file, read_json
 from evals.benchmarks.mme import Mme
 from tests.benchmark_files import mme
+from tests.commands import ingest
 from tests.stage_inputs import pool_row
 
 NAN = float("nan")
@@ -56,14 +56,14 @@ def lines(folder: Path, rows: list[Record], name: str = "c.jsonl") -> Path:
 
 def ingested(source: Path, *options: str) -> list[Record]:
     to = source.parent / "to"
-    assert main([str(source), "--to", str(to), *options]) == 0
+    assert ingest([str(source), "--to", str(to), *options]) == 0
     rows: list[Record] = read_table(parquet_files(to / "pool"), "pool", deep=True).to_pylist()
     return rows
 
 
 def refusal(capsys: pytest.CaptureFixture[str], source: Path, *options: str) -> str:
     capsys.readouterr()
-    assert main([str(source), "--to", str(source.parent / "to"), *options]) == 2
+    assert ingest([str(source), "--to", str(source.parent / "to"), *options]) == 2
     return capsys.readouterr().err
 
 
@@ -184,7 +184,7 @@ def test_missing_values_of_shards_and_files_of_questions(source: Path, tmp_path:
     assert {row["caption"] for row in rows} == {row["prompt"] for row in rows} == {"the caption"}
     (tmp_path / "q.json").write_text(json.dumps([QUESTION | {"id": NAN}]), encoding="utf-8")
     arguments = [str(source), "--to", str(tmp_path / "b"), "--questions", str(tmp_path / "q.json")]
-    assert main(arguments) == 2
+    assert ingest(arguments) == 2
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -297,7 +297,7 @@ def test_pictures_in_lists_of_one_are_read_and_several_are_not(source: Path) -> 
     assert (found["record_id"], found["image"]["bytes"]) == ("one", picture(0))
     named = lines(source, [{"id": "n", "images": ["imgs/0.png"], "caption": "x"}])
     arguments = [str(named / "c.jsonl"), "--to", str(source.parent / "b")]
-    assert main(arguments) == 0
+    assert ingest(arguments) == 0
 
 
 # Names and places
@@ -355,11 +355,11 @@ def test_links_lead_where_an_option_lets_them(
     message = refusal(capsys, lines(source, rows))
     assert f"--links {(tmp_path / 'elsewhere').resolve()} lets links lead there" in message
     arguments = [str(source), "--to", str(tmp_path / "b"), "--links", str(tmp_path / "elsewhere")]
-    assert main(arguments) == 0
+    assert ingest(arguments) == 0
     assert "--links nowhere is no folder" in refusal(capsys, source, "--links", "nowhere")
     (source / "c.jsonl").write_text('{"image": "/etc/hostname", "caption": "x"}', encoding="utf-8")
     arguments[2] = str(tmp_path / "c")
-    assert main(arguments) == 2
+    assert ingest(arguments) == 2
 
 
 def test_links_within_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_damaged_utf8_is_not_taken_for_windows_and_an_encoding_can_be_named(
     assert "--encoding" in message
     (source / "c.csv").write_bytes("image,caption\nimgs/0.png,Привет\n".encode("koi8-r"))
     to = source.parent / "b"
-    assert main([str(source), "--to", str(to), "--encoding", "koi8-r"]) == 0
+    assert ingest([str(source), "--to", str(to), "--encoding", "koi8-r"]) == 0
     (found,) = read_table(parquet_files(to / "pool"), "pool").to_pylist()
     assert found["caption"] == "Привет"
 

@@ -10,9 +10,9 @@ from stage_inputs import QUICK
 from data.shapes.records import make_records
 from data.tables import read_table, write_table
 from evals.checkpoints import open_checkpoint
-from evals.gap import main
 from evals.scores import record_scores, summarize
 from evals.statistics import Bootstrap
+from tests.commands import gap
 
 
 def answers() -> pd.DataFrame:
@@ -102,7 +102,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measure(pool: Path, to: Path, *more: str) -> int:
     given = ["--checkpoint", BASE, "--pool", str(pool), "--to", str(to), "--config", str(QUICK)]
-    return main([*given, *more])
+    return gap([*given, *more])
 
 
 def test_a_measurement_that_lost_a_part_ends_with_the_same_tables(

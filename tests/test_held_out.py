@@ -16,11 +16,11 @@ from core.config import Config
 from core.errors import UserError
 from data import held_out
 from data.held_out import check_apart
-from data.ingest.__main__ import main
 from data.looks import LOOK, Looks, grouped, look, shared
 from data.shapes.records import make_records
 from data.tables import decode_image, read_table, write_table
 from flows import preflight
+from tests.commands import ingest
 from tests.photos import NEAR, SAME, encoded, photo
 from tests.stage_inputs import make_config, pool_row
 
@@ -63,7 +63,7 @@ def test_equal_pixels_in_other_bytes_are_on_one_side(
         assert one != other
         contents |= {f"a{number}": one, f"b{number}": other}
     source = source_of(tmp_path / "source", contents)
-    assert main([str(source), "--to", str(tmp_path / "to"), *options]) == 0
+    assert ingest([str(source), "--to", str(tmp_path / "to"), *options]) == 0
     pool, test = sides(tmp_path / "to")
     assert len(pool) + len(test) == 40
     assert len(test) == 12 if "12" in options else 2 <= len(test) <= 24
@@ -80,7 +80,7 @@ def test_near_twins_are_on_one_side_and_listed(
         picture = photo(number)
         contents |= {f"a{number}": encoded(picture), f"b{number}": NEAR[how](picture)}
     source = source_of(tmp_path / "source", contents)
-    assert main([str(source), "--to", str(tmp_path / "to"), "--test-records", "10"]) == 0
+    assert ingest([str(source), "--to", str(tmp_path / "to"), "--test-records", "10"]) == 0
     _, test = sides(tmp_path / "to")
     held_out_ids = {row["record_id"] for row in test}
     assert held_out_ids == {f"{x}{name[1:]}" for name in held_out_ids for x in "ab"}
@@ -101,7 +101,7 @@ def test_twins_of_twins_are_one_group(tmp_path: Path) -> None:
         chain = [encoded(picture), *(NEAR[how](picture) for how in ("JPEG", "half as large"))]
         contents |= {f"{place}-{number}": content for place, content in enumerate(chain)}
     source = source_of(tmp_path / "source", contents)
-    assert main([str(source), "--to", str(tmp_path / "to"), "--test-share", "0.3"]) == 0
+    assert ingest([str(source), "--to", str(tmp_path / "to"), "--test-share", "0.3"]) == 0
     pool, test = ({row["record_id"][2:] for row in rows} for rows in sides(tmp_path / "to"))
     assert not pool & test
     assert pool | test == {str(number) for number in range(12)}
@@ -113,7 +113,7 @@ def test_a_group_that_is_too_large_stays_in_the_pool(
     contents = {f"same{n}": encoded(photo(0), compress_level=n % 9) for n in range(30)}
     contents |= {f"other{n}": encoded(photo(n + 1)) for n in range(4)}
     source = source_of(tmp_path / "source", contents)
-    assert main([str(source), "--to", str(tmp_path / "to"), "--test-records", "6"]) == 0
+    assert ingest([str(source), "--to", str(tmp_path / "to"), "--test-records", "6"]) == 0
     _, test = sides(tmp_path / "to")
     assert {row["record_id"] for row in test} == {f"other{n}" for n in range(4)}
     assert "fewer are held out than --test-records = 6" in capsys.readouterr().out

@@ -26,12 +26,12 @@ from core.progress import observed_by
 from core.stage import run_stage
 from core.store import Store
 from data.ingest import json_files, run
-from data.ingest.__main__ import main
 from data.ingest.images import checked_image
 from data.ingest.json_files import iter_objects
 from data.ingest.raw import BadRecordError
 from data.tables import read_table
 from tasks.pool import POOL
+from tests.commands import ingest
 
 QUESTION = {"type": "color", "question": "Which?", "choices": ["red", "blue"], "answer": "red"}
 NUM = 5
@@ -196,7 +196,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def ingested(source: Path, to: Path, *options: str) -> list[Record]:
-    assert main([str(source), "--to", str(to), *options]) == 0
+    assert ingest([str(source), "--to", str(to), *options]) == 0
     return rows_of(to / "pool")
 
 
@@ -221,7 +221,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 def refusal(capsys: pytest.CaptureFixture[str], source: Path, to: Path, *options: str) -> str:
     capsys.readouterr()
-    assert main([str(source), "--to", str(to), *options]) == 2
+    assert ingest([str(source), "--to", str(to), *options]) == 2
     return capsys.readouterr().err
 
 
@@ -279,7 +279,7 @@ def test_datasets_of_the_hub_are_streamed_at_a_commit(
     with hub_of(write(source, given)) as (address, _):
         # The client reads its address when it is imported.
         where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
-        done = run_python("-m", "data.ingest", f"{ID}@main", "--to", to, **where)
+        done = run_python("-m", "flows.cli", "ingest", f"{ID}@main", "--to", to, **where)
     assert done.returncode == 0, done.stderr
     rows = rows_of(to / "pool")
     assert [row["image"]["bytes"] for row in rows] == [row["image"] for row in given]
@@ -509,7 +509,7 @@ def test_the_same_pictures_are_held_out_in_any_order(source: Path, tmp_path: Pat
 SCRIPT = """
 import os, signal, sys
 from data.ingest import run, parts, state
-from data.ingest.__main__ import main
+from tests.commands import ingest
 place, count = sys.argv[1], int(sys.argv[2])
 run.PART_ROWS = parts.PART_ROWS = 4
 def dying(function):
@@ -523,7 +523,7 @@ def dying(function):
 owner, name = {"row": (run, "normalise"), "commit": (state.State, "commit"),
                "finish": (state.State, "finish"), "place": (parts, "put_in_place")}[place]
 setattr(owner, name, dying(getattr(owner, name)))
-sys.exit(main(sys.argv[3:]))
+sys.exit(ingest(sys.argv[3:]))
 """
 
 
@@ -580,7 +580,7 @@ def test_every_format_goes_on_where_it_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "normalise", stop)
-        assert main([str(place), "--to", str(tmp_path / "to")]) == 130
+        assert ingest([str(place), "--to", str(tmp_path / "to")]) == 130
         seen.clear()
         patch.setattr(run, "normalise", lambda raw, *rest: seen.append(raw) or real(raw, *rest))
         ingested(place, tmp_path / "to")

@@ -19,7 +19,6 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from core.errors import UserError
 from models import registry
-from models.checkpoints.__main__ import main
 from models.families.janus.config import HF_TYPE, OWN, JanusConfig
 from models.families.janus.convert import hf_sizes, load_checkpoint, to_hf, to_published
 from models.families.janus.model import VQ, JanusModel
@@ -30,6 +29,7 @@ from models.memory import Sizes
 from models.protocol import Autoregressive, TextSampling
 from models.samplers.noise import RecordNoise
 from models.weights import without_values
+from tests.commands import hermesflow
 from tests.hub import COMMIT, ID, hub_of
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
 from tests.limits import run_python
@@ -71,14 +71,14 @@ def same(one: JanusModel, other: JanusModel) -> bool:
 )
 def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout: str) -> None:
     folder = published_folder(tmp_path / "published", layout)
-    arguments = ["--family", "janus", "import", "--janus", str(folder), "--to"]
-    assert main([*arguments, str(tmp_path / "ours")]) == 0
+    arguments = ["import", "janus", "--janus", str(folder), "--to"]
+    assert hermesflow([*arguments, str(tmp_path / "ours")]) == 0
     model = JanusModel.from_pretrained(tmp_path / "ours", dtype=None)
     assert same(JanusModel.from_pretrained(tmp_path / "ours"), MODEL)
     assert next(model.network.parameters()).dtype == torch.float16
     out = tmp_path / "out"
-    arguments = ["--family", "janus", "export", "--checkpoint", str(tmp_path / "ours"), "--to"]
-    assert main([*arguments, str(out)]) == 0
+    arguments = ["export", str(tmp_path / "ours"), "--to"]
+    assert hermesflow([*arguments, str(out)]) == 0
     written, wanted = load_file(out / "model.safetensors"), fixture().weights
     assert written.keys() == wanted.keys()
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
@@ -93,8 +93,8 @@ def test_roles_are_named_at_import(tmp_path: Path) -> None:
     published = published_folder(tmp_path / "published", "model.safetensors")
     MODEL.save_pretrained(tmp_path / "hf")
     for number, folder in enumerate((published, tmp_path / "hf")):
-        arguments = ["--family", "janus", "import", "--roles", "User/Assistant", "--janus"]
-        assert main([*arguments, str(folder), "--to", str(tmp_path / f"{number}")]) == 0
+        arguments = ["import", "janus", "--roles", "User/Assistant", "--janus"]
+        assert hermesflow([*arguments, str(folder), "--to", str(tmp_path / f"{number}")]) == 0
         model = JanusModel.from_pretrained(tmp_path / f"{number}")
         assert model.tokenizer.prompt("a red cat").tolist() == prompts["User/Assistant"]
 
@@ -158,10 +158,10 @@ def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("not needed")
     to = tmp_path / "ours"
-    given = ["--family", "janus", "import", "--janus", f"{ID}@main", "--to", to]
+    given = ["import", "janus", "--janus", f"{ID}@main", "--to", to]
     with hub_of(folder, "models") as (address, sent):
         where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
-        done = run_python("-m", "models.checkpoints", *given, **where)
+        done = run_python("-m", "flows.cli", *given, **where)
     assert done.returncode == 0, done.stderr
     assert sent == needed
     assert same(JanusModel.from_pretrained(to), MODEL)
@@ -208,19 +208,18 @@ def test_folders_of_other_families_are_named(
     with pytest.raises(UserError, match=r"holds a model of Show-o, but .* set it to showo"):
         registry.check_folder("janus", tmp_path / "showo")
     published = published_folder(tmp_path / "published", "shards.bin")
-    with pytest.raises(UserError, match=r"published layout .* --family janus import"):
+    with pytest.raises(UserError, match=r"published layout .* `hermesflow import janus`"):
         registry.check_folder("janus", published)
     to = ["--to", str(tmp_path / "x")]
-    assert main(["--family", "janus", "import", *to, "--janus", str(tmp_path / "showo")]) == 2
-    assert "showo holds a model of Show-o, but --family = 'janus'" in capsys.readouterr().err
+    assert hermesflow(["import", "janus", *to, "--janus", str(tmp_path / "showo")]) == 2
+    assert "showo holds a model of Show-o, but FAMILY = 'janus'" in capsys.readouterr().err
     for folder in (published, tmp_path / "janus"):
         parts = ("--show-o", "--vq", "--tokenizer")
-        assert main(["import", *to, *(w for part in parts for w in (part, str(folder)))]) == 2
-        assert (
-            "a model of Janus, but --family = 'showo'; set it to janus" in capsys.readouterr().err
-        )
-    assert main(["export", *to, "--checkpoint", str(tmp_path / "janus")]) == 2
-    assert "a model of Janus, but --family = 'showo'; set it to janus" in capsys.readouterr().err
+        given = [word for part in parts for word in (part, str(folder))]
+        assert hermesflow(["import", "showo", *to, *given]) == 2
+        assert "a model of Janus, but FAMILY = 'showo'; set it to janus" in capsys.readouterr().err
+    assert hermesflow(["export", *to, str(tmp_path)]) == 2
+    assert f"{tmp_path}/config.json" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints_are_named_before_any_work(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from core.errors import UserError
-from flows import local
 from flows.servers import Urls, client_environment, ensure_servers, running, states, stop_all
 from tests.browser import chromium
+from tests.commands import hermesflow
 from tests.limits import free_port
 from tests.screenshots import open_page
 
@@ -197,7 +197,7 @@ def test_status_says_how_to_log_in_and_the_password_to_a_terminal_alone(
 ) -> None:
     folder, urls = servers
     password = urls.login.partition(":")[2]
-    command = [sys.executable, "-P", "-m", "flows.local", "status"]
+    command = [sys.executable, "-P", "-m", "flows.cli", "status"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert ".hermesflow/login" in done.stdout
@@ -246,7 +246,7 @@ def test_a_start_that_fails_leaves_nothing_and_status_says_so(
     with pytest.raises(UserError, match="MLflow server ended at once"):
         ensure_servers(prefect_port=free_port(), mlflow_port=free_port())
     assert states() == {}
-    assert local.main(["status"]) == 0
+    assert hermesflow(["status"]) == 0
     assert "nothing of ours is running" in capsys.readouterr().out
     assert not [p for p in psutil.process_iter(["environ"]) if _is_below(p, tmp_path)]
 
@@ -260,7 +260,7 @@ def test_a_start_that_fails_leaves_nothing_and_status_says_so(
         family = [server, *server.children(recursive=True)]
         for process in family:
             process.suspend()
-        assert local.main(["status"]) == 0
+        assert hermesflow(["status"]) == 0
         assert "does not answer" in capsys.readouterr().out
         for process in family:
             process.resume()

@@ -17,12 +17,11 @@ from core.ours import PACKAGES
 ROOT = Path(__file__).parent.parent
 NAMES = ("core", "data", "models")
 HELP = [
-    ("flows.local", "pipeline"),
+    ("flows.cli", "pretrain"),
     ("tasks.base", "--store"),
     # Of the others each waits for its imports, some seconds.
     pytest.param("tasks.train", "--store", marks=pytest.mark.slow),
-    pytest.param("tasks.pairs", "export", marks=pytest.mark.slow),
-    pytest.param("evals.gap", "--checkpoint", marks=pytest.mark.slow),
+    pytest.param("tasks.evaluate", "--store", marks=pytest.mark.slow),
 ]
 
 

@@ -23,9 +23,10 @@ from data.schemas import arrow_schema
 from data.tables import decode_image, encode_image, read_table, write_table
 from models.batches import Batches
 from models.families.showo.prompts import CAPTION_QUESTION
-from tasks.pairs import import_stage, main
+from tasks.pairs import import_stage
 from tasks.reference import REFERENCE
 from tasks.train import TRAIN
+from tests.commands import hermesflow
 from tests.loops import Finished
 from training.data import PairRows, encode_pairs, pair_columns
 
@@ -74,7 +75,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str)
     """Exit code and what was said: the last line of output, or the error."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
     places = ["--config", str(tmp_path / "config.yaml"), "--store", str(tmp_path / "store")]
-    code = main([*arguments, *(places if arguments[0] == "import" else [])])
+    code = hermesflow(["pairs", *arguments, *(places if arguments[0] == "import" else [])])
     said = capsys.readouterr()
     return code, said.err if code else said.out.splitlines()[-1]
 
@@ -83,7 +84,7 @@ def imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: Path, *options: str
 ) -> tuple[str, list[Given]]:
     """URI and rows of the artifact."""
-    code, said = command(tmp_path, capsys, "import", "--file", str(file), *options)
+    code, said = command(tmp_path, capsys, "import", str(file), *options)
     assert code == 0, said
     uri = json.loads(said)["uri"]
     rows: list[Given] = read_table(Artifact(uri).parts(), "pairs", deep=True).to_pylist()
@@ -129,9 +130,7 @@ def test_pairs_that_failed_the_published_filter_are_left_out(
     results = Artifact(uri).manifest["results"]
     dropped = {name: number for name, number in results.items() if name.startswith("dropped/")}
     assert list(dropped.values()) == [1, 1, 1]
-    code, said = command(
-        tmp_path, capsys, "import", "--file", str(write_appended(folder, pairs[1:2]))
-    )
+    code, said = command(tmp_path, capsys, "import", str(write_appended(folder, pairs[1:2])))
     assert code == 2
     assert "no pair is left of 1 (winner and loser image have the same score: 1)" in said
 
@@ -150,7 +149,7 @@ def test_bad_pairs_are_counted_and_listed(
         published(6, folder, iteration="two"),
     ]
     file = write_appended(folder, pairs)
-    code, said = command(tmp_path, capsys, "import", "--file", str(file))
+    code, said = command(tmp_path, capsys, "import", str(file))
     assert code == 2
     assert "7 of 8 pairs are bad" in said
     assert "the first is object 1, id '0': duplicate id (iteration 1)" in said
@@ -189,7 +188,7 @@ def test_real_pairs_come_back_as_they_went_out(
     assert len(uris) == 2
     for number, uri in enumerate(uris):
         folder = tmp_path / f"out-{number}"
-        code, said = command(tmp_path, capsys, "export", "--pairs", uri, "--to", str(folder))
+        code, said = command(tmp_path, capsys, "export", uri, "--to", str(folder))
         assert code == 0, said
         assert isinstance(json.loads((folder / "pair_dpo_data.json").read_text()), list)
         _, rows = imported(tmp_path, capsys, folder / "pair_dpo_data.json")
@@ -205,11 +204,11 @@ def test_exported_pictures_have_numbers_for_names(
     rows = [pair_row(0) | {"record_id": "../../evil"}, pair_row(1) | {"record_id": "a/b"}]
     uri = publish(store, "pairs", [rows]).uri
     out = tmp_path / "out"
-    assert command(tmp_path, capsys, "export", "--pairs", uri, "--to", str(out))[0] == 0
+    assert command(tmp_path, capsys, "export", uri, "--to", str(out))[0] == 0
     names = sorted(path.name for path in (out / "images").iterdir())
     assert names[:3] == ["000000-image.png", "000000-image_lose.png", "000000-image_win.png"]
     assert len(names) == 6
-    code, said = command(tmp_path, capsys, "export", "--pairs", uri, "--to", str(out))
+    code, said = command(tmp_path, capsys, "export", uri, "--to", str(out))
     assert code == 2
     assert "exists already" in said
 
@@ -219,7 +218,7 @@ def test_captions_go_out_as_conversations_for_trl(
 ) -> None:
     uri = publish(store, "pairs", [[pair_row(n) for n in range(3)]]).uri
     out = tmp_path / "trl"
-    arguments = ["export", "--pairs", uri, "--to", str(out), "--format", "trl"]
+    arguments = ["export", uri, "--to", str(out), "--format", "trl"]
     assert command(tmp_path, capsys, *arguments)[0] == 0
     found = datasets.Dataset.from_parquet(
         [str(path) for path in sorted(out.iterdir())], cache_dir=str(tmp_path / "hf")
@@ -285,9 +284,7 @@ def test_training_runs_from_imported_pairs(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = publish(store, "pairs", [bare_rows(6)]).uri
-    assert (
-        command(tmp_path, capsys, "export", "--pairs", uri, "--to", str(tmp_path / "out"))[0] == 0
-    )
+    assert command(tmp_path, capsys, "export", uri, "--to", str(tmp_path / "out"))[0] == 0
     uri, rows = imported(tmp_path, capsys, tmp_path / "out/pair_dpo_data.json")
     assert len(rows) == 6
     config, checkpoint = make_config(), publish_model(store)

@@ -12,9 +12,10 @@ from transformers import PhiForCausalLM
 
 from models.families.showo.network import Showo
 from models.families.showo.parity_vq import full_size_cases
-from models.parity.__main__ import cases, main
 from models.parity.case import scaled
+from models.parity.command import cases
 from models.tokenizers.magvitv2 import MAGVITv2
+from tests.commands import hermesflow
 from tests.showo_tiny import phi_config, tiny_model
 
 
@@ -33,7 +34,7 @@ def test_full_size_tokenizer_matches() -> None:
 def test_command_succeeds_and_prints_one_line_for_each_case(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([str(PARITY / "magvitv2_tiny")]) == 0
+    assert hermesflow(["parity", str(PARITY / "magvitv2_tiny")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(list(cases(PARITY / "magvitv2_tiny")))
     assert all(line.startswith("ok") for line in lines)
@@ -45,12 +46,12 @@ def test_command_fails_when_a_number_is_off(tmp_path: Path) -> None:
     with torch.no_grad():
         vq.encoder.conv_in.bias += 1
     vq.save_pretrained(folder)
-    assert main([str(folder)]) == 1
+    assert hermesflow(["parity", str(folder)]) == 2
 
 
 def test_command_names_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(PARITY / "showo_tiny/config.json", tmp_path)
-    assert main([str(tmp_path)]) == 1
+    assert hermesflow(["parity", str(tmp_path)]) == 2
     assert str(tmp_path / "runs.json") in capsys.readouterr().err
 
 

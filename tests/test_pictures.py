@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from data.ingest.__main__ import main
 from data.pictures import PictureError, as_seen, rgb
 from data.tables import decode_image, read_table
 from evals.benchmarks.files import ImageFolder
+from tests.commands import ingest
 from tests.photos import encoded
 
 WIDTH, HEIGHT = 64, 48
@@ -361,7 +361,7 @@ def test_every_reader_sees_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
         lines.append({"id": name, "image": f"{name}.png", "caption": f"a {name}"})
     (source / "c.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     to = tmp_path / "to"
-    assert main([str(source), "--to", str(to), "--max-bad-share", "0.5"]) == 0
+    assert ingest([str(source), "--to", str(to), "--max-bad-share", "0.5"]) == 0
     rows = read_table(to / "pool/part-00000.parquet", "pool").to_pylist()
     folder = ImageFolder([source])
     for row in rows:

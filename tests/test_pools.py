@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Urls
     config["sampling"]["images"]["steps"] = STEPS
     config["benchmarks"] = BENCHMARKS
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    deploy = ["-m", "flows.local", "deploy", "--pool", "process", "--config"]
+    deploy = ["-m", "flows.cli", "deploy", "--pool", "process"]
     assert python(folder, urls, "deploy.log", *deploy, str(folder / "config.yaml")).wait(180) == 0
     with logged_in(urls):
         yield folder, urls

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from core.config import Config, load_config
 from core.store import Store
 from data.tables import encode_image, write_table
-from models.checkpoints.__main__ import main as checkpoints
 from tasks.train import METRICS, read_metrics
+from tests.commands import hermesflow
 from tests.janus_tiny import published_folder
 from tests.loops import play
 from tests.published import published_parts
@@ -45,15 +45,14 @@ def records(num: int, prefix: str) -> list[dict[str, object]]:
 
 def small(profile: Path, tmp_path: Path) -> Config:
     """The profile on a small model, few records and no GPU; the recipe is its own."""
+    family = "janus" if profile in JANUS else "showo"
     if profile in JANUS:
         folders = {"--janus": published_folder(tmp_path / "published", "shards.bin")}
-        family = ["--family", "janus"]
     else:
         parts = published_parts(tmp_path / "published")
         folders = {"--show-o": parts.show_o, "--vq": parts.vq, "--tokenizer": parts.tokenizer}
-        family = []
     given = [text for option, folder in folders.items() for text in (option, str(folder))]
-    assert checkpoints([*family, "import", *given, "--to", str(tmp_path / "model")]) == 0
+    assert hermesflow(["import", family, *given, "--to", str(tmp_path / "model")]) == 0
     for name, num in (("pool", 10), ("test", 4)):
         write_table(tmp_path / f"{name}.parquet", "pool", records(num, name))
     changes: dict[str, object] = {
@@ -95,13 +94,13 @@ def test_a_published_model_goes_through_the_loop_and_back(profile: Path, tmp_pat
     assert images.manifest["results"]["rows"] == 10 * 16
     assert "iteration 1" in table
     target = tmp_path / "exported"
-    given = ["export", "--checkpoint", str(trained.path("model")), "--to", str(target)]
-    assert checkpoints([f"--family={config.model.family}", *given]) == 0
+    given = ["export", str(trained.path("model")), "--to", str(target)]
+    assert hermesflow(given) == 0
     [weights] = target.glob("*.safetensors")
     published = load_file(weights)
     before = store.open(results["base", 0]).path("model")
-    given[2], given[4] = str(before), str(tmp_path / "base")
-    assert checkpoints([f"--family={config.model.family}", *given]) == 0
+    given[1], given[3] = str(before), str(tmp_path / "base")
+    assert hermesflow(given) == 0
     base = load_file(tmp_path / "base" / weights.name)
     assert published.keys() == base.keys()
     changed = {name for name in base if not base[name].equal(published[name])}

@@ -98,7 +98,7 @@ def test_a_proxy_that_would_stop_every_client_is_left_out_and_named(proxy: str) 
 
 def test_commands_say_so_and_work(tmp_path: Path) -> None:
     environment = {"ALL_PROXY": "socks://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
-    done = run_python("-P", "-m", "flows.local", "status", cwd=tmp_path, **environment)
+    done = run_python("-P", "-m", "flows.cli", "status", cwd=tmp_path, **environment)
     assert done.returncode == 0
     assert "ALL_PROXY is left out" in done.stderr
     assert "nothing of ours is running" in done.stdout

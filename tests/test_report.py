@@ -22,7 +22,6 @@ from core.stage import StageResult
 from core.store import Store
 from data.metrics import Interval
 from data.tables import read_table
-from flows import local
 from flows.executors.base import Job
 from flows.reporting import figures_of, report_folder, report_on
 from report.alarms import Alarm, Review
@@ -35,6 +34,7 @@ from report.published import published_tables
 from report.run_record import RunRecord, Version, from_document
 from report.samples import LOSE, WIN, Picture, read_sampled, spread
 from report.verdict import BAD, GOOD, OPEN, give_verdict
+from tests.commands import hermesflow
 from tests.loops import QUICK, Finished, Runner, play, quick
 from tests.stage_inputs import pair_row, picture, pool_row, publish, publish_samples
 
@@ -261,9 +261,9 @@ def test_report_command_prints_where_the_page_lies(
     settings |= {"store": config.store, "tracking": config.tracking.model_dump()}
     path = tmp_path / "quick.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert local.main(["report", "--config", str(path)]) == 0
+    assert hermesflow(["report", str(path)]) == 0
     assert capsys.readouterr().out.strip().endswith("/report.html")
-    assert local.main(["report", "--config", str(path), "--seed", "5"]) == 2
+    assert hermesflow(["report", str(path), "--seed", "5"]) == 2
 
 
 # --- verdict ---

@@ -17,9 +17,10 @@ from limits import HANGS_SECONDS, free_port
 from loops import quick
 
 from core.errors import UserError
-from flows import containers, local, processes, servers
+from flows import containers, processes, servers
 from flows.processes import Record, launch, read_record, stop
 from flows.servers import Urls, client_environment, ensure_servers, ensure_worker, running, stop_all
+from tests.commands import hermesflow
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(120)"]
 # The child leaves the session of its parent, as the web server of MLflow does.
@@ -223,7 +224,7 @@ def test_a_place_in_which_mlflow_cannot_start_is_named_before_any_work(tmp_path:
     (folder / ".venv").symlink_to(sys.prefix)
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [str(folder / ".venv/bin/python"), "-P", "-m", "flows.local", "up"],
+        [str(folder / ".venv/bin/python"), "-P", "-m", "flows.cli", "up"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
@@ -268,11 +269,11 @@ def test_commands_exit_with_2_and_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert local.main(["check-config", "--config", "none.yaml"]) == 2
+    assert hermesflow(["check", "none.yaml"]) == 2
     assert "config file none.yaml does not exist" in capsys.readouterr().err
-    assert local.main(["pipeline", "--config", "none.yaml"]) == 2
-    assert local.main(["status"]) == 0
-    assert local.main(["down"]) == 0
+    assert hermesflow(["run", "none.yaml"]) == 2
+    assert hermesflow(["status"]) == 0
+    assert hermesflow(["down"]) == 0
     assert list(tmp_path.iterdir()) == []
 
 

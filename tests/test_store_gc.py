@@ -1,4 +1,4 @@
-"""What `python -m core.store gc` frees, and what it never touches; lineage of what is left."""
+"""What `hermesflow store gc` frees, and what it never touches; lineage of what is left."""
 
 import io
 import json
@@ -14,9 +14,9 @@ import pytest
 
 from core.errors import UserError
 from core.store import Store
-from core.store.__main__ import main
 from core.store.lineage import lineage
 from core.store.verify import verify
+from tests.commands import hermesflow
 from tests.driver import ROOT
 from tests.loops import play, quick
 from tests.test_store import folder_of, put
@@ -27,7 +27,7 @@ def gc(store: Path | str, *options: str, registry: str = "") -> tuple[int, str, 
     out, err = io.StringIO(), io.StringIO()
     environment = patch.dict(os.environ, {"MLFLOW_TRACKING_URI": registry})
     with redirect_stdout(out), redirect_stderr(err), environment:
-        code = main(["gc", "--store", str(store), *options])
+        code = hermesflow(["store", "gc", "--store", str(store), *options])
     return code, out.getvalue(), err.getvalue()
 
 

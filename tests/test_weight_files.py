@@ -16,8 +16,8 @@ from core.stage import run_stage
 from core.store import Store
 from evals.networks.caption_scorer import CaptionScorer
 from flows.preflight import check
-from models.checkpoints.__main__ import main
 from tasks.base import BASE
+from tests.commands import hermesflow
 from tests.published import published_parts, save_tensors, save_weights
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
@@ -44,9 +44,10 @@ def first_matrix(tensors: dict[str, Tensor]) -> str:
 
 def imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and errors of an import of the parts in a folder."""
-    command = ["import", "--to", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "phi")]
+    command = ["import", "showo", "--to", str(tmp_path / "out")]
+    command += ["--tokenizer", str(tmp_path / "phi")]
     command += ["--show-o", str(tmp_path / "show-o"), "--vq", str(tmp_path / "vq")]
-    return main(command), capsys.readouterr().err
+    return hermesflow(command), capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m core.store lineage`: the way from an artifact back to the pool, as a tree."""
+"""`hermesflow store lineage`: the way from an artifact back to the pool, as a tree."""
 
 from __future__ import annotations
 

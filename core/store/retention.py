@@ -1,4 +1,4 @@
-"""`python -m core.store gc`: frees what no kept checkpoint needs.
+"""`hermesflow store gc`: frees what no kept checkpoint needs.
 
 A manifest stays where it is, so that a self-play still finds what it has done and goes on, and
 lineage can still be walked; of the files that are gone `freed.json` has the names.

@@ -1,4 +1,4 @@
-"""`python -m core.store verify`: every file of every artifact against its checksum."""
+"""`hermesflow store verify`: every file of every artifact against its checksum."""
 
 from __future__ import annotations
 

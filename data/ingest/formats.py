@@ -15,10 +15,9 @@ from data.ingest.journeydb import JourneyDB
 from data.ingest.json_files import iter_lines, iter_objects
 from data.ingest.local_copies import is_saved
 from data.ingest.places import Folder
-from data.ingest.raw import BadRecordError, Fields, Source
+from data.ingest.raw import FORMATS, BadRecordError, Fields, Source
 from data.ingest.shards import Shards
 
-FORMATS = ("captions", "webdataset", "hermesflow", "journeydb", "datasets")
 SHARDS = (".tar", ".tar.gz", ".tgz")
 
 

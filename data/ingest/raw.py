@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from core.errors import UserError
 
@@ -96,6 +96,9 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Changes when the source does."""
 
+
+Format = Literal["captions", "webdataset", "hermesflow", "journeydb", "datasets"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("record_id", "id", "image_id", "key"),

@@ -1,1 +1,1 @@
-"""Published weights in and out: `python -m models.checkpoints import|export`."""
+"""Published weights in and out: `hermesflow import` and `hermesflow export`."""

@@ -22,10 +22,10 @@ sys.path.append(str(Path(__file__).parent.parent))  # as pytest has it, for help
 with atheris.instrument_imports(include=["core", "data", "models.weights"]):
     from core.artifact import Artifact
     from core.config import load_config
-    from data.ingest.__main__ import main as ingest
     from data.pair_files import PairFile
     from data.tables import decode_image, read_table
     from models.weights import Weights
+    from tests.commands import ingest
 
 import torch
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import load_config
-from data.ingest.__main__ import main
 from data.ingest.images import checked_image
 from data.ingest.normalise import normalise
 from data.ingest.raw import BadRecordError, RawRecord
@@ -24,6 +23,7 @@ from data.pair_files import PairFile
 from data.pictures import rgb
 from data.schemas import arrow_schema
 from data.tables import decode_image, read_table, write_table
+from tests.commands import ingest
 from tests.fuzz.harness import cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, pictures, scalars, texts, values
 from tests.stage_inputs import QUICK, pool_row
@@ -220,7 +220,7 @@ def ingested(place: Path, *options: str) -> None:
     source, to = place / "source", place / "to"
     (source / "a.png").write_bytes(PICTURES[0])
     more = ["--max-bad-share", "1", "--test-share", "0.5"]
-    survives(place, lambda: main([str(source), "--to", str(to), *more, *options]))
+    survives(place, lambda: ingest([str(source), "--to", str(to), *more, *options]))
 
 
 @cases(0.5)

@@ -119,7 +119,7 @@ class JanusConfig:
         if kind == PUBLISHED_TYPE:
             raise UserError(
                 f"{place} is of the published layout (model_type = {kind!r}); make a folder of it "
-                "with `python -m models.checkpoints --family janus import`, and give that"
+                "with `hermesflow import janus`, and give that"
             )
         if kind != HF_TYPE:
             raise UserError(

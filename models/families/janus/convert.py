@@ -8,7 +8,6 @@ tower and of the image tokenizer; they follow from names of models, which `MODEL
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.files import sha256_of
+from models.checkpoints.options import ImportOption
 from models.checkpoints.sources import Source, find_checkpoint
 from models.families.janus.config import HF_TYPE, OWN, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.model import (
@@ -314,34 +314,32 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def import_options(parser: argparse.ArgumentParser) -> None:
-    """What `python -m models.checkpoints import` is told for this family."""
-    parser.add_argument(
-        "--janus",
-        required=True,
-        metavar="FOLDER|ID@REVISION",
-        help="Janus or Janus-Pro, published or converted to transformers",
-    )
-    parser.add_argument(
-        "--roles",
-        type=_roles,
-        metavar="USER/ASSISTANT",
-        help="names in prompts; User/Assistant for Janus-1.3B, default: those of Janus-Pro",
-    )
-
-
 def _roles(given: str) -> tuple[str, str]:
     user, between, assistant = given.partition("/")
     if not (user and between and assistant):
-        raise argparse.ArgumentTypeError(f"{given!r} is not two names with a / between them")
+        raise ValueError(f"{given!r} is not two names with a / between them")
     return user, assistant
 
 
-def import_model(given: argparse.Namespace) -> tuple[JanusModel, dict[str, object]]:
+IMPORT_OPTIONS = (
+    ImportOption("janus", "Janus or Janus-Pro, published or converted to transformers"),
+    ImportOption(
+        "roles",
+        "names in prompts; User/Assistant for Janus-1.3B, default: those of Janus-Pro",
+        "USER/ASSISTANT",
+        False,
+        _roles,
+    ),
+)
+
+
+def import_model(
+    given: Mapping[str, Any], dtype: str | None
+) -> tuple[JanusModel, dict[str, object]]:
     """The model of a checkpoint in either layout, and what it was."""
-    source: Source = find_checkpoint("--janus", given.janus, UNUSED)
-    check_kind("janus", source.folder, "--family")
-    model = load_checkpoint(source.folder, roles=given.roles, dtype=given.dtype)
+    source: Source = find_checkpoint("--janus", given["janus"], UNUSED)
+    check_kind("janus", source.folder, "FAMILY")
+    model = load_checkpoint(source.folder, roles=given["roles"], dtype=dtype)
     digests = Weights(source.folder).digests()
     digests["tokenizer.json"] = sha256_of(source.folder / "tokenizer.json")
     return model, {"janus": {"given": source.given, "commit": source.commit, "sha256": digests}}

@@ -29,6 +29,8 @@ from models.losses import dpo_loss
 from models.nn.packing import Segment, Tree, pack, pack_trees
 from models.nn.pairs import PackedPairs
 from models.parity.case import (
+    ABSOLUTE,
+    EXACT,
     Case,
     absolute,
     arrays,
@@ -188,12 +190,23 @@ def _picture_cases(fixture: JanusFixture) -> Iterator[Case]:
     yield absolute("vq/decoded", vq.decode(codes, side, side), expected["vq_decoded"])
     drawn = np.stack([np.asarray(picture) for picture in model.decode(codes.numpy())])
     wanted = expected["vq_decoded_uint8"]
-    drawn = drawn if drawn.shape == wanted.shape else drawn.transpose(0, 3, 1, 2)
-    yield exact("vq/decoded_uint8", drawn, wanted)
+    yield _bytes("vq/decoded_uint8", drawn, wanted, expected["vq_decoded"].transpose(0, 2, 3, 1))
     codes_wide = fixture.tensor("vq_random_codes").long().reshape(-1, 24)
     yield absolute(
         "vq/decoded_wide", vq.decode(codes_wide, 4, 6), expected["vq_decoded_random_4x6"]
     )
+
+
+def _bytes(name: str, got: Any, expected: Any, pixels: Any) -> Case:
+    """Number of bytes that differ; at the edge of two, within the limit of `pixels`, both fit.
+
+    Bytes are truncated, and processors differ in the last digit of the pixels.
+    """
+    low, high = (
+        np.clip((pixels + error + 1) / 2 * 255, 0, 255).astype(np.uint8)
+        for error in (-ABSOLUTE, ABSOLUTE)
+    )
+    return Case(name, float(((got != expected) & (got != low) & (got != high)).sum()), EXACT)
 
 
 def _und_tree(fixture: JanusFixture, row: int) -> Tree:

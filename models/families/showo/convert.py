@@ -8,7 +8,6 @@ its class has no sizes. State-dict keys are ours.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.files import sha256_of
+from models.checkpoints.options import ImportOption
 from models.checkpoints.sources import Source, find_tokenizer, find_weights
 from models.families.showo.config import ShowoConfig
 from models.families.showo.model import ShowoModel, load_network, read_tokenizer
@@ -72,7 +72,7 @@ def load_published(
     One set of weights serves any resolution, since positions are rotary.
     """
     show_o = show_o_folder(folders.show_o)
-    check_kind("showo", show_o, "--family")
+    check_kind("showo", show_o, "FAMILY")
     tokenizer = load_tokenizer(folders.tokenizer)
     vq = load_magvitv2(folders.vq).to(device)
     config = show_o_config(
@@ -246,28 +246,25 @@ def _count(stored: Mapping[str, Any], name: str, path: Path) -> int:
     return value
 
 
-def import_options(parser: argparse.ArgumentParser) -> None:
-    """What `python -m models.checkpoints import` is told for this family."""
-    for option, what in (
-        ("--show-o", "Show-o or HermesFlow"),
-        ("--vq", "MAGVIT-v2"),
-        ("--tokenizer", "the language model: its tokenizer and config.json"),
-    ):
-        parser.add_argument(option, required=True, metavar="FOLDER|ID@REVISION", help=what)
-    parser.add_argument(
-        "--resolution", type=int, metavar="PIXELS", help="256 or 512; default: as in config.json"
-    )
+IMPORT_OPTIONS = (
+    ImportOption("show_o", "Show-o or HermesFlow"),
+    ImportOption("vq", "MAGVIT-v2"),
+    ImportOption("tokenizer", "the language model: its tokenizer and config.json"),
+    ImportOption("resolution", "256 or 512; default: as in config.json", "PIXELS", False, int),
+)
 
 
-def import_model(given: argparse.Namespace) -> tuple[ShowoModel, dict[str, object]]:
+def import_model(
+    given: Mapping[str, Any], dtype: str | None
+) -> tuple[ShowoModel, dict[str, object]]:
     """The model of the published parts, and what each of them was."""
     sources = {
-        "show_o": find_weights("--show-o", given.show_o),
-        "vq": find_weights("--vq", given.vq),
-        "tokenizer": find_tokenizer("--tokenizer", given.tokenizer),
+        "show_o": find_weights("--show-o", given["show_o"]),
+        "vq": find_weights("--vq", given["vq"]),
+        "tokenizer": find_tokenizer("--tokenizer", given["tokenizer"]),
     }
     folders = Published(**{name: source.folder for name, source in sources.items()})
-    model = load_published(folders, resolution=given.resolution, dtype=given.dtype)
+    model = load_published(folders, resolution=given["resolution"], dtype=dtype)
     return model, {name: _origin(name, source) for name, source in sources.items()}
 
 

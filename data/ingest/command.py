@@ -1,37 +1,51 @@
-"""Make the pool of a config out of a collection of pictures with captions.
+"""`hermesflow ingest`: the pool of a config out of a collection of pictures with captions."""
 
-SOURCE is a folder, a file, or OWNER/NAME@COMMIT of the Hugging Face hub. Records that cannot be
-used are set aside in `bad.parquet`. Started again with the same arguments it goes on where it
-stopped.
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.command import run_command
 from core.errors import UserError
-from data.ingest.formats import FORMATS, Place, hidden_files, open_source, recognise
+from data.ingest.formats import Place, hidden_files, open_source, recognise
 from data.ingest.places import fingerprint
 from data.ingest.questions import open_questions
-from data.ingest.raw import NAMES, Fields
+from data.ingest.raw import Fields
 from data.ingest.run import BAD, TWINS, Job, ingest
 from data.ingest.state import Counts
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    given = _parser().parse_args(arguments)
-    return run_command(lambda: _run(given))
+@dataclass(frozen=True)
+class Collection:
+    """What is read, how, and where the pool goes; the options of `hermesflow ingest`."""
+
+    source: str
+    """A folder, a file, or OWNER/NAME@COMMIT of the Hugging Face hub."""
+    to: Path
+    format: str | None = None
+    images: Path | None = None
+    questions: Path | None = None
+    links: tuple[Path, ...] = ()
+    encoding: str | None = None
+    test_records: int = 0
+    test_share: float = 0.0
+    split: str | None = None
+    subset: str | None = None
+    max_bad_share: float = 0.01
+    max_caption: int = 2000
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Names of fields in the source, by those of `data.ingest.raw.NAMES`."""
 
 
-def _run(given: argparse.Namespace) -> None:
+def make_pool(given: Collection) -> None:
+    """Write `pool/`, `test/` and `bad.parquet`, with what was not used.
+
+    Started again with the same arguments it goes on where it stopped.
+    """
     _check(given)
-    fields = {name: value for name in NAMES if (value := getattr(given, f"{name}_field"))}
+    fields = dict(given.fields)
     place = Place(
         given.source, given.format, given.images, fields, given.split, given.subset,
-        tuple(given.links), given.encoding,
+        given.links, given.encoding,
     )  # fmt: skip
     kind, source = recognise(place), open_source(place)
     print(f"{given.source}: format {kind}", file=sys.stderr)
@@ -69,7 +83,7 @@ def _run(given: argparse.Namespace) -> None:
         )
 
 
-def _check(given: argparse.Namespace) -> None:
+def _check(given: Collection) -> None:
     if given.to.resolve().is_relative_to(Path(given.source).resolve()):
         raise UserError(f"--to {given.to} lies within the source; give a folder elsewhere")
     if given.test_records and given.test_share:
@@ -128,32 +142,3 @@ def _report(counts: Counts, to: Path) -> None:
     print("put into your config:")
     print(f"  data: {{source: parquet, pool: {to / 'pool'}, test: {test}}}")
     print("and set `judge: reader` under `evaluation`, then `make check-config`")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.ingest", description=__doc__)
-    add = parser.add_argument
-    add("source", metavar="SOURCE")
-    add("--to", required=True, type=Path, metavar="FOLDER", help="of pool/, test/ and bad.parquet")
-    add("--format", choices=FORMATS, help="default: recognised from what lies there")
-    add("--images", type=Path, metavar="FOLDER", help="that image paths start from; default: the "
-        "source's")  # fmt: skip
-    add("--questions", type=Path, metavar="FILE", help="JSON of questions by record id")
-    add("--links", action="append", default=[], type=Path, metavar="FOLDER", help="that links of "
-        "the source may lead to; may be given again")  # fmt: skip
-    add("--encoding", metavar="NAME", help="of a table; default: UTF-8, UTF-16 by its mark, or "
-        "Windows-1252")  # fmt: skip
-    add("--test-records", type=int, default=0, metavar="N", help="hold out about so many")
-    add("--test-share", type=float, default=0.0, metavar="X", help="hold out this share")
-    add("--split", metavar="NAME", help="of a dataset; default: train")
-    add("--subset", metavar="NAME", help="of a dataset that has several")
-    add("--max-bad-share", type=float, default=0.01, metavar="X", help="default: %(default)s")
-    add("--max-caption", type=int, default=2000, metavar="N", help="characters of a caption or "
-        "prompt; default: %(default)s")  # fmt: skip
-    for name, known in NAMES.items():
-        add(f"--{name}-field", metavar="NAME", help=f"default: {', '.join(known)}")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

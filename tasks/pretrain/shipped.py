@@ -1,4 +1,4 @@
-"""`python -m tasks.pretrain`: make the shipped models of the shapes world from nothing.
+"""`hermesflow pretrain`: make the shipped models of the shapes world from nothing.
 
 Image tokenizer and network of a family, and the caption encoder, in that order; a finished one is
 kept, so an interrupted run goes on with the next.
@@ -6,9 +6,6 @@ kept, so an interrupted run goes on with the next.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-from core.command import run_command
-from core.runtime import setup_logging
 from data.shapes.render import CELL
 from data.shapes.scene import GRID
 from models.tokenizers.magvitv2 import MAGVITv2
@@ -92,21 +87,3 @@ def _tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, seed: int, quick:
 def _network(make: Callable[[], L], recipe: Recipe, seed: int, quick: bool) -> L:
     chosen = replace(recipe, steps=10, num_scenes=600) if quick else recipe
     return pretrain(make, chosen, seed=seed)
-
-
-def main() -> int:
-    """Parse the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.pretrain", description=__doc__)
-    parser.add_argument("--family", choices=["showo", "janus"], default="showo")
-    parser.add_argument("--out", type=Path, default=Path("models/assets/shapes-new"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see it work")
-    options = parser.parse_args()
-    setup_logging()
-    torch.set_num_threads(options.threads)
-    return run_command(lambda: make(options.family, options.out, options.seed, options.quick))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

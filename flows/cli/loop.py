@@ -1,0 +1,147 @@
+"""Commands of the loop, and of servers and workers for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.app import DEFAULT_CONFIG, LOOP, SERVERS, ConfigPath, Seed, command
+from flows.compute import Pool
+
+Compute = Literal["process", "docker"]
+
+Iterations = Annotated[
+    int | None, typer.Option(min=0, help="Replaces the number of the config.", show_default=False)
+]
+Where = Annotated[Compute, typer.Option(help="Processes of this machine, or containers.")]
+
+
+@command(
+    "run",
+    LOOP,
+    """run
+    run my.yaml --iterations 1 --seed 7
+    run --from-champion
+    run my.yaml --pool docker""",
+)
+def run(
+    config: ConfigPath = DEFAULT_CONFIG,
+    iterations: Iterations = None,
+    seed: Seed = None,
+    from_champion: Annotated[
+        bool, typer.Option("--from-champion", help="Start from the registry's champion.")
+    ] = False,
+    pool: Annotated[
+        Pool | None,
+        typer.Option(help="Work pool whose workers run the stages.", show_default="this process"),
+    ] = None,
+) -> None:
+    """Run the self-play loop, watched by local servers.
+
+    What is in the store is not done again, so a run that was killed goes on.
+    """
+    from flows import local
+
+    local.pipeline(config, iterations, seed, from_champion, pool)
+
+
+@command("own", LOOP, "own --pictures my/pictures --checkpoint my/show-o --to my/run")
+def own(
+    pictures: Annotated[
+        str, typer.Option(help="Folder, tar shards or data set with captions.", metavar="SOURCE")
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="Folder of the model.", metavar="FOLDER")],
+    to: Annotated[Path, typer.Option(help="Folder of the pool and the config.", metavar="FOLDER")],
+    iterations: Iterations = None,
+) -> None:
+    """Go all the way from pictures with captions to a running loop.
+
+    Makes a pool with a held-out test set and a config beside it, which is yours to change.
+    """
+    from flows import own
+
+    own.run(pictures, checkpoint, to, iterations)
+
+
+@command("check", LOOP, "check my.yaml")
+def check(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Check a config and all that it points to, without running; show the memory that it takes."""
+    from flows import local
+
+    local.check_config(config, memory=True)
+
+
+@command("report", LOOP, "report my.yaml --iterations 2")
+def report(
+    config: ConfigPath = DEFAULT_CONFIG,
+    iterations: Annotated[
+        int | None, typer.Option(min=0, help="Leave out what came after this one.")
+    ] = None,
+    seed: Seed = None,
+) -> None:
+    """Write the report of a run anew, finished or not."""
+    from flows import local
+
+    local.report(config, iterations, seed)
+
+
+@command("ablations", LOOP, "ablations --study my/study.yaml --split validation --out my/figures")
+def ablations(
+    study: Annotated[
+        str, typer.Option(metavar="FILE", help="YAML file of arms and seeds.")
+    ] = "configs/ablations.yaml",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs side by side.", show_default="the number of cores"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few records, to see it work.")] = False,
+    split: Annotated[
+        Literal["validation", "test"] | None, typer.Option(help="Instead of the config's.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For table, figure and section.", show_default="docs"),
+    ] = None,
+) -> None:
+    """Run a config with parts changed or left out, over several seeds, and compare."""
+    import os
+
+    from flows.ablations import run_study
+
+    run_study(study, workers or os.cpu_count() or 1, quick, split, out)
+
+
+@command("up", SERVERS, "up\nup my.yaml --compute docker")
+def up(config: ConfigPath = DEFAULT_CONFIG, compute: Where = "process") -> None:
+    """Start servers and workers, and register self-play/iterate."""
+    from flows import local
+
+    local.up(config, compute)
+
+
+@command("down", SERVERS, "down")
+def down(compute: Where = "process") -> None:
+    """Stop what was started here."""
+    from flows import local
+
+    local.down(compute)
+
+
+@command("status", SERVERS, "status")
+def status() -> None:
+    """Show what runs, and where."""
+    from flows import local
+
+    local.status()
+
+
+@command("deploy", SERVERS, "deploy my.yaml --pool kubernetes")
+def deploy(
+    pool: Annotated[Pool, typer.Option(help="Work pool.")], config: ConfigPath = DEFAULT_CONFIG
+) -> None:
+    """Register every stage on a work pool, and the loop so that it uses them."""
+    from flows import local
+
+    local.deploy(config, pool)
