@@ -5,11 +5,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 from tqdm import tqdm
 
 Observer = Callable[[str, int, int], None]
 ValueObserver = Callable[[Mapping[str, float]], None]
+
+
+class Bar(Protocol):
+    """What draws a step in a terminal."""
+
+    total: float | None
+
+    def update(self, amount: int) -> object:
+        """Count more units as done."""
+
+    def close(self) -> object:
+        """The step has ended."""
+
 
 OBSERVE_SECONDS = 1.0
 _last_beat = time.monotonic()  # of the whole process
@@ -18,6 +32,7 @@ LINE_SECONDS = 15.0
 # A context variable, so that steps running in several threads keep their own observers.
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _value_observers: ContextVar[tuple[ValueObserver, ...]] = ContextVar("value_observers", default=())
+_make_bar: ContextVar[Callable[[str, int | None], Bar] | None] = ContextVar("bars", default=None)
 
 
 def beat() -> None:
@@ -42,6 +57,16 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
+def bars_by(make: Callable[[str, int | None], Bar]) -> Iterator[None]:
+    """Draw steps begun inside by `make(description, total)`, on a terminal or not."""
+    token = _make_bar.set(make)
+    try:
+        yield
+    finally:
+        _make_bar.reset(token)
+
+
+@contextmanager
 def values_observed_by(observer: ValueObserver) -> Iterator[None]:
     """Call `observer(row)` for every row of figures that steps begun inside give to `values`."""
     token = _value_observers.set((*_value_observers.get(), observer))
@@ -62,8 +87,12 @@ class Progress:
         self._started = self._observed = self._printed = time.monotonic()
         self._units_told = -1  # by the last line
         self._closed = False
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(desc=description, total=total, file=sys.stderr) if terminal else None
+        make = _make_bar.get()
+        self._bar: Bar | None = None
+        if make is not None:
+            self._bar = make(description, total)
+        elif sys.stderr.isatty():
+            self._bar = tqdm(desc=description, total=total, file=sys.stderr)
 
     def update(self, amount: int = 1) -> None:
         """Count `amount` more units as done."""

@@ -30,6 +30,7 @@ from flows.registration import register
 from flows.reporting import figures_of, keep_run_record, write_report
 from flows.showcase import Showcase
 from flows.stages import ChildFlows, announce, label, refused
+from flows.terminal import View
 from report.alarms import show_alarms
 from report.figures import Figures
 from report.run_record import RunRecord, Version
@@ -136,12 +137,13 @@ class SelfPlay:
         self._config, self._tracker, self._executor = config, tracker, executor
         self._store, self._champion, self._pages = Store(config.store), champion, pages
         self._showcase = Showcase(config, self._store, tracker, pages)
+        self._view = View(self_play_name(config, origin_of(champion)), config.iterations)
         self._run_record: RunRecord | None = None
         self._started, self._at_work = time.monotonic(), 0.0
 
     def run(self) -> str:
         """All iterations; returns the final table with the alarms."""
-        with ExitStack() as trackers, self._told_where_it_stops():
+        with ExitStack() as trackers, self._told_where_it_stops(), self._view.shown():
             self._play(lambda done: self._catch_up(done, trackers))
         if self._config.tracking.enabled and not self._tracker.enabled:
             logger.warning(
@@ -288,9 +290,10 @@ class SelfPlay:
             "judge": self._judged_by,
         }
         evaluation = self._stage(EVALUATE, inputs, step)
-        metrics = self._store.open(evaluation).path("metrics.parquet")
+        metrics = read_table(self._store.open(evaluation).path("metrics.parquet"), "metrics")
         run.log_refs({"judged": checkpoint, "evaluation": evaluation})
-        run.log_metrics(read_table(metrics, "metrics"))
+        run.log_metrics(metrics)
+        self._view.checkpoint(step.label, metrics.to_pylist(), iteration)
         benchmarks = self._benchmarks(checkpoint, step, run)
         scores = Scores(evaluation, list(benchmarks.values()))
         promoted, decision = self._register(iteration, checkpoint, scores, run)
@@ -343,6 +346,7 @@ class SelfPlay:
     def _stage(
         self, stage: Stage, inputs: Inputs, step: Step, config: Config | None = None
     ) -> ArtifactRef:
+        self._view.stage(step.label, stage.name)
         result = self._executor.run(Job(stage, config or self._config, inputs, step))
         assert result is not None  # the whole lacks no shard
         if not result.cached:

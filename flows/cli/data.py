@@ -24,9 +24,7 @@ from flows.cli.app import (
 pairs = typer.Typer(no_args_is_help=True)
 app.add_typer(pairs, name="pairs", rich_help_panel=DATA, help="Preference pairs in and out.")
 
-BadShare = Annotated[
-    float, typer.Option(min=0, max=1, metavar="X", help="More bad ones than this share fail.")
-]
+BadShare = Annotated[float, typer.Option(metavar="X", help="More bad ones than this share fail.")]
 
 
 def _named(field: str) -> Any:
@@ -73,12 +71,8 @@ def ingest(
             show_default="UTF-8, UTF-16 by its mark, or Windows-1252",
         ),
     ] = None,
-    test_records: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Hold out about so many.")
-    ] = 0,
-    test_share: Annotated[
-        float, typer.Option(min=0, max=1, metavar="X", help="Hold out this share.")
-    ] = 0.0,
+    test_records: Annotated[int, typer.Option(metavar="N", help="Hold out about so many.")] = 0,
+    test_share: Annotated[float, typer.Option(metavar="X", help="Hold out this share.")] = 0.0,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a dataset.", show_default="train")
     ] = None,
@@ -87,7 +81,7 @@ def ingest(
     ] = None,
     max_bad_share: BadShare = 0.01,
     max_caption: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Characters of a caption or prompt.")
+        int, typer.Option(metavar="N", help="Characters of a caption or prompt.")
     ] = 2000,
     id_field: Annotated[str | None, _named("id")] = None,
     image_field: Annotated[str | None, _named("image")] = None,
