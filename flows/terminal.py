@@ -12,6 +12,7 @@ Where there is no terminal, nothing of it is written, and the lines of `core.pro
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -150,6 +151,16 @@ class Bar:
         return ProgressBar(self.total or None, self._done, width=BAR_WIDTH, pulse=not self.total)
 
 
+class _Above(io.TextIOBase):
+    """Leads to what `sys.stderr` is now, which a console that is given it looks behind."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 @contextmanager
 def _prefect_above() -> Iterator[None]:
     """Have Prefect's log lines go where `sys.stderr` leads now: they would be drawn over."""
@@ -157,7 +168,7 @@ def _prefect_above() -> Iterator[None]:
     consoles = [one.console for one in handlers if isinstance(one, PrefectConsoleHandler)]
     before = [console.file for console in consoles]
     for console in consoles:
-        console.file = sys.stderr
+        console.file = _Above()
     try:
         yield
     finally:
