@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console, Group, RenderableType
@@ -168,7 +168,7 @@ def _prefect_above() -> Iterator[None]:
     consoles = [one.console for one in handlers if isinstance(one, PrefectConsoleHandler)]
     before = [console.file for console in consoles]
     for console in consoles:
-        console.file = _Above()
+        console.file = cast(IO[str], _Above())
     try:
         yield
     finally:
