@@ -10,6 +10,7 @@ import typer
 from flows.cli.app import DEFAULT_CONFIG, LOOP, SERVERS, ConfigPath, Seed, command
 from flows.compute import Pool
 
+QUICK = "configs/shapes_quick.yaml"
 Compute = Literal["process", "docker"]
 
 Iterations = Annotated[
@@ -21,13 +22,17 @@ Where = Annotated[Compute, typer.Option(help="Processes of this machine, or cont
 @command(
     "run",
     LOOP,
-    """run
+    """run --quick
+    run
     run my.yaml --iterations 1 --seed 7
     run --from-champion
     run my.yaml --pool docker""",
 )
 def run(
     config: ConfigPath = DEFAULT_CONFIG,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Two minutes of the built-in world ({QUICK}).")
+    ] = False,
     iterations: Iterations = None,
     seed: Seed = None,
     from_champion: Annotated[
@@ -42,8 +47,14 @@ def run(
 
     What is in the store is not done again, so a run that was killed goes on.
     """
+    from core.errors import UserError
     from flows import local
 
+    if quick and config != DEFAULT_CONFIG:
+        raise UserError(
+            f"--quick runs {QUICK}, so it cannot run {config} as well; give one of them"
+        )
+    config = QUICK if quick else config
     local.pipeline(config, iterations, seed, from_champion, pool)
 
 
