@@ -18,6 +18,7 @@ from core.artifact_writer import ArtifactWriter
 from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
+from core.hardware import device_name
 from core.process_group import SINGLE, ProcessGroup
 from core.progress import Progress, Silent
 from core.progress import progress as show_progress
@@ -285,6 +286,11 @@ def _run_body(
             "results": dict(results),
             "seed": config.seed,
             "seconds": round(time.monotonic() - started, 3),
+            "hardware": {
+                "device": device_name(config.runtime.device),
+                # Shards of GPUs work side by side; of one CPU they share the cores.
+                "count": 1 if config.runtime.device == "cpu" else max(group.size, shard.count),
+            },
             "peak_memory_bytes": peak_memory_bytes(),
         }
         return group.once(lambda: draft.publish(manifest))

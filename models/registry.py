@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core.errors import UserError
+from models.costs import Costs
 from models.protocol import SamplerName, TextReader, UnifiedModel
 from models.sizes import read_sizes
 
@@ -48,6 +49,8 @@ class Family:
     """Whether a config.json is one of this family's."""
     check: Callable[[Path], object]
     """UserError for a folder that holds no whole model, by its config and headers alone."""
+    costs: Callable[[Path], Costs] | None = None
+    """FLOPs of its parts by a folder's config.json, for plans; None: plans go by measured runs."""
     shared_weights: bool = True
     """Whether the likelihood of either modality depends on all trained weights."""
     frozen: tuple[str, ...] = ()

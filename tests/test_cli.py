@@ -15,7 +15,7 @@ from flows.cli.app import PANELS, app
 from tests.commands import hermesflow
 
 COMMANDS = [
-    "run", "own", "check", "report", "ablations", "ingest", "questions", "pairs import",
+    "run", "own", "check", "plan", "report", "ablations", "ingest", "questions", "pairs import",
     "pairs export", "import showo", "import janus", "export", "pretrain", "parity", "conformance",
     "gap", "benchmark", "up", "down", "status", "deploy", "store verify", "store gc",
     "store lineage",

@@ -84,6 +84,29 @@ def check(config: ConfigPath = DEFAULT_CONFIG) -> None:
     local.check_config(config, memory=True)
 
 
+@command("plan", LOOP, "plan my.yaml --gpus 4xH100 --price 2.5")
+def plan(
+    config: ConfigPath = DEFAULT_CONFIG,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NxNAME", help="Such as 4xH100.", show_default="the config's device here"
+        ),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, metavar="X", help="Of one GPU for an hour.")
+    ] = None,
+) -> None:
+    """Show what a run takes before it is paid for: time, GPU-hours, disk, memory.
+
+    Needs config.json and the tokenizer of the model, but not its weights.
+    """
+    from core.config import load_config
+    from flows.planning.plan import show_plan
+
+    show_plan(load_config(config), gpus, price)
+
+
 @command("report", LOOP, "report my.yaml --iterations 2")
 def report(
     config: ConfigPath = DEFAULT_CONFIG,

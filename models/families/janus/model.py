@@ -25,6 +25,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from core.errors import UserError
 from models.families.janus.config import HF_TYPE, PREPROCESSOR, PUBLISHED_TYPE, JanusConfig
+from models.families.janus.costs import costs
 from models.families.janus.likelihood import (
     PairModule,
     pack_pairs,
@@ -399,6 +400,7 @@ FAMILY = Family(
     exact_images=JanusModel.exact_images,
     recognises=lambda stored: stored.get("model_type") in (HF_TYPE, PUBLISHED_TYPE),
     check=check_folder,
+    costs=costs,
     shared_weights=False,  # a head for texts, another for codes
     frozen=(VQ,),
     vision=(VISION,),

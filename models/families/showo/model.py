@@ -21,6 +21,7 @@ from torch import nn
 
 from core.errors import UserError
 from models.families.showo.config import ShowoConfig
+from models.families.showo.costs import costs
 from models.families.showo.likelihood import (
     PairModule,
     image_root,
@@ -304,4 +305,5 @@ FAMILY = Family(
     exact_images=ShowoModel.exact_images,
     recognises=lambda stored: "num_vq_tokens" in stored,
     check=_check_folder,
+    costs=costs,
 )

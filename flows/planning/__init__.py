@@ -1,0 +1,1 @@
+"""`hermesflow plan`: what a run will take, before it is paid for."""
