@@ -35,6 +35,7 @@ class Train(Section):
 class Runtime(Section):
     threads: int = 1
     stall_minutes: float | None = None
+    device: str = "cpu"
 
 
 class Config(Section):
