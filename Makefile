@@ -29,7 +29,7 @@ HERMESFLOW := $(BIN)/hermesflow
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: again help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config ablations pretrain parity clean licences fuzz
+.PHONY: again help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config docs ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -137,6 +137,10 @@ check: $(DEV) ## check format, lint, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(DEV) ## build the documentation as a site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo site/index.html
+
 licences: $(INSTALLED) ## list the licences of all that is installed with the project
 	@$(BIN)/python -m core.licences
 
@@ -154,5 +158,5 @@ parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests
 	$(HERMESFLOW) parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny))
 
 clean: ## delete caches and build output; artifacts and .venv stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

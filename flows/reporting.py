@@ -1,6 +1,6 @@
 """The report of a run, in the store beside its artifacts: `reports/seed-<seed>-<key>/`.
 
-Without Prefect, so that `make report` starts at once and needs no server.
+Without Prefect, so that `hermesflow report` starts at once and needs no server.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def report_on(config: Config, path: str, iterations: int | None) -> str:
     if document is None:
         raise UserError(
             f"{store.uri} has no run of {path} with seed {config.seed} whose base checkpoint has "
-            f"been evaluated; start or continue it with make pipeline CONFIG={path} "
+            f"been evaluated; start or continue it with hermesflow run {path} "
             f"SEED={config.seed}, or give the CONFIG and SEED of another run"
         )
     run_record = from_document(document)

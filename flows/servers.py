@@ -203,7 +203,10 @@ def states(state: Path = STATE) -> dict[str, tuple[Record, str]]:
                 ("runs" if well else f"does not answer (yet); its log is {state / name}.log"),
             )
         elif is_left(record):
-            found[name] = record, "has ended, but not what it had started; make down ends that"
+            found[name] = (
+                record,
+                "has ended, but not what it had started; hermesflow down ends that",
+            )
     return found
 
 

@@ -52,7 +52,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
 def readability(config: Config) -> str:
     """What the base makes of a sample of the pool, in lines; UserError if it cannot read it.
 
-    As the stage measures it, before there is a store, for `make check-config`.
+    As the stage measures it, before there is a store, for `hermesflow check`.
     """
     figures = measure_fit(config, Path(config.model.checkpoint), _sample(config), progress)
     refuse_misfits(figures, config.scoring.require_fit, logging.getLogger(__name__))

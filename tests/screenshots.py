@@ -157,7 +157,7 @@ def main(folder: str) -> None:
     containers = lead_there()
     urls = containers or known_urls()
     if urls is None:
-        sys.exit("error: no servers run here; make pipeline or make up starts them")
+        sys.exit("error: no servers run here; hermesflow run or hermesflow up starts them")
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (
         logged_in(urls),

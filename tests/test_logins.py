@@ -228,7 +228,7 @@ def test_another_setting_needs_a_new_start(
     servers: tuple[Path, Urls], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = servers
-    for setting, says in (("off", "make down"), ("none", "give on")):
+    for setting, says in (("off", "hermesflow down"), ("none", "give on")):
         monkeypatch.setenv("HERMESFLOW_LOGIN", setting)
         with pytest.raises(UserError, match=says):
             ensure_servers(folder / ".hermesflow")

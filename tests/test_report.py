@@ -250,7 +250,7 @@ def test_killed_run_has_a_report_of_its_finished_iterations(
 
 def test_missing_run_says_how_to_start_it(config: Config) -> None:
     other = config.model_copy(update={"seed": 7})
-    with pytest.raises(UserError, match=r"no run of my\.yaml with seed 7.*make pipeline CONFIG=my"):
+    with pytest.raises(UserError, match=r"no run of my\.yaml with seed 7.*hermesflow run my"):
         report_on(other, "my.yaml", None)
 
 

@@ -166,7 +166,7 @@ def test_absent_server_gives_one_warning_with_the_way_out(
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert problem in record.getMessage()
-    assert "make up" in record.getMessage()
+    assert "hermesflow up" in record.getMessage()
     assert not open_tracker(tracked()).enabled
 
 

@@ -40,7 +40,7 @@ def find_champion(config: Config) -> Champion:
     if not registry.open:
         raise UserError(
             f"continue_from_champion: no registry answers at {ADDRESS}; start the servers with "
-            f"`make up`, or {WAY_OUT}"
+            f"`hermesflow up`, or {WAY_OUT}"
         )
     if version is None:
         raise UserError(

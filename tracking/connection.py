@@ -34,7 +34,7 @@ MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 WAY_OUT = (
-    f"start the local servers with `make up` and take {ADDRESS} and the login from them by "
+    f"start the local servers with `hermesflow up` and take {ADDRESS} and the login from them by "
     "`source .hermesflow/env`, or set tracking.enabled: false; running the same command again "
     "later fills in what is missing"
 )

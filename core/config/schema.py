@@ -1,7 +1,7 @@
 """The JSON schema of configs, by which editors complete, explain and check them.
 
 `python -m core.config.schema` writes `configs/schema.json` anew. Rules that concern several fields,
-and keys that are missing below the first level, are found by `make check-config` alone.
+and keys that are missing below the first level, are found by `hermesflow check` alone.
 """
 
 from __future__ import annotations

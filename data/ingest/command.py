@@ -141,4 +141,4 @@ def _report(counts: Counts, to: Path) -> None:
     test = to / "test" if counts.test else "FOLDER OF HELD-OUT RECORDS"
     print("put into your config:")
     print(f"  data: {{source: parquet, pool: {to / 'pool'}, test: {test}}}")
-    print("and set `judge: reader` under `evaluation`, then `make check-config`")
+    print("and set `judge: reader` under `evaluation`, then `hermesflow check`")

@@ -10,9 +10,14 @@ ROOMS = (loop, data, models, evaluation, store)
 """Their import has added their commands."""
 
 
+def sort_commands() -> None:
+    """In the order of the topics; modules are imported in that of their names."""
+    app.registered_commands.sort(key=lambda command: PANELS.index(command.rich_help_panel))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, 2 for what a user can mend, 130 after Ctrl-C."""
-    app.registered_commands.sort(key=lambda command: PANELS.index(command.rich_help_panel))
+    sort_commands()
     try:
         app(args=None if arguments is None else list(arguments), prog_name="hermesflow")
     except SystemExit as end:
