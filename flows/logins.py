@@ -47,8 +47,8 @@ def settle_login(state: Path, running: bool) -> str:
         asks = "a login" if known else "no login"
         raise UserError(
             f"the local servers that run here ask for {asks}, and {SWITCH} = "
-            f"{os.environ.get(SWITCH, 'on')!r} wants it otherwise; stop them with `hermesflow down` and "
-            f"start them again, or set {SWITCH}={'on' if known else 'off'}"
+            f"{os.environ.get(SWITCH, 'on')!r} wants it otherwise; stop them with "
+            f"`hermesflow down` and start them again, or set {SWITCH}={'on' if known else 'off'}"
         )
     if running or (known and wanted):
         return known

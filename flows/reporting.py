@@ -89,19 +89,21 @@ def write_report(config: Config, store: Store, figures: Figures) -> str:
 
 
 def report_on(config: Config, path: str, iterations: int | None) -> str:
-    """Write the report of a run that was started with this config (from the file at `path`).
-
-    UserError if the store knows of no such run.
-    """
+    """Write the report of a run that was started with this config (from the file at `path`)."""
     store = Store(config.store)
+    run_record = run_record_of(config, store, path)
+    if iterations is not None:
+        run_record = run_record.up_to(iterations)
+    return write_report(config, store, figures_of(config, store, run_record))
+
+
+def run_record_of(config: Config, store: Store, path: str) -> RunRecord:
+    """What the run of a config (from the file at `path`) has made; UserError if there is none."""
     document = store.read_json(f"{report_folder(config)}/{RUN_RECORD}")
     if document is None:
         raise UserError(
             f"{store.uri} has no run of {path} with seed {config.seed} whose base checkpoint has "
             f"been evaluated; start or continue it with hermesflow run {path} "
-            f"SEED={config.seed}, or give the CONFIG and SEED of another run"
+            f"--seed {config.seed}, or give the config and seed of another run"
         )
-    run_record = from_document(document)
-    if iterations is not None:
-        run_record = run_record.up_to(iterations)
-    return write_report(config, store, figures_of(config, store, run_record))
+    return from_document(document)

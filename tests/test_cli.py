@@ -15,7 +15,8 @@ from flows.cli.app import PANELS, app
 from tests.commands import hermesflow
 
 COMMANDS = [
-    "run", "own", "check", "plan", "report", "ablations", "ingest", "questions", "pairs import",
+    "run", "own", "check", "plan", "report", "push", "ablations", "ingest", "questions",
+    "pairs import",
     "pairs export", "import showo", "import janus", "export", "pretrain", "parity", "conformance",
     "gap", "benchmark", "up", "down", "status", "deploy", "store verify", "store gc",
     "store lineage",

@@ -121,6 +121,45 @@ def report(
     local.report(config, iterations, seed)
 
 
+@command(
+    "push",
+    LOOP,
+    """push me/my-model my.yaml --dry-run
+    push me/my-model my.yaml --iteration 2 --private""",
+)
+def push(
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the hub.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+    iteration: Annotated[
+        int | None,
+        typer.Option(min=0, help="Whose checkpoint.", show_default="the last promoted one"),
+    ] = None,
+    layout: Annotated[
+        Literal["model", "published"],
+        typer.Option(help="A folder for `model.checkpoint`, or that of the published code."),
+    ] = "model",
+    seed: Seed = None,
+    private: Annotated[bool, typer.Option("--private", help="If it is made now.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")
+    ] = False,
+) -> None:
+    """Put a checkpoint of a run on the Hugging Face hub, with model card, report and results."""
+    from core.config import load_config
+    from flows import sharing
+
+    resolved = load_config(config, {} if seed is None else {"seed": seed})
+    sharing.push(
+        resolved,
+        config,
+        repository,
+        iteration=iteration,
+        layout=layout,
+        private=private,
+        dry_run=dry_run,
+    )
+
+
 @command("ablations", LOOP, "ablations --study my/study.yaml --split validation --out my/figures")
 def ablations(
     study: Annotated[
