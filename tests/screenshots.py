@@ -22,6 +22,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from flows.addresses import run_page
 from flows.containers import lead_there
 from flows.logins import client_login
 from flows.servers import Urls, known_urls
@@ -88,10 +89,7 @@ def artifacts(urls: Urls, run: Document) -> dict[str, Document]:
 
 def open_run(browser: webdriver.Chrome, urls: Urls, run: Document, tab: str, shows: str) -> str:
     """Open a tab of a flow run's page; everything that it shows."""
-    open_page(browser, f"{urls.prefect}/runs/flow-run/{run['id']}", tab)
-    tabs = browser.find_elements(By.CSS_SELECTOR, "li.p-tab")
-    next(found for found in tabs if found.text == tab).click()
-    return wait_for(browser, shows)
+    return open_page(browser, run_page(urls, run["id"], tab.replace(" ", "")), shows)
 
 
 def compare_page(found: dict[str, Document]) -> str:
