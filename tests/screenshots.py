@@ -27,6 +27,7 @@ from flows.containers import lead_there
 from flows.logins import client_login
 from flows.servers import Urls, known_urls
 from tests.browser import chromium, resize
+from tracking.browser_login import OPEN
 
 PATIENCE = 40.0
 SETTLE = 2.0  # seconds that a page gets to draw its charts
@@ -65,6 +66,7 @@ def log_in(browser: webdriver.Chrome, urls: Urls) -> None:
         browser.get(urls.prefect)
         token = headers["Authorization"].removeprefix("Basic ")
         browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", token)
+        browser.get(f"{urls.mlflow}/{OPEN}")  # as by one click; servers in containers lack it
 
 
 def flow_runs(urls: Urls, flow: str, state: str) -> list[Document]:
