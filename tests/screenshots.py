@@ -58,15 +58,22 @@ def logged_in(urls: Urls) -> Iterator[None]:
 
 
 def log_in(browser: webdriver.Chrome, urls: Urls) -> None:
-    """Say who we are with every request, and to Prefect's page as if typed into its form."""
+    """Say who we are with every request, and to both pages as if one click had led there."""
+    send_login(browser)
+    headers = login_headers()
+    if headers:
+        browser.get(urls.prefect)
+        token = headers["Authorization"].removeprefix("Basic ")
+        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", token)
+        browser.get(f"{urls.mlflow}/{OPEN}")  # which servers in containers lack
+
+
+def send_login(browser: webdriver.Chrome) -> None:
+    """Say who we are with every request, as browsers do that have asked for a password."""
     headers = login_headers()
     if headers:
         browser.execute_cdp_cmd("Network.enable", {})
         browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
-        browser.get(urls.prefect)
-        token = headers["Authorization"].removeprefix("Basic ")
-        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", token)
-        browser.get(f"{urls.mlflow}/{OPEN}")  # as by one click; servers in containers lack it
 
 
 def flow_runs(urls: Urls, flow: str, state: str) -> list[Document]:

@@ -34,6 +34,7 @@ from tests.screenshots import (
     logged_in,
     open_page,
     open_run,
+    send_login,
     take,
     until,
     wait_for,
@@ -337,6 +338,19 @@ def test_address_of_mlflow_on_the_terminal_shows_all_runs_with_their_scores(
         assert {"eval/gap", "eval/understanding", "eval/generation"} <= shown
         assert shows_pages_for_training(browser)
         assert "@" not in browser.current_url
+
+
+def test_addresses_of_mlflow_alone_say_which_pages_are_meant(
+    urls: Urls, run: Document, tmp_path: Path
+) -> None:
+    """As links of Prefect lead there, in a browser that has asked for the password itself."""
+    found = artifacts(urls, run)
+    with fresh_browser(tmp_path) as browser:
+        send_login(browser)
+        for key, shows in ((COMPARED, "Comparing 4 Runs"), (RUNS, "Sort: self-play")):
+            address = found[key]["data"].partition("](")[2].removesuffix(")")
+            open_page(browser, address, shows)
+            assert shows_pages_for_training(browser)
 
 
 def test_without_a_run_pages_are_still_those_for_training(urls: Urls, tmp_path: Path) -> None:
