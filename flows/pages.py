@@ -61,7 +61,7 @@ class RunPages:
 
     def __init__(self) -> None:
         self._table: UUID | None = None
-        self._links: dict[str, UUID] = {}
+        self._links: dict[str, tuple[UUID, str]] = {}
 
     def say(self, text: str) -> None:
         """One line in the log of the run."""
@@ -71,10 +71,12 @@ class RunPages:
         """Lead to another place, and no longer to where the same key has led before."""
 
         def show() -> None:
-            if key not in self._links:
-                self._links[key] = _id(create_link_artifact(url, title, key, text))
-                return
-            _update(self._links[key], f"[{title}]({url})")
+            artifact, shown = self._links.get(key, (None, ""))
+            if artifact is None:
+                artifact = _id(create_link_artifact(url, title, key, text))
+            elif shown != url:
+                _update(artifact, f"[{title}]({url})")
+            self._links[key] = artifact, url
 
         try_to(show)
 

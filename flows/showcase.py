@@ -43,6 +43,11 @@ class Showcase:
         self._pages = pages
         return self
 
+    def begin(self) -> None:
+        """Lead to MLflow also while nothing is judged yet."""
+        if self._pages is not None:
+            self._lead_to_mlflow(self._pages)
+
     def show(self, run_record: RunRecord, run: IterationRun) -> None:
         """Show the last checkpoint of the run's record, whose MLflow run is `run`."""
         if not self._tracker.enabled and self._pages is None:
@@ -76,11 +81,7 @@ class Showcase:
         figures = self._figures[-1]
         pages.table(checkpoint_rows(self._figures))
         pages.say(run_line(figures, run.url))
-        if self._tracker.runs_url:
-            pages.link(RUNS, RUNS_TITLE, self._tracker.runs_url, RUNS_TEXT)
-        if self._tracker.compare_url:
-            pages.link(COMPARED, COMPARED_TITLE, self._tracker.compare_url, COMPARED_TEXT)
-            pages.say(f"{COMPARED_TITLE}: {self._tracker.compare_url}")
+        self._lead_to_mlflow(pages)
         if figures.version.stages:
             links = {
                 "MLflow run": run.url,
@@ -93,6 +94,13 @@ class Showcase:
             digest = figures.version.checkpoint.digest[:SHOWN_DIGITS]
             text = PAGE_TEXT.format(digest)
             pages.page(figures.label.replace(" ", "-"), page, text)
+
+    def _lead_to_mlflow(self, pages: RunPages) -> None:
+        if self._tracker.runs_url:
+            pages.link(RUNS, RUNS_TITLE, self._tracker.runs_url, RUNS_TEXT)
+        if self._tracker.compare_url:
+            pages.link(COMPARED, COMPARED_TITLE, self._tracker.compare_url, COMPARED_TEXT)
+            pages.say(f"{COMPARED_TITLE}: {self._tracker.compare_url}")
 
     def _inputs(self, run_record: RunRecord) -> list[InputTable]:
         """The tables that made and judged the last checkpoint."""
