@@ -75,9 +75,10 @@ def no_proxy_for(url: str) -> dict[str, None]:
     return {f"all://[{host}]" if ":" in host else f"all://{host}": None} if is_near(url) else {}
 
 
-def open_url(url: str, timeout: float) -> Any:
+def open_url(url: str | urllib.request.Request, timeout: float) -> Any:
     """As `urllib.request.urlopen`, without a proxy where the address is near."""
-    handlers = [urllib.request.ProxyHandler({})] if is_near(url) else []
+    address = url if isinstance(url, str) else url.full_url
+    handlers = [urllib.request.ProxyHandler({})] if is_near(address) else []
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout)
 
 

@@ -7,8 +7,10 @@ from typing import Literal
 
 from core.config import load_config
 from core.proxies import has_proxy
+from flows.addresses import find_addresses
 from flows.compute import Pool, local_folder
-from flows.logins import ENV, LOGIN, clickable
+from flows.logins import ENV, LOGIN, clickable_mlflow
+from flows.prefect_pages import clickable_prefect
 from flows.servers import (
     STATE,
     Urls,
@@ -139,10 +141,13 @@ def pipeline(
         from flows.deploy import deploy_stages
 
         deploy_stages(load_config(config), pool)
+    flow_run = ""
     try:
-        outcome(self_play(config, iterations, seed, from_champion, pool, return_state=True))
+        state = self_play(config, iterations, seed, from_champion, pool, return_state=True)
+        flow_run = str(state.state_details.flow_run_id or "")
+        outcome(state)
     finally:
-        _show(urls)
+        _show(urls, flow_run)
 
 
 def report(config: str, iterations: int | None, seed: int | None) -> None:
@@ -175,20 +180,28 @@ def check_config(
             print(readability(config))
 
 
-def _show(urls: Urls) -> None:
-    """Print where the pages are, and how to log in to local ones.
+def _show(urls: Urls, flow_run: str = "") -> None:
+    """Print the pages of this self-play, or of the last one, and how to log in to local ones.
 
     The password only on a terminal, as output that goes elsewhere is often kept where others read.
     """
     login = urls.login if urls == known_urls() else ""
     terminal = sys.stdout.isatty()
-    prefect, mlflow = clickable(urls.prefect, urls.mlflow, login if terminal else "")
-    print(f"Prefect UI: {prefect}   MLflow UI: {mlflow}   (stop them with make down)")
+    given = login if terminal else ""
+    found = find_addresses(urls, flow_run)
+    pages = {"Prefect UI": clickable_prefect(found.prefect, given)}
+    for title, address in (("checkpoints", found.compared), ("runs", found.runs)):
+        if address:
+            ours = address.startswith(f"{urls.mlflow}/")
+            pages[f"MLflow UI, all {title}"] = clickable_mlflow(address, given if ours else "")
+    for title, address in pages.items():
+        print(f"{title + ':':27} {address}")
+    print("Stop both with: hermesflow down")
     if not login:
         return
     if not terminal:
         print(
             f"Both ask for the login in {STATE / LOGIN}: MLflow for its user and its password, "
-            "Prefect for all of it. On a terminal, make status prints addresses that log in."
+            "Prefect for all of it. On a terminal, hermesflow status prints addresses that log in."
         )
     print(f"Your own commands log in after: source {STATE / ENV}")

@@ -12,27 +12,18 @@ import shlex
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import urlsplit, urlunsplit
 
 from core.errors import UserError
 from core.proxies import PROXIES
+from tracking.browser_login import AUTHENTICATE
+from tracking.browser_login import OPEN as OPEN_MLFLOW
 
 USER = "hermesflow"
 SWITCH = "HERMESFLOW_LOGIN"
 LOGIN = "login"  # `user:password`, or an empty line where the servers ask for none
 ENV = "env"  # what a shell takes with `source`
 MLFLOW_LOGIN = "mlflow/login.ini"
-PAGES = "prefect/ui"  # Prefect's pages, in a copy for this state folder
-OPEN = "open.html"
-# Prefect's pages keep what was typed into their form where a page of the same server may put it.
-# What follows the "#" of an address is never sent.
-OPEN_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Prefect</title><script>
-const login = decodeURIComponent(location.hash.slice(1));
-if (login) localStorage.setItem("prefect-password", btoa(login));
-location.replace("/");
-</script></html>
-"""
 OWNER_ONLY = 0o700
 
 
@@ -80,19 +71,13 @@ def prefect_login(login: str) -> dict[str, str]:
     return {"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}
 
 
-def add_open_page(state: Path) -> None:
-    """Add the page that logs in and leads to Prefect's."""
-    folder = state / PAGES / "v1"  # what is served below "/"
-    if folder.is_dir():
-        write_private(folder / OPEN, OPEN_PAGE)
-
-
-def clickable(prefect: str, mlflow: str, login: str) -> tuple[str, str]:
-    """Addresses of both pages by which a browser is logged in."""
+def clickable_mlflow(address: str, login: str) -> str:
+    """Address of one of MLflow's pages by which a browser is logged in as well."""
     if not login:
-        return prefect, mlflow
-    scheme, _, place = mlflow.partition("://")
-    return f"{prefect}/{OPEN}#{quote(login, safe=':')}", f"{scheme}://{login}@{place}"
+        return address
+    parts = urlsplit(address)
+    netloc = f"{login}@{parts.netloc}"
+    return urlunsplit(parts._replace(netloc=netloc, path=f"/{OPEN_MLFLOW}"))
 
 
 def mlflow_login(state: Path, login: str) -> dict[str, str]:
@@ -107,6 +92,7 @@ def mlflow_login(state: Path, login: str) -> dict[str, str]:
         "default_permission = NO_PERMISSIONS",
         f"database_uri = sqlite:///mlflow/{users}",  # below the folder that the server runs in
         f"admin_username = {user}",
+        f"authorization_function = {AUTHENTICATE}",
         # Else every request would take the time of hashing a password, which is long on purpose.
         "auth_cache_ttl_seconds = 3600",
     ]

@@ -61,14 +61,24 @@ class RunPages:
 
     def __init__(self) -> None:
         self._table: UUID | None = None
+        self._links: dict[str, tuple[UUID, str]] = {}
 
     def say(self, text: str) -> None:
         """One line in the log of the run."""
         get_run_logger().info("%s", text)
 
     def link(self, key: str, title: str, url: str, text: str) -> None:
-        """Lead to another place."""
-        try_to(lambda: create_link_artifact(url, title, key, text))
+        """Lead to another place, and no longer to where the same key has led before."""
+
+        def show() -> None:
+            artifact, shown = self._links.get(key, (None, ""))
+            if artifact is None:
+                artifact = _id(create_link_artifact(url, title, key, text))
+            elif shown != url:
+                _update(artifact, f"[{title}]({url})")
+            self._links[key] = artifact, url
+
+        try_to(show)
 
     def table(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Show the checkpoints so far."""
@@ -78,8 +88,7 @@ class RunPages:
             if self._table is None:
                 self._table = _id(create_table_artifact(table, TABLE, TABLE_TEXT))
                 return
-            with get_client(sync_client=True) as client:
-                client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(table)))
+            _update(self._table, json.dumps(table))
 
         try_to(show)
 
@@ -96,6 +105,11 @@ def present(name: str, tags: Sequence[str]) -> None:
             client.update_flow_run(UUID(flow_run.id), name=name, tags=list(tags))
 
     try_to(show)
+
+
+def _update(artifact: UUID, data: str) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_artifact(artifact, ArtifactUpdate(data=data))
 
 
 def _id(created: object) -> UUID:

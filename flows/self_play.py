@@ -143,6 +143,7 @@ class SelfPlay:
 
     def run(self) -> str:
         """All iterations; returns the final table with the alarms."""
+        self._showcase.begin()
         with ExitStack() as trackers, self._told_where_it_stops(), self._view.shown():
             self._play(lambda done: self._catch_up(done, trackers))
         if self._config.tracking.enabled and not self._tracker.enabled:

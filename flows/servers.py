@@ -22,8 +22,6 @@ from flows.logins import (
     ENV,
     LOGIN,
     OWNER_ONLY,
-    PAGES,
-    add_open_page,
     client_login,
     mlflow_login,
     prefect_login,
@@ -32,6 +30,7 @@ from flows.logins import (
     write_env,
     write_private,
 )
+from flows.prefect_pages import PAGES, prepare_pages
 from flows.processes import Record, is_left, launch, listens, read_record, stop
 from tracking.connection import LOGIN_FILE
 
@@ -93,7 +92,7 @@ def ensure_servers(
         with all_or_nothing(state):
             records = {server.name: _start_if_needed(state, server) for server in servers}
             _await(state, servers, records, meanwhile)
-        add_open_page(state)
+        prepare_pages(state)
         urls = Urls(records["prefect"].url, records["mlflow"].url, login)
         write_access(urls, state)
     return urls
@@ -278,6 +277,7 @@ def _server_environment(state: Path, port: int) -> dict[str, str]:
         "PREFECT_PROFILES_PATH": str(state / "prefect" / "no-profiles.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

@@ -9,8 +9,10 @@ from core.artifact import ArtifactRef
 from core.config import Config
 from core.store import Store
 from data.tables import count_rows
+from flows.addresses import COMPARED, RUNS
 from flows.pages import RunPages
 from flows.reporting import compare
+from flows.stages import SHOWN_DIGITS
 from report.alarms import Changes, Review, review
 from report.figures import VersionFigures, for_alarms, read_version
 from report.gallery import drawn_examples, drawn_sheet, pair_examples, pair_sheet
@@ -22,6 +24,8 @@ from tracking.runs import InputTable, IterationRun, Tracker
 NUM_PAIRS = 8
 NUM_DRAWN = 18
 SOURCE_DIGITS = 12  # of a digest
+RUNS_TITLE = "All runs of the experiment in MLflow"
+COMPARED_TITLE = "All checkpoints compared in MLflow"
 
 
 class Showcase:
@@ -38,6 +42,11 @@ class Showcase:
         """The same, which from now on shows on these pages too."""
         self._pages = pages
         return self
+
+    def begin(self) -> None:
+        """Lead to MLflow also while nothing is judged yet."""
+        if self._pages is not None:
+            self._lead_to_mlflow(self._pages)
 
     def show(self, run_record: RunRecord, run: IterationRun) -> None:
         """Show the last checkpoint of the run's record, whose MLflow run is `run`."""
@@ -72,13 +81,26 @@ class Showcase:
         figures = self._figures[-1]
         pages.table(checkpoint_rows(self._figures))
         pages.say(run_line(figures, run.url))
-        if self._tracker.url and len(self._figures) == 1:
-            pages.link("mlflow", "MLflow run of this self-play", self._tracker.url, MLFLOW_TEXT)
+        self._lead_to_mlflow(pages)
         if figures.version.stages:
-            links = {"MLflow run": run.url, "all checkpoints compared": self._tracker.compare_url}
+            links = {
+                "MLflow run": run.url,
+                "all checkpoints compared": self._tracker.compare_url,
+                "this self-play": self._tracker.url,
+                "all runs": self._tracker.runs_url,
+            }
             paths = self._store.open(figures.version.stages["pairs"]).parts()
             page = iteration_page(self._figures, alarms, pair_examples(paths, NUM_PAIRS), links)
-            pages.page(figures.label.replace(" ", "-"), page, PAGE_TEXT.format(figures.label))
+            digest = figures.version.checkpoint.digest[:SHOWN_DIGITS]
+            text = PAGE_TEXT.format(digest)
+            pages.page(figures.label.replace(" ", "-"), page, text)
+
+    def _lead_to_mlflow(self, pages: RunPages) -> None:
+        if self._tracker.runs_url:
+            pages.link(RUNS, RUNS_TITLE, self._tracker.runs_url, RUNS_TEXT)
+        if self._tracker.compare_url:
+            pages.link(COMPARED, COMPARED_TITLE, self._tracker.compare_url, COMPARED_TEXT)
+            pages.say(f"{COMPARED_TITLE}: {self._tracker.compare_url}")
 
     def _inputs(self, run_record: RunRecord) -> list[InputTable]:
         """The tables that made and judged the last checkpoint."""
@@ -104,5 +126,6 @@ class Showcase:
         return drawn_sheet(drawn_examples(records, images, NUM_DRAWN))
 
 
-MLFLOW_TEXT = "Metrics of all checkpoints, training curves, galleries and registered versions."
-PAGE_TEXT = "{}: scores, alarms, and sample pictures of winners and losers."
+RUNS_TEXT = "Every run of the experiment with its gap, U, G, benchmarks and registered version."
+COMPARED_TEXT = "The checkpoints of this self-play side by side: gap, scores, curves, parameters."
+PAGE_TEXT = "Checkpoint {}: scores, alarms, and sample pictures of winners and losers."

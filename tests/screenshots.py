@@ -22,10 +22,12 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from flows.addresses import run_page
 from flows.containers import lead_there
 from flows.logins import client_login
 from flows.servers import Urls, known_urls
 from tests.browser import chromium, resize
+from tracking.browser_login import OPEN
 
 PATIENCE = 40.0
 SETTLE = 2.0  # seconds that a page gets to draw its charts
@@ -56,14 +58,22 @@ def logged_in(urls: Urls) -> Iterator[None]:
 
 
 def log_in(browser: webdriver.Chrome, urls: Urls) -> None:
-    """Say who we are with every request, and to Prefect's page as if typed into its form."""
+    """Say who we are with every request, and to both pages as if one click had led there."""
+    send_login(browser)
+    headers = login_headers()
+    if headers:
+        browser.get(urls.prefect)
+        token = headers["Authorization"].removeprefix("Basic ")
+        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", token)
+        browser.get(f"{urls.mlflow}/{OPEN}")  # which servers in containers lack
+
+
+def send_login(browser: webdriver.Chrome) -> None:
+    """Say who we are with every request, as browsers do that have asked for a password."""
     headers = login_headers()
     if headers:
         browser.execute_cdp_cmd("Network.enable", {})
         browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
-        browser.get(urls.prefect)
-        token = headers["Authorization"].removeprefix("Basic ")
-        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", token)
 
 
 def flow_runs(urls: Urls, flow: str, state: str) -> list[Document]:
@@ -88,10 +98,7 @@ def artifacts(urls: Urls, run: Document) -> dict[str, Document]:
 
 def open_run(browser: webdriver.Chrome, urls: Urls, run: Document, tab: str, shows: str) -> str:
     """Open a tab of a flow run's page; everything that it shows."""
-    open_page(browser, f"{urls.prefect}/runs/flow-run/{run['id']}", tab)
-    tabs = browser.find_elements(By.CSS_SELECTOR, "li.p-tab")
-    next(found for found in tabs if found.text == tab).click()
-    return wait_for(browser, shows)
+    return open_page(browser, run_page(urls, run["id"], tab.replace(" ", "")), shows)
 
 
 def compare_page(found: dict[str, Document]) -> str:

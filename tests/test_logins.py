@@ -23,11 +23,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from core.errors import UserError
+from flows.logins import clickable_mlflow
+from flows.prefect_pages import clickable_prefect
 from flows.servers import Urls, client_environment, ensure_servers, running, states, stop_all
 from tests.browser import chromium
 from tests.commands import hermesflow
 from tests.limits import free_port
-from tests.screenshots import open_page
+from tests.screenshots import open_page, wait_for
+from tracking.addresses import experiments_page
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"
@@ -44,6 +47,7 @@ MLFLOW = (
     "/get-artifact?path=x",
     "/graphql",
     "/v1/traces",
+    "/open",
     "/",
 )
 CLIENTS = """
@@ -206,22 +210,20 @@ def test_status_says_how_to_log_in_and_the_password_to_a_terminal_alone(
     ours, theirs = pty.openpty()
     subprocess.run(command, cwd=folder, env=environment, stdout=theirs, check=True)
     shown = os.read(ours, 10_000).decode()
-    assert f"{urls.prefect}/open.html#{urls.login}" in shown
-    assert urls.mlflow.replace("://", f"://{urls.login}@") in shown
+    assert f"{urls.prefect}/open.html#{urls.login}/v2/dashboard" in shown
+    assert clickable_mlflow(experiments_page(urls.mlflow), urls.login) in shown
 
 
 @pytest.mark.browser
 def test_one_click_opens_both_pages(servers: tuple[Path, Urls], tmp_path: Path) -> None:
-    from flows.logins import clickable
-
     _, urls = servers
     with patch.dict(os.environ, dict.fromkeys(PROXIES, "")), chromium(tmp_path) as browser:
         open_page(browser, urls.prefect, "Login")
-        prefect, mlflow = clickable(urls.prefect, urls.mlflow, urls.login)
-        browser.get(prefect)
-        open_page(browser, urls.prefect, "Run a task or flow to get started")
-        open_page(browser, mlflow, "Welcome to MLflow")
-        assert urls.login not in browser.current_url or browser.current_url.startswith(mlflow)
+        browser.get(clickable_prefect(f"{urls.prefect}/v2/dashboard", urls.login))
+        wait_for(browser, "Run a task or flow to get started")
+        address = clickable_mlflow(experiments_page(urls.mlflow), urls.login)
+        open_page(browser, address, "Default")  # the experiment that every server has
+        assert browser.current_url == experiments_page(urls.mlflow)
 
 
 def test_another_setting_needs_a_new_start(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from core.artifact import ArtifactRef
 from core.cache import scratch
 from core.config import Config
 from data.schemas import IMAGE, table_named
+from tracking.addresses import SELF_PLAY, VIEW_TAG, compare_page, run_page, runs_page, runs_view
 from tracking.connection import Connection, connect
 from tracking.metric_log import CURVES, MetricLog, curve_points
 from tracking.registry import Registry
@@ -91,9 +93,11 @@ class Run:
         key: str,
         tags: Mapping[str, str],
         params: Mapping[str, str] | None = None,
+        self_play: str = "",
     ) -> None:
         self._connection, self._config = connection, config
         self.run_id: str = ""
+        self._self_play = self_play  # when it began, and what it is of
         self._points = MetricLog(connection, "", {})
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
@@ -105,8 +109,7 @@ class Run:
         """Address of the run's page; empty without a server."""
         if not self.run_id or not self._connection.pages:
             return ""
-        experiment = self._connection.experiment_id
-        return f"{self._connection.pages}/#/experiments/{experiment}/runs/{self.run_id}"
+        return run_page(self._connection.pages, self._connection.experiment_id, self.run_id)
 
     @property
     def registry(self) -> Registry:
@@ -204,6 +207,7 @@ class Run:
         else:
             run = client.create_run(experiment, tags={KEY: key, **tags}, run_name=name)
         self.run_id = run.info.run_id
+        self._self_play = self._self_play or _begun(run.info.start_time, name)
         self._points = MetricLog(self._connection, self.run_id, run.data.metrics)
         self._params = dict(run.data.params)
         self._tags = dict(run.data.tags)
@@ -211,7 +215,7 @@ class Run:
     def _log_config(self, params: Mapping[str, str]) -> None:
         """Parameters are written once and stay; the file holds the config of the latest run."""
         document = self._config.model_dump(mode="json")
-        flat = {**params, **flatten(document)}
+        flat = {SELF_PLAY: self._self_play, **params, **flatten(document)}
         if params:
             # It may differ between nested runs that can be compared, and would be what is compared.
             del flat["iterations"]
@@ -240,6 +244,7 @@ class Tracker(Run):
         name = f"self-play {config.data.title} seed {config.seed}{origin.suffix}"
         super().__init__(connection, config, name, self._key, {})
         self._children: dict[int, str] = {}
+        connection.attempt(self._choose_columns)
 
     @property
     def enabled(self) -> bool:
@@ -258,12 +263,22 @@ class Tracker(Run):
         runs = [run_id for _, run_id in sorted(self._children.items())]
         if not self.url or len(runs) < 2:
             return ""
-        chosen, experiments = (
-            quote(json.dumps(ids, separators=(",", ":")))
-            for ids in (runs, [self._connection.experiment_id])
-        )
-        root = self._connection.pages
-        return f"{root}/#/compare-runs?runs={chosen}&experiments={experiments}"
+        return compare_page(self._connection.pages, self._connection.experiment_id, runs)
+
+    @property
+    def runs_url(self) -> str:
+        """Address of the table of all runs of the experiment; empty without a server."""
+        if not self.url:
+            return ""
+        return runs_page(self._connection.pages, self._connection.experiment_id)
+
+    def _choose_columns(self, client: MlflowClient) -> None:
+        """Let the page of `runs_url` show what matters of this config's runs."""
+        experiment = client.get_experiment(self._connection.experiment_id)
+        names = [chosen.name for chosen in self._config.benchmarks]
+        view = runs_view([evaluation_name(name) for name in HEADLINE], names)
+        if experiment.tags.get(VIEW_TAG) != view:
+            client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, view)
 
 
 class IterationRun(Run):
@@ -276,7 +291,9 @@ class IterationRun(Run):
         key = f"{parent._key}/{index}"
         # The only parameter that differs, which makes it the other axis of MLflow's compare page.
         params = {"iteration": str(index)}
-        super().__init__(parent._connection, parent._config, name, key, tags, params)
+        super().__init__(
+            parent._connection, parent._config, name, key, tags, params, parent._self_play
+        )
 
     def log_metrics(self, metrics: pa.Table) -> None:
         """Log a `metrics` table; its main values also on the parent, at the iteration's step."""
@@ -319,6 +336,11 @@ def metric_values(metrics: pa.Table) -> dict[str, float]:
 def evaluation_name(name: str) -> str:
     """The name of a metric over all held-out records."""
     return f"{'eval' if name in HEADLINE else 'eval_quality'}/{name}"
+
+
+def _begun(milliseconds: int, name: str) -> str:
+    """`2026-12-01 08:30 UTC, self-play shapes seed 0`, by which self-plays are sorted."""
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC, {name}"
 
 
 def flatten(document: Any, path: str = "") -> dict[str, str]:
