@@ -20,12 +20,14 @@ SPELLINGS = ("no_proxy", "NO_PROXY")  # most libraries prefer the first
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # Servers that may run here under another name, or beside this container.
 SERVERS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+OWN_NAME = "HERMESFLOW_HOST"  # by which others reach the machine where our local servers run
 
 
 def is_near(url: str) -> bool:
     """Whether an address is of this machine or, as its name has no domain, of the same network."""
     host = _host(url)
-    if not host or host == socket.gethostname() or host.endswith(".localhost"):
+    ours = (socket.gethostname().lower(), os.environ.get(OWN_NAME, "").lower())
+    if not host or host in ours or host.endswith(".localhost"):
         return bool(host)
     try:
         address = ipaddress.ip_address(host)
@@ -42,6 +44,7 @@ def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     named = [part.strip() for part in given.split(",") if part.strip()]
     urls = [environment.get(name, "") for name in SERVERS]
     near = [_host(url) for url in urls if is_near(url)]
+    near += [environment[OWN_NAME]] if environment.get(OWN_NAME) else []
     return dict.fromkeys(SPELLINGS, ",".join(dict.fromkeys([*named, *HERE, *near])))
 
 
