@@ -262,9 +262,9 @@ def await_idle(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Return when no self-play has been under way for so many minutes."""
-    last = clock()
-    while clock() - last < 60 * minutes:
+    """Return when no self-play has been under way for so many minutes, or the script is gone."""
+    parent, last = os.getppid(), clock()
+    while clock() - last < 60 * minutes and os.getppid() == parent:
         sleep(min(ASK_SECONDS, 30 * minutes))
         if busy():
             last = clock()
@@ -354,19 +354,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=f"check this node before work {words}")
         command.add_argument("--config", required=True, help="YAML file")
         command.add_argument("--store", default="", help="replaces that of the config")
+    store = commands.add_parser("store", help="print the store of a config")
+    store.add_argument("--config", required=True, help="YAML file")
     worker = commands.add_parser("work", help="work for the pool on this node, until a signal")
     worker.add_argument("options", nargs="*", help="of prefect worker start, after --")
     commands.add_parser("busy", help="tell by the exit code whether a self-play is under way")
     idle = commands.add_parser("await-idle", help="return when none is under way any more")
     idle.add_argument("--minutes", type=float, required=True, help="for so long")
+    idle.add_argument("--signal", required=True, help="what the calling script gets then")
     given = parser.parse_args(arguments)
     setup_logging()
     if given.command == "busy":
         return 0 if under_way() else 1
+    if given.command == "store":
+        return run_command(lambda: print(load_config(given.config).store))
     if given.command == "work":
         return work(this_node(), given.options)
     if given.command == "await-idle":
-        return run_command(lambda: await_idle(given.minutes))
+        parent = os.getppid()
+        code = run_command(lambda: await_idle(given.minutes))
+        if code == 0 and os.getppid() == parent:
+            os.kill(parent, signal.Signals[f"SIG{given.signal}"])
+        return code
     servers = given.command == "check-worker"
     return run_command(lambda: check(given.config, given.store, this_node(), servers=servers))
 

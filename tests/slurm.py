@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,11 +88,17 @@ class Slurm:
         return run(*command, **options)
 
     def submit(
-        self, script: str, *arguments: str, options: Sequence[str] = (), **variables: str
+        self,
+        script: str,
+        *arguments: str,
+        options: Sequence[str] = (),
+        cwd: Path | None = None,
+        **variables: str,
     ) -> str:
         """Submit a script of `docker/slurm`; the number of its job."""
         command = ["sbatch", "--parsable", "--cpus-per-task=1", *options]
-        return self.run(*command, f"docker/slurm/{script}", *arguments, **variables).strip()
+        command += [f"docker/slurm/{script}", *arguments]
+        return self.run(*command, cwd=cwd, **variables).strip()
 
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows of a job."""
@@ -103,6 +109,18 @@ class Slurm:
         """What a job has said, over all of its starts."""
         path = Path(self.job(number)["StdOut"])
         return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def wait(self, number: str, found: Callable[[], object], what: str) -> None:
+        """Wait for what a job brings about; fails if that has ended before."""
+
+        def there() -> bool:
+            ended = self.job(number)["JobState"] in ENDED
+            if found():
+                return True
+            assert not ended, f"job {number} ended before: {what}\n{self.log(number)}"
+            return False
+
+        until(there, what)
 
     def end(self, number: str, seconds: float = HANGS_SECONDS) -> str:
         """The state in which a job has ended."""
