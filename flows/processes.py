@@ -41,7 +41,9 @@ class Record:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs; another one with the same id does not count."""
+        """Whether this very process runs here; another one with the same id does not count."""
+        if self.elsewhere:
+            return False
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) < CLOCK_SECONDS

@@ -6,7 +6,6 @@ are those of a run in one process, whenever Slurm ends a job.
 
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ import yaml
 from stage_inputs import make_config
 from test_train_distributed import DECAY, Group
 
-from flows.servers import HOST, Urls, known_urls
+from flows.servers import Urls, known_urls
 from tests.driver import digests
+from tests.limits import own_address
 from tests.loops import QUICK, play, quick
 from tests.screenshots import Document, ask, logged_in
 from tests.slurm import NODES, Slurm, skip_without_slurm, slurm_cluster
@@ -71,16 +71,6 @@ def servers(slurm: Slurm) -> Iterator[Urls]:
 
 def local(slurm: Slurm, *arguments: str, **variables: str) -> str:
     return slurm.run(sys.executable, "-m", "flows.local", *arguments, **variables)
-
-
-def own_address() -> str:
-    """The address of this machine in a network, if it has one; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("198.51.100.1", 9))
-        except OSError:
-            return HOST
-        return str(probe.getsockname()[0])
 
 
 def access(slurm: Slurm) -> dict[str, str]:
