@@ -78,9 +78,9 @@ def no_proxy_for(url: str) -> dict[str, None]:
     return {f"all://[{host}]" if ":" in host else f"all://{host}": None} if is_near(url) else {}
 
 
-def open_url(url: str, timeout: float) -> Any:
-    """As `urllib.request.urlopen`, without a proxy where the address is near."""
-    handlers = [urllib.request.ProxyHandler({})] if is_near(url) else []
+def open_url(url: str, timeout: float, *, direct: bool = False) -> Any:
+    """As `urllib.request.urlopen`, without a proxy if `direct` or where the address is near."""
+    handlers = [urllib.request.ProxyHandler({})] if direct or is_near(url) else []
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout)
 
 

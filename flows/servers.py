@@ -275,7 +275,7 @@ def states(state: Path = STATE) -> dict[str, tuple[Record, str]]:
             found[name] = record, f"was started on {record.host}; look there"
         elif record.alive:
             health = {"prefect": "/api/health", "mlflow": "/health"}.get(name)
-            well = health is None or answers(record.url + health)
+            well = health is None or answers(record.url + health, ours=True)
             found[name] = (
                 record,
                 ("runs" if well else f"does not answer (yet); its log is {state / name}.log"),
@@ -408,7 +408,7 @@ def _come_up(state: Path, server: _Server, record: Record) -> Record:
 
 def _up(server: _Server, record: Record) -> bool:
     """Whether it answers, and not another program at its port."""
-    return answers(record.url + server.health) and listens(record, _port(record))
+    return answers(record.url + server.health, ours=True) and listens(record, _port(record))
 
 
 def _port(record: Record) -> int:
@@ -425,10 +425,10 @@ def _taken(host: str, port: int) -> bool:
         return False
 
 
-def answers(url: str) -> bool:
-    """Whether a server answers well."""
+def answers(url: str, *, ours: bool = False) -> bool:
+    """Whether a server answers well; `ours` runs here, whatever its address is called."""
     try:
-        with open_url(url, timeout=2) as reply:
+        with open_url(url, timeout=2, direct=ours) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -33,7 +33,8 @@ INPUTS = ["--input=checkpoint=x", "--input=pairs=x", "--input=reference=x"]
 LIMITED = """#!/bin/bash
 . docker/slurm/common.sh
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then echo "the second time"; exit 0; fi
-run_until_signal TERM bash -c 'trap "echo saved; exit 143" TERM; sleep 600 & wait'
+work='trap "echo saved; exit 143" TERM; echo working; while :; do sleep 1; done'
+run_until_signal TERM bash -c "$work"
 echo "ended with $code, announced: $announced"
 requeue "it was the limit"
 """
@@ -192,6 +193,19 @@ def test_the_time_limit_itself_ends_a_step_gently_and_requeues_its_job(slurm: Sl
     assert "announced: yes" in said
     assert "it was the limit: job" in said
     assert said.endswith("the second time\n")
+
+
+def test_a_job_that_is_cancelled_stays_so(slurm: Slurm) -> None:
+    (slurm.place / "docker/slurm/limited.sbatch").write_text(LIMITED, encoding="utf-8")
+    job = slurm.submit("limited.sbatch", options=["--nodes=1", "--time=10", "--requeue"])
+    slurm.wait(job, lambda: "working" in slurm.log(job), "a step that runs")
+    slurm.run("scancel", job)
+    until(lambda: "stays so" in slurm.log(job), "the end of the script")
+    assert slurm.end(job) == "CANCELLED"
+    assert slurm.job(job)["Restarts"] == "0"
+    said = slurm.log(job)
+    assert "saved\n" in said
+    assert "the second time" not in said
 
 
 def train(slurm: Slurm, group: Group, **variables: str) -> str:

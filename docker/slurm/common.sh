@@ -51,8 +51,14 @@ end_step() {
     scancel --signal="$ends_by" "$SLURM_JOB_ID"
 }
 
-# Put this job back into the queue, where it keeps its number.
+# Put this job back into the queue, where it keeps its number, unless it was cancelled: its steps get
+# SIGTERM then, too.
 requeue() {
+    state=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    if [ "$state" != RUNNING ]; then
+        echo "$1: job $SLURM_JOB_ID is $state and stays so" >&2
+        exit 143
+    fi
     echo "$1: job $SLURM_JOB_ID goes back into the queue" >&2
     scontrol requeue "$SLURM_JOB_ID" ||
         fail "Slurm does not requeue this job; submit it again, and the work goes on where it was"
