@@ -17,6 +17,7 @@ from stage_inputs import make_config
 from test_train_distributed import DECAY, Group
 
 from flows.servers import Urls, known_urls
+from tests.cluster import until
 from tests.driver import digests
 from tests.limits import own_address
 from tests.loops import QUICK, play, quick
