@@ -206,9 +206,12 @@ def _daemon(cluster: Slurm, name: str, *arguments: str) -> None:
 def _stop(cluster: Slurm) -> None:
     """End all jobs, then the daemons, the last started first."""
     subprocess.run(
-        ["scancel", "--me", "--full"], env=cluster.environment, capture_output=True, timeout=60
+        ["scancel", "--full", "--user", getpass.getuser()],
+        env=cluster.environment,
+        capture_output=True,
+        timeout=60,
     )
-    pending = ["squeue", "-h", "--states=all", "--states=RUNNING,COMPLETING"]
+    pending = ["squeue", "-h", "--states=RUNNING,COMPLETING"]
     options: dict[str, Any] = {"env": cluster.environment, "capture_output": True, "timeout": 60}
     until(lambda: not subprocess.run(pending, **options).stdout.strip(), "the end of all jobs", 60)
     for daemon in reversed(cluster.daemons):

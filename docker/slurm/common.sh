@@ -38,10 +38,10 @@ run_until_signal() {
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${@:2}" &
     child=$!
     trap 'announced=yes; end_step' USR1 TERM
-    code=143
-    while kill -0 "$child" 2>/dev/null; do
+    while true; do
         wait "$child" # comes back at a signal, too
         code=$?
+        [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null || break
     done
     trap '' USR1 TERM
 }
