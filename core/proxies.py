@@ -20,12 +20,14 @@ SPELLINGS = ("no_proxy", "NO_PROXY")  # most libraries prefer the first
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # Servers that may run here under another name, or beside this container.
 SERVERS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+OWN_NAME = "HERMESFLOW_HOST"  # by which others reach the machine where our local servers run
 
 
 def is_near(url: str) -> bool:
     """Whether an address is of this machine or, as its name has no domain, of the same network."""
     host = _host(url)
-    if not host or host == socket.gethostname() or host.endswith(".localhost"):
+    ours = (socket.gethostname().lower(), os.environ.get(OWN_NAME, "").lower())
+    if not host or host in ours or host.endswith(".localhost"):
         return bool(host)
     try:
         address = ipaddress.ip_address(host)
@@ -42,6 +44,7 @@ def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     named = [part.strip() for part in given.split(",") if part.strip()]
     urls = [environment.get(name, "") for name in SERVERS]
     near = [_host(url) for url in urls if is_near(url)]
+    near += [environment[OWN_NAME]] if environment.get(OWN_NAME) else []
     return dict.fromkeys(SPELLINGS, ",".join(dict.fromkeys([*named, *HERE, *near])))
 
 
@@ -75,10 +78,10 @@ def no_proxy_for(url: str) -> dict[str, None]:
     return {f"all://[{host}]" if ":" in host else f"all://{host}": None} if is_near(url) else {}
 
 
-def open_url(url: str | urllib.request.Request, timeout: float) -> Any:
-    """As `urllib.request.urlopen`, without a proxy where the address is near."""
+def open_url(url: str | urllib.request.Request, timeout: float, *, direct: bool = False) -> Any:
+    """As `urllib.request.urlopen`, without a proxy if `direct` or where the address is near."""
     address = url if isinstance(url, str) else url.full_url
-    handlers = [urllib.request.ProxyHandler({})] if is_near(address) else []
+    handlers = [urllib.request.ProxyHandler({})] if direct or is_near(address) else []
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout)
 
 

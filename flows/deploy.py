@@ -99,7 +99,7 @@ def keep_secrets(names: list[str], environment: Mapping[str, str]) -> None:
     if missing:
         raise UserError(
             f"compute.docker.secrets: {', '.join(missing)} is not set here; set it before "
-            "`make deploy`, or take it out of the list"
+            "`hermesflow deploy`, or take it out of the list"
         )
     for name in names:
         Secret(value=environment[name]).save(secret_block(name), overwrite=True)

@@ -6,6 +6,7 @@ leave a server that nobody knows of.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> None:
             "started": psutil.Process(process.pid).create_time(),
             "url": url,
             "mark": os.environ["HERMESFLOW_PROCESS"],
+            "host": socket.gethostname(),
+            "boot": boot_id(),
         }
         part = Path(record).with_suffix(".part")
         part.write_text(json.dumps(document), encoding="utf-8")
@@ -38,6 +41,14 @@ def main(arguments: list[str]) -> None:
     except BaseException:
         process.kill()  # nobody would know of it
         raise
+
+
+def boot_id() -> str:
+    """What this machine has been called since its start; empty where systems do not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def settle_login(state: Path, running: bool) -> str:
 
     UserError if servers are `running` with the other setting.
     """
-    wanted = _is_wanted()
+    wanted = login_wanted()
     known = read_login(state)
     if running and bool(known) != wanted:
         asks = "a login" if known else "no login"
@@ -56,7 +56,8 @@ def read_login(state: Path) -> str:
         return ""
 
 
-def _is_wanted() -> bool:
+def login_wanted() -> bool:
+    """Whether the servers shall ask for a login, which is the default."""
     setting = os.environ.get(SWITCH) or "on"
     if setting not in ("on", "off"):
         raise UserError(

@@ -1,6 +1,7 @@
 """Background processes of ours: their records, whether they live, and how they end."""
 
 import json
+import socket
 import subprocess
 import sys
 import uuid
@@ -11,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from flows.launch import boot_id
+
 MARK = "HERMESFLOW_PROCESS"
 STOP_SECONDS = 15.0
 CLOCK_SECONDS = 2.0  # start times are wall-clock times, and the clock gets corrected
@@ -20,17 +23,27 @@ CLOCK_SECONDS = 2.0  # start times are wall-clock times, and the clock gets corr
 class Record:
     """A process that we started: the id and start time identify it, `url` is what it serves.
 
-    `mark` is in its environment and in those of its descendants.
+    `mark` is in its environment and in those of its descendants. Its machine is told by name and
+    boot, since machines share folders, are renamed, and start anew.
     """
 
     pid: int
     started: float
     url: str
     mark: str
+    host: str = ""
+    boot: str = ""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was started on another machine, where it may be running."""
+        return bool(self.host) and self.host != socket.gethostname() and self.boot != boot_id()
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs; another one with the same id does not count."""
+        """Whether this very process runs here; another one with the same id does not count."""
+        if self.elsewhere:
+            return False
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) < CLOCK_SECONDS

@@ -3,6 +3,7 @@
 Everything lives in one state folder: databases, logs, the login, and a record of each process.
 """
 
+import ipaddress
 import json
 import os
 import socket
@@ -14,15 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from core.errors import UserError
 from core.files import locked, writing_to
-from core.proxies import open_url, past_proxies
+from core.proxies import OWN_NAME, open_url, past_proxies
 from flows.logins import (
     ENV,
     LOGIN,
     OWNER_ONLY,
+    SWITCH,
     client_login,
+    login_wanted,
     mlflow_login,
     prefect_login,
     read_login,
@@ -64,8 +68,9 @@ class _Server:
     title: str
     port: int
     health: str
-    command: Callable[[Path, int], list[str]]
+    command: Callable[[Path, str, int], list[str]]
     login: Callable[[Path, str], dict[str, str]] = lambda state, login: {}
+    host: str = HOST
 
 
 def ensure_servers(
@@ -76,18 +81,24 @@ def ensure_servers(
 ) -> Urls:
     """Reuse our running servers or start them together; the ports are preferences.
 
-    `meanwhile` is called while they start. UserError with the tail of the log if one does not come
-    up; then none of those started here is left.
+    They listen on this machine alone, or where HERMESFLOW_HOST says. `meanwhile` is called while
+    they start. UserError with the tail of the log if one does not come up; then none of those
+    started here is left.
     """
     state = _prepare(state)
-    servers = (
-        _Server(
-            "prefect", "Prefect server", prefect_port, "/api/health", _prefect_command,
-            lambda state, login: prefect_login(login),
-        ),
-        _Server("mlflow", "MLflow server", mlflow_port, "/health", _mlflow_command, mlflow_login),
-    )  # fmt: skip
     with locked(state / "servers.lock"):
+        _check_machine(state)
+        host = _host(state)
+        servers = (
+            _Server(
+                "prefect", "Prefect server", prefect_port, "/api/health", _prefect_command,
+                lambda state, login: prefect_login(login), host,
+            ),
+            _Server(
+                "mlflow", "MLflow server", mlflow_port, "/health", _mlflow_command, mlflow_login,
+                host,
+            ),
+        )  # fmt: skip
         login = _login(state)
         with all_or_nothing(state):
             records = {server.name: _start_if_needed(state, server) for server in servers}
@@ -120,6 +131,66 @@ def all_or_nothing(state: Path = STATE) -> Iterator[None]:
         raise
 
 
+def _check_machine(state: Path) -> None:
+    """UserError if the servers of this folder belong to another machine that shares it.
+
+    Two of them on one database would ruin it, and none can be ended from here.
+    """
+    for name in NAMES:
+        record = read_record(state / f"{name}.json")
+        if record is not None and record.elsewhere:
+            raise UserError(
+                f"{name} of {state} was started on {record.host}, and this is "
+                f"{socket.gethostname()}: start, stop and use local servers there; commands of "
+                f"Prefect and MLflow reach them from here after `source {state / ENV}`. If that "
+                f"machine is gone, delete {state / name}.json"
+            )
+
+
+def _host(state: Path) -> str:
+    """Where the servers are to listen: HERMESFLOW_HOST, or where one of them listens already."""
+    there = {urlsplit(r.url).hostname for name, r in running(state).items() if name != "worker"}
+    wanted = os.environ.get(OWN_NAME)
+    if not wanted:
+        return next((host for host in there if host), HOST)
+    if there - {wanted.lower()}:
+        raise UserError(
+            f"the local servers that run here listen at {there.pop()}, and {OWN_NAME} = "
+            f"{wanted!r} wants it otherwise; stop them with `hermesflow down` and start them again"
+        )
+    _check_host(wanted)
+    return wanted
+
+
+def _check_host(host: str) -> None:
+    """UserError unless others can reach this machine by this name, and have to log in."""
+    way_out = (
+        f"give in {OWN_NAME} the name or IPv4 address by which other machines reach this one, or "
+        "nothing, and the servers listen on this machine alone"
+    )
+    try:
+        address = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"{OWN_NAME} = {host!r} is no address of this machine ({error}); {way_out}"
+        ) from None
+    found = ipaddress.ip_address(address)
+    if found.is_unspecified:
+        raise UserError(f"{OWN_NAME} = {host!r} is no address that others can go to; {way_out}")
+    if found.is_loopback and host not in (address, "localhost"):
+        raise UserError(
+            f"{OWN_NAME} = {host!r} is {address} on this machine, which leads every other machine "
+            f"to itself; {way_out}"
+        )
+    if not found.is_loopback and not login_wanted():
+        raise UserError(
+            f"{SWITCH} = 'off' with {OWN_NAME} = {host!r} would let everybody in the network use "
+            "the servers and run code here; unset one of them"
+        )
+
+
 def _login(state: Path) -> str:
     """The login of the servers; a worker that knows another one ends."""
     before = read_login(state)
@@ -135,6 +206,7 @@ def ensure_worker(urls: Urls, state: Path = STATE) -> None:
     record_path, log = state / "worker.json", state / "worker.log"
     served = f"{urls.prefect} {urls.mlflow}"
     with locked(state / "servers.lock"):
+        _check_machine(state)
         record = read_record(record_path)
         if record is not None and record.alive and record.url == served:
             return
@@ -157,6 +229,9 @@ def client_environment(urls: Urls, state: Path = STATE) -> dict[str, str]:
     home = state.resolve() / "prefect"
     addresses = {"PREFECT_API_URL": urls.prefect_api, "MLFLOW_TRACKING_URI": urls.mlflow}
     ours = urls.login and urls.login == read_login(state)
+    host = urlsplit(urls.prefect).hostname or HOST
+    if host != HOST:
+        addresses[OWN_NAME] = host
     return {
         **addresses,
         **client_login(urls.login),
@@ -178,6 +253,7 @@ def stop_all(state: Path = STATE) -> list[str]:
     if not state.is_dir():
         return []
     with locked(state / "servers.lock"):
+        _check_machine(state)
         return [name for name in NAMES if stop(state / f"{name}.json")]
 
 
@@ -194,9 +270,11 @@ def states(state: Path = STATE) -> dict[str, tuple[Record, str]]:
         record = read_record(state / f"{name}.json")
         if record is None:
             continue
-        if record.alive:
+        if record.elsewhere:
+            found[name] = record, f"was started on {record.host}; look there"
+        elif record.alive:
             health = {"prefect": "/api/health", "mlflow": "/health"}.get(name)
-            well = health is None or answers(record.url + health)
+            well = health is None or answers(record.url + health, ours=True)
             found[name] = (
                 record,
                 ("runs" if well else f"does not answer (yet); its log is {state / name}.log"),
@@ -237,30 +315,32 @@ def _start_if_needed(state: Path, server: _Server) -> Record:
         return record
     stop(record_path)
     port = _free_port(server)
+    url = f"http://{server.host}:{port}"
     login = server.login(state, read_login(state))
-    environment = _server_environment(state, port) | login
-    command = [sys.executable, *server.command(state, port)]
-    return launch(
-        record_path, state / f"{server.name}.log", f"http://{HOST}:{port}", command, environment
-    )
+    environment = _server_environment(state, url) | login
+    command = [sys.executable, *server.command(state, server.host, port)]
+    return launch(record_path, state / f"{server.name}.log", url, command, environment)
 
 
-def _prefect_command(state: Path, port: int) -> list[str]:
-    return ["-P", "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+def _prefect_command(state: Path, host: str, port: int) -> list[str]:
+    return ["-P", "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
 
 
-def _mlflow_command(state: Path, port: int) -> list[str]:
+def _mlflow_command(state: Path, host: str, port: int) -> list[str]:
+    # People come by a tunnel, too, whose end has another name and port.
+    hosts = "" if host == HOST else f"{host}:{port},localhost:*,127.0.0.1:*"
     # Below the state folder, in which servers run: an address of a database cannot hold every
     # character that the name of a folder can.
     return [
-        *("-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("-P", "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", "sqlite:///mlflow/mlflow.db"),
         *("--artifacts-destination", "mlflow/artifacts"),
         *(("--app-name", "basic-auth") if read_login(state) else ()),
+        *(("--allowed-hosts", hosts) if hosts else ()),
     ]
 
 
-def _server_environment(state: Path, port: int) -> dict[str, str]:
+def _server_environment(state: Path, url: str) -> dict[str, str]:
     """The user's environment without settings meant for other Prefect or MLflow servers."""
     inherited = {
         name: value
@@ -276,7 +356,8 @@ def _server_environment(state: Path, port: int) -> dict[str, str]:
         # A path that is never written: the profile names a client's server, not this one.
         "PREFECT_PROFILES_PATH": str(state / "prefect" / "no-profiles.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        # Its pages ask the address by which they were opened, be it the end of a tunnel.
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api" if urlsplit(url).hostname == HOST else "/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -286,7 +367,7 @@ def _server_environment(state: Path, port: int) -> dict[str, str]:
 
 def _free_port(server: _Server) -> int:
     for port in range(server.port, server.port + 100):
-        if _taken(port):
+        if _taken(server.host, port):
             continue
         if port != server.port:
             say(f"port {server.port} is taken by another program: {server.title} takes {port}")
@@ -321,7 +402,7 @@ def _come_up(state: Path, server: _Server, record: Record) -> Record:
         except UserError:
             stop(state / f"{server.name}.json")
             # Servers of another folder that start at this moment may be faster to listen.
-            if not _taken(_port(record)):
+            if not _taken(server.host, _port(record)):
                 raise
             record = _start_if_needed(state, server)
         else:
@@ -330,27 +411,27 @@ def _come_up(state: Path, server: _Server, record: Record) -> Record:
 
 def _up(server: _Server, record: Record) -> bool:
     """Whether it answers, and not another program at its port."""
-    return answers(record.url + server.health) and listens(record, _port(record))
+    return answers(record.url + server.health, ours=True) and listens(record, _port(record))
 
 
 def _port(record: Record) -> int:
     return int(record.url.rpartition(":")[2])
 
 
-def _taken(port: int) -> bool:
+def _taken(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return True
         return False
 
 
-def answers(url: str) -> bool:
-    """Whether a server answers well."""
+def answers(url: str, *, ours: bool = False) -> bool:
+    """Whether a server answers well; `ours` runs here, whatever its address is called."""
     try:
-        with open_url(url, timeout=2) as reply:
+        with open_url(url, timeout=2, direct=ours) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

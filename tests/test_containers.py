@@ -307,7 +307,7 @@ def test_gpus_that_the_engine_does_not_have_are_named(cluster: Cluster) -> None:
 
 def test_pool_without_deployments_and_unknown_pool_are_named(cluster: Cluster) -> None:
     state = refused(cluster, cluster.config("new", **NEW), pool="kubernetes")
-    assert "make deploy POOL=kubernetes" in state["message"]
+    assert "hermesflow deploy --pool kubernetes" in state["message"]
     with pytest.raises(OSError, match=r"4\d\d"):
         cluster.start("configs/one.yaml", pool="cloud")
 

@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 import torch
 from limits import HANGS_SECONDS, ROOT
+from prefect.exceptions import TerminationSignal
 from stage_inputs import make_config, pool_row, publish
 from test_train import NUM_PAIRS, Loop, metrics
 
@@ -19,6 +21,7 @@ from core.errors import UserError
 from core.progress import observed_by, values_observed_by
 from core.stage import WHOLE, Inputs, Shard, Stage, StageResult, run_stage
 from core.store import Store
+from flows.executors import local
 from flows.executors.base import Job, Step
 from flows.executors.local import LocalProcesses, num_processes
 from tasks.sample import CAPTIONS
@@ -175,3 +178,19 @@ def test_processes_are_one_for_each_gpu_or_as_many_as_said(monkeypatch: pytest.M
         num("cuda", 4)
     with pytest.raises(UserError, match=r"cuda:1 names one GPU for runtime\.processes = 2"):
         num("cuda:1", 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [(KeyboardInterrupt(), True), (TerminationSignal(signal=15), True), (ValueError(), False)],
+)
+def test_ranks_save_their_state_when_their_run_is_to_end_and_not_when_it_fails(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, asked: bool
+) -> None:
+    """Prefect raises what is neither an Exception nor a KeyboardInterrupt at SIGTERM."""
+    launcher = MagicMock()
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *_, **__: launcher)
+    with pytest.raises(type(error)), local._launched("unused"):
+        raise error
+    assert launcher.terminate.called == asked
+    assert launcher.stdin.close.called

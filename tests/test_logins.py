@@ -23,12 +23,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from core.errors import UserError
+from core.proxies import open_url
 from flows.logins import clickable_mlflow
 from flows.prefect_pages import clickable_prefect
 from flows.servers import Urls, client_environment, ensure_servers, running, states, stop_all
 from tests.browser import chromium
 from tests.commands import hermesflow
-from tests.limits import free_port
+from tests.limits import free_port, own_address
 from tests.screenshots import open_page, wait_for
 from tracking.addresses import experiments_page
 
@@ -76,9 +77,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ur
     stop_all(folder / ".hermesflow")
 
 
-def status(address: str, login: str = "", body: bytes | None = None) -> int:
-    """The status of an answer to a request with this login."""
+def status(address: str, login: str = "", body: bytes | None = None, host: str = "") -> int:
+    """The status of an answer to a request with this login, and under this name of the server."""
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    if host:
+        request.add_header("Host", host)
     if login:
         token = base64.b64encode(login.encode()).decode()
         request.add_header("Authorization", f"Basic {token}")
@@ -112,6 +115,36 @@ def test_local_servers_listen_on_loopback_alone(servers: tuple[Path, Urls]) -> N
     listening = [c.laddr for c in found if c.status == psutil.CONN_LISTEN and c.laddr.port in ports]
     assert {address.port for address in listening} == ports
     assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_servers_in_a_network_listen_at_its_address_alone_and_ask_who_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People come by a tunnel, too, under the name of its end."""
+    host = own_address()
+    monkeypatch.setenv("HERMESFLOW_HOST", host)
+    state = tmp_path / ".hermesflow"
+    urls = ensure_servers(state, free_port(), free_port())
+    try:
+        ports = {urlsplit(url).port for url in (urls.prefect, urls.mlflow)}
+        found = [c for c in psutil.net_connections("inet") if c.laddr and c.laddr.port in ports]
+        listening = {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
+        assert listening == {host}
+        assert status(f"{urls.prefect_api}/flow_runs/filter", body=b"{}") == 401
+        assert status(f"{urls.prefect_api}/flow_runs/filter", urls.login, b"{}") == 200
+        search = "/ajax-api/2.0/mlflow/experiments/search?max_results=1"
+        assert status(urls.mlflow + search) == 401
+        for name, code in (("", 200), ("localhost:5999", 200), ("evil.example.com", 403)):
+            assert status(urls.mlflow + search, urls.login, host=name) == code, name
+        with open_url(f"{urls.prefect}/ui-settings", 20) as reply:
+            assert json.load(reply)["api_url"] == "/api"
+        env = (state / "env").read_text(encoding="utf-8")
+        assert f"export HERMESFLOW_HOST={host}\n" in env
+        assert f"export PREFECT_API_URL={urls.prefect_api}\n" in env
+        monkeypatch.delenv("HERMESFLOW_HOST")
+        assert ensure_servers(state) == urls
+    finally:
+        stop_all(state)
 
 
 def test_events_are_taken_from_who_knows_the_password(servers: tuple[Path, Urls]) -> None:

@@ -86,6 +86,15 @@ def test_exceptions_of_the_user_stay(given: dict[str, str], expected: str) -> No
     assert past_proxies(given) == {"no_proxy": expected, "NO_PROXY": expected}
 
 
+@pytest.mark.usefixtures("proxied")
+def test_servers_at_the_name_that_others_know_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "login1.cluster.example.com"
+    assert not is_near(f"http://{name}:4200/api")
+    monkeypatch.setenv("HERMESFLOW_HOST", "Login1.cluster.example.com")
+    assert is_near(f"http://{name}:4200/api")
+    assert name in past_proxies({"HERMESFLOW_HOST": name})["NO_PROXY"].split(",")
+
+
 @pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "socks4://h:1", "ftp://h:1"])
 def test_a_proxy_that_would_stop_every_client_is_left_out_and_named(proxy: str) -> None:
     environment = {"ALL_PROXY": proxy, "http_proxy": "http://proxy:3128"}

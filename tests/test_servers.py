@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from limits import HANGS_SECONDS, free_port
+from limits import HANGS_SECONDS, free_port, own_address
 from loops import quick
 
 from core.errors import UserError
@@ -170,7 +170,100 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 def _web_server(go: Path) -> servers._Server:
     command = ["-c", WEB_SERVER]
     port = free_port()
-    return servers._Server("fake", "", port, "/", lambda _, port: [*command, str(port), str(go)])
+    return servers._Server(
+        "fake", "", port, "/", lambda _, host, port: [*command, str(port), str(go)]
+    )
+
+
+ELSEWHERE = {"host": "login9", "boot": "0"}
+
+
+def record_of(name: str, state: Path, **changes: object) -> Path:
+    """A record as this process would have, with some fields changed."""
+    me = psutil.Process()
+    known = {"pid": me.pid, "started": me.create_time(), "url": "http://127.0.0.1:4200"}
+    here = {"mark": "none", "host": socket.gethostname(), "boot": processes.boot_id()}
+    servers._prepare(state)
+    path = state / f"{name}.json"
+    path.write_text(json.dumps({**known, **here, **changes}), encoding="utf-8")
+    return path
+
+
+def test_servers_of_another_machine_that_shares_the_folder_are_left_alone(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record_of("prefect", state, **ELSEWHERE)
+    before = path.read_text(encoding="utf-8")
+    for act in (ensure_servers, stop_all, lambda s: ensure_worker(Urls("x", "y"), s)):
+        with pytest.raises(UserError, match=r"was started on login9.*delete .*prefect\.json"):
+            act(state)
+    assert path.read_text(encoding="utf-8") == before
+    assert running(state) == {}
+    monkeypatch.chdir(state.parent)
+    assert hermesflow(["status"]) == 0
+    assert "was started on login9; look there" in capsys.readouterr().out
+    path.unlink()  # as the message says, of a machine that is gone
+
+
+@pytest.mark.skipif(not processes.boot_id(), reason="systems other than Linux name no boot")
+def test_a_machine_that_was_renamed_or_started_anew_knows_its_servers(state: Path) -> None:
+    for change in ({"host": "before"}, {"boot": "before"}):
+        record = read_record(record_of("prefect", state, **change))
+        assert record is not None
+        assert not record.elsewhere
+    (state / "prefect.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("0.0.0.0", "is no address that others can go to; give in HERMESFLOW_HOST"),
+        ("198.51.100.1", "is no address of this machine.*give in HERMESFLOW_HOST"),
+        ("no such host", "is no address of this machine.*give in HERMESFLOW_HOST"),
+        ("login1", "is 127.0.1.1 on this machine, which leads every other machine to itself"),
+    ],
+)
+def test_an_address_where_nobody_comes_to_is_refused(
+    state: Path, monkeypatch: pytest.MonkeyPatch, host: str, said: str
+) -> None:
+    """Debian gives the name of a machine a loopback address."""
+    look_up = socket.getaddrinfo
+
+    def names(name: str, *arguments: object) -> object:
+        return look_up("127.0.1.1" if name == "login1" else name, *arguments)  # type: ignore
+
+    monkeypatch.setattr(socket, "getaddrinfo", names)
+    monkeypatch.setenv("HERMESFLOW_HOST", host)
+    with pytest.raises(UserError, match=said):
+        ensure_servers(state)
+    assert not (state / "prefect.json").exists()
+
+
+def test_servers_in_a_network_without_a_login_are_refused(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if own_address() == servers.HOST:
+        pytest.skip("this machine is in no network")
+    monkeypatch.setenv("HERMESFLOW_HOST", own_address())
+    monkeypatch.setenv("HERMESFLOW_LOGIN", "off")
+    with pytest.raises(UserError, match=r"HERMESFLOW_LOGIN = 'off' with HERMESFLOW_HOST = .*unset"):
+        ensure_servers(state)
+    assert not (state / "prefect.json").exists()
+
+
+def test_a_second_server_goes_where_the_first_one_is(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has forgotten HERMESFLOW_HOST does not get one here and one there."""
+    record_of("prefect", state, url="http://login1:4200")
+    monkeypatch.delenv("HERMESFLOW_HOST", raising=False)
+    assert servers._host(state) == "login1"
+    monkeypatch.setenv("HERMESFLOW_HOST", "127.0.0.1")
+    with pytest.raises(
+        UserError, match=r"listen at login1, .* wants it otherwise.*hermesflow down"
+    ):
+        servers._host(state)
+    (state / "prefect.json").unlink()
 
 
 def test_something_is_done_while_servers_start(state: Path) -> None:

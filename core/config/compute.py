@@ -84,7 +84,7 @@ class Docker(Section):
     )
     environment: Environment = Field(description="variables of every container")
     secrets: list[VariableName] = Field(
-        description="variables whose values `make deploy` takes from its environment and keeps in "
+        description="variables whose values `hermesflow deploy` takes from its environment and keeps in "
         "secret blocks of Prefect"
     )
 
@@ -107,7 +107,7 @@ class Kubernetes(Section):
 
 
 class Compute(Section):
-    """Stages on work pools (`make deploy POOL=...`); results do not depend on it."""
+    """Stages on work pools (`hermesflow deploy --pool`); results do not depend on it."""
 
     fan_out: int = Field(
         ge=1, le=1000, description="runs that a stage splits into if its records can be shared"

@@ -102,10 +102,12 @@ def _launched(folder: str) -> Iterator[subprocess.Popen[str]]:
     assert launcher.stdout is not None
     try:
         yield launcher
-    except KeyboardInterrupt:  # SIGTERM, too: see core/interrupts.py
-        launcher.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            launcher.wait(SAVE_SECONDS)
+    except BaseException as error:
+        # Ctrl-C and SIGTERM, which core/interrupts.py and Prefect raise as what is no Exception.
+        if not isinstance(error, Exception):
+            launcher.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                launcher.wait(SAVE_SECONDS)
         raise
     finally:
         launcher.stdin.close()
