@@ -50,8 +50,8 @@ SAVE_SECONDS = 240.0  # that a run has to save its state, when the time of its w
 ENDS = signal.SIGUSR1  # what the scripts send when the end of the time is near
 SHORT_WAIT = 3600  # seconds that a job easily waits for nodes
 START = (
-    "start the servers on the login node with HERMESFLOW_HOST=ADDRESS hermesflow up, ADDRESS being its "
-    "name or address in the cluster's network"
+    "start the servers on the login node with HERMESFLOW_HOST=ADDRESS hermesflow up, ADDRESS being "
+    "its name or address in the cluster's network"
 )
 DEPLOY = (
     "register the stages on the login node, in the folder that you submit from: "

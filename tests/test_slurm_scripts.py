@@ -53,7 +53,7 @@ def test_scripts_parse_and_what_they_name_exists(script: Path) -> None:
     text = code(script)
     for module in re.findall(r"-m ([\w.]+)", text):
         assert find_spec(module), module
-    for path in re.findall(r"\b(?:docker|docs|configs)/[\w./]+\w", script.read_text()):
+    for path in re.findall(r"\b(?:docker|docs|configs)/[\w./-]+\w", script.read_text()):
         assert (ROOT / path).is_file(), path
     common = (FOLDER / "common.sh").read_text(encoding="utf-8")
     functions = set(re.findall(r"^(\w+)\(\) \{", common + text, re.MULTILINE))

@@ -51,7 +51,7 @@ HOPELESS = {
     '("network ': (
         "name a network of the engine in compute.{pool}.network; `docker network ls` lists them"
     ),
-    "Unable to find block document": "keep the secrets anew with `make deploy POOL={pool}`",
+    "Unable to find block document": "keep the secrets anew with `hermesflow deploy --pool {pool}`",
 }
 
 
@@ -178,7 +178,7 @@ class _Runs:
         except ObjectNotFound:
             raise UserError(
                 f"there is no deployment {deployment!r}; make it with "
-                f"`make deploy POOL={self.pool}`"
+                f"`hermesflow deploy --pool {self.pool}`"
             ) from None
         self.under_way[shard] = _Run(shard, run, attempt)
 
