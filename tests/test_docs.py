@@ -26,7 +26,8 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 OTHERS = {
     "source", "export", "cd", "cp", "cat", "echo", "printf", "kubectl", "docker", "prefect",
     "torchrun", "git", "curl", "sbatch", "squeue", "scancel", "scontrol", "salloc", "srun", "ssh",
-    "nohup", "apt-get", "rsync", "pip", "uv", "ls", "mkdir", "rm", "sinfo", "jupyter", "hf", "tail", "END",
+    "nohup", "apt-get",
+    "rsync", "pip", "uv", "ls", "mkdir", "rm", "sinfo", "jupyter", "hf", "tail", "END",
 }  # fmt: skip
 
 

@@ -84,8 +84,8 @@ class Docker(Section):
     )
     environment: Environment = Field(description="variables of every container")
     secrets: list[VariableName] = Field(
-        description="variables whose values `hermesflow deploy` takes from its environment and keeps "
-        "in secret blocks of Prefect"
+        description="variables whose values `hermesflow deploy` takes from its environment and "
+        "keeps in secret blocks of Prefect"
     )
 
 
