@@ -141,7 +141,7 @@ def export_pairs(uri: str, to: Path, layout: Layout) -> None:
             left_out = write_verl_omni(paths, folder, to.resolve(), QUESTION, bar)
     if layout == "verl-omni":
         print(
-            f"{to / CAPTIONS} can be trained on as it is; {to / DRAWINGS} lacks what the encoders "
+            f"{to / CAPTIONS} is whole; {to / DRAWINGS} lacks what the encoders "
             f"of the model to be trained make: {', '.join(TENSORS)}"
         )
     for reason, count in left_out.items():

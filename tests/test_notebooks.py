@@ -121,5 +121,5 @@ def test_the_built_in_world_runs_from_the_first_cell_to_the_last(tmp_path: Path)
     assert [cell["id"] for cell in cells(BUILT_IN_WORLD, "code")] == ["install", *shown]
     pictures = {name: method for name, method in shown.items() if method}
     assert pictures == {"report": "_repr_html_", "prompt": "_repr_png_"}
-    assert sum(line.startswith("generation ") for line in said) == 2  # of the loop, and of its cell
+    assert sum(line.startswith("generation G ") for line in said) == 1
     assert list(tmp_path.glob("store/reports/*/report.html"))
