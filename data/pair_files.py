@@ -184,15 +184,19 @@ def _published(row: Row, number: int, folder: Path) -> Row:
     found: Row = {"id": row["record_id"]}
     for name, theirs in IMAGES.items():
         content = row[name]["bytes"]
-        with opened(content) as image:
-            suffix = "jpg" if image.format == "JPEG" else str(image.format).lower()
-        path = f"images/{number:06d}-{name}.{suffix}"
+        path = f"images/{number:06d}-{name}.{picture_suffix(content)}"
         (folder / path).write_bytes(content)
         found[theirs] = path
     found |= {name: row[name] for name in TEXTS}
     # The shortest number that is this one in single precision.
     found |= {theirs: float(str(np.float32(row[name]))) for name, theirs in SCORES.items()}
     return found | {name: row[name] for name in EXTRAS}
+
+
+def picture_suffix(content: bytes) -> str:
+    """How the file of a picture ends, by what it is."""
+    with opened(content) as image:
+        return "jpg" if image.format == "JPEG" else str(image.format).lower()
 
 
 def write_trl(paths: Sequence[Path], folder: Path, question: str, bar: Progress) -> None:

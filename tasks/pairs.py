@@ -1,10 +1,12 @@
 """Pairs in and out: stage `import-pairs`, and exports for other programs (`hermesflow pairs`).
 
 `import` makes a `pairs` artifact of the published file (`pair_dpo_data.json`), which `reference`
-and `train` take like any other; `export` writes one as that file, or its captions for TRL.
+and `train` take like any other; `export` writes one as that file, its captions for TRL, or both
+modalities for verl-omni.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, islice
@@ -29,13 +31,14 @@ from data.pair_files import (
     write_trl,
 )
 from data.tables import TableWriter, count_rows
+from data.verl_omni import CAPTIONS, DRAWINGS, TENSORS, write_verl_omni
 
 QUESTION = "Give a caption for this image."  # what captions answer in exported pairs
 BATCH = 64  # pairs in memory, with three pictures each
 PART_PAIRS = 2048
 BAD = "bad.parquet"
 
-Layout = Literal["hermesflow", "trl"]
+Layout = Literal["hermesflow", "trl", "verl-omni"]
 
 
 def import_stage(file: Path, images: Path, max_bad_share: float) -> Stage:
@@ -124,6 +127,7 @@ def export_pairs(uri: str, to: Path, layout: Layout) -> None:
     num_pairs = count_rows(paths)
     if num_pairs == 0:
         raise UserError(f"{uri} has no pairs; give the URI of stage pair")
+    left_out: Counter[str] = Counter()
     with (
         new_folder(to) as folder,
         writing_to(to),
@@ -131,6 +135,15 @@ def export_pairs(uri: str, to: Path, layout: Layout) -> None:
     ):
         if layout == "hermesflow":
             write_published(paths, folder, bar)
-        else:
+        elif layout == "trl":
             write_trl(paths, folder, QUESTION, bar)
+        else:
+            left_out = write_verl_omni(paths, folder, to.resolve(), QUESTION, bar)
+    if layout == "verl-omni":
+        print(
+            f"{to / CAPTIONS} is whole; {to / DRAWINGS} lacks what the encoders "
+            f"of the model to be trained make: {', '.join(TENSORS)}"
+        )
+    for reason, count in left_out.items():
+        print(f"left out, as {reason}: {count} of {num_pairs}")
     print(f"{to}: {num_pairs} pairs")

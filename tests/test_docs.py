@@ -130,6 +130,7 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
     assert {"index.html", "reference/config.html", "explanation/architecture.html"} <= pages
+    assert (tmp_path / "notebooks/built_in_world.ipynb").is_file()  # to download
     config = (tmp_path / "reference/config.html").read_text(encoding="utf-8")
     assert "seed of sampling and training" in config
     assert "hermesflow store gc" in (tmp_path / "reference/commands.html").read_text("utf-8")

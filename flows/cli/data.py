@@ -167,8 +167,10 @@ def export(
     pairs: Annotated[str, typer.Argument(metavar="URI", help="An artifact of pairs.")],
     to: NewFolder,
     format: Annotated[
-        Literal["hermesflow", "trl"],
-        typer.Option(help="Both modalities, or captions with TRL's columns."),
+        Literal["hermesflow", "trl", "verl-omni"],
+        typer.Option(
+            help="Both modalities, captions alone with TRL's columns, or verl-omni's rows."
+        ),
     ] = "hermesflow",
 ) -> None:
     """Write the pairs of an artifact for other programs."""
