@@ -15,7 +15,7 @@ from core.config import load_config
 from core.errors import UserError
 from core.hardware import device_name
 from flows.planning.devices import Devices, parse_gpus
-from flows.planning.measured import measured, pairs_share
+from flows.planning.measured import entries_of, measured, pairs_share
 from flows.planning.plan import duration
 from flows.planning.work import Model, Texts, works
 from models.costs import Costs
@@ -157,7 +157,8 @@ def test_earlier_runs_take_the_place_of_stated_shares(
     config = quick(store, iterations=2)
     model = Model(COSTS, TEXTS)
     here = Devices(device_name("cpu"), 1, 1e9, {"sampling": 1, "reading": 1, "training": 1})
-    known = measured(config, model, here)
+    entries = entries_of(config)
+    known = measured(config, model, here, entries)
     manifests = [
         json.loads(path.read_text()) for path in store.glob("sample-images/*/manifest.json")
     ]
@@ -166,10 +167,10 @@ def test_earlier_runs_take_the_place_of_stated_shares(
     assert known["sample-images"].seconds == pytest.approx(sum(m["seconds"] for m in manifests))
     assert known["sample-images"].records == 36 * len(manifests)
     assert {"train", "evaluate", "pair", "benchmark shapes-pope"} <= set(known)
-    share = pairs_share(config)
+    share = pairs_share(entries)
     assert share is not None
     assert 0 < share <= 1
-    assert not measured(config, model, replace(here, name="H100"))
+    assert not measured(config, model, replace(here, name="H100"), entries)
     document = config.model_dump(mode="json")
     document["data"]["pool_records"] *= 2
     path = tmp_path / "twice.yaml"

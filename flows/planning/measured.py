@@ -32,15 +32,22 @@ class Measured:
     runs: int = 0
 
 
-def measured(config: Config, model: Model, devices: Devices) -> Mapping[str, Measured]:
+Entries = Mapping[Place, Entry]
+
+
+def entries_of(config: Config) -> Entries:
+    """All that the store of a config has; nothing, if there is no store yet."""
+    store = Store(config.store)
+    return {} if store.read_json("store.json") is None else take_inventory(store)
+
+
+def measured(
+    config: Config, model: Model, devices: Devices, entries: Entries
+) -> Mapping[str, Measured]:
     """Of each stage, what runs with the config's model on such devices took.
 
-    The names are those of `works`. Empty without a store.
+    The names are those of `works`.
     """
-    store = Store(config.store)
-    if store.read_json("store.json") is None:
-        return {}
-    entries = take_inventory(store)
     found: dict[str, Measured] = defaultdict(Measured)
     digest = sha256(Path(config.model.checkpoint, "config.json").read_bytes()).hexdigest()
     for entry in entries.values():
@@ -57,7 +64,7 @@ def measured(config: Config, model: Model, devices: Devices) -> Mapping[str, Mea
     return found
 
 
-def _is_like(entry: Entry, entries: Mapping[Place, Entry], digest: str, devices: Devices) -> bool:
+def _is_like(entry: Entry, entries: Entries, digest: str, devices: Devices) -> bool:
     """Whether it was made on such devices, and by this model if by any."""
     manifest = entry.manifest or {}
     hardware = manifest.get("hardware")
@@ -70,9 +77,7 @@ def _is_like(entry: Entry, entries: Mapping[Place, Entry], digest: str, devices:
     return True
 
 
-def _done(
-    entry: Entry, entries: Mapping[Place, Entry], config: Config, model: Model
-) -> Iterator[Work]:
+def _done(entry: Entry, entries: Entries, config: Config, model: Model) -> Iterator[Work]:
     """The work of one run: that of a plan with its config and its records."""
     manifest = entry.manifest or {}
     pool, pairs, test = (
@@ -98,7 +103,7 @@ def _inputs(entry: Entry, *names: str) -> Iterator[Place]:
     return (place for name, place in entry.inputs() if name in names)
 
 
-def _manifest(entries: Mapping[Place, Entry], place: Place) -> Mapping[str, Any] | None:
+def _manifest(entries: Entries, place: Place) -> Mapping[str, Any] | None:
     entry = entries.get(place)
     return entry.manifest if entry else None
 
@@ -107,14 +112,11 @@ def _count(manifest: Mapping[str, Any] | None, name: str) -> int:
     return int(manifest["results"].get(name, 0)) if manifest else 0
 
 
-def pairs_share(config: Config) -> float | None:
-    """The share of the records that made a pair in earlier runs on this store; None: no run."""
-    store = Store(config.store)
-    if store.read_json("store.json") is None:
-        return None
+def pairs_share(entries: Entries) -> float | None:
+    """The share of the records that made a pair in earlier runs; None: there was none."""
     results = [
         entry.manifest["results"]
-        for entry in take_inventory(store).values()
+        for entry in entries.values()
         if entry.stage == "pair" and entry.manifest and "records" in entry.manifest["results"]
     ]
     records = sum(one["records"] for one in results)

@@ -15,7 +15,7 @@ from core.errors import UserError
 from data.shapes.records import make_records
 from data.tables import count_rows, iter_batches, parquet_files
 from flows.planning.devices import Devices, parse_gpus, this_machine
-from flows.planning.measured import Measured, measured, pairs_share
+from flows.planning.measured import Measured, entries_of, measured, pairs_share
 from flows.planning.work import Model, Texts, Work, uncounted, works
 from models.memory import Sizes, floor_of, gibibytes
 from models.protocol import TextRole
@@ -43,9 +43,10 @@ def show_plan(config: Config, gpus: str | None, price: float | None) -> None:
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     devices = parse_gpus(gpus) if gpus else _here(config)
     model, pool, test = model_of(config), *_records(config)
-    share = pairs_share(config)
+    entries = entries_of(config)
+    share = pairs_share(entries)
     plan = works(config, model, pool, test, 1.0 if share is None else share)
-    known = measured(config, model, devices)
+    known = measured(config, model, devices, entries)
     rows = [row_of(work, known.get(work.stage), config, model, devices) for work in plan]
     print(_table(rows))
     print("\n".join(_notes(config, model, devices, rows, share, price)))
