@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import NoReturn
 
 from core.artifact import ArtifactRef
 from core.config import Config, load_config
@@ -36,6 +37,11 @@ def run_command(command: Callable[[], object]) -> int:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
     return 0
+
+
+def moved(command: str) -> NoReturn:
+    """End a module that was a command before there was `hermesflow`, and would now do nothing."""
+    raise SystemExit(f"error: this is no command any more; type `hermesflow {command}`")
 
 
 def stage_command(

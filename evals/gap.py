@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.artifact import Artifact
+from core.command import moved
 from core.config import Config
 from core.errors import UserError
 from core.files import sha256_of
@@ -158,3 +159,7 @@ def _table(folder: Path, checkpoint: Checkpoint, judge: _Judge) -> str:
                 f"[{row['low']:.3f}, {row['high']:.3f}]  {row['count']} records"
             )
     return "\n".join([*lines, f"tables: {folder}"])
+
+
+if __name__ == "__main__":
+    moved("gap")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field
 
+from core.command import moved
 from core.config import Config, load_config
 from core.errors import UserError
 from core.progress import progress
@@ -176,3 +177,7 @@ def write_results(study: Study, table: pd.DataFrame, out: Path | None) -> None:
     known = results.read_text(encoding="utf-8") if results.exists() else "# Results\n"
     results.write_text(replace_section(known, MARK, text), encoding="utf-8")
     print(f"\n{text}\nwritten: {results}, {picture}, {csv}")
+
+
+if __name__ == "__main__":
+    moved("ablations")

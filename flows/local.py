@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from core.command import moved
 from core.config import load_config
 from core.proxies import has_proxy
 from flows.addresses import find_addresses
@@ -205,3 +206,7 @@ def _show(urls: Urls, flow_run: str = "") -> None:
             "Prefect for all of it. On a terminal, hermesflow status prints addresses that log in."
         )
     print(f"Your own commands log in after: source {STATE / ENV}")
+
+
+if __name__ == "__main__":
+    moved("run`, `hermesflow up` or another of `hermesflow --help")

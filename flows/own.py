@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from core.command import moved
 from core.config import schema
 from core.errors import UserError
 from data.ingest.command import Collection, make_pool
@@ -84,3 +85,7 @@ def settings(profile: Path, checkpoint: Path, to: Path) -> dict[str, object]:
         "benchmarks": [],
         "tracking": {"registered_model": f"hermesflow-{to.resolve().name}"},
     }
+
+
+if __name__ == "__main__":
+    moved("own")

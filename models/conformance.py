@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from core.command import moved
 from core.errors import UserError
 from models.protocol import (
     MODALITIES,
@@ -268,3 +269,7 @@ def show(name: str, folder: Path, device: str) -> None:
         print(f"{'MISS' if check.problem else 'ok  '} {check.name} {check.problem}".rstrip())
     if failed:
         raise UserError(f"{failed} properties do not hold; see models/conformance.py")
+
+
+if __name__ == "__main__":
+    moved("conformance")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.artifact import Artifact, part_name
+from core.command import moved
 from core.config import Config
 from core.errors import UserError
 from core.files import new_folder, writing_to
@@ -147,3 +148,7 @@ def export_pairs(uri: str, to: Path, layout: Layout) -> None:
     for reason, count in left_out.items():
         print(f"left out, as {reason}: {count} of {num_pairs}")
     print(f"{to}: {num_pairs} pairs")
+
+
+if __name__ == "__main__":
+    moved("pairs")

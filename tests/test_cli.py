@@ -130,6 +130,23 @@ def test_errors_that_users_can_mend_have_exit_code_2(
     assert capsys.readouterr().err == "error: field = 3; give 4\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("flows.local", "hermesflow run"),
+        ("flows.own", "hermesflow own"),
+        pytest.param("flows.ablations", "hermesflow ablations", marks=pytest.mark.slow),
+        ("evals.gap", "hermesflow gap"),
+        ("tasks.pairs", "hermesflow pairs"),
+        pytest.param("models.conformance", "hermesflow conformance", marks=pytest.mark.slow),
+    ],
+)
+def test_modules_that_were_commands_name_the_new_one(module: str, command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert command in done.stderr
+
+
 def test_the_program_is_installed_and_completes_words(tmp_path: Path) -> None:
     environment = {
         **os.environ,

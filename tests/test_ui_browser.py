@@ -73,7 +73,7 @@ def urls(folder: Path) -> Iterator[Urls]:
     config["model"]["checkpoint"] = str(ROOT / config["model"]["checkpoint"])
     config["scoring"]["caption_encoder"] = str(ROOT / config["scoring"]["caption_encoder"])
     (folder / "good.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    told = on_terminal(folder, "pipeline", "--config", "good.yaml", "--iterations", "3")
+    told = on_terminal(folder, "run", "good.yaml", "--iterations", "3")
     (folder / "told").write_text(told, encoding="utf-8")
     # The oracle reads shapes only, and the model does not know most of what these texts say.
     hostile = {
@@ -94,7 +94,7 @@ def urls(folder: Path) -> Iterator[Urls]:
 def on_terminal(folder: Path, *arguments: str) -> str:
     """What a command of ours says where somebody looks at it and the servers are of `folder`."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-P", "-m", "flows.local", *arguments]
+    command = [sys.executable, "-P", "-m", "flows.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs) as process:
         os.close(theirs)
