@@ -34,7 +34,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Lines for every HTTP request or S3 connection would drown the rest.
-    for name in ("httpx", "botocore", "aiobotocore"):
+    for name in ("httpx", "httpx2", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
