@@ -23,7 +23,8 @@ def test_every_part_runs_at_a_small_size(
     rows = json.loads(file.read_text())["rows"]
     assert [row["part"] for row in rows] == list(gpu.PARTS)
     assert {row["part"]: row["error"] for row in rows if row["error"]} == {}
-    assert all(0 < row["mfu"] <= 1 for row in rows)
+    # Of what a matrix product reached a moment ago: above 1 where others were at work meanwhile.
+    assert all(0 < row["mfu"] < float("inf") for row in rows)
     table = file.with_suffix(".md").read_text()
     assert table in capsys.readouterr().out
     assert "steps/s" in table
