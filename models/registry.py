@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "janus": "models.families.janus",
     "showo": "models.families.showo",
+    "vila_u": "models.families.vila_u",
 }
 """Package of each family."""
 ENTRY_POINTS = "hermesflow.families"
