@@ -51,13 +51,14 @@ def published_folder(folder: Path, layout: str) -> Path:
 
 
 def random_vila_u(seed: int = 0) -> VilaUModel:
-    """One that reads and draws pictures of 32 pixels, as the shapes world has them."""
+    """One that reads and draws pictures of 32 pixels, with a codebook for each depth."""
     config = fixture().config
     quantiser, depths = config.tower.rqvaesiglip, config.tower.rqtransformer
-    decoder = replace(quantiser.ddconfig, ch_mult=(1, 1, 1, 1), resolution=32, attn_resolutions=())
-    small = replace(quantiser, n_embed=64, code_shape=(4, 4, 3), ddconfig=decoder)
-    drawn = replace(depths, vocab_size=64, block_size=(4, 4, 3))
-    siglip = replace(config.siglip, image_size=32, patch_size=8)
+    decoder = replace(quantiser.ddconfig, ch_mult=(1,) * 5, resolution=32, attn_resolutions=())
+    shape, apart = (2, 2, 4), {"n_embed": 64, "shared_codebook": False}
+    small = replace(quantiser, code_shape=shape, ddconfig=decoder, **apart)
+    drawn = replace(depths, vocab_size=64, block_size=shape)
+    siglip = replace(config.siglip, image_size=32, patch_size=16)
     tower = replace(config.tower, rqvaesiglip=small, rqtransformer=drawn)
     made = replace(config, tower=tower, siglip=siglip)
     made.check(Path("config.json"))

@@ -345,9 +345,8 @@ def check_folder(folder: Path) -> None:
 
 
 def _read_small_files(folder: Path) -> tuple[VilaUConfig, VilaUTokenizer]:
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file; a model folder needs it")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder / 'config.json'}: no such file; a model folder needs it")
     config = VilaUConfig.from_json(folder / "config.json")
     return config, VilaUTokenizer.from_folder(folder, config.settings)
 
