@@ -107,12 +107,6 @@ def test_a_model_that_came_from_no_published_folder_is_exported_too(tmp_path: Pa
     model.save_pretrained(tmp_path / "ours")
     to = ["--to", str(tmp_path / "out")]
     assert hermesflow(["export", str(tmp_path / "ours"), *to]) == 0
-    # The published SigLIP has a last layer that nothing reads, and gets one to be imported again.
-    tower = load_file(tmp_path / "out/vision_tower/model.safetensors")
-    layer = "rqvaesiglip.siglip_model.vision_model.encoder.layers."
-    last = {n: t for n, t in tower.items() if n.startswith(f"{layer}2.")}
-    tower |= {name.replace(f"{layer}2.", f"{layer}3."): t.clone() for name, t in last.items()}
-    save_file(tower, tmp_path / "out/vision_tower/model.safetensors")
     assert same(load_checkpoint(tmp_path / "out"), model)
 
 
@@ -359,6 +353,27 @@ def test_pictures_by_masks_are_refused() -> None:
 # What is drawn and read
 
 
+def test_a_model_in_half_precision_draws_reads_and_scores(tmp_path: Path) -> None:
+    """With vectors of codes in float32 all the same."""
+    MODEL.save_pretrained(tmp_path)
+    half = VilaUModel.from_pretrained(tmp_path, dtype="bfloat16")
+    assert {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
+    assert half.network.tables_KCZ.dtype == torch.float32
+    assert half.generate(["a cat"], 2, HOW, [3]).shape == (1, 2, 16, 4)
+    seen = half.see(PICTURES)
+    assert np.array_equal(seen.rows, MODEL.see(PICTURES).rows)
+    questions = [[("What is it?", ["a cat", "a red ball", "the mat"])]] * 3
+    for found, wanted in zip(
+        half.answer(seen, questions), MODEL.answer(seen, questions), strict=True
+    ):
+        np.testing.assert_allclose(found[0], wanted[0], atol=0.2)
+    codes = fixture().inputs["dpo_codes"].astype(np.int64)
+    pairs = _pairs(codes[:, 0], codes[:, 1])
+    for modality in ("caption", "image"):
+        found, wanted = (m.pair_logps(pairs, modality).chosen_logps_B for m in (half, MODEL))
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.5)
+
+
 @pytest.mark.parametrize("make", [tiny_vila_u, random_vila_u])
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_cached_steps_have_the_logits_of_whole_rows(make: object, guidance: float) -> None:
@@ -439,12 +454,16 @@ def _pairs(win: np.ndarray, lose: np.ndarray) -> object:
 
 
 def test_memory_counts_the_tower_as_not_trained(tmp_path: Path) -> None:
-    MODEL.save_pretrained(tmp_path)
+    """And what only the published code loads not at all."""
+    published = published_folder(tmp_path / "theirs", "model.safetensors")
+    folder = tmp_path / "ours"
+    load_checkpoint(published).save_pretrained(folder)
+    assert (folder / PUBLISHED / "model.safetensors").is_file()
     of = registry.family("vila_u")
-    sizes = Sizes.from_folder(tmp_path, of.frozen, of.vision)
+    sizes = Sizes.from_folder(folder, of.frozen, of.vision)
     assert sizes.network == sum(p.numel() for p in MODEL.network.parameters())
     assert sizes.frozen == sum(t.numel() for t in MODEL.tower.state_dict().values())
-    assert VilaUConfig.from_json(tmp_path / "config.json").tower == MODEL.config.tower
+    assert VilaUConfig.from_json(folder / "config.json").tower == MODEL.config.tower
 
 
 @pytest.mark.parametrize(

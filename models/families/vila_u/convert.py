@@ -159,7 +159,11 @@ def published_config(
 def siglip_sizes(
     shapes: Mapping[str, torch.Size], own: Mapping[str, Any], path: Path
 ) -> dict[str, int]:
-    """Sizes of the tower by its tensors; its last layer is not counted, as nothing reads it."""
+    """Sizes of the tower by its tensors.
+
+    Its last layer is not counted, as nothing reads it, unless `own` says how many are read: files
+    that we have written for a model that came from none have no last layer.
+    """
     names = {
         name: f"{TOWER}{VISION}{name}"
         for name in ("embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
@@ -182,7 +186,7 @@ def siglip_sizes(
     return {
         "hidden_size": width,
         "intermediate_size": hidden[0],
-        "num_hidden_layers": layers - 1,
+        "num_hidden_layers": own.get("num_hidden_layers", layers - 1),
         "patch_size": patch[-1],
         "num_attention_heads": named["num_attention_heads"],
         "image_size": named["image_size"],
@@ -212,7 +216,8 @@ def _small_files(model: VilaUModel) -> dict[str, bytes]:
     """The published config.json files of a model that came from none."""
     config = model.config
     siglip = asdict(config.siglip)
-    own = {name: siglip[name] for name in ("num_attention_heads", "image_size")}
+    names = ("num_hidden_layers", "num_attention_heads", "image_size")
+    own = {name: siglip[name] for name in names}
     text = config.text.to_dict()
     text |= {"architectures": ["LlamaForCausalLM"], "rope_theta": _rope_theta(text)}
     text.pop("transformers_version", None)

@@ -293,10 +293,12 @@ def _supervised_cases(fixture: VilaUFixture) -> Iterator[Case]:
         targets = torch.from_numpy(expanded[1:])
         asked = targets != IGNORE
         of_text.append([F.cross_entropy(logits_TV[:-1][asked], targets[asked], reduction="none")])
-        drawn = labels_T[place] == IMAGE
+        is_drawn = labels_T[place] == IMAGE
         before = states_TW[place - 1 : place - 1 + len(codes_ND)]
-        of_codes.append([-network.code_logps(before, codes_ND).flatten()] if drawn else [])
-    for name, rows in (("und", [0, 1]), ("gen", [2, 3]), ("", [0, 1, 2, 3])):
+        of_codes.append([-network.code_logps(before, codes_ND).flatten()] if is_drawn else [])
+    drawn = [row for row, found in enumerate(of_codes) if found]
+    read = [row for row in range(len(of_codes)) if row not in drawn]
+    for name, rows in (("und", read), ("gen", drawn), ("", [*read, *drawn])):
         loss = sum(
             torch.cat(found).mean()
             for kind in (of_text, of_codes)
@@ -359,9 +361,10 @@ def _drawing_cases(fixture: VilaUFixture) -> Iterator[Case]:
         yield exact(f"images/{name}/codes", codes, expected[f"{name}_codes"])
         if greedy:
             yield _guided_logits(fixture, name, prompts, how)
-    codes = torch.from_numpy(expected["gen_g3_seed1234_codes"]).long()
-    pixels = fixture.policy.tower.decode(codes)
-    yield absolute("images/pixels", pixels, expected["gen_g3_seed1234_pixels"])
+    for name in [name for name in fixture.runs if f"{name}_pixels" in expected]:
+        codes = torch.from_numpy(expected[f"{name}_codes"]).long()
+        pixels = fixture.policy.tower.decode(codes)
+        yield absolute(f"images/{name}/pixels", pixels, expected[f"{name}_pixels"])
 
 
 def _guided_logits(
@@ -389,7 +392,7 @@ def _preference_cases(fixture: VilaUFixture) -> Iterator[Case]:
     for modality in trees:
         for who, model in (("policy", fixture.policy), ("reference", fixture.reference)):
             pad = model.tokenizer.special.pad
-            packed = PackedPairs(pack_trees(trees[modality], pad), 2, modality)  # type: ignore[arg-type]
+            packed = PackedPairs(pack_trees(trees[modality], pad), len(trees[modality]), modality)  # type: ignore[arg-type]
             found = PairModule(model.network)(packed)
             logps[who, modality] = torch.stack([found.chosen_logps_B, found.rejected_logps_B], 1)
     for index, modality in enumerate(trees):
