@@ -110,10 +110,14 @@ def test_a_model_that_came_from_no_published_folder_is_exported_too(tmp_path: Pa
     assert same(load_checkpoint(tmp_path / "out"), model)
 
 
-def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(tmp_path: Path) -> None:
-    folder = published_folder(tmp_path / "hub", "shards.safetensors")
+@pytest.mark.parametrize("layout", ["shards.safetensors", "pytorch_model.bin"])
+def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(
+    tmp_path: Path, layout: str
+) -> None:
+    folder = published_folder(tmp_path / "hub", layout)
     needed = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
-    for name in ("README.md", "llm/pytorch_model.bin", "llm/optimizer.pt", "trainer_state.json"):
+    others = ["README.md", "llm/optimizer.pt", "trainer_state.json", "model.safetensors"]
+    for name in others + (["llm/pytorch_model.bin"] if "safetensors" in layout else []):
         (folder / name).write_text("not needed")
     to = tmp_path / "ours"
     with hub_of(folder, "models") as (address, sent):
@@ -125,7 +129,7 @@ def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(tmp_path: Path)
     assert same(VilaUModel.from_pretrained(to), MODEL)
     origin = json.loads((to / "origin.json").read_text())["vila_u"]
     assert (origin["given"], origin["commit"]) == (f"{ID}@main", COMMIT)
-    weights = {name for name in needed if name.endswith(".safetensors")}
+    weights = {name for name in needed if name.endswith((".safetensors", ".bin"))}
     assert set(origin["sha256"]) == {"llm/tokenizer.model", *weights}
 
 
