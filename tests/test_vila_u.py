@@ -30,6 +30,7 @@ from models.families.vila_u.convert import (
 from models.families.vila_u.likelihood import drawn_picture
 from models.families.vila_u.model import KEPT, PUBLISHED, TOWER, VilaUModel
 from models.families.vila_u.network import VilaU
+from models.families.vila_u.prompts import VilaUTokenizer
 from models.families.vila_u.sampler import Rows
 from models.families.vila_u.sentencepiece import read_pieces, read_tokenizer
 from models.families.vila_u.tower import Tower
@@ -218,6 +219,12 @@ def test_damaged_tokenizers_are_named(
         (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(expected)):
         read_tokenizer(folder, MODEL.config.text.vocab_size)
+
+
+def test_a_tokenizer_of_another_family_is_named() -> None:
+    folder = TINY.parent / "janus_tiny/tokenizer"
+    with pytest.raises(UserError, match=r"tokenizer.json lacks <unk>, <s>, </s>; give"):
+        VilaUTokenizer.from_folder(folder, MODEL.config.settings)
 
 
 def test_of_a_sentencepiece_model_that_is_cut_anywhere_nothing_is_read_wrongly(

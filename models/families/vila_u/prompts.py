@@ -57,6 +57,7 @@ class VilaUTokenizer(TextTokenizer):
                 f"{source} lacks {lacking}; give the tokenizer of the VILA-U checkpoint, not that "
                 "of its language model"
             )
+        tokenizer.unk_token = UNKNOWN
         pad, bos, eos = (known[name] for name in (UNKNOWN, BOS, EOS))
         self.special = SpecialIds(pad, bos, eos, added[0], added[1])
         super().__init__(tokenizer, {bos, eos, *added})
@@ -70,9 +71,8 @@ class VilaUTokenizer(TextTokenizer):
         if not path.is_file():
             raise UserError(f"{path}: no such file; give the folder with the tokenizer's files")
         try:
-            tokenizer = PreTrainedTokenizerFast(
-                tokenizer_file=str(path), unk_token=UNKNOWN, bos_token=BOS, eos_token=EOS
-            )
+            # Without names of special tokens, which it would add where they are missing.
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:  # its reader raises a plain one
             raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
         return cls(tokenizer, settings, path)

@@ -57,19 +57,12 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
             f"but vocab_size = {vocab_size} in llm/config.json; get the files of one and the same "
             "checkpoint"
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        unk_token=UNKNOWN,
-        bos_token=BOS,
-        eos_token=EOS,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
 
 
 def _fast(path: Path) -> PreTrainedTokenizerFast:
     try:
-        return PreTrainedTokenizerFast(
-            tokenizer_file=str(path), unk_token=UNKNOWN, bos_token=BOS, eos_token=EOS
-        )
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # its reader raises a plain one
         raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
 
