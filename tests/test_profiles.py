@@ -90,9 +90,9 @@ def small(profile: Path, tmp_path: Path) -> Config:
 
 
 def exported(folder: Path) -> dict[str, Tensor]:
-    """Weights of a published folder, of however many parts."""
+    """Weights of a published folder: of the network beside an image tokenizer, or of all parts."""
     found: dict[str, Tensor] = {}
-    for path in folder.rglob("*.safetensors"):
+    for path in [*folder.glob("*.safetensors")] or folder.rglob("*.safetensors"):
         tensors = load_file(path)
         assert found.keys().isdisjoint(tensors)
         found |= tensors
