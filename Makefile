@@ -158,7 +158,7 @@ pretrain: $(INSTALLED) ## make the shipped models anew, into models/assets/shape
 	$(HERMESFLOW) pretrain $(if $(FAMILY),--family '$(FAMILY)')
 
 parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]
-	$(HERMESFLOW) parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny))
+	$(HERMESFLOW) parity $(or $(DIR),$(addprefix tests/parity/,showo_tiny magvitv2_tiny janus_tiny vila_u_tiny))
 
 clean: ## delete caches and build output; artifacts and .venv stay
 	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -155,11 +155,12 @@ class Evaluator:
 
 
 def token_diversity(codes_MN: Drawn) -> float:
-    """Mean share of positions in which two of a prompt's images differ; 0 for a single image."""
+    """Mean share of codes in which two of a prompt's images differ; 0 for a single image."""
     num_images = len(codes_MN)
     if num_images < 2:
         return 0.0
-    differ_MM = (codes_MN[:, None] != codes_MN[None]).mean(2)
+    flat_MX = codes_MN.reshape(num_images, -1)
+    differ_MM = (flat_MX[:, None] != flat_MX[None]).mean(2)
     return float(differ_MM.sum() / (num_images * (num_images - 1)))
 
 

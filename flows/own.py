@@ -29,6 +29,9 @@ JANUS_PROFILES = {
     (384, 4096): "configs/janus_pro_7b.yaml",
 }
 JANUS_DEFAULT = "configs/shapes_janus.yaml"
+# By pixels of a picture that is read.
+VILA_U_PROFILES = {384: "configs/vila_u_7b_384.yaml"}
+VILA_U_DEFAULT = "configs/vila_u_7b_256.yaml"
 
 
 def run(pictures: str, checkpoint: Path, to: Path, iterations: int | None) -> None:
@@ -63,6 +66,9 @@ def profile_of(checkpoint: Path) -> Path:
             pictures = config["vision_config"]["image_size"]
             size = (int(pictures), int(config["text_config"]["hidden_size"]))
             return Path(JANUS_PROFILES.get(size, JANUS_DEFAULT)).resolve()
+        if config.get("model_type") == "vila_u":
+            pictures = int(config["siglip"]["image_size"])
+            return Path(VILA_U_PROFILES.get(pictures, VILA_U_DEFAULT)).resolve()
         tokens = int(config["num_vq_tokens"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -27,6 +27,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT = BYTES["float32"]
 LORA_RANK = 16
 SHARDS = (2, 4, 8, 16)
+UNREAD = "published"  # a folder of what only published code has, which no device is given
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -46,6 +47,8 @@ class Sizes:
         """Read the headers of all safetensors files; names are told by their beginnings."""
         network = frozen = per_rank = vision = 0
         for path in folder.rglob("*.safetensors"):
+            if path.parent.name == UNREAD:
+                continue
             for name, (_, shape) in read_header(path).items():
                 if path.parent != folder or name.startswith(frozen_names):
                     frozen += math.prod(shape)

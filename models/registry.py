@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "janus": "models.families.janus",
     "showo": "models.families.showo",
+    "vila_u": "models.families.vila_u",
 }
 """Package of each family."""
 ENTRY_POINTS = "hermesflow.families"
@@ -58,7 +59,7 @@ class Family:
     vision: tuple[str, ...] = ()
     """Beginnings of names that are trained only where the config says so: vision towers."""
     train_vision: Callable[[Any], None] | None = None
-    """Has a model train its vision tower; None: this family has none."""
+    """Has a model train its vision tower; None: this family has none that can be trained."""
 
 
 def packages() -> Mapping[str, str]:
@@ -114,7 +115,8 @@ def check_settings(name: str, sampler: str, training: "Training") -> None:
     chosen, image_draws = family(name), training.image_draws
     if training.train_vision and chosen.train_vision is None:
         raise UserError(
-            f"training.train_vision = true, but {chosen.title} has no vision tower; set it to false"
+            f"training.train_vision = true, but {chosen.title} has no vision tower that can be "
+            "trained; set it to false"
         )
     if training.train_vision and training.lora is not None:
         raise UserError(
@@ -153,7 +155,10 @@ def train_vision(name: str, model: UnifiedModel) -> None:
     """Have a model of a family train its vision tower; UserError if there is none."""
     chosen = family(name)
     if chosen.train_vision is None:
-        raise UserError(f"{chosen.title} has no vision tower; set training.train_vision: false")
+        raise UserError(
+            f"{chosen.title} has no vision tower that can be trained; set training.train_vision: "
+            "false"
+        )
     chosen.train_vision(model)
 
 

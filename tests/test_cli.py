@@ -17,7 +17,8 @@ from tests.commands import hermesflow
 COMMANDS = [
     "run", "own", "check", "plan", "report", "push", "ablations", "ingest", "questions",
     "pairs import",
-    "pairs export", "import showo", "import janus", "export", "pretrain", "parity", "conformance",
+    "pairs export", "import showo", "import janus", "import vila_u", "export", "pretrain", "parity",
+    "conformance",
     "gap", "benchmark", "up", "down", "status", "deploy", "store verify", "store gc",
     "store lineage",
 ]  # fmt: skip
@@ -76,6 +77,7 @@ def test_examples_of_the_help_can_be_typed() -> None:
         ("import shoo", "No such command 'shoo'"),
         ("import janus --janus x --roles User --to y", "is not two names with a / between"),
         ("import janus --to y", "--janus"),
+        ("import vila_u --to y", "--vila-u"),
         ("gap --pool x --to y", "--checkpoint"),
         ("deploy", "--pool"),
     ],

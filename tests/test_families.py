@@ -15,6 +15,7 @@ from models import registry
 from models.conformance import checks
 from models.families.janus.model import FAMILY as JANUS
 from models.families.showo.model import FAMILY as SHOWO
+from models.families.vila_u.model import FAMILY as VILA_U
 from models.protocol import UnifiedModel
 from tasks.train import METRICS, read_metrics
 from tests.fake_family.model import FAMILY as FAKE
@@ -23,11 +24,13 @@ from tests.janus_tiny import random_janus, tiny_janus
 from tests.loops import play, quick_exact
 from tests.showo_tiny import tiny_model
 from tests.stage_inputs import make_config
+from tests.vila_u_tiny import random_vila_u, tiny_vila_u
 from training.data import EXACT
 
 
 @pytest.mark.parametrize(
-    ("model", "family"), [(tiny_model, SHOWO), (tiny_janus, JANUS), (make_model, FAKE)]
+    ("model", "family"),
+    [(tiny_model, SHOWO), (tiny_janus, JANUS), (tiny_vila_u, VILA_U), (make_model, FAKE)],
 )
 def test_a_family_conforms(model: object, family: registry.Family) -> None:
     found = list(checks(model(), family))  # type: ignore[operator]
@@ -59,6 +62,11 @@ def test_faults_of_a_family_are_found() -> None:
         ("fake", make_model, {}),
         pytest.param(
             *("janus", random_janus),
+            {"training__prompt_dropout": 0.3, "training__learning_rate": 3e-3},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("vila_u", random_vila_u),
             {"training__prompt_dropout": 0.3, "training__learning_rate": 3e-3},
             marks=pytest.mark.slow,
         ),
@@ -114,5 +122,5 @@ def test_settings_that_do_not_fit_a_family_are_refused(
     both = training(image_draws=0, train_vision=True, lora=lora)
     with pytest.raises(UserError, match="set one of them to false or null"):
         registry.check_settings("janus", "autoregressive", both)
-    with pytest.raises(UserError, match="'shwo' is unknown; known: fake, janus, showo"):
+    with pytest.raises(UserError, match="'shwo' is unknown; known: fake, janus, showo, vila_u"):
         registry.family("shwo")

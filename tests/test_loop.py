@@ -17,6 +17,7 @@ from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_IMAGES
 from tests.janus_tiny import random_janus
 from tests.loops import Commands, Finished, Runner, play, quick, quick_exact
+from tests.vila_u_tiny import random_vila_u
 
 BENCHMARKS = [{"name": "shapes-pope", "folder": None, "limit": 12, "judges": {}}]
 
@@ -78,7 +79,7 @@ def test_samples_do_not_depend_on_batch_size(finished: Finished, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["showo", "janus"])
+@pytest.mark.parametrize("family", ["showo", "janus", "vila_u"])
 def test_stages_in_processes_of_their_own_make_the_artifacts_of_one_process(
     tmp_path: Path, family: str
 ) -> None:
@@ -88,6 +89,7 @@ def test_stages_in_processes_of_their_own_make_the_artifacts_of_one_process(
         return quick_exact(tmp_path / store, family, tmp_path / family, benchmarks=BENCHMARKS)
 
     random_janus().save_pretrained(tmp_path / "janus")
+    random_vila_u().save_pretrained(tmp_path / "vila_u")
     apart, _ = play(config("apart"), runner=Commands())
     together, _ = play(config("together"))
     assert digests(apart) == digests(together)

@@ -168,6 +168,19 @@ def test_a_janus_gets_the_profile_of_its_size(
     assert load_config(path, {}).model.family == "janus"
 
 
+@pytest.mark.parametrize(
+    ("pixels", "profile"), [(256, "vila_u_7b_256"), (384, "vila_u_7b_384"), (32, "vila_u_7b_256")]
+)
+def test_a_vila_u_gets_the_profile_of_its_pictures(
+    tmp_path: Path, pixels: int, profile: str
+) -> None:
+    stored = {"model_type": "vila_u", "siglip": {"image_size": pixels}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    path = profile_of(tmp_path)
+    assert path.stem == profile
+    assert load_config(path, {}).model.family == "vila_u"
+
+
 @pytest.mark.parametrize("questions", [{"by": "captions", "endpoint": "x"}, {"by": "model"}])
 def test_who_writes_and_the_endpoint_go_together(questions: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"

@@ -145,3 +145,13 @@ def test_a_batch_without_labels_has_no_branches() -> None:
     batch = pack([[Segment(ids(1, 2, 3))]], PAD)
     assert batch.num_branches == 0
     assert sum_logps(torch.zeros(0), batch.branch_L, 0).tolist() == []
+
+
+def test_residual_codes_are_labels_of_two_axes() -> None:
+    """All of a position are predicted from the state before it; ignored positions do not count."""
+    codes_ND = np.array([[5, 6], [IGNORE, IGNORE], [7, 8]])
+    picture = Segment(np.zeros(2, dtype=np.int64), parent=0, labels=codes_ND, features=codes_ND[:2])
+    batch = pack([[Segment(np.arange(3)), picture]], 0)
+    assert batch.targets_L.tolist() == [[5, 6], [7, 8]]
+    assert batch.branch_L.tolist() == [0, 0]
+    assert batch.read_BR[0, batch.source_L].tolist() == [2, 4]

@@ -19,7 +19,7 @@ from tests.commands import hermesflow
 from tests.showo_tiny import phi_config, tiny_model
 
 
-@pytest.mark.parametrize("folder", ["showo_tiny", "magvitv2_tiny", "janus_tiny"])
+@pytest.mark.parametrize("folder", ["showo_tiny", "magvitv2_tiny", "janus_tiny", "vila_u_tiny"])
 def test_matches_the_published_implementation(folder: str) -> None:
     missed = [case for case in cases(PARITY / folder) if not case.passed]
     assert not missed

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.commands import hermesflow
 from tests.janus_tiny import tiny_janus
 from tests.loops import Finished, quick
 from tests.showo_tiny import tiny_model
+from tests.vila_u_tiny import tiny_vila_u
 
 TEXTS = Texts(prompt=10, caption=7, question=9, choice=2, questions=3, choices=4)
 LENGTH = 48
@@ -40,9 +42,10 @@ def forward_flops(network: torch.nn.Module) -> float:
     return float(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("name", ["showo", "janus"])
+@pytest.mark.parametrize("name", ["showo", "janus", "vila_u"])
 def test_costs_are_those_that_are_counted(name: str, tmp_path: Path) -> None:
-    model = tiny_model() if name == "showo" else tiny_janus()
+    makers = {"showo": tiny_model, "janus": tiny_janus, "vila_u": tiny_vila_u}
+    model: Any = makers[name]()
     model.save_pretrained(tmp_path)
     of = family(name)
     assert of.costs is not None
@@ -54,12 +57,33 @@ def test_costs_are_those_that_are_counted(name: str, tmp_path: Path) -> None:
     codes = torch.zeros(1, costs.drawn_positions, dtype=torch.long)
     with torch.inference_mode(), counter:
         if name == "showo":
-            model.vq.decode_code(codes, (side, side))  # type: ignore[union-attr]
+            model.vq.decode_code(codes, (side, side))
+        elif name == "janus":
+            model.vq.decode(codes, side, side)
         else:
-            model.vq.decode(codes, side, side)  # type: ignore[union-attr]
+            model.tower.decode(codes[..., None].expand(-1, -1, model.config.depth))
     assert counter.get_total_flops() == pytest.approx(costs.decode, rel=0.05)
     trained = sum(p.numel() for p in model.network.parameters())
     assert costs.parameters == pytest.approx(trained, rel=0.25)
+
+
+def test_costs_of_residual_codes_are_those_of_all_depths(tmp_path: Path) -> None:
+    """The head of a picture's position is a transformer over its codes; seeing is quantising."""
+    model = tiny_vila_u()
+    model.save_pretrained(tmp_path)
+    of = family("vila_u")
+    assert of.costs is not None
+    costs, config = of.costs(tmp_path), model.config
+    codes = torch.zeros(1, config.depth, dtype=torch.long)
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        model.network.code_logits(torch.zeros(1, config.text.hidden_size), codes)
+        model.network.picture_inputs(codes)
+    assert counter.get_total_flops() == pytest.approx(costs.image_head, rel=0.05)
+    pixels = torch.zeros(1, 3, config.image_size, config.image_size)
+    with torch.inference_mode(), counter:
+        model.network.picture_inputs(model.tower.quantise(model.tower.features(pixels)))
+    assert counter.get_total_flops() == pytest.approx(costs.see, rel=0.05)
 
 
 COSTS = Costs(

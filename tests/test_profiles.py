@@ -6,22 +6,30 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from core.config import Config, load_config
 from core.store import Store
 from data.tables import encode_image, write_table
+from models.families.vila_u.parity import TOP_K, TOP_P
 from tasks.train import METRICS, read_metrics
 from tests.commands import hermesflow
 from tests.janus_tiny import published_folder
 from tests.loops import play
 from tests.published import published_parts
 from tests.stage_inputs import pool_row
+from tests.vila_u_tiny import published_folder as published_vila_u
 
 PROJECT = Path(__file__).parent.parent
-SHOW_O, JANUS = (
+SHOW_O, JANUS, VILA_U = (
     [PROJECT / "configs" / f"{name}.yaml" for name in names]
-    for names in (("show_o_256", "show_o_512"), ("janus_1b", "janus_pro_1b", "janus_pro_7b"))
+    for names in (
+        ("show_o_256", "show_o_512"),
+        ("janus_1b", "janus_pro_1b", "janus_pro_7b"),
+        ("vila_u_7b_256", "vila_u_7b_384"),
+    )
 )
+FROZEN = ("vision_model.", "gen_vision_model.", "rqvaesiglip.")
 STEPS = "sampling.images.steps"
 WORDS = ["red", "blue", "big", "small"]
 
@@ -45,8 +53,10 @@ def records(num: int, prefix: str) -> list[dict[str, object]]:
 
 def small(profile: Path, tmp_path: Path) -> Config:
     """The profile on a small model, few records and no GPU; the recipe is its own."""
-    family = "janus" if profile in JANUS else "showo"
-    if profile in JANUS:
+    family = load_config(profile).model.family
+    if profile in VILA_U:
+        folders = {"--vila-u": published_vila_u(tmp_path / "published", "shards.bin")}
+    elif profile in JANUS:
         folders = {"--janus": published_folder(tmp_path / "published", "shards.bin")}
     else:
         parts = published_parts(tmp_path / "published")
@@ -66,6 +76,8 @@ def small(profile: Path, tmp_path: Path) -> Config:
         # Random weights are seldom right, but never alike.
         "scoring.image_score": "soft",
         "pairing.image.min_best": 0.0,
+        # The small VILA-U is nearly sure of its answers, whatever it sees.
+        "pairing.image.min_margin": 0.0 if profile in VILA_U else 0.001,
         "scoring.require_fit": False,
         # Readers would need more than ten pictures.
         "evaluation.judge": "base",
@@ -74,10 +86,20 @@ def small(profile: Path, tmp_path: Path) -> Config:
         "runtime.threads": 1,
         "evaluation.bootstrap_samples": 100,
     }
-    return load_config(profile, changes | ({} if profile in JANUS else {STEPS: 4}))
+    return load_config(profile, changes | ({STEPS: 4} if profile in SHOW_O else {}))
 
 
-@pytest.mark.parametrize("profile", [SHOW_O[1], JANUS[1]], ids=lambda path: path.stem)
+def exported(folder: Path) -> dict[str, Tensor]:
+    """Weights of a published folder: of the network beside an image tokenizer, or of all parts."""
+    found: dict[str, Tensor] = {}
+    for path in [*folder.glob("*.safetensors")] or folder.rglob("*.safetensors"):
+        tensors = load_file(path)
+        assert found.keys().isdisjoint(tensors)
+        found |= tensors
+    return found
+
+
+@pytest.mark.parametrize("profile", [SHOW_O[1], JANUS[1], VILA_U[0]], ids=lambda path: path.stem)
 def test_a_published_model_goes_through_the_loop_and_back(profile: Path, tmp_path: Path) -> None:
     config = small(profile, tmp_path)
     runner, table = play(config)
@@ -96,15 +118,14 @@ def test_a_published_model_goes_through_the_loop_and_back(profile: Path, tmp_pat
     target = tmp_path / "exported"
     given = ["export", str(trained.path("model")), "--to", str(target)]
     assert hermesflow(given) == 0
-    [weights] = target.glob("*.safetensors")
-    published = load_file(weights)
+    published = exported(target)
     before = store.open(results["base", 0]).path("model")
     given[1], given[3] = str(before), str(tmp_path / "base")
     assert hermesflow(given) == 0
-    base = load_file(tmp_path / "base" / weights.name)
+    base = exported(tmp_path / "base")
     assert published.keys() == base.keys()
     changed = {name for name in base if not base[name].equal(published[name])}
-    trainable = {n for n in base if not n.startswith(("vision_model.", "gen_vision_model."))}
+    trainable = {name for name in base if not name.startswith(FROZEN)}
     assert len(changed) > len(trainable) / 2
     assert changed <= trainable
 
@@ -123,6 +144,16 @@ def test_profiles_of_janus_sample_as_published(profile: Path) -> None:
     images = config.sampling.images
     assert (images.guidance + 1, images.temperature, images.top_k) == (5.0, 1.0, None)
     assert {(s.temperature, s.top_p) for s in config.sampling.captions.settings} > {(0.1, 0.95)}
+
+
+@pytest.mark.parametrize("profile", VILA_U, ids=lambda path: path.stem)
+def test_profiles_of_vila_u_sample_as_published(profile: Path) -> None:
+    config = load_config(profile)
+    images = config.sampling.images
+    assert (images.guidance + 1, images.temperature) == (3.0, 1.0)
+    assert (images.top_k, images.top_p) == (TOP_K, TOP_P)
+    settings = {(s.temperature, s.top_p) for s in config.sampling.captions.settings}
+    assert settings > {(0.9, 0.6), (0.6, 0.9)}
 
 
 @pytest.mark.parametrize("profile", SHOW_O, ids=lambda path: path.stem)

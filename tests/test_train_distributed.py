@@ -21,6 +21,7 @@ from showo_tiny import tiny_model
 from stage_inputs import make_config, pair_row, publish
 from test_train import Loop, assert_same_weights, metrics
 from together import Hook, Outcome, no_hook, run_together
+from vila_u_tiny import random_vila_u
 
 import tasks.train
 from core.artifact import Artifact
@@ -187,6 +188,25 @@ def test_two_processes_train_a_janus_like_one(tmp_path: Path, changes: Mapping[s
     assert any("language_model" in name for name in moved)
     assert any("vision_model" in name for name in moved) == config.training.train_vision
     assert not any("vqmodel" in name for name in moved)
+
+
+@SLOW
+@pytest.mark.parametrize("changes", [{}, SHARDED | {"runtime__recompute": True}])
+def test_two_processes_train_a_vila_u_like_one(tmp_path: Path, changes: Mapping[str, Any]) -> None:
+    """Labels of two axes, blocks of two transformers, tables that belong to no process alone."""
+    fixed = JANUS | {"model__family": "vila_u"}
+    alone = {name: value for name, value in changes.items() if name not in SHARDED}
+    config, model = make_config(**fixed, **alone), random_vila_u()
+    one = Group(tmp_path / "one", config, model=model)
+    trained = one.loop.store.open(run_stage(TRAIN, config, one.loop.store, one.inputs).ref)
+    several = Group(tmp_path / "several", make_config(**fixed, **changes), model=model)
+    for row, same in zip(metrics(several.train(2)), metrics(trained), strict=True):
+        assert row == pytest.approx(same, **TOLERANCE)
+    weights = load_file(trained.path("model/model.safetensors"))
+    before = model.state_dict()
+    moved = {name for name, weight in weights.items() if not torch.equal(weight, before[name])}
+    assert any("rqtransformer" in name for name in moved)
+    assert not any("rqvaesiglip" in name for name in moved)
 
 
 def watch_memory(folder: Path, rank: int) -> None:

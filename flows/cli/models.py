@@ -22,6 +22,7 @@ DType = Annotated[
 ]
 EXAMPLES = """
     import janus --janus deepseek-ai/Janus-Pro-1B@COMMIT --to my/janus
+    import vila_u --vila-u mit-han-lab/vila-u-7b-256@COMMIT --to my/vila-u
     import showo --show-o showlab/show-o-512x512@COMMIT --vq showlab/magvitv2@COMMIT \
 --tokenizer microsoft/phi-1_5@COMMIT --resolution 512 --to my/show-o"""
 

@@ -52,6 +52,18 @@ def find_checkpoint(option: str, place: str, *others: str) -> Source:
     return source
 
 
+def find_parts(option: str, place: str, parts: Sequence[str], others: Sequence[str]) -> Source:
+    """The folder of a checkpoint whose weights lie in folders of it, with the `others` it needs."""
+
+    def within(suffix: str) -> list[str]:
+        return [*others, *(f"{part}/{name}" for part in parts for name in _weights(suffix))]
+
+    source = _find(option, place, within(".safetensors"))
+    if source.commit and not all(_has_weights(source.folder / part) for part in parts):
+        return _find(option, place, within(".bin"))
+    return source
+
+
 def find_tokenizer(option: str, place: str) -> Source:
     """The folder of a tokenizer and of the config.json of its language model."""
     return _find(option, place, TOKENIZER)

@@ -33,7 +33,8 @@ class Segment(NamedTuple):
     Labels equal to IGNORE do not count. In a causal segment a label is predicted from the token
     before it (for the first one, the parent's last token), in a full segment from the token at its
     own place, which then is a mask token. A causal root has no label on its first token. A causal
-    leaf may have one label more than ids: its last token is predicted and never read.
+    leaf may have one label more than ids: its last token is predicted and never read. Labels of
+    residual codes are [T,D], all D of a position predicted from the same place.
     """
 
     ids: Ints
@@ -65,6 +66,7 @@ class PackedBatch:
     source_L: Tensor
     """Index into the flattened [B*R] states at `read_BR` of the one that predicts the label."""
     targets_L: Tensor
+    """[L], or [L,D] where the labels of the batch are residual codes."""
     branch_L: Tensor
     num_branches: int
     features_FW: Tensor | None = None
@@ -268,7 +270,7 @@ def _labels(
     source_N = layout.row_S[segment_N] * width + np.where(
         layout.full_S[segment_N], column_N, before_N
     )
-    keep_N = targets_N != IGNORE
+    keep_N = targets_N.reshape(len(targets_N), -1)[:, 0] != IGNORE
     return source_N[keep_N], targets_N[keep_N], branch_N[keep_N], len(labelled)
 
 

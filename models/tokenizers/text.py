@@ -1,6 +1,7 @@
 """A text tokenizer under which no text turns into the tokens that layouts are built from."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -57,6 +58,16 @@ class TextTokenizer:
             else:
                 ids += found["input_ids"]
         return ids
+
+    def beginning(self, text: str, most: int) -> str:
+        """The beginning of a text that has at most `most` tokens."""
+        if len(self.encode(text)) <= most:
+            return text
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [end for _, end in found["offset_mapping"]]
+        # Names of special tokens in a text are more tokens to `encode`, so its own count decides.
+        fitting = bisect_right(ends, most, key=lambda end: len(self.encode(text[:end])))
+        return text[: ends[fitting - 1]] if fitting else ""
 
     def unknown_share(self, text: str) -> float:
         """Share of a text's characters, blanks aside, that no token of their own stands for.

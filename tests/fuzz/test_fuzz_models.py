@@ -21,11 +21,14 @@ from models.families.janus.convert import load_checkpoint
 from models.families.showo.convert import Published, load_published
 from models.families.showo.model import ShowoModel
 from models.families.showo.prompts import ShowoTokenizer
+from models.families.vila_u.convert import load_checkpoint as load_vila_u
 from models.weights import Weights
 from tests.fuzz.harness import EXECUTED, cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
 from tests.janus_tiny import published_folder, tiny_janus
 from tests.showo_tiny import tiny_model
+from tests.vila_u_tiny import published_folder as published_vila_u
+from tests.vila_u_tiny import tiny_vila_u
 
 JSONS = ("config.json", "vq/config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -82,6 +85,29 @@ def test_janus_folders(janus: tuple[Path, Path], data: st.DataObject) -> None:
         else:
             path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
         survives(place, lambda: load_checkpoint(copy))
+
+
+@pytest.fixture(scope="module")
+def vila_u(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small VILA-U, and the published layout of it."""
+    place = tmp_path_factory.mktemp("vila_u")
+    tiny_vila_u().save_pretrained(place / "ours")
+    return place / "ours", published_vila_u(place / "published", "shards.safetensors")
+
+
+@cases(0.3)
+@given(data=st.data())
+def test_vila_u_folders(vila_u: tuple[Path, Path], data: st.DataObject) -> None:
+    with folder() as place:
+        copy = place / "model"
+        shutil.copytree(data.draw(st.sampled_from(vila_u)), copy)
+        path = data.draw(st.sampled_from(sorted(copy.rglob("*.*"))))
+        if path.suffix == ".json" and data.draw(st.booleans()):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(data.draw(changed(document))), encoding="utf-8")
+        else:
+            path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
+        survives(place, lambda: load_vila_u(copy))
 
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"f": "pt"}}

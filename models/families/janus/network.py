@@ -1,14 +1,13 @@
 """The Janus network: one Llama that reads features of a vision tower and draws codes of its own.
 
-Modules and state-dict keys are transformers'. The loop over the layers is ours: rows are packed
-trees (models/nn/packing.py), and prefixes are kept in a cache that rows share.
+Modules and state-dict keys are transformers'. The loop over the layers is models/nn/llama.py: rows
+are packed trees, and prefixes are kept in a cache that rows share.
 
 Shapes: B rows, T query tokens, S key tokens (cached ones first), R chosen positions, D width,
 V text vocabulary, C codebook entries, I pictures, F positions of a picture, W width of a feature,
 P patch side.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.families.janus.config import JanusConfig
 from models.nn.kv_cache import FixedCache, KVCache
+from models.nn.llama import new_llama_cache, run_llama
 from models.nn.packing import PackedBatch
 from models.nn.token_logps import token_logps
 
@@ -74,11 +74,7 @@ class Janus(nn.Module):
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty key-value cache with the device and dtype of the weights."""
-        text = self.config.text
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        like = self.lm_head.weight.detach()
-        heads = text.num_key_value_heads
-        return KVCache(text.num_hidden_layers, heads, width, rows, capacity, like)
+        return new_llama_cache(self.config.text, self.lm_head.weight, rows, capacity)
 
     def forward(
         self,
@@ -99,29 +95,9 @@ class Janus(nn.Module):
         cache: KVCache | FixedCache | None = None,
         read_BR: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B,T,D], or [B,R,D] at the positions `read_BR`, from embeddings.
-
-        `attend_B1TS` is boolean, True where a query may see a key; None is causal, and with a cache
-        for a single token that sees all of it.
-        """
+        """Final hidden states [B,T,D], or [B,R,D] at `read_BR`, of embeddings; see `run_llama`."""
         llama = self.model.language_model
-        rotary = llama.rotary_emb(hidden_BTD, position_ids_BT)
-        bias_B1TS = None
-        if attend_B1TS is not None:
-            bias_B1TS = torch.zeros_like(attend_B1TS, dtype=hidden_BTD.dtype)
-            bias_B1TS = bias_B1TS.masked_fill_(~attend_B1TS, -math.inf)
-        for layer in llama.layers:
-            hidden_BTD = layer(
-                hidden_BTD,
-                attention_mask=bias_B1TS,
-                position_embeddings=rotary,
-                past_key_values=cache,
-            )
-        if read_BR is not None:
-            rows_B1 = torch.arange(len(hidden_BTD), device=hidden_BTD.device)[:, None]
-            hidden_BTD = hidden_BTD[rows_B1, read_BR]
-        normed_BRD: Tensor = llama.norm(hidden_BTD)
-        return normed_BRD
+        return run_llama(llama, hidden_BTD, attend_B1TS, position_ids_BT, cache, read_BR)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Input [B,T,D] of packed rows: text, codes (ids from V on) and features of pictures."""

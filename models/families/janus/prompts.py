@@ -5,7 +5,6 @@ question, the assistant's name. Generation: bos, the user's turn with the prompt
 name, begin_of_image, codes. Ids are vocabulary ids.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,22 +124,11 @@ class JanusTokenizer(TextTokenizer):
 
         An empty prompt has no separator behind it, as published.
         """
-        content = self._kept(text.strip())
+        content = self.beginning(text.strip(), self.settings.max_text_len)
         user, assistant = self.settings.user, self.settings.assistant
         between = f" {content}{BETWEEN}" if content else ""
         turn = self.turns(user, f":{between}", assistant, ":")
         return _ids(self.special.bos, *turn, self.special.boi)
-
-    def _kept(self, text: str) -> str:
-        """The beginning of a text that has at most `max_text_len` tokens."""
-        most = self.settings.max_text_len
-        if len(self.encode(text)) <= most:
-            return text
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end for _, end in found["offset_mapping"]]
-        # Names of special tokens in a text are more tokens to `encode`, so its own count decides.
-        fitting = bisect_right(ends, most, key=lambda end: len(self.encode(text[:end])))
-        return text[: ends[fitting - 1]] if fitting else ""
 
     def unprompted(self, prompt: Ids) -> Ids:
         """The same row for guidance: all between bos and begin_of_image is the pad token."""
