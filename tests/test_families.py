@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from core.config import Training
 from core.errors import UserError
 from core.store import Store
-from data.tables import read_table
+from data.shapes.records import make_records
+from data.tables import read_table, write_table
 from models import registry
 from models.conformance import checks
 from models.families.janus.model import FAMILY as JANUS
@@ -18,6 +20,7 @@ from models.families.showo.model import FAMILY as SHOWO
 from models.families.vila_u.model import FAMILY as VILA_U
 from models.protocol import UnifiedModel
 from tasks.train import METRICS, read_metrics
+from tests.commands import hermesflow
 from tests.fake_family.model import FAMILY as FAKE
 from tests.fake_family.model import make_model
 from tests.janus_tiny import random_janus, tiny_janus
@@ -93,6 +96,31 @@ def test_the_loop_runs_on_families_with_exact_likelihoods(
     assert rows[0]["image/loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert rows[-1]["image/rewards/margins"] > 0
     assert "evaluate" in results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "make"), [("janus", random_janus), ("vila_u", random_vila_u)])
+def test_the_gap_and_benchmarks_take_every_family(
+    tmp_path: Path, name: str, make: Callable[[], UnifiedModel]
+) -> None:
+    """By the commands that users type, on a model that knows nothing."""
+    model = tmp_path / name
+    make().save_pretrained(model)
+    document = quick_exact(tmp_path / "store", name, model).model_dump(mode="json")
+    config = tmp_path / "my.yaml"
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    pool = tmp_path / "pool.parquet"
+    write_table(pool, "pool", [record.row() for record in make_records(4, "validation", 0)])
+    common = ["--checkpoint", str(model), "--config", str(config)]
+    to = {one: tmp_path / one for one in ("gap", "shapes-pope", "shapes-geneval")}
+    assert hermesflow(["gap", "--pool", str(pool), *common, "--to", str(to["gap"])]) == 0
+    for benchmark in ("shapes-pope", "shapes-geneval"):
+        words = ["benchmark", benchmark, "--limit", "6", "--split", "validation"]
+        assert hermesflow([*words, *common, "--to", str(to[benchmark])]) == 0
+    for place in to.values():
+        assert (place / "metrics.parquet").is_file()
+    rows = read_table(to["gap"] / "metrics.parquet", "metrics").to_pylist()
+    assert {"understanding", "generation", "gap"} <= {row["name"] for row in rows}
 
 
 @pytest.mark.parametrize(
