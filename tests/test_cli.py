@@ -50,6 +50,11 @@ def test_the_list_of_commands_is_whole_and_by_topic(capsys: pytest.CaptureFixtur
         assert re.search(rf"^. {name} ", shown, re.MULTILINE), name
 
 
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hermesflow(["--version"]) == 0
+    assert re.fullmatch(r"hermesflow \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def examples() -> Iterator[str]:
     """Of the help of all commands."""
     for group in (app, *(one.typer_instance for one in app.registered_groups)):

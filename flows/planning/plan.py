@@ -40,7 +40,6 @@ class Row:
 
 def show_plan(config: Config, gpus: str | None, price: float | None) -> None:
     """Print the resolved config, and what its run takes on devices."""
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     devices = parse_gpus(gpus) if gpus else _here(config)
     model, pool, test = model_of(config), *_records(config)
     entries = entries_of(config)
@@ -48,6 +47,7 @@ def show_plan(config: Config, gpus: str | None, price: float | None) -> None:
     plan = works(config, model, pool, test, 1.0 if share is None else share)
     known = measured(config, model, devices, entries)
     rows = [row_of(work, known.get(work.stage), config, model, devices) for work in plan]
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print(_table(rows))
     print("\n".join(_notes(config, model, devices, rows, share, price)))
 

@@ -56,6 +56,10 @@ def _convert(family: str) -> Any:
 
 def _model_folder(checkpoint: Path) -> Path:
     """The folder itself, or that of an artifact of the store."""
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint} is no folder; give a model's, or a checkpoint's of the store"
+        )
     inside = checkpoint / "model"
     if (inside / "config.json").is_file() and (checkpoint / "config.json").is_file():
         raise UserError(
