@@ -99,7 +99,13 @@ def exported(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("profile", [SHOW_O[1], JANUS[1], VILA_U[0]], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "profile",
+    [
+        pytest.param(SHOW_O[1], id=SHOW_O[1].stem),
+        *(pytest.param(one, id=one.stem, marks=pytest.mark.slow) for one in (JANUS[1], VILA_U[0])),
+    ],
+)
 def test_a_published_model_goes_through_the_loop_and_back(profile: Path, tmp_path: Path) -> None:
     config = small(profile, tmp_path)
     runner, table = play(config)
