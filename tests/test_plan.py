@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.hardware import device_name
 from flows.planning.devices import Devices, parse_gpus
 from flows.planning.measured import entries_of, measured, pairs_share
-from flows.planning.plan import duration
+from flows.planning.plan import duration, row_of
 from flows.planning.work import Model, Texts, works
 from models.costs import Costs
 from models.registry import family
@@ -203,5 +203,8 @@ def test_earlier_runs_take_the_place_of_stated_shares(
     rows = table(capsys.readouterr().out)
     assert rows["sample-images"][1] == "72 records"
     assert "measured" in rows["sample-images"]
+    [train] = [work for work in works(config, model, 72, 48, 1.0) if work.stage == "train"]
+    row = row_of(train, known["train"], config, model, here)
+    assert row.disk == pytest.approx(2 * known["train"].disk / known["train"].runs)
     mean = known["sample-images"].seconds / known["sample-images"].runs
     assert rows["sample-images"][4] == duration(2 * 2 * mean)

@@ -119,8 +119,11 @@ def row_of(
         seconds, is_measured = of_one / devices.count, True
     elif flops:
         seconds = devices.seconds(flops, work.kind)
-    disk = known.disk / known.records * work.records if known and known.records else 0.0
-    disk = disk or _disk(work, config, model)
+    disk = _disk(work, config, model)
+    if known and known.records:
+        # A checkpoint is as large after many pairs as after few; tables grow with their records.
+        share = 1 / known.runs if work.stage == "train" else work.records / known.records
+        disk = known.disk * share
     return Row(
         work, None if seconds is None else seconds * work.runs, is_measured, disk * work.runs
     )
