@@ -123,8 +123,21 @@ def export(
     export_published(checkpoint, to, format, dtype)
 
 
-@command("pretrain", MODELS, "pretrain\npretrain --family janus --quick --out try")
+PRETRAIN = """
+    pretrain configs/pretrain_emoji.yaml --out my/emoji
+    pretrain --family janus --quick --out try"""
+
+
+@command("pretrain", MODELS, PRETRAIN)
 def pretrain(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="Of a model of one's own pool.",
+            show_default="the shipped models of the built-in world",
+        ),
+    ] = None,
     family: Annotated[
         Literal["showo", "janus"], typer.Option(help="Of the small model.")
     ] = "showo",
@@ -137,15 +150,21 @@ def pretrain(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps, to see it work.")] = False,
 ) -> None:
-    """Make the shipped models of the built-in world anew: half an hour on two cores."""
+    """Make a small model from nothing: of a pool of one's own, or the shipped ones anew."""
     import os
 
     import torch
 
+    from core.settings import load_settings
+    from tasks.pretrain.own import Own
+    from tasks.pretrain.settings import Pretraining
     from tasks.pretrain.shipped import make
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    make(family, out, seed, quick)
+    if config is None:
+        make(family, out, seed, quick)
+    else:
+        Own(load_settings(config, Pretraining, {}), out).make()
 
 
 @command("parity", MODELS, "parity tests/parity/showo_tiny tests/parity/janus_tiny")
