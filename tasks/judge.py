@@ -22,7 +22,7 @@ from core.config import Config
 from core.errors import UserError
 from core.stage import Stage, StageContext
 from data.rows import spread_batches, spread_records
-from data.tables import decode_image, write_table
+from data.tables import decode_image, parquet_files, write_table
 from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.judges.catalog import (
@@ -108,14 +108,15 @@ def _train_readers(context: StageContext) -> None:
     clip = open_clip(folder, device) if folder else None
     inputs, questions = [], []
     columns = ["record_id", "image", "questions"]
-    for rows in spread_batches(context.input("pool").parts(), columns, settings.pictures):
+    files = [*context.input("pool").parts(), *_more_records(config)]
+    for rows in spread_batches(files, columns, settings.pictures):
         asked = [row for row in rows if row["questions"]]
         if asked:
             inputs.append(as_inputs([decode_image(row["image"]) for row in asked], clip))
             questions += [row["questions"] for row in asked]
     if not inputs:
         raise UserError(
-            "evaluation.judge = 'reader' learns from the questions of the pool, which has none; "
+            "evaluation.judge = 'reader' learns from the questions of its records, which have none; "
             "have them written (config section questions)"
         )
     whole = np.concatenate(inputs)
@@ -127,6 +128,18 @@ def _train_readers(context: StageContext) -> None:
             network = train_network(whole, questions, number, settings.pictures, device, bar)
             with draft.write(name) as path:
                 save_network(network, path)
+
+
+def _more_records(config: Config) -> list[Path]:
+    """Files of `evaluation.reader.records`, where readers judge."""
+    records = config.evaluation.reader.records
+    return parquet_files(records) if config.evaluation.judge == "reader" and records else []
+
+
+def _files(config: Config) -> list[Path]:
+    """What the judge is made of, beside the artifacts of the store."""
+    folder = config.evaluation.folder
+    return [*(encoder_files(folder) if folder else ()), *_more_records(config)]
 
 
 def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
@@ -267,7 +280,7 @@ STAGE = Stage(
     ),
     inputs=("pool", "test", "base"),
     body=_body,
-    files=lambda c: encoder_files(c.evaluation.folder) if c.evaluation.folder else (),
+    files=_files,
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
     resources=judge_server,
 )

@@ -21,7 +21,12 @@ class Reader(Section):
         12_000,
         ge=64,
         description="pictures that each learns from, one after the other and again; at most so "
-        "many records of the pool are read",
+        "many records are read",
+    )
+    records: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Parquet file or folder in the pool schema that they learn from beside the "
+        "pool; null: the pool alone",
     )
 
 
@@ -42,7 +47,9 @@ class Evaluation(Section):
     family: FamilyName | None = Field(
         None, description="family of the judge in folder; null: that of the model"
     )
-    reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=12_000))
+    reader: Reader = Field(
+        default_factory=lambda: Reader(networks=3, pictures=12_000, records=None)
+    )
     endpoint: Endpoint | None = Field(description="the outside judge; null: none")
     max_unanswered: MaxUnanswered = Field(
         0.05, description="largest share of questions to the judge or the model without an answer"
@@ -62,6 +69,11 @@ class Evaluation(Section):
             raise ValueError(
                 f"folder = {self.folder!r}, but judge = {self.judge!r} reads none; set folder: "
                 "null, or judge to checkpoint, encoder or reader"
+            )
+        if self.reader.records is not None and self.judge != "reader":
+            raise ValueError(
+                f"reader.records = {self.reader.records!r}, but judge = {self.judge!r} learns from "
+                "none; set reader.records: null, or judge to reader"
             )
         return self
 
