@@ -220,9 +220,9 @@ def _check_files(
 
 def _check_data(config: Config) -> None:
     places, learnt_from = {}, {}
-    if config.evaluation.reader.records is not None:
-        field = "evaluation.reader.records"
-        places[field] = config.evaluation.reader.records
+    if config.evaluation.records is not None:
+        field = "evaluation.records"
+        places[field] = config.evaluation.records
         learnt_from[field] = _check_records(field, places[field], asked=False)
     if config.data.source == "shapes":
         return

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from core.progress import Progress
 from core.runtime import derive_seed
 from data.questions import QuestionRow
-from evals.judges.base import Judge, Row
+from evals.judges.base import Judge, Row, of_types
 from evals.networks.clip_similarity import ClipSimilarity
 from evals.vqa import Answered, chosen
 
@@ -128,10 +128,7 @@ class Reader(Judge):
         self._types, self._clip, self._device = types, clip, device
 
     def questions(self, records: Sequence[Row]) -> list[list[QuestionRow]]:
-        return [
-            [q for q in record["questions"] if self._types is None or q["type"] in self._types]
-            for record in records
-        ]
+        return of_types(records, self._types)
 
     @torch.inference_mode()
     def answers(
