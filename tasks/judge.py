@@ -298,7 +298,7 @@ def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str])
 
 STAGE = Stage(
     "judge",
-    2,
+    3,
     config_keys=(
         "model.family",
         "model.precision",
