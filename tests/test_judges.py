@@ -27,6 +27,7 @@ from data.tables import decode_image, read_table, write_table
 from evals.judges.catalog import open_judge, provenance_of, read_record
 from evals.judges.encoder import CHOICES, EncoderJudge, caption_question
 from evals.judges.nearest import PICTURES
+from evals.judges.reader import Reader, ReaderNetwork
 from evals.networks.clip_similarity import ClipSimilarity
 from tasks.judge import STAGE
 from tests.loops import quick
@@ -101,6 +102,20 @@ def test_readers_learn_what_pictures_show_and_leave_out_what_they_do_not(store: 
     assert found["chance", "color"]["value"] == pytest.approx(1 / len(COLORS))
     least = min(found[name, "mood"]["low"] for name in LEADS)
     assert least <= 0 < min(found[name, "color"]["low"] for name in LEADS)
+
+
+def test_what_a_reader_says_does_not_depend_on_what_else_it_is_asked() -> None:
+    torch.manual_seed(0)
+    rows = colors("pool", 6)
+    pictures = [decode_image(row["image"]) for row in rows]
+    questions = [row["questions"][: 1 + number % 2] for number, row in enumerate(rows)]
+    reader = Reader([ReaderNetwork()], None, None, "cpu")
+    together = reader.answers(pictures, questions)
+    for picture, asked, found in zip(pictures, questions, together, strict=True):
+        for question, one in zip(asked, found, strict=True):
+            ((alone,),) = reader.answers([picture], [[question]])
+            assert alone.right == one.right
+            assert alone.probability == pytest.approx(one.probability, abs=1e-5)
 
 
 def test_the_nearest_real_picture_answers_for_a_drawing(store: Store, tmp_path: Path) -> None:
