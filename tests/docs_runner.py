@@ -1,8 +1,8 @@
 """Goes through a page of the documentation as its reader would, from top to bottom.
 
-Each shell statement runs in one folder, a copy of the checkout; the folder, exports and files that it
-leaves are there for the next one. A YAML block goes into the file that its first comment names:
-`# my.yaml` is the whole file, `# in my.yaml` replaces sections of it.
+Shell statements run in a copy of the checkout; the folder, exports and files that one leaves are
+there for the next one. A YAML block goes into the file that its first comment names: `# my.yaml` is
+the whole file, `# in my.yaml` replaces sections of it.
 """
 
 import os
@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,15 @@ NAMED = re.compile(r"^# (in )?([\w./-]+\.yaml)$", re.MULTILINE)
 HEREDOC = re.compile(r"<<-?\s*'?(\w+)'?")
 # What a checkout does not hold, and what runs make in it.
 NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv*", ".hermesflow", "__pycache__", ".*_cache", "site", "build", "*.egg-info", "mlruns"
+    ".git",
+    ".venv*",
+    ".hermesflow",
+    "__pycache__",
+    ".*_cache",
+    "site",
+    "build",
+    "*.egg-info",
+    "mlruns",
 )
 Kind = Literal["bash", "yaml", "python"]
 
@@ -71,6 +79,7 @@ class Reader:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    at_end: list[Callable[[], object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         shutil.copytree(ROOT, self.folder, ignore=NOT_COPIED)
@@ -84,9 +93,16 @@ class Reader:
         }
         own = {"HOME": str(self._state / "home"), "PYTHONPATH": str(self.folder)}
         self._start = inherited | own | {"OMP_NUM_THREADS": "1"}
+        self.run(". .venv/bin/activate")
+        self.at_end.append(lambda: self.run(f"cd '{self.folder}' && hermesflow down"))
+
+    def leave(self) -> None:
+        """Stop what was started."""
+        for end in reversed(self.at_end):
+            end()
 
     def _install(self) -> None:
-        """`.venv` of the checkout is the environment of the tests, and says that it is up to date."""
+        """`.venv` is the environment of the tests, and says that it is up to date."""
         place = self.folder / ".venv"
         place.mkdir()
         for path in Path(sys.prefix).iterdir():
