@@ -1,7 +1,7 @@
 """Readers of the documentation: what each page supposes that they have, and what cannot run.
 
-Long runs are shortened in the open: `pipeline.yaml` and profiles in a reader's checkout extend those
-of the tests, or the shipped profiles with fewer records and steps.
+Long runs are shortened in the open: `pipeline.yaml` and profiles in the checkout of a reader extend
+those of the tests, or the shipped ones with fewer records and steps.
 """
 
 import json
@@ -32,7 +32,7 @@ from tests.test_profiles import records
 from tests.tiny_judges import clip, detector, inception
 from tests.vila_u_tiny import published_folder as published_vila_u
 
-JANUS = ROOT / "models/assets/shapes/janus"
+JANUS, ENCODER = (ROOT / "models/assets/shapes" / one for one in ("janus", "caption_encoder"))
 SHORT = {
     "extends": "tests/configs/quick.yaml",
     "iterations": 1,
@@ -136,6 +136,7 @@ def own_pictures(reader: Reader) -> Mapping[str, str]:
 def own_pool(reader: Reader) -> Mapping[str, str]:
     own_pictures(reader)
     shutil.copytree(JANUS, reader.folder / "my/janus")
+    shutil.copytree(ENCODER, reader.folder / "my/encoder")
     folder = reader.folder / "datasets/journeydb"
     pairs = [test_pair_files.published(number, folder) for number in range(3)]
     (reader.folder / "pair_dpo_data.json").write_text(json.dumps(pairs), encoding="utf-8")
@@ -163,7 +164,7 @@ def own_model(reader: Reader) -> Mapping[str, str]:
         place = reader.folder / "my/data" / name
         place.mkdir(parents=True)
         write_table(place / "part-00000.parquet", "pool", some)
-    shutil.copytree(ROOT / "models/assets/shapes/caption_encoder", reader.folder / "my/encoder")
+    shutil.copytree(ENCODER, reader.folder / "my/encoder")
     return {"@COMMIT": f"@{COMMIT}"}
 
 
@@ -373,13 +374,28 @@ PAGES: dict[str, Page] = {
                 "waits for a second machine", "tests/test_train_distributed.py"
             ),
         },
+        {
+            "hermesflow plan configs/shapes_janus.yaml --gpus 4xH100 --price 2.5": (
+                r"(?s)stage +runs.* at 2.5 for each.*Memory of train: at least"
+            ),
+        },
         after_run=True,
     ),
     "docs/how-to/benchmarks.md": Page(benchmark_data, after_run=True),
     "docs/how-to/configs.md": Page(short),
     "docs/how-to/s3.md": Page(bucket, says={"hermesflow check my.yaml": "is valid"}),
     "docs/how-to/own-model.md": Page(own_model, hub=True),
-    "docs/how-to/own-pool.md": Page(own_pool, says={"hermesflow questions my.yaml": r"\?"}),
+    "docs/how-to/own-pool.md": Page(
+        own_pool,
+        says={
+            "hermesflow ingest my/pictures --to my/pool --test-share 0.1": (
+                r"data: \{source: parquet, pool: my/pool/pool, test: my/pool/test\}"
+            ),
+            "hermesflow questions my.yaml": r"\?",
+            "hermesflow plan my.yaml --gpus 4xH100": r"In all .* on 4 x H100",
+            "hermesflow run my.yaml": "readers trained on real pictures",
+        },
+    ),
     "docs/how-to/questions-and-judge.md": Page(
         own_questions,
         {

@@ -86,6 +86,23 @@ def test_commands_of_a_page_can_be_typed(name: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_commands_in_sentences_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command alone is its name; one with arguments is whole, unless dots leave something out."""
+    monkeypatch.setattr("flows.cli.app.run_command", lambda body: 0)
+    prose = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for text in re.findall(r"`((?:hermesflow|make) [^`]*)`", prose):
+        program, *words = text.replace("[", " ").replace("]", " ").split()
+        if program == "make":
+            check_make(words)
+        elif words[0] in ("COMMAND", "--install-completion") or words == ["import", "mine"]:
+            continue  # any; changes files of a shell; a family of somebody's own
+        elif len(words) == 1 or "..." in words:
+            assert words[0] == "--help" or hermesflow([words[0], "--help"]) == 0, text
+        else:
+            assert hermesflow(words) == 0, text
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_configs_of_a_page_are_valid(name: str, tmp_path: Path) -> None:
     """Each is what differs from the profile that it extends, or from pipeline.yaml."""
     for number, block in enumerate(blocks(ROOT / name, "yaml")):
