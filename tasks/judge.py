@@ -68,7 +68,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
     use_threads(config.runtime.threads)
     base = context.input("base").path("model")
     provenance = provenance_of(config, base)
-    rows = accuracy_rows(_answers(context, _prepare(context), base), config)
+    rows = accuracy_rows(_answers(context, _prepare(context, base), base), config)
     readable = sorted({row["group"] for row in rows} - {ALL} - unreadable(rows))
     _check(provenance, rows, readable)
     types = tuple(readable) if provenance.kind in LEARNING else None
@@ -88,7 +88,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
     }
 
 
-def _prepare(context: StageContext) -> Path:
+def _prepare(context: StageContext, base: Path) -> Path:
     """The folder of the draft, with what the judge learns before it is asked anything."""
     config, draft = context.config, context.draft
     if config.evaluation.judge == "encoder" and not draft.has(CAPTIONS):
@@ -97,7 +97,7 @@ def _prepare(context: StageContext) -> Path:
             rows = spread_records(pool, ["record_id", "prompt"], DISTRACTORS)
             write_captions(path, [row["prompt"] for row in rows])
     if config.evaluation.judge == "reader":
-        _train_readers(context)
+        _train_readers(context, base)
         return draft.path(NETWORK.format(0)).parent.parent
     if config.evaluation.judge == "nearest":
         _keep_real_pictures(context)
@@ -105,7 +105,7 @@ def _prepare(context: StageContext) -> Path:
     return draft.path(CAPTIONS).parent if draft.has(CAPTIONS) else Path()
 
 
-def _train_readers(context: StageContext) -> None:
+def _train_readers(context: StageContext, base: Path) -> None:
     """Each network that the draft lacks; they learn from the same pictures in other orders."""
     from evals.judges.reader import as_inputs, save_network, train_network
 
@@ -116,10 +116,14 @@ def _train_readers(context: StageContext) -> None:
         return
     folder = config.evaluation.folder
     clip = open_clip(folder, device) if folder else None
+    model = open_model(config, base) if settings.reconstructed else None
     inputs, questions = [], []
     for pictures, asked in _real_pictures(context, settings.pictures):
         inputs.append(as_inputs(pictures, clip))
         questions += asked
+        if model is not None:
+            inputs.append(as_inputs(model.decode(model.encode(pictures)), clip))
+            questions += asked
     whole = np.concatenate(inputs)
     with context.progress("train readers", settings.networks * settings.pictures) as bar:
         for number, name in enumerate(names):

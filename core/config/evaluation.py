@@ -23,6 +23,11 @@ class Reader(Section):
         description="pictures that each learns from, one after the other and again; at most so "
         "many records are read",
     )
+    reconstructed: bool = Field(
+        False,
+        description="learn from each picture twice: as it is, and as the base's image tokenizer "
+        "gives it back, so that what the tokenizer loses is not held against a drawing",
+    )
 
 
 class Evaluation(Section):
@@ -48,7 +53,9 @@ class Evaluation(Section):
         description="real pictures that reader and nearest know beside those of the pool: a "
         "Parquet file or folder in the pool schema; null: none",
     )
-    reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=12_000))
+    reader: Reader = Field(
+        default_factory=lambda: Reader(networks=3, pictures=12_000, reconstructed=False)
+    )
     endpoint: Endpoint | None = Field(description="the outside judge; null: none")
     max_unanswered: MaxUnanswered = Field(
         0.05, description="largest share of questions to the judge or the model without an answer"

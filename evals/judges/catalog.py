@@ -59,7 +59,8 @@ def provenance_of(config: Config, base: Path) -> Provenance:
         return Provenance(kind, "the frozen base checkpoint", False, why)
     if kind == "reader":
         seen = f"features of {evaluation.folder}" if evaluation.folder else "pixels"
-        why = f"it has learnt from real pictures alone, by {seen}, and has no weights of the model"
+        seen += ", also as the image tokenizer gives them back" * evaluation.reader.reconstructed
+        why = f"it has learnt from real pictures alone ({seen}) and has no weights of the model"
         return Provenance(kind, "readers trained on real pictures", True, why)
     if kind == "nearest":
         why = "it compares pixels with real pictures and has no weights"
