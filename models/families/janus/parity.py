@@ -25,6 +25,7 @@ from models.families.janus.model import VQ, JanusModel, Kept, load_network
 from models.families.janus.prompts import JanusTokenizer
 from models.families.janus.sampler import Rows, generate_images
 from models.families.janus.vq import JanusVQ
+from models.nn.chat import captioned, read_picture
 from models.nn.packing import Segment, Tree, pack
 from models.parity.case import (
     Case,
@@ -38,7 +39,6 @@ from models.parity.published import PublishedNumbers, shifted
 from models.protocol import Autoregressive, Modality, TextSampling
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 from models.samplers.prefixes import generate_text
-from models.samplers.reading import leaf
 from models.weights import Held
 
 SUMS = 2e-4
@@ -312,13 +312,8 @@ def _pair_trees(fixture: JanusFixture, modality: Modality) -> list[Tree]:
     for pair in run["captions"]:
         picture = Image.fromarray(inputs[f"pixels_{pair['pic']}"])
         [patches] = fixture.policy.patches([picture])
-        places = np.full(len(patches), tokenizer.special.image, dtype=np.int64)
-        tree = [
-            Segment(tokenizer.picture_head()),
-            Segment(places, parent=0, features=patches),
-            Segment(tokenizer.question(pair["q"]), parent=1),
-        ]
-        trees.append([*tree, *(leaf(tokenizer.answer(pair[side]), 2) for side in ("win", "lose"))])
+        answers = (pair["win"], pair["lose"])
+        trees.append(captioned(read_picture(patches, tokenizer), pair["q"], answers, tokenizer))
     return trees
 
 

@@ -20,8 +20,8 @@ from models.sizes import (
     as_sizes,
     building,
     check_sizes,
+    read_own_sizes,
     read_part,
-    read_sizes,
 )
 
 OWN = "hermesflow"  # key of our settings in config.json
@@ -129,17 +129,7 @@ class VilaUConfig:
     def from_json(cls, path: Path | str) -> VilaUConfig:
         """Read a config.json of ours; UserError for one of another model or layout."""
         place = Path(path)
-        stored = read_sizes(place)
-        kind = stored.get("model_type")
-        if kind == PUBLISHED_TYPE:
-            raise UserError(
-                f"{place} is of the published layout (model_type = {kind!r}); make a folder of it "
-                "with `hermesflow import vila_u`, and give that"
-            )
-        if kind != TYPE:
-            raise UserError(
-                f"{place}: model_type = {kind!r} is no VILA-U; set model.family to what it is"
-            )
+        stored = read_own_sizes(place, "vila_u", "VILA-U", TYPE, PUBLISHED_TYPE)
         return cls.from_sizes(stored, place)
 
     @classmethod

@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from models.families.vila_u.config import PUBLISHED_TYPE
 from models.families.vila_u.convert import FOLDERS, published_config, split
-from models.families.vila_u.likelihood import PICTURE, drawn_picture, read_picture
+from models.families.vila_u.likelihood import drawn_picture
 from models.families.vila_u.model import Kept, VilaUModel, cropped, load_network, padded
-from models.families.vila_u.prompts import Ids, VilaUTokenizer
+from models.families.vila_u.prompts import VilaUTokenizer
 from models.families.vila_u.sampler import Rows, generate_images
 from models.families.vila_u.sentencepiece import read_tokenizer
 from models.families.vila_u.tower import Tower
+from models.nn.chat import POSITIONS, captioned, read_picture
 from models.nn.packing import IGNORE, PackedBatch, Segment, Tree, pack, pack_trees
 from models.parity.case import (
     ABSOLUTE,
@@ -41,7 +42,7 @@ from models.parity.published import PublishedNumbers, shifted
 from models.protocol import Autoregressive, Modality, TextSampling
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 from models.samplers.prefixes import generate_text
-from models.samplers.reading import leaf
+from models.tokenizers.chat import Ids
 from models.weights import Held
 
 IMAGE = -200
@@ -209,7 +210,7 @@ def _asked(fixture: VilaUFixture, index: int) -> Tree:
     tokenizer = fixture.policy.tokenizer
     turn = tokenizer.question(fixture.prompting["und"][index]["question"])
     picture = read_picture(fixture.codes(index), tokenizer)
-    return [*picture, Segment(turn, parent=PICTURE)]
+    return [*picture, Segment(turn, parent=POSITIONS)]
 
 
 def _logit_cases(fixture: VilaUFixture) -> Iterator[Case]:
@@ -392,7 +393,6 @@ def _pair_trees(fixture: VilaUFixture, modality: Modality) -> list[Tree]:
             trees.append([Segment(tokenizer.prompt(prompt)), *leaves])
         return trees
     for pair in run["captions"]:
-        tree = read_picture(fixture.codes(pair["pic"]), tokenizer)
-        tree.append(Segment(tokenizer.question(pair["q"]), parent=PICTURE))
-        trees.append([*tree, *(leaf(tokenizer.answer(pair[side]), 2) for side in ("win", "lose"))])
+        picture = read_picture(fixture.codes(pair["pic"]), tokenizer)
+        trees.append(captioned(picture, pair["q"], (pair["win"], pair["lose"]), tokenizer))
     return trees
