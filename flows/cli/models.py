@@ -126,7 +126,7 @@ def export(
 @command("pretrain", MODELS, "pretrain\npretrain --family janus --quick --out try")
 def pretrain(
     family: Annotated[
-        Literal["showo", "janus"], typer.Option(help="Of the small model.")
+        Literal["showo", "janus", "vila_u"], typer.Option(help="Of the small model.")
     ] = "showo",
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where it goes.")] = Path(
         "models/assets/shapes-new"

@@ -165,8 +165,11 @@ class VilaUConfig:
         ours = {"n_embed": quantiser.n_embed, "embed_dim": quantiser.embed_dim}
         sizes |= {f"rqvaesiglip.{name}": (size, MAX_WIDTH) for name, size in ours.items()}
         sizes["rqvaesiglip.code_shape's depth"] = (self.depth, MAX_DEPTH)
-        for name in ("z_channels", "resolution", "ch", "num_res_blocks", "out_ch"):
+        for name in ("z_channels", "resolution", "ch", "out_ch"):
             sizes[f"rqvaesiglip.ddconfig.{name}"] = (getattr(decoder, name), MAX_WIDTH)
+        # The decoder has one block per level more than this.
+        blocks = "number of blocks per level, rqvaesiglip.ddconfig.num_res_blocks + 1,"
+        sizes[blocks] = (decoder.num_res_blocks + 1, MAX_LAYERS)
         for size in decoder.ch_mult:
             sizes["rqvaesiglip.ddconfig.ch_mult's entries"] = (size, MAX_WIDTH)
         sizes["number of entries of rqvaesiglip.ddconfig.ch_mult"] = (
