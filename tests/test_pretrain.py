@@ -46,7 +46,8 @@ def test_pretraining_is_reproducible(make: Callable[[], Learner]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "folder"), [("showo", "shapes/base"), ("janus", "shapes/janus")]
+    ("family", "folder"),
+    [("showo", "shapes/base"), ("janus", "shapes/janus"), ("vila_u", "shapes/vila_u")],
 )
 def test_shipped_models_read_and_draw_the_world(family: str, folder: str) -> None:
     """Far above chance, so that weights and code cannot part ways unseen."""

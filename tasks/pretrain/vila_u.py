@@ -31,7 +31,7 @@ DEPTH = 2
 BITS_PER_CODE = BITS // DEPTH
 ADDED = ("<im_start>", "<im_end>", "<vi_start>", "<vi_end>")
 SETTINGS = VilaUSettings(system="", max_text_len=MAX_TEXT_LEN)
-TOKENIZER = TokenizerRecipe(steps=2000, batch_size=32, learning_rate=3e-3)
+TOKENIZER = TokenizerRecipe(steps=1500, batch_size=32, learning_rate=3e-3)
 
 
 def base_config(vocab_size: int, image_size: int) -> VilaUConfig:
