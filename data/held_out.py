@@ -25,26 +25,28 @@ EXAMPLES = 3
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 
-def check_apart(pool: Sequence[Path], test: Sequence[Path], folder: Path) -> str | None:
+def check_apart(
+    pool: Sequence[Path], test: Sequence[Path], folder: Path, field: str = "data.pool"
+) -> str | None:
     """UserError if a test set has a picture of the pool; what to say of near twins, if any.
 
-    `folder` keeps the looks of large files.
+    `folder` keeps the looks of large files, `field` is what the config calls the pool.
     """
     with progress("compare pictures", count_rows([*pool, *test])) as bar:
         test_looks, pool_looks = (_looks_of(files, folder, bar) for files in (test, pool))
         equal, twins = shared(test_looks, pool_looks)
     if len(equal):
         raise UserError(
-            f"{len(equal)} of its {len(test_looks)} pictures are in data.pool too, pixel for pixel "
+            f"{len(equal)} of its {len(test_looks)} pictures are in {field} too, pixel for pixel "
             f"({_named(equal, test, pool)}); held-out pictures must not be trained on, "
-            "remove them from the pool"
+            f"remove them from {field}"
         )
     if not len(twins):
         return None
     return (
-        f"{len(twins)} of its {len(test_looks)} pictures have near twins in data.pool "
+        f"{len(twins)} of its {len(test_looks)} pictures have near twins in {field} "
         f"({_named(twins, test, pool)}); unless they show different things, remove them "
-        "from the pool: `hermesflow ingest` keeps twins on one side"
+        f"from {field}: `hermesflow ingest` keeps twins on one side"
     )
 
 

@@ -78,7 +78,7 @@ def _judge(given: str | None, config: Config, checkpoint: Checkpoint) -> _Judge:
     if given == ORACLE or (given is None and kind == ORACLE):
         config = _with(config, judge=ORACLE, folder=None)
         return _Judge(config, provenance_of(config, checkpoint.folder), ORACLE)
-    if given is None and kind in ("reader", "encoder"):
+    if given is None and kind in ("reader", "nearest", "encoder"):
         raise UserError(
             f"evaluation.judge = {kind!r} learns from a pool first; give --judge the URI of the "
             "artifact of stage judge that a run has made (`hermesflow store lineage` shows it)"

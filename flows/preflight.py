@@ -219,25 +219,31 @@ def _check_files(
 
 
 def _check_data(config: Config) -> None:
+    places, learnt_from = {}, {}
+    if config.evaluation.records is not None:
+        field = "evaluation.records"
+        places[field] = config.evaluation.records
+        learnt_from[field] = _check_records(field, places[field], asked=False)
     if config.data.source == "shapes":
         return
     asked = config.questions is None  # or else what lacks questions gets them
-    pool = _check_records("data.pool", config.data.pool, asked)
+    places["data.pool"] = config.data.pool
+    learnt_from["data.pool"] = _check_records("data.pool", config.data.pool, asked)
     test = _check_records("data.test", config.data.test, asked)
-    shared = pool & test
-    if shared:
-        raise UserError(
-            f"data.test: {len(shared)} of its {len(test)} records are in data.pool too, "
-            f"{min(shared)!r} for one; held-out records must not be trained on, remove them from "
-            "the pool"
-        )
-    pool_files, test_files = parquet_files(config.data.pool), parquet_files(config.data.test)
-    try:
-        twins = check_apart(pool_files, test_files, LOOKS)
-    except UserError as error:
-        raise UserError(f"data.test: {error}") from None
-    if twins is not None:
-        logger.warning("data.test: %s", twins)
+    test_files = parquet_files(config.data.test)
+    for field, ids in learnt_from.items():
+        if shared := ids & test:
+            raise UserError(
+                f"data.test: {len(shared)} of its {len(test)} records are in {field} too, "
+                f"{min(shared)!r} for one; held-out records must not be trained on, remove them "
+                f"from {field}"
+            )
+        try:
+            twins = check_apart(parquet_files(places[field]), test_files, LOOKS, field)
+        except UserError as error:
+            raise UserError(f"data.test: {error}") from None
+        if twins is not None:
+            logger.warning("data.test: %s", twins)
 
 
 def _check_records(field: str, path: str, asked: bool) -> set[str]:

@@ -36,7 +36,7 @@ UNIMPORTANT = {
     "evaluation.reader.networks",
     "evaluation.reader.pictures",
 }
-LEARNING = ("reader", "encoder")
+LEARNING = ("reader", "nearest", "encoder")
 logger = logging.getLogger(__name__)
 
 

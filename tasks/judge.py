@@ -2,7 +2,8 @@
 
 Trains the readers where they judge, holds another checkpoint's weights against the base's, and asks
 every judge about held-out real pictures and about what the image tokenizer makes of them. A judge
-that cannot read those ends the run; of the readers, types that they cannot read are left out.
+that cannot read those ends the run; types that one which learns from the pool cannot read are left
+out.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from core.command import stage_command
 from core.config import Config
 from core.errors import UserError
 from core.stage import Stage, StageContext
+from data.questions import QuestionRow
 from data.rows import spread_batches, spread_records
-from data.tables import decode_image, write_table
+from data.tables import decode_image, parquet_files, write_table
 from evals.checkpoints import open_model
 from evals.judges.base import Judge, Provenance
 from evals.judges.catalog import (
@@ -37,6 +40,7 @@ from evals.judges.catalog import (
 )
 from evals.judges.encoder import write_captions
 from evals.judges.endpoint import judge_server
+from evals.judges.nearest import ANSWERS, pictures_of, write_nearest
 from evals.networks.caption_scorer import encoder_files
 from evals.statistics import Bootstrap
 from evals.vqa import check_answered
@@ -50,8 +54,11 @@ ACCURACY = "accuracy.parquet"
 REAL, REBUILT, SHUFFLED = "real", "reconstructed", "shuffled"
 MEASURED = 512  # held-out records
 ASKED_OUTSIDE = 128  # held-out records that are sent to a server
+REAL_PICTURES = 50_000  # that the nearest is looked for among
 DISTRACTORS = 2000  # captions of the pool that an encoder tells from each other
 ALL = "all"
+LEARNING = ("reader", "nearest")
+"""Judges that know nothing but the pool; there may be types of question that they cannot read."""
 
 Row = dict[str, Any]
 
@@ -64,7 +71,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
     rows = accuracy_rows(_answers(context, _prepare(context), base), config)
     readable = sorted({row["group"] for row in rows} - {ALL} - unreadable(rows))
     _check(provenance, rows, readable)
-    types = tuple(readable) if provenance.kind == "reader" else None
+    types = tuple(readable) if provenance.kind in LEARNING else None
     with context.draft.write(ACCURACY) as path:
         write_table(path, "metrics", rows)
     with context.draft.write(JUDGE) as path:
@@ -92,6 +99,9 @@ def _prepare(context: StageContext) -> Path:
     if config.evaluation.judge == "reader":
         _train_readers(context)
         return draft.path(NETWORK.format(0)).parent.parent
+    if config.evaluation.judge == "nearest":
+        _keep_real_pictures(context)
+        return draft.path(ANSWERS).parent.parent
     return draft.path(CAPTIONS).parent if draft.has(CAPTIONS) else Path()
 
 
@@ -107,17 +117,9 @@ def _train_readers(context: StageContext) -> None:
     folder = config.evaluation.folder
     clip = open_clip(folder, device) if folder else None
     inputs, questions = [], []
-    columns = ["record_id", "image", "questions"]
-    for rows in spread_batches(context.input("pool").parts(), columns, settings.pictures):
-        asked = [row for row in rows if row["questions"]]
-        if asked:
-            inputs.append(as_inputs([decode_image(row["image"]) for row in asked], clip))
-            questions += [row["questions"] for row in asked]
-    if not inputs:
-        raise UserError(
-            "evaluation.judge = 'reader' learns from the questions of the pool, which has none; "
-            "have them written (config section questions)"
-        )
+    for pictures, asked in _real_pictures(context, settings.pictures):
+        inputs.append(as_inputs(pictures, clip))
+        questions += asked
     whole = np.concatenate(inputs)
     with context.progress("train readers", settings.networks * settings.pictures) as bar:
         for number, name in enumerate(names):
@@ -127,6 +129,48 @@ def _train_readers(context: StageContext) -> None:
             network = train_network(whole, questions, number, settings.pictures, device, bar)
             with draft.write(name) as path:
                 save_network(network, path)
+
+
+def _keep_real_pictures(context: StageContext) -> None:
+    """What the judge `nearest` looks drawings up in."""
+    if context.draft.has(ANSWERS):
+        return
+    found = list(_real_pictures(context, REAL_PICTURES))
+    answers = [{q["question"]: q["answer"] for q in row} for _, asked in found for row in asked]
+    write_nearest(context.draft, np.concatenate([pictures_of(p) for p, _ in found]), answers)
+
+
+def _real_pictures(
+    context: StageContext, most: int
+) -> Iterator[tuple[list[Image.Image], list[list[QuestionRow]]]]:
+    """Pictures of the pool and of `evaluation.records` with their questions, some at a time.
+
+    UserError if there is none.
+    """
+    files = [*context.input("pool").parts(), *_more_records(context.config)]
+    empty = True
+    for rows in spread_batches(files, ["record_id", "image", "questions"], most):
+        asked = [row for row in rows if row["questions"]]
+        if asked:
+            empty = False
+            yield [decode_image(row["image"]) for row in asked], [r["questions"] for r in asked]
+    if empty:
+        raise UserError(
+            f"evaluation.judge = {context.config.evaluation.judge!r} learns from the questions of "
+            "its records, which have none; have them written (config section questions)"
+        )
+
+
+def _more_records(config: Config) -> list[Path]:
+    """Files of `evaluation.records`."""
+    records = config.evaluation.records
+    return parquet_files(records) if records else []
+
+
+def _files(config: Config) -> list[Path]:
+    """What the judge is made of, beside the artifacts of the store."""
+    folder = config.evaluation.folder
+    return [*(encoder_files(folder) if folder else ()), *_more_records(config)]
 
 
 def _answers(context: StageContext, prepared: Path, base: Path) -> pd.DataFrame:
@@ -241,7 +285,7 @@ def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str])
     blind = lead is None or lead["low"] <= 0
     if provenance.kind == "oracle" or provenance.kind == "base":
         return
-    if blind or (provenance.kind == "reader" and not readable):
+    if blind or (provenance.kind in LEARNING and not readable):
         raise UserError(
             f"{provenance.name} cannot judge this pool: right about {found[REAL]['value']:.3f} of "
             f"the questions on held-out real pictures "
@@ -254,20 +298,21 @@ def _check(provenance: Provenance, rows: Sequence[Row], readable: Sequence[str])
 
 STAGE = Stage(
     "judge",
-    2,
+    3,
     config_keys=(
         "model.family",
         "model.precision",
         "evaluation.judge",
         "evaluation.family",
         "evaluation.reader",
+        "evaluation.records",
         "evaluation.endpoint.model?",
         "evaluation.bootstrap_samples",
         "evaluation.confidence",
     ),
     inputs=("pool", "test", "base"),
     body=_body,
-    files=lambda c: encoder_files(c.evaluation.folder) if c.evaluation.folder else (),
+    files=_files,
     unkeyed=("evaluation.endpoint", "evaluation.folder", "evaluation.max_unanswered"),
     resources=judge_server,
 )

@@ -176,3 +176,19 @@ def flickr30k(folder: Path) -> Path:
     for name in told:
         picture(folder / "flickr30k-images" / name)
     return folder
+
+
+def coco(folder: Path, number: int) -> Path:
+    """Pictures with two captions each, of which the last one has no file."""
+    names = [f"{image_id}.jpg" for image_id in range(number)]
+    images = [{"id": image_id, "file_name": name} for image_id, name in enumerate(names)]
+    annotations = [
+        {"id": 10 * image_id + k, "image_id": image_id, "caption": f"a circle {k}"}
+        for image_id in range(number)
+        for k in (1, 0)
+    ]
+    for name in names[:-1]:
+        picture(folder / "val2014" / name, "blue")
+    file = folder / "captions_val2014.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder

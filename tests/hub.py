@@ -1,8 +1,8 @@
-"""A Hugging Face hub on this machine with one repository, for the real client."""
+"""A Hugging Face hub on this machine with few repositories, for the real client."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,7 @@ class Hub(BaseHTTPRequestHandler):
     """Answers what the client asks when it streams or downloads: the commit, folders, files."""
 
     protocol_version = "HTTP/1.1"
-    root: Path
+    repositories: Mapping[str, Path]
     kind: Kind
     sent: set[str]  # files whose content somebody has got
 
@@ -35,23 +35,30 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlparse(self.path).path)
-        about, place = f"/api/{self.kind}/{ID}", "" if self.kind == "models" else f"/{self.kind}"
-        tree, files = f"{about}/tree/{COMMIT}", f"{place}/{ID}/resolve/{COMMIT}/"
-        if path in {f"{about}/revision/{name}" for name in ("main", COMMIT)}:
-            self._send(200, json.dumps({"id": ID, "sha": COMMIT, "siblings": []}).encode())
-        elif path.startswith(tree) and (folder := self.root / path[len(tree) + 1 :]).is_dir():
+        if not any(self._knows(path, name, root) for name, root in self.repositories.items()):
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def _knows(self, path: str, name: str, root: Path) -> bool:
+        """Answer, if what is asked for is of this repository."""
+        about, place = f"/api/{self.kind}/{name}", "" if self.kind == "models" else f"/{self.kind}"
+        tree, files = f"{about}/tree/{COMMIT}", f"{place}/{name}/resolve/{COMMIT}/"
+        if path in {f"{about}/revision/{revision}" for revision in ("main", COMMIT)}:
+            self._send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
+        elif path.startswith(tree) and (folder := root / path[len(tree) + 1 :]).is_dir():
             found = folder.rglob("*") if "recursive=true" in self.path else folder.iterdir()
-            self._send(200, json.dumps([self._entry(file) for file in sorted(found)]).encode())
-        elif path.startswith(files) and (file := self.root / path[len(files) :]).is_file():
+            listed = [self._entry(file, root) for file in sorted(found)]
+            self._send(200, json.dumps(listed).encode())
+        elif path.startswith(files) and (file := root / path[len(files) :]).is_file():
             if self.command == "GET":
                 self.sent.add(path[len(files) :])
             self._send_file(file.read_bytes())
         else:
-            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return False
+        return True
 
-    def _entry(self, path: Path) -> dict[str, object]:
+    def _entry(self, path: Path, root: Path) -> dict[str, object]:
         kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
-        name = path.relative_to(self.root).as_posix()
+        name = path.relative_to(root).as_posix()
         return {"type": kind, "path": name, "oid": "0" * 40, "size": size}
 
     def _send_file(self, content: bytes) -> None:
@@ -76,9 +83,13 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub_of(folder: Path, kind: Kind = "datasets") -> Iterator[tuple[str, set[str]]]:
-    """Address of a hub whose repository is the content of a folder, and what it has sent of it."""
+def hub_of(
+    content: Path | Mapping[str, Path], kind: Kind = "datasets"
+) -> Iterator[tuple[str, set[str]]]:
+    """Address of a hub and the files that it has sent; a folder is the content of repository ID."""
     sent: set[str] = set()
-    handler = type("HubOfFolder", (Hub,), {"root": folder, "kind": kind, "sent": sent})
+    repositories = {ID: content} if isinstance(content, Path) else content
+    members = {"repositories": repositories, "kind": kind, "sent": sent}
+    handler = type("HubOfFolders", (Hub,), members)
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield "http://{}:{}".format(*server.server_address), sent

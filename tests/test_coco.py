@@ -1,6 +1,5 @@
 """FID and CLIP-Score, by hand and with small networks."""
 
-import json
 from pathlib import Path
 
 import benchmark_files as made
@@ -35,17 +34,7 @@ def test_coco_compares_drawn_pictures_with_true_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A picture that is not there is named, and lost parts are made again to the same figures."""
-    names = [f"{number}.jpg" for number in range(5)]
-    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    annotations = [
-        {"id": 10 * number + k, "image_id": number, "caption": f"a circle {k}"}
-        for number in range(5)
-        for k in (1, 0)
-    ]
-    for name in names[:4]:
-        made.picture(tmp_path / "val2014" / name, "blue")
-    file = tmp_path / "captions_val2014.json"
-    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    made.coco(tmp_path, 5)
     given = [
         "--data", str(tmp_path), "--checkpoint", made.BASE, "--clip", str(clip(tmp_path / "c")),
         "--inception", str(inception(tmp_path / "inception.pt")), "--limit",

@@ -1,4 +1,4 @@
-"""What the documentation shows can be typed, opened and put into a config; the site builds."""
+"""What the documentation shows can be typed, opened, put into a config and run; the site builds."""
 
 import importlib.util
 import os
@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ import yaml
 from core.config import Config, load_config
 from core.settings import EXTENDS
 from tests.commands import hermesflow
+from tests.docs_readers import CI, Page, Unrun, hub, short
+from tests.docs_readers import PAGES as READ
+from tests.docs_runner import Reader, Step, replaced, steps
+from tests.docs_runner import target as target_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], key=lambda path: path.as_posix())
@@ -81,6 +86,23 @@ def test_commands_of_a_page_can_be_typed(name: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_commands_in_sentences_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command alone is its name; one with arguments is whole, unless dots leave something out."""
+    monkeypatch.setattr("flows.cli.app.run_command", lambda body: 0)
+    prose = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for text in re.findall(r"`((?:hermesflow|make) [^`]*)`", prose):
+        program, *words = text.replace("[", " ").replace("]", " ").split()
+        if program == "make":
+            check_make(words)
+        elif words[0] in ("COMMAND", "--install-completion") or words == ["import", "mine"]:
+            continue  # any; changes files of a shell; a family of somebody's own
+        elif len(words) == 1 or "..." in words:
+            assert words[0] == "--help" or hermesflow([words[0], "--help"]) == 0, text
+        else:
+            assert hermesflow(words) == 0, text
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_configs_of_a_page_are_valid(name: str, tmp_path: Path) -> None:
     """Each is what differs from the profile that it extends, or from pipeline.yaml."""
     for number, block in enumerate(blocks(ROOT / name, "yaml")):
@@ -140,3 +162,93 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
         found = re.findall(r'(?:src|href)="(https?://[^"]+)"', path.read_text("utf-8"))
         loaded = [one for one in found if one.endswith((".js", ".css", ".woff2"))]
         assert not loaded, f"{path} asks others for {loaded}"
+
+
+def told(name: str) -> list[Step]:
+    """Steps of a page for its reader; pieces of modules are not."""
+    return [one for one in steps(ROOT / name) if one.kind != "python" or "/how-to/" in name]
+
+
+WITH_STEPS = [name for name in NAMES if told(name)]
+
+
+def test_every_page_that_tells_what_to_do_has_a_reader() -> None:
+    assert set(WITH_STEPS) == set(READ)
+
+
+@pytest.mark.parametrize("name", WITH_STEPS)
+def test_what_is_not_run_of_a_page_is_there_and_run_elsewhere(name: str) -> None:
+    unrun = READ[name].unrun
+    typed = {step.text for step in told(name) if step.kind == "bash"}
+    assert set(unrun) <= typed, f"no longer there: {set(unrun) - typed}"
+    assert set(READ[name].says) <= typed - set(unrun)
+    for statement, reason in unrun.items():
+        check_elsewhere(statement, reason)
+
+
+def check_elsewhere(statement: str, reason: Unrun) -> None:
+    """A test file, a target, or CI, which has to name the same command."""
+    if reason.run_by == CI:
+        assert statement in (ROOT / CI).read_text(encoding="utf-8"), statement
+    elif reason.run_by.startswith("make "):
+        check_make(reason.run_by.split()[1:])
+    elif reason.run_by:
+        assert (ROOT / reason.run_by).exists(), reason.run_by
+
+
+@pytest.mark.parametrize("name", WITH_STEPS)
+def test_blocks_of_yaml_say_where_they_belong(name: str) -> None:
+    for step in told(name):
+        if step.kind == "yaml":
+            target_of(step.text)
+
+
+@pytest.fixture(scope="module")
+def after_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """Somebody who has done what the quickstart tells, with the servers up."""
+    reader = Reader(tmp_path_factory.mktemp("after") / "hermesflow")
+    short(reader)
+    reader.run("hermesflow run")
+    yield reader
+    reader.leave()
+
+
+@pytest.fixture
+def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reader]:
+    """The one that a page supposes."""
+    page: Page = request.getfixturevalue("page")
+    with ExitStack() as ends:
+        if page.after_run:
+            found: Reader = request.getfixturevalue("after_run")
+            found.run(f"cd '{found.folder}'")
+        else:
+            found = Reader(tmp_path / "hermesflow")
+            ends.callback(found.leave)
+        if page.hub:
+            address = ends.enter_context(hub(tmp_path))
+            found.environment |= {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test"}
+            found.environment["HF_HUB_DISABLE_XET"] = "1"
+        yield found
+
+
+@pytest.fixture
+def page(name: str) -> Page:
+    return READ[name]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize(
+    "name", [name for name in READ if any(step.text not in READ[name].unrun for step in told(name))]
+)
+def test_a_page_does_what_it_says(name: str, page: Page, reader: Reader) -> None:
+    """Its reader types it from top to bottom; every statement ends well and says what it should."""
+    values = page.bring(reader)
+    text = "".join(step.text for step in told(name))
+    assert [old for old in values if old not in text] == []
+    for step in told(name):
+        if step.text in page.unrun:
+            continue
+        said = reader.do(Step(step.kind, replaced(step.text, values)))
+        if wanted := page.says.get(step.text):
+            assert re.search(wanted, said), f"$ {step.text}\n{said}"

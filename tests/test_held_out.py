@@ -226,7 +226,7 @@ def test_a_check_refuses_a_test_set_with_pictures_of_the_pool(how: str, tmp_path
     message = checked(config)
     assert "data.test: 2 of its 6 pictures are in data.pool too, pixel for pixel" in message
     assert "'test1' like 'pool3', 'test2' like 'pool4'" in message
-    assert "remove them from the pool" in message
+    assert "remove them from data.pool" in message
 
 
 def test_a_check_tells_of_near_twins(

@@ -20,11 +20,14 @@ from core.config import Config
 from core.errors import UserError
 from core.stage import run_stage
 from core.store import Store
+from data.questions import QuestionRow
 from data.shapes.records import Record, make_records
 from data.shapes.scene import COLORS, Split
-from data.tables import read_table
-from evals.judges.catalog import provenance_of, read_record
+from data.tables import decode_image, read_table, write_table
+from evals.judges.catalog import open_judge, provenance_of, read_record
 from evals.judges.encoder import CHOICES, EncoderJudge, caption_question
+from evals.judges.nearest import PICTURES
+from evals.judges.reader import Reader, ReaderNetwork
 from evals.networks.clip_similarity import ClipSimilarity
 from tasks.judge import STAGE
 from tests.loops import quick
@@ -99,6 +102,51 @@ def test_readers_learn_what_pictures_show_and_leave_out_what_they_do_not(store: 
     assert found["chance", "color"]["value"] == pytest.approx(1 / len(COLORS))
     least = min(found[name, "mood"]["low"] for name in LEADS)
     assert least <= 0 < min(found[name, "color"]["low"] for name in LEADS)
+
+
+def test_what_a_reader_says_does_not_depend_on_what_else_it_is_asked() -> None:
+    torch.manual_seed(0)
+    rows = colors("pool", 6)
+    pictures = [decode_image(row["image"]) for row in rows]
+    questions = [row["questions"][: 1 + number % 2] for number, row in enumerate(rows)]
+    reader = Reader([ReaderNetwork()], None, None, "cpu")
+    together = reader.answers(pictures, questions)
+    for picture, asked, found in zip(pictures, questions, together, strict=True):
+        for question, one in zip(asked, found, strict=True):
+            ((alone,),) = reader.answers([picture], [[question]])
+            assert alone.right == one.right
+            assert alone.probability == pytest.approx(one.probability, abs=1e-5)
+
+
+def test_the_nearest_real_picture_answers_for_a_drawing(store: Store, tmp_path: Path) -> None:
+    """It knows what the pool shows, and what tables beside it show."""
+    test = colors("test", 100)
+    made = store.open(
+        judge(store, make_config(evaluation__judge="nearest"), colors("pool", 160), test)
+    )
+    record = read_record(made.path())
+    assert record.provenance.independent
+    assert record.types == ("color",)
+    with open_judge(make_config(evaluation__judge="nearest"), made.path(), None, Path()) as nearest:
+        real = [decode_image(row["image"]) for row in colors("pool", 160)]
+        # Of the colour; pictures that are there twice have two moods.
+        questions = [row["questions"][:1] for row in colors("pool", 160)]
+        assert all(one.right for row in nearest.answers(real, questions) for one in row)
+        other: QuestionRow = {**questions[0][0], "question": "What is it worth?"}
+        ((unknown,),) = nearest.answers(real[:1], [[other]])
+        assert unknown.answered
+        assert not unknown.prediction
+        assert not unknown.right
+    beside = tmp_path / "more.parquet"
+    write_table(beside, "pool", colors("pool", 160)[40:])
+    config = make_config(evaluation__judge="nearest", evaluation__records=str(beside))
+    again = store.open(judge(store, config, colors("pool", 160)[:40], test))
+    assert np.array_equal(*(np.load(one.path(PICTURES)) for one in (made, again)))
+
+
+def test_records_for_no_learning_judge_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"records = 'x', but judge = 'oracle' learns from none"):
+        make_config(evaluation__judge="oracle", evaluation__records="x")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from data.shapes.scene import split_of
 from models.families.janus.vq import JanusVQ
 from models.registry import load_model
 from models.tokenizers.magvitv2 import MAGVITv2
-from tasks.pretrain.base import Corpus, Learner, Recipe, pretrain
+from tasks.pretrain.base import Learner, Recipe, Scenes, pretrain
 from tasks.pretrain.janus import JanusBits, JanusLearner
 from tasks.pretrain.showo import ShowoLearner
 from tasks.pretrain.tokenizer import BitTokenizer, to_pixels
@@ -31,7 +31,8 @@ LEARNERS = [
 
 
 def test_no_whole_picture_is_of_another_split() -> None:
-    corpus = Corpus(LEARNERS[0](), 12_000, np.random.default_rng(0))
+    recipe = Recipe(num_scenes=12_000)
+    corpus = Scenes(LEARNERS[0](), recipe, np.random.default_rng(0))
     shown = corpus.scenes + [s for s in corpus.broken_scenes if not s.malformed]
     assert {split_of(scene) for scene in shown} == {"train"}
     assert len(corpus.broken_scenes) == len(corpus.broken_seen)

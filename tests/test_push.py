@@ -41,17 +41,17 @@ class Hub(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         content = self._body()
         self.objects[hashlib.sha256(content).hexdigest()] = content
-        self._send({})
+        self._reply({})
 
     def do_POST(self) -> None:
         body = self._body()
         if self.refuses:
-            self._send({"error": "no"}, self.refuses)
+            self._reply({"error": "no"}, self.refuses)
         elif self.path == "/api/repos/create":
             self.asked.append(json.loads(body))
-            self._send({"url": f"{self._root()}/{REPOSITORY}", "name": REPOSITORY})
+            self._reply({"url": f"{self._root()}/{REPOSITORY}", "name": REPOSITORY})
         elif self.path == "/api/validate-yaml":
-            self._send({"errors": [], "warnings": []})
+            self._reply({"errors": [], "warnings": []})
         elif self.path.endswith("/preupload/main"):
             files = [
                 {
@@ -61,21 +61,21 @@ class Hub(BaseHTTPRequestHandler):
                 }
                 for file in json.loads(body)["files"]
             ]
-            self._send({"files": files})
+            self._reply({"files": files})
         elif self.path.endswith("/info/lfs/objects/batch"):
             wanted = json.loads(body)["objects"]
             objects = [
                 {**one, "actions": {"upload": {"href": f"{self._root()}/lfs/{one['oid']}"}}}
                 for one in wanted
             ]
-            self._send({"transfer": "basic", "objects": objects})
+            self._reply({"transfer": "basic", "objects": objects})
         elif self.path.endswith("/commit/main"):
             self._commit(body)
         else:
-            self._send({"error": self.path}, 404)
+            self._reply({"error": self.path}, 404)
 
     def do_GET(self) -> None:
-        self._send({"id": REPOSITORY, "sha": "a" * 40, "siblings": []})
+        self._reply({"id": REPOSITORY, "sha": "a" * 40, "siblings": []})
 
     def _commit(self, body: bytes) -> None:
         for line in body.splitlines():
@@ -88,7 +88,7 @@ class Hub(BaseHTTPRequestHandler):
             else:
                 self.commits.append(value["summary"])
         url = f"{self._root()}/{REPOSITORY}/commit/{'b' * 40}"
-        self._send({"commitUrl": url, "commitOid": "b" * 40, "success": True})
+        self._reply({"commitUrl": url, "commitOid": "b" * 40, "success": True})
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -96,7 +96,7 @@ class Hub(BaseHTTPRequestHandler):
     def _root(self) -> str:
         return "http://{}:{}".format(*self.server.server_address[:2])
 
-    def _send(self, document: object, status: int = 200) -> None:
+    def _reply(self, document: object, status: int = 200) -> None:
         content = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

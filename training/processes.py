@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 NUM_STARTED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-WAY_OUT = 'start them with torchrun, see "Training on several machines" in README.md'
+WAY_OUT = "start them with torchrun, as docs/how-to/gpus.md shows"
 
 
 class TorchGroup(ProcessGroup):

@@ -10,7 +10,7 @@ from core.config.data import Endpoint
 from core.config.fields import Count, FamilyName, MaxUnanswered
 from core.settings import Section
 
-JudgeKind = Literal["oracle", "reader", "endpoint", "checkpoint", "encoder", "base"]
+JudgeKind = Literal["oracle", "reader", "nearest", "endpoint", "checkpoint", "encoder", "base"]
 
 
 class Reader(Section):
@@ -21,7 +21,7 @@ class Reader(Section):
         12_000,
         ge=64,
         description="pictures that each learns from, one after the other and again; at most so "
-        "many records of the pool are read",
+        "many records are read",
     )
 
 
@@ -30,8 +30,9 @@ class Evaluation(Section):
 
     judge: JudgeKind = Field(
         description="who answers about generated images. Independent of the model: oracle (pixels; "
-        "shapes world), reader (learns from the pool's real pictures), endpoint (the "
-        "vision-language model of evaluation.endpoint), checkpoint (another model), encoder (a "
+        "shapes world), reader (learns from the pool's real pictures), nearest (answers as about "
+        "the nearest of them), endpoint (the vision-language model of evaluation.endpoint), "
+        "checkpoint (another model), encoder (a "
         "CLIP model). Not independent: base (the frozen base checkpoint)"
     )
     folder: Annotated[str, Field(min_length=1)] | None = Field(
@@ -41,6 +42,11 @@ class Evaluation(Section):
     )
     family: FamilyName | None = Field(
         None, description="family of the judge in folder; null: that of the model"
+    )
+    records: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="real pictures that reader and nearest know beside those of the pool: a "
+        "Parquet file or folder in the pool schema; null: none",
     )
     reader: Reader = Field(default_factory=lambda: Reader(networks=3, pictures=12_000))
     endpoint: Endpoint | None = Field(description="the outside judge; null: none")
@@ -62,6 +68,11 @@ class Evaluation(Section):
             raise ValueError(
                 f"folder = {self.folder!r}, but judge = {self.judge!r} reads none; set folder: "
                 "null, or judge to checkpoint, encoder or reader"
+            )
+        if self.records is not None and self.judge not in ("reader", "nearest"):
+            raise ValueError(
+                f"records = {self.records!r}, but judge = {self.judge!r} learns from none; set "
+                "records: null, or judge to reader or nearest"
             )
         return self
 

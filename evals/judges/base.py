@@ -54,3 +54,11 @@ class Judge(ABC):
 
     def keep_counts(self, draft: ArtifactWriter, part: int) -> None:  # noqa: B027, since most count nothing
         """Keep what the answers about the images of a part have cost, if that is counted."""
+
+
+def of_types(records: Sequence[Row], types: Sequence[str] | None) -> list[list[QuestionRow]]:
+    """The questions of each record that are of these types; None: all of them."""
+    return [
+        [q for q in record["questions"] if types is None or q["type"] in types]
+        for record in records
+    ]

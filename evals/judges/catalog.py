@@ -20,6 +20,7 @@ from evals.judges.base import Judge, Provenance
 from evals.judges.encoder import EncoderJudge, read_captions
 from evals.judges.endpoint import EndpointJudge
 from evals.judges.models import HALF, ModelJudge, shared_weights
+from evals.judges.nearest import read_nearest
 from evals.judges.oracle import Oracle
 from services.endpoint import Client
 
@@ -60,6 +61,9 @@ def provenance_of(config: Config, base: Path) -> Provenance:
         seen = f"features of {evaluation.folder}" if evaluation.folder else "pixels"
         why = f"it has learnt from real pictures alone, by {seen}, and has no weights of the model"
         return Provenance(kind, "readers trained on real pictures", True, why)
+    if kind == "nearest":
+        why = "it compares pixels with real pictures and has no weights"
+        return Provenance(kind, "the nearest real picture", True, why)
     if kind == "endpoint":
         assert evaluation.endpoint is not None
         name = f"the outside model {evaluation.endpoint.model}"
@@ -100,6 +104,8 @@ def open_judge(
         assert evaluation.folder is not None
         clip = open_clip(evaluation.folder, device)
         yield EncoderJudge(clip, read_captions(prepared / CAPTIONS))
+    elif evaluation.judge == "nearest":
+        yield read_nearest(prepared, types)
     elif evaluation.judge == "reader":
         from evals.judges.reader import Reader, load_network
 

@@ -5,12 +5,14 @@ other training data than its own samples. How well each type of question can be 
 held-out real pictures and on what the image tokenizer makes of them, and what cannot be read is
 not scored.
 
-Shapes: B pictures, Q questions, C choices (padded), S pixels of a side, D width, V buckets.
+Shapes: B pictures, Q questions, K questions of a picture (padded), C choices (padded), S pixels of
+a side, D width, V buckets.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +31,7 @@ from torch.nn import functional as F
 from core.progress import Progress
 from core.runtime import derive_seed
 from data.questions import QuestionRow
-from evals.judges.base import Judge, Row
+from evals.judges.base import Judge, Row, of_types
 from evals.networks.clip_similarity import ClipSimilarity
 from evals.vqa import Answered, chosen
 
@@ -81,14 +83,16 @@ class ReaderNetwork(nn.Module):
         """Scores of all choices in a row."""
         seen_BPD = self.picture(pictures)
         seen_BPD = (seen_BPD[:, None] if seen_BPD.ndim == 2 else seen_BPD) + self.places
-        seen_QPD = seen_BPD[batch.picture_Q]
         asked_QD = self.question(batch.question.words, batch.question.offsets)
-        state_Q1D = asked_QD[:, None]
+        # All questions of a picture look at it together, so that it is projected once.
+        own = batch.picture_Q, batch.turn_Q
+        state_BKD = asked_QD.new_zeros((len(seen_BPD), batch.most_questions, WIDTH))
+        state_BKD = state_BKD.index_put(own, asked_QD)
         # The second look may depend on what the first has found: what is left of it, say.
         for look, norm in zip(self.look, self.norms, strict=True):
-            found_Q1D, _ = look(norm(state_Q1D), seen_QPD, seen_QPD, need_weights=False)
-            state_Q1D = state_Q1D + found_Q1D
-        both_QD = [state_Q1D[:, 0], seen_QPD.mean(1), asked_QD]
+            found_BKD, _ = look(norm(state_BKD), seen_BPD, seen_BPD, need_weights=False)
+            state_BKD = state_BKD + found_BKD
+        both_QD = [state_BKD[own], seen_BPD.mean(1)[batch.picture_Q], asked_QD]
         state_QD = self.mix(torch.cat(both_QD, 1))
         offered = self.choice(batch.choice.words, batch.choice.offsets)
         scores: Tensor = (state_QD[batch.choice_of] * offered).sum(1) / WIDTH**0.5
@@ -128,10 +132,7 @@ class Reader(Judge):
         self._types, self._clip, self._device = types, clip, device
 
     def questions(self, records: Sequence[Row]) -> list[list[QuestionRow]]:
-        return [
-            [q for q in record["questions"] if self._types is None or q["type"] in self._types]
-            for record in records
-        ]
+        return of_types(records, self._types)
 
     @torch.inference_mode()
     def answers(
@@ -166,10 +167,13 @@ class Reader(Judge):
 class Batch:
     """Questions about pictures as tensors; `right_Q` is the position of the right choice.
 
-    `picture_Q` and `choice_of` say whose each question and each choice is.
+    `picture_Q` and `choice_of` say whose each question and each choice is, `turn_Q` counts the
+    questions of a picture.
     """
 
     picture_Q: Tensor
+    turn_Q: Tensor
+    most_questions: int
     question: Asked
     choice: Asked
     choice_of: Tensor
@@ -182,8 +186,15 @@ def make_batch(flat: Sequence[tuple[int, QuestionRow]], device: str) -> Batch:
     """Questions with the index of their picture."""
     counts = [len(q["choices"]) for _, q in flat]
     texts = [(q["question"], choice) for _, q in flat for choice in q["choices"]]
+    asked: Counter[int] = Counter()
+    turns = []
+    for index, _ in flat:
+        turns.append(asked[index])
+        asked[index] += 1
     return Batch(
         picture_Q=torch.tensor([index for index, _ in flat], device=device),
+        turn_Q=torch.tensor(turns, device=device),
+        most_questions=max(asked.values()),
         question=_hashed([question_words(q["question"]) for _, q in flat], device),
         choice=_hashed([choice_words(*text) for text in texts], device),
         choice_of=torch.repeat_interleave(torch.arange(len(flat)), torch.tensor(counts)).to(device),

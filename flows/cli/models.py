@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from core.errors import UserError
 from flows.cli.app import MODELS, NewFolder, app, command, guarded, shown
 
 if TYPE_CHECKING:
@@ -123,29 +124,64 @@ def export(
     export_published(checkpoint, to, format, dtype)
 
 
-@command("pretrain", MODELS, "pretrain\npretrain --family janus --quick --out try")
+SHAPES_NEW = Path("models/assets/shapes-new")
+PRETRAIN = """
+    pretrain configs/pretrain/emoji.yaml --out my/emoji
+    pretrain --family janus --quick --out try"""
+
+
+@command("pretrain", MODELS, PRETRAIN)
 def pretrain(
-    family: Annotated[
-        Literal["showo", "janus", "vila_u"], typer.Option(help="Of the small model.")
-    ] = "showo",
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where it goes.")] = Path(
-        "models/assets/shapes-new"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of data and weights.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="What to make out of a pool, as configs/pretrain/emoji.yaml says it.",
+            show_default="the shipped models of the shapes world",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where it goes; with a CONFIG it must be given.",
+            show_default=str(SHAPES_NEW),
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of torch.", show_default="the number of cores")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps, to see it work.")] = False,
+    family: Annotated[
+        Literal["showo", "janus", "vila_u"],
+        typer.Option(help="Without a CONFIG: of the small model."),
+    ] = "showo",
+    seed: Annotated[int, typer.Option(min=0, help="Without a CONFIG: of data and weights.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without a CONFIG: a few steps, to see it work.")
+    ] = False,
 ) -> None:
-    """Make the shipped models of the built-in world anew: half an hour on two cores."""
+    """Make a small model from nothing: of a pool with questions, or the shipped ones anew."""
     import os
 
     import torch
 
-    from tasks.pretrain.shipped import make
-
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    make(family, out, seed, quick)
+    if config is None:
+        from tasks.pretrain.shipped import make
+
+        make(family, out or SHAPES_NEW, seed, quick)
+        return
+    from core.settings import load_settings
+    from tasks.pretrain.own import Own
+    from tasks.pretrain.settings import Pretraining
+
+    if out is None:
+        raise UserError("--out FOLDER is missing; a model of CONFIG has no place of its own")
+    if (family, seed, quick) != ("showo", 0, False):
+        raise UserError(
+            f"--family, --seed and --quick are those of the shapes world; set them in {config}"
+        )
+    Own(load_settings(config, Pretraining, {}), out).make()
 
 
 @command("parity", MODELS, "parity tests/parity/showo_tiny tests/parity/janus_tiny")

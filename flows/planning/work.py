@@ -203,7 +203,7 @@ def _benchmark(chosen: BenchmarkChoice, config: Config, model: Model, runs: int)
 def uncounted(config: Config) -> Sequence[str]:
     """What of a run the plan leaves out, in words."""
     found = []
-    if config.evaluation.judge in ("reader", "endpoint", "encoder"):
+    if config.evaluation.judge in ("reader", "nearest", "endpoint", "encoder"):
         found.append(f"the judge (evaluation.judge = {config.evaluation.judge})")
     if config.questions is not None:
         found.append("the questions that are written first")

@@ -1,8 +1,8 @@
-"""Pre-train a small model of the shapes world on packed rows, half language and half pictures.
+"""Pre-train a small model from scratch on packed rows, half language and half pictures, at once.
 
 An understanding row is one picture followed by several questions and a caption, a generation row
-one prompt followed by a picture, from scratch and at once. How a family writes the rows is in its
-own module beside this one.
+one prompt followed by a picture. What they show is a corpus: scenes of the built-in world, here,
+or the records of a pool (`records`). How a family writes the rows is in its own module.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from data.shapes.oracle import read
 from data.shapes.questions import HOW_MANY, KIND_SHARES, WHOLE, training_questions
 from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, split_of
 from models.nn.packing import Segment, Tree
+from tasks.pretrain.snapshot import Snapshot
 from tasks.pretrain.tokenizer import scene_images
 
 Ids = NDArray[np.int64]
@@ -142,10 +144,21 @@ def word_tokenizer(sentences: Sequence[str], specials: Sequence[str] = ()) -> To
     return tokenizer
 
 
-class Corpus:
-    """Pictures of the training split in a family's form, whole ones and ones with mistakes."""
+class Corpus(Protocol):
+    """What a model learns from, in the form of its family."""
 
-    def __init__(self, learner: Learner, num_scenes: int, rng: Rng) -> None:
+    def trees(
+        self, learner: Learner, recipe: Recipe, step: int, rng: Rng
+    ) -> tuple[list[Tree], list[Tree]]:
+        """Generation rows of a step, and its understanding rows."""
+        ...
+
+
+class Scenes:
+    """Pictures of the training split of the shapes world, whole ones and ones with mistakes."""
+
+    def __init__(self, learner: Learner, recipe: Recipe, rng: Rng) -> None:
+        num_scenes = recipe.num_scenes
         self.scenes, images = scene_images(num_scenes, "train", rng, 0.0)
         self.seen, self.drawn_BN = learner.see(images), learner.draw(images)
         _, images = scene_images(num_scenes // 12, "train", rng, 1.0)
@@ -187,12 +200,19 @@ class Corpus:
         return generation, understanding
 
 
-def pretrain(make_learner: Callable[[], L], recipe: Recipe, *, seed: int) -> L:
-    """Train from scratch."""
+def pretrain(
+    make_learner: Callable[[], L],
+    recipe: Recipe,
+    *,
+    seed: int,
+    corpus_of: Callable[[Learner, Recipe, Rng], Corpus] = Scenes,
+    state: Path | None = None,
+) -> L:
+    """Train from scratch, or on from what an interrupted run has left in the file `state`."""
     torch.manual_seed(seed)
     learner = make_learner()
     network = learner.network.train()
-    corpus = Corpus(learner, recipe.num_scenes, np.random.default_rng(seed))
+    corpus = corpus_of(learner, recipe, np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 0])
     optimizers = _optimizers(learner, recipe)
     schedules = [
@@ -203,8 +223,11 @@ def pretrain(make_learner: Callable[[], L], recipe: Recipe, *, seed: int) -> L:
         for optimizer in optimizers
     ]
     sums = np.zeros(2)
+    snapshot = Snapshot(state, [network, *optimizers, *schedules], rng)
+    done = snapshot.load()
     with Progress("pre-training", recipe.steps) as bar:
-        for step in range(1, recipe.steps + 1):
+        bar.update(done)
+        for step in range(done + 1, recipe.steps + 1):
             t2i, mmu = learner.losses(*corpus.trees(learner, recipe, step, rng))
             network.zero_grad(set_to_none=True)
             (t2i + recipe.mmu_weight * mmu).backward()
@@ -218,6 +241,7 @@ def pretrain(make_learner: Callable[[], L], recipe: Recipe, *, seed: int) -> L:
                 t2i_mean, mmu_mean = sums / LOG_EVERY
                 logger.info("step %d: t2i %.3f, mmu %.3f nats a token", step, t2i_mean, mmu_mean)
                 sums[:] = 0
+                snapshot.save(step)
     network.eval()
     return learner
 

@@ -1,4 +1,4 @@
-"""Train the sentence encoder that scores captions of the shapes world.
+"""Train a small sentence encoder that scores captions, of the shapes world or of a pool.
 
 General encoders call "a red circle left of a blue square" and its role swap nearly the same text.
 This one learns cosine = F1 of the facts that two captions state, so that a true paraphrase scores
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, Split, sample_s
 
 KINDS = ("role swap", "wrong attribute", "wrong count", "object left out", "attributes swapped")
 KIND_SHARES = (0.2, 0.2, 0.1, 0.1, 0.4)
-MAX_WORDS = 32
+SPECIALS = ("[PAD]", "[UNK]")
+
+Matrix = NDArray[np.float32]
 
 
 def facts(said: Prompt) -> set[tuple[str, ...]]:
@@ -107,25 +110,62 @@ def draw_pair(split: Split, rng: np.random.Generator) -> tuple[Prompt, Prompt]:
     return said, other or said
 
 
-def build_encoder(folder: Path) -> SentenceTransformer:
-    """An untrained encoder: word-level tokenizer, two-layer BERT, mean pooling."""
+class CaptionPairs(Protocol):
+    """Captions to compare, and what their similarity is to be."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Of the longest caption that is told from others."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """A tokenizer of these texts whose first tokens are those of SPECIALS."""
+        ...
+
+    def draw(self, num_pairs: int, rng: np.random.Generator) -> tuple[list[str], Matrix]:
+        """Texts of pairs, one after the other, and the similarity [T, T] of each two of them."""
+        ...
+
+
+class ScenePairs:
+    """Descriptions of the shapes world."""
+
+    max_tokens = 32
+
+    def tokenizer(self) -> Tokenizer:
+        """The words of the world."""
+        return scene_tokenizer()
+
+    def draw(self, num_pairs: int, rng: np.random.Generator) -> tuple[list[str], Matrix]:
+        """Never the same twice: more steps on 40,000 fixed pairs made it rank worse."""
+        said = [prompt for _ in range(num_pairs) for prompt in draw_pair("train", rng)]
+        return [str(retell(p) if rng.random() < 0.4 else p) for p in said], f1_matrix(said)
+
+
+def scene_tokenizer() -> Tokenizer:
+    """Word-level."""
     words = [*COLORS, *SHAPES, *PLURALS.values(), *SIZES, *NUMBERS, "a", "and", "left", "right"]
     words += ["of", "above", "below"]
-    special = ["[PAD]", "[UNK]"]
-    vocabulary = {w: i for i, w in enumerate([*special, *words])}
+    vocabulary = {w: i for i, w in enumerate([*SPECIALS, *words])}
     raw = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     split = Regex(r"[A-Za-z]+|\d+|[^\sA-Za-z\d]")
     raw.pre_tokenizer = pre_tokenizers.Split(split, behavior="removed", invert=True)
+    return raw
+
+
+def build_encoder(folder: Path, raw: Tokenizer, max_tokens: int) -> SentenceTransformer:
+    """An untrained encoder: three-layer BERT, mean pooling."""
+    pad, unknown = SPECIALS
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", model_max_length=MAX_WORDS
+        tokenizer_object=raw, pad_token=pad, unk_token=unknown, model_max_length=max_tokens
     )
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=raw.get_vocab_size(),
         hidden_size=96,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=256,
-        max_position_embeddings=MAX_WORDS,
+        max_position_embeddings=max_tokens,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
@@ -133,30 +173,28 @@ def build_encoder(folder: Path) -> SentenceTransformer:
     folder.mkdir(parents=True, exist_ok=True)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    transformer = Transformer(str(folder), max_seq_length=MAX_WORDS)
+    transformer = Transformer(str(folder), max_seq_length=max_tokens)
     pooling = Pooling(config.hidden_size, "mean")
     return SentenceTransformer(modules=[transformer, pooling], device="cpu")
 
 
 def train_caption_encoder(
-    scratch: Path, *, steps: int, num_pairs: int, lr: float, seed: int
+    scratch: Path, pairs: CaptionPairs, *, steps: int, num_pairs: int, lr: float, seed: int
 ) -> SentenceTransformer:
     """Regress the cosine of two captions on the F1 of their facts, `num_pairs` drawn a step."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = build_encoder(scratch).train()
+    model = build_encoder(scratch, pairs.tokenizer(), pairs.max_tokens).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
     with Progress("caption encoder", steps) as bar:
         for _ in range(steps):
-            # Never the same twice: more steps on 40,000 fixed pairs made it rank worse.
-            said = [prompt for _ in range(num_pairs) for prompt in draw_pair("train", rng)]
-            texts = [str(retell(p) if rng.random() < 0.4 else p) for p in said]
+            texts, similarity_TT = pairs.draw(num_pairs, rng)
             v_TD = torch.nn.functional.normalize(_embed(model, texts), dim=1)
-            error_TT = (v_TD @ v_TD.T - torch.from_numpy(f1_matrix(said))).square()
+            error_TT = (v_TD @ v_TD.T - torch.from_numpy(similarity_TT)).square()
             # Every text against every other one shows all facts in each step; the drawn pairs,
             # which differ by a fact or two, are what it is for.
-            near = error_TT[torch.arange(0, len(said), 2), torch.arange(1, len(said), 2)]
+            near = error_TT[torch.arange(0, len(texts), 2), torch.arange(1, len(texts), 2)]
             loss = near.mean() + error_TT.mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -17,7 +17,7 @@ from data.shapes.render import CELL
 from data.shapes.scene import GRID
 from models.tokenizers.magvitv2 import MAGVITv2
 from tasks.pretrain.base import L, Recipe, pretrain
-from tasks.pretrain.caption_encoder import ranking_table, train_caption_encoder
+from tasks.pretrain.caption_encoder import ScenePairs, ranking_table, train_caption_encoder
 from tasks.pretrain.tokenizer import (
     MagvitBits,
     T,
@@ -37,7 +37,7 @@ def make(family: str, out: Path, seed: int, quick: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             steps = 100 if quick else 4000
             encoder = train_caption_encoder(
-                Path(scratch), steps=steps, num_pairs=64, lr=2e-3, seed=seed
+                Path(scratch), ScenePairs(), steps=steps, num_pairs=64, lr=2e-3, seed=seed
             )
             print("similarity to the true caption, share ranked below its paraphrase:")
             for kind, (similarity, right) in ranking_table(encoder, "validation", 1000).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -44,18 +45,29 @@ def build_tokenizer() -> ShowoTokenizer:
     )
 
 
-def base_config(tokenizer: ShowoTokenizer, vq: MAGVITv2) -> ShowoConfig:
-    """Sizes of the shipped network."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of a network; as they are, of the shipped one of the shapes world."""
+
+    width: int = 96
+    layers: int = 5
+    heads: int = 4
+    max_text_len: int = MAX_TEXT_LEN
+    num_codes: int = 16
+
+
+def base_config(tokenizer: ShowoTokenizer, vq: MAGVITv2, sizes: Sizes) -> ShowoConfig:
+    """The config of a small network."""
     return ShowoConfig(
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=5,
-        num_attention_heads=4,
+        hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
         llm_vocab_size=tokenizer.special.pad,
         num_new_special_tokens=10,
         codebook_size=2**vq.config.codebook_dim,
-        num_vq_tokens=16,
-        max_text_len=MAX_TEXT_LEN,
+        num_vq_tokens=sizes.num_codes,
+        max_text_len=sizes.max_text_len,
         bos_token_id=tokenizer.special.bos,
         eos_token_id=tokenizer.special.eos,
         special_ids=dict(tokenizer.special_ids),
@@ -66,18 +78,19 @@ def base_config(tokenizer: ShowoTokenizer, vq: MAGVITv2) -> ShowoConfig:
 class ShowoLearner:
     """A `tasks.pretrain.base.Learner`."""
 
-    def __init__(self, vq: MAGVITv2) -> None:
-        """A network of random weights."""
-        self.vq, self.tokenizer = vq, build_tokenizer()
-        self.config = base_config(self.tokenizer, vq)
+    def __init__(
+        self, vq: MAGVITv2, tokenizer: ShowoTokenizer | None = None, sizes: Sizes | None = None
+    ) -> None:
+        """A network of random weights; without tokenizer and sizes, that of the shapes world."""
+        self.vq, self.tokenizer = vq, tokenizer or build_tokenizer()
+        self.config = base_config(self.tokenizer, vq, sizes or Sizes())
+        most = self.config.max_text_len
         self.network = Showo(self.config)
         self._module = TokenLogps(self.network)
         self._answer = cache(lambda text: mmu_answer(self.tokenizer, text, 64))
         self._instruction = cache(lambda text: mmu_instruction(self.tokenizer, text))
         self._prompt = cache(
-            lambda text: t2i_prompt(
-                self.tokenizer.encode(text), self.tokenizer.special, MAX_TEXT_LEN
-            )
+            lambda text: t2i_prompt(self.tokenizer.encode(text), self.tokenizer.special, most)
         )
 
     @property
@@ -120,7 +133,7 @@ class ShowoLearner:
         special = self.tokenizer.special
         block = image_block(np.where(mask_N, self.config.mask_token_id, drawn_N), special)
         labels = np.concatenate(([IGNORE], np.where(mask_N, drawn_N, IGNORE), [IGNORE]))
-        start = MAX_TEXT_LEN + 1 - len(ids)
+        start = self.config.max_text_len + 1 - len(ids)
         return [
             Segment(ids, position=start),
             Segment(block, parent=0, full=True, labels=labels),

@@ -1,4 +1,4 @@
-"""Train an image tokenizer of the shapes world, whose codes are the signs of a few numbers.
+"""Train an image tokenizer whose codes are the signs of a few numbers.
 
 Two things made lookup-free quantization work at this size. Half of the training pictures are
 collages of patches in random places: the code of a patch must then follow from the patch alone,
@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from data.shapes.scene import (
     sample_scene,
 )
 from models.tokenizers.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
+from tasks.pretrain.snapshot import Snapshot
 
 CONFIG = MAGVITv2Config(
     StackConfig(16, (1, 1, 2, 4), (0, 1, 1, 1)),
@@ -47,6 +49,7 @@ CONFIG = MAGVITv2Config(
 )
 PATCH = CONFIG.downsample
 BITS_WEIGHT = 0.5
+SAVE_EVERY = 200
 
 
 class BitTokenizer(Protocol):
@@ -77,8 +80,8 @@ class BitTokenizer(Protocol):
 class MagvitBits:
     """MAGVIT-v2 as a `BitTokenizer`."""
 
-    def __init__(self) -> None:
-        self.module = MAGVITv2(CONFIG)
+    def __init__(self, config: MAGVITv2Config = CONFIG) -> None:
+        self.module = MAGVITv2(config)
 
     def bits(self, pixels_B3HW: Tensor) -> Tensor:
         """Logits of the bits."""
@@ -153,34 +156,55 @@ def tree_bits(patches: NDArray[np.uint8], depth: int) -> NDArray[np.int64]:
 T = TypeVar("T", bound=BitTokenizer)
 
 
-class Corpus:
-    """Scenes of the training split and collages of patches, with the bits of every patch."""
+class Patches:
+    """Pictures and collages of their patches, with the bits of every patch."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.patches = all_patches()
-        self.bits_PZ = tree_bits(self.patches, CONFIG.codebook_dim)
-        self._index = {patch.tobytes(): i for i, patch in enumerate(self.patches)}
-        _, images = scene_images(6_000, "train", rng, 0.25)
-        self.scenes_BN = np.array([self._lookup(image) for image in images])
-        self.side = images.shape[1] // PATCH
-
-    def _lookup(self, image: NDArray[np.uint8]) -> list[int]:
-        side = len(image) // PATCH
-        tiles = (
-            image.reshape(side, PATCH, side, PATCH, 3).swapaxes(1, 2).reshape(-1, PATCH, PATCH, 3)
+    def __init__(self, images_BHW3: NDArray[np.uint8], patches: NDArray[np.uint8], bits: int):
+        """`patches` are all that the pictures have, each once."""
+        self.patches, self.patch = patches, patches.shape[1]
+        self.bits_PZ = tree_bits(patches, bits)
+        index = {patch.tobytes(): i for i, patch in enumerate(patches)}
+        self.side = images_BHW3.shape[1] // self.patch
+        tiles = tiles_of(images_BHW3, self.patch)
+        self.images_BN = np.array([index[t.tobytes()] for t in tiles]).reshape(len(images_BHW3), -1)
+        values, counts = np.unique(
+            images_BHW3.reshape(-1, 3)[:: max(1, images_BHW3.size // 10**7)],
+            axis=0,
+            return_counts=True,
         )
-        return [self._index[tile.tobytes()] for tile in tiles]
+        self.background = values[counts.argmax()]
+        """The most frequent colour."""
+
+    @classmethod
+    def of_scenes(cls, rng: np.random.Generator) -> Patches:
+        """Of the shapes world."""
+        _, images = scene_images(6_000, "train", rng, 0.25)
+        return cls(images, all_patches(), CONFIG.codebook_dim)
+
+    @classmethod
+    def of_images(cls, images_BHW3: NDArray[np.uint8], patch: int, bits: int) -> Patches:
+        """Of any pictures whose sides are a multiple of `patch`."""
+        flat = tiles_of(images_BHW3, patch).reshape(-1, patch * patch * 3)
+        patches = np.unique(flat, axis=0).reshape(-1, patch, patch, 3)
+        return cls(images_BHW3, patches, bits)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Tensor]:
         """Images [B, H, W, 3] and the bits [B, Z, h, w] of their patches."""
-        index_BN = self.scenes_BN[rng.integers(len(self.scenes_BN), size=size)]
+        index_BN = self.images_BN[rng.integers(len(self.images_BN), size=size)]
         collage = rng.random((size, 1)) < 0.5
         anywhere_BN = rng.integers(len(self.patches), size=index_BN.shape)
         index_BN = np.where(collage, anywhere_BN, index_BN)
-        tiles = self.patches[index_BN].reshape(size, self.side, self.side, PATCH, PATCH, 3)
-        images = tiles.swapaxes(2, 3).reshape(size, self.side * PATCH, self.side * PATCH, 3)
+        tiles = self.patches[index_BN].reshape(size, self.side, self.side, *self.patches.shape[1:])
+        images = tiles.swapaxes(2, 3).reshape(size, self.side * self.patch, -1, 3)
         bits_BNZ = torch.from_numpy(self.bits_PZ[index_BN])
         return images, bits_BNZ.transpose(1, 2).reshape(size, -1, self.side, self.side).float()
+
+
+def tiles_of(images_BHW3: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
+    """The patches [B*N, patch, patch, 3] of pictures, row by row."""
+    num, height, width, _ = images_BHW3.shape
+    rows = images_BHW3.reshape(num, height // patch, patch, width // patch, patch, 3)
+    return np.ascontiguousarray(rows.swapaxes(2, 3)).reshape(-1, patch, patch, 3)
 
 
 @dataclass(frozen=True)
@@ -192,11 +216,21 @@ class TokenizerRecipe:
     learning_rate: float
 
 
-def train_tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, *, seed: int) -> T:
-    """Fit encoder and decoder; with the running average of the weights."""
+def train_tokenizer(
+    make: Callable[[], T],
+    recipe: TokenizerRecipe,
+    *,
+    seed: int,
+    corpus_of: Callable[[np.random.Generator], Patches] = Patches.of_scenes,
+    state: Path | None = None,
+) -> T:
+    """Fit encoder and decoder; with the running average of the weights.
+
+    An interrupted run goes on from what it has left in the file `state`.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    corpus = Corpus(rng)
+    corpus = corpus_of(rng)
     tokenizer = make()
     module = tokenizer.module
     module.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -208,10 +242,13 @@ def train_tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, *, seed: int
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps))
+    snapshot = Snapshot(state, [module, average, optimizer, schedule], rng)
+    done = snapshot.load()
     with Progress("tokenizer", recipe.steps) as bar:
-        for _ in range(recipe.steps):
+        bar.update(done)
+        for step in range(done + 1, recipe.steps + 1):
             images, bits = corpus.batch(recipe.batch_size, rng)
-            loss = _loss(tokenizer, to_pixels(images), bits)
+            loss = _loss(tokenizer, to_pixels(images), bits, corpus.background)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -219,20 +256,24 @@ def train_tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, *, seed: int
             schedule.step()
             average.update_parameters(module)
             bar.update(1)
+            if step % SAVE_EVERY == 0:
+                snapshot.save(step)
     module.load_state_dict(average.module.state_dict())
     module.eval()
     return tokenizer
 
 
-def _loss(tokenizer: BitTokenizer, pixels: Tensor, bits_BZhw: Tensor) -> Tensor:
+def _loss(
+    tokenizer: BitTokenizer, pixels: Tensor, bits_BZhw: Tensor, background: NDArray[np.uint8]
+) -> Tensor:
     """Reconstruction that weighs objects, which are few of the pixels, and the tree's bits.
 
     The decoder reads the tree's bits too, so that it need not wait for the encoder.
     """
     logits_BZhw = tokenizer.bits(pixels)
     out = tokenizer.pixels(bits_BZhw * 2 - 1)
-    background = torch.tensor(BACKGROUND).view(1, 3, 1, 1) / 127.5 - 1
-    is_object = (pixels - background).abs().amax(1, keepdim=True) > 0.1
+    ground = torch.from_numpy(background).view(1, 3, 1, 1) / 127.5 - 1
+    is_object = (pixels - ground).abs().amax(1, keepdim=True) > 0.1
     near = torch.nn.functional.max_pool2d(is_object.float(), 3, stride=1, padding=1)
     weight = 0.3 + near * 2
     error = ((out - pixels).abs() + (out - pixels) ** 2).mean(1, keepdim=True)

@@ -1,0 +1,1 @@
+"""The second built-in world: emoji, which others drew and named."""

@@ -1,0 +1,235 @@
+"""`hermesflow pretrain CONFIG`: a small model of one's own, from nothing but a pool with questions.
+
+Image tokenizer, network and caption encoder, in that order. A finished one is kept, and one that
+was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from core.progress import Progress, bars_by
+from evals.networks.caption_scorer import CaptionScorer
+from evals.vqa import ask
+from models.families.showo.model import ShowoModel
+from models.families.showo.prompts import CAPTION_QUESTION, ShowoTokenizer, vqa_question
+from models.protocol import TextSampling
+from models.tokenizers.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
+from tasks.pretrain.base import Mixture, Recipe, pretrain
+from tasks.pretrain.caption_encoder import train_caption_encoder
+from tasks.pretrain.captions import PoolPairs
+from tasks.pretrain.records import PoolCorpus, byte_tokenizer, read_records, texts_of
+from tasks.pretrain.settings import Pretraining
+from tasks.pretrain.showo import END, ShowoLearner, Sizes
+from tasks.pretrain.tokenizer import (
+    MagvitBits,
+    Patches,
+    TokenizerRecipe,
+    train_tokenizer,
+)
+
+MEASURED = 1000
+"""Records of validation at most."""
+TIMED = 6
+"""Steps by which the time of a part is estimated."""
+TIMED_RECORDS = 128
+AT_ONCE = 64
+FIGURES = "figures.json"
+
+
+class Own:
+    """A model that is made of a pool, part by part, in a folder."""
+
+    def __init__(self, settings: Pretraining, out: Path) -> None:
+        """Read the records; UserError for tables that cannot be learnt from."""
+        self.settings, self.out = settings, out
+        self.records, self.images = read_records(settings.records.train, settings.image_size)
+        self.held_out, self.held_out_images = read_records(
+            settings.records.validation, settings.image_size
+        )
+
+    def make(self) -> None:
+        """Make what is missing, and measure what came of it."""
+        parts = [
+            (self.out / "model/vq/config.json", self.train_tokenizer),
+            (self.out / "model/model.safetensors", self.train_network),
+            (self.out / "caption_encoder/modules.json", self.train_encoder),
+        ]
+        missing = [train for file, train in parts if not file.is_file()]
+        print(f"{len(self.records)} records to learn from, {len(parts) - len(missing)} parts ready")
+        if missing:
+            print(f"about {sum(map(seconds_of, missing)) / 60:.0f} minutes on this machine")
+        for train in missing:
+            train(None)
+        figures = self.figures()
+        (self.out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        for name, value in figures.items():
+            print(f"{name:32} {value:.3f}")
+
+    @cached_property
+    def _patches(self) -> Patches:
+        tokenizer = self.settings.tokenizer
+        return Patches.of_images(self.images, tokenizer.patch, tokenizer.bits)
+
+    def train_tokenizer(self, steps: int | None) -> int:
+        """Write `model/vq`; with `steps`, only take so many. All steps are returned."""
+        chosen = self.settings.tokenizer
+        recipe = TokenizerRecipe(steps or chosen.steps, chosen.batch_size, chosen.learning_rate)
+        state = self.out / ".state/tokenizer.pt"
+        made = train_tokenizer(
+            lambda: MagvitBits(tokenizer_config(self.settings)),
+            recipe,
+            seed=self.settings.seed,
+            corpus_of=lambda _: self._patches,
+            state=None if steps else state,
+        )
+        if not steps:
+            made.module.save_pretrained(self.out / "model/vq")
+            state.unlink(missing_ok=True)
+        return chosen.steps
+
+    def train_network(self, steps: int | None) -> int:
+        """Write `model`, likewise."""
+        chosen, state = self.settings.network, self.out / ".state/network.pt"
+        if steps:  # the weights of the image tokenizer do not change the time of a step
+            vq, most = MAGVITv2(tokenizer_config(self.settings)).eval(), TIMED_RECORDS
+        else:
+            vq, most = MAGVITv2.from_pretrained(self.out / "model/vq"), len(self.records)
+        recipe = Recipe(
+            steps=steps or chosen.steps,
+            warmup=chosen.warmup,
+            matrix_rate=chosen.matrix_rate,
+            learning_rate=chosen.learning_rate,
+            t2i_rows=chosen.t2i_rows,
+            mmu_rows=chosen.mmu_rows,
+            mmu_weight=chosen.mmu_weight,
+            questions=chosen.questions,
+            mixture=Mixture(captioned_share=chosen.captioned_share),
+        )
+        learner = pretrain(
+            lambda: ShowoLearner(vq, self._text_tokenizer(), self._sizes()),
+            recipe,
+            seed=self.settings.seed,
+            corpus_of=lambda learner, _, rng: PoolCorpus(
+                self.records[:most], self.images[:most], learner, shift=chosen.shift, rng=rng
+            ),
+            state=None if steps else state,
+        )
+        if not steps:
+            learner.model().save_pretrained(self.out / "model")
+            state.unlink(missing_ok=True)
+        return chosen.steps
+
+    def _text_tokenizer(self) -> ShowoTokenizer:
+        asked = f"USER: \n{CAPTION_QUESTION} ASSISTANT:"
+        texts = [asked, *texts_of(self.records), vqa_question("")]
+        words = byte_tokenizer(texts, self.settings.network.vocabulary, [END])
+        return ShowoTokenizer(
+            PreTrainedTokenizerFast(tokenizer_object=words, bos_token=END, eos_token=END)
+        )
+
+    def _sizes(self) -> Sizes:
+        network = self.settings.network
+        side = self.settings.image_size // self.settings.tokenizer.patch
+        return Sizes(network.width, network.layers, network.heads, network.max_text_len, side**2)
+
+    def train_encoder(self, steps: int | None) -> int:
+        """Write `caption_encoder`, likewise; an interrupted one begins again."""
+        chosen = self.settings.caption_encoder
+        with tempfile.TemporaryDirectory() as scratch:
+            encoder = train_caption_encoder(
+                Path(scratch),
+                PoolPairs([record.caption for record in self.records]),
+                steps=steps or chosen.steps,
+                num_pairs=chosen.batch_size,
+                lr=chosen.learning_rate,
+                seed=self.settings.seed,
+            )
+        if not steps:
+            encoder.save(str(self.out / "caption_encoder"), create_model_card=False)
+        return chosen.steps
+
+    def figures(self) -> dict[str, float]:
+        """What the parts are worth on records that they have not learnt from."""
+        model = ShowoModel.from_pretrained(self.out / "model")
+        records, images = self.held_out[:MEASURED], self.held_out_images[:MEASURED]
+        scorer = CaptionScorer(self.out / "caption_encoder", "cpu")
+        errors: list[float] = []
+        right: dict[str, list[float]] = defaultdict(list)
+        chance: dict[str, list[float]] = defaultdict(list)
+        captions: list[str] = []
+        greedy = TextSampling(1.0, 1, self.settings.network.max_text_len)
+        with Progress("measure", len(records)) as bar:
+            for first in range(0, len(records), AT_ONCE):
+                part = records[first : first + AT_ONCE]
+                shown = images[first : first + AT_ONCE]
+                pictures = [Image.fromarray(image) for image in shown]
+                again = np.stack([np.asarray(i) for i in model.decode(model.encode(pictures))])
+                errors += list(((again.astype(float) - shown) ** 2).mean((1, 2, 3)))
+                seen = model.see(pictures)
+                for answers in ask(model, seen, [record.questions for record in part]):
+                    for one in answers:
+                        for kind in ("all", one.question["type"]):
+                            right[kind].append(one.right)
+                            chance[kind].append(1 / len(one.question["choices"]))
+                captions += [text for (text,) in model.caption(seen, [greedy], [0] * len(part))]
+                bar.update(len(part))
+        true = [record.caption for record in records]
+        return {
+            "reconstruction/psnr_db": float(
+                np.mean(-10 * np.log10(np.maximum(errors, 1e-3) / 255**2))
+            ),
+            "captions/exact": float(np.mean([a == b for a, b in zip(captions, true, strict=True)])),
+            "captions/similarity": float(np.mean(scorer.score(captions, [[t] for t in true]))),
+            **{f"understanding/{kind}": float(np.mean(found)) for kind, found in right.items()},
+            **{f"chance/{kind}": float(np.mean(found)) for kind, found in chance.items()},
+        }
+
+
+def tokenizer_config(settings: Pretraining) -> MAGVITv2Config:
+    """Channels double at each halving of the sides; most blocks are where the picture is small."""
+    chosen = settings.tokenizer
+    levels = int(chosen.patch).bit_length()
+    multipliers = tuple(2**level for level in range(levels))
+    once = (1,) * (levels - 1)
+    return MAGVITv2Config(
+        StackConfig(chosen.channels, multipliers, (0, *once)),
+        StackConfig(chosen.channels, multipliers, (*once, 2)),
+        codebook_dim=chosen.bits,
+        groupnorm_groups=1,
+    )
+
+
+class _Clock:
+    """A bar that draws nothing and notes when each step was done."""
+
+    total: float | None = None
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def update(self, amount: int) -> None:
+        """A step is done."""
+        if amount:
+            self.times.append(time.monotonic())
+
+    def close(self) -> None:
+        """The last one was."""
+
+
+def seconds_of(train: Callable[[int | None], int]) -> float:
+    """How long a part is going to take, by the median of some of its steps."""
+    clock = _Clock()
+    with bars_by(lambda *_: clock):
+        steps = train(TIMED)
+    return steps * float(np.median(np.diff(clock.times)))
