@@ -154,7 +154,7 @@ format: $(DEV) ## format the code and repair what lint can
 ablations: $(INSTALLED) ## run the ablations over seeds, write docs/results.md [QUICK=1 STUDY=configs/ablations.yaml]
 	@$(HERMESFLOW) ablations --study '$(or $(STUDY),configs/ablations.yaml)' $(if $(QUICK),--quick)
 
-pretrain: $(INSTALLED) ## make the shipped models anew, into models/assets/shapes-new [FAMILY=janus]
+pretrain: $(INSTALLED) ## make the shipped models anew, into models/assets/shapes-new [FAMILY=janus or vila_u]
 	$(HERMESFLOW) pretrain $(if $(FAMILY),--family '$(FAMILY)')
 
 parity: $(INSTALLED) ## compare the models with the published numbers [DIR=tests/parity/showo_tiny]

@@ -25,12 +25,12 @@ from transformers.utils import logging
 
 from bench.gpu import hardware, seconds_of
 from models.families.janus.config import Preprocessing
-from models.families.janus.likelihood import read_picture
 from models.families.janus.model import JanusModel, Kept
 from models.families.janus.network import Janus
-from models.families.janus.prompts import CAPTION_QUESTION, Ids
 from models.families.janus.vq import JanusVQ
+from models.nn.chat import read_picture
 from models.protocol import Autoregressive, TextSampling
+from models.tokenizers.chat import CAPTION_QUESTION, Ids
 from tasks.pretrain.janus import base_config, build_tokenizer
 
 WIDTH, SIZE, PATCH, CAPTIONS, TOKENS, PICTURES = 256, 96, 8, 10, 24, 16

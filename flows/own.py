@@ -30,8 +30,8 @@ JANUS_PROFILES = {
 }
 JANUS_DEFAULT = "configs/shapes_janus.yaml"
 # By pixels of a picture that is read.
-VILA_U_PROFILES = {384: "configs/vila_u_7b_384.yaml"}
-VILA_U_DEFAULT = "configs/vila_u_7b_256.yaml"
+VILA_U_PROFILES = {256: "configs/vila_u_7b_256.yaml", 384: "configs/vila_u_7b_384.yaml"}
+VILA_U_DEFAULT = "configs/shapes_vila_u.yaml"
 
 
 def run(pictures: str, checkpoint: Path, to: Path, iterations: int | None) -> None:

@@ -34,6 +34,27 @@ def read_sizes(path: Path) -> dict[str, Any]:
     return stored
 
 
+def read_own_sizes(
+    path: Path, family: str, title: str, kind: str, published: str
+) -> dict[str, Any]:
+    """The object in a config.json of our layout, whose model_type is `kind`.
+
+    UserError for the published layout, whose model_type is `published`, and for other models.
+    """
+    stored = read_sizes(path)
+    found = stored.get("model_type")
+    if found == published:
+        raise UserError(
+            f"{path} is of the published layout (model_type = {found!r}); make a folder of it "
+            f"with `hermesflow import {family}`, and give that"
+        )
+    if found != kind:
+        raise UserError(
+            f"{path}: model_type = {found!r} is no {title}; set model.family to what it is"
+        )
+    return stored
+
+
 def read_part(stored: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     """The object of a name in a config.json, empty where there is none; UserError for others."""
     part = stored.get(name, {})

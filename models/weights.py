@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from core.errors import UserError
 from core.files import sha256_of
+from models.sizes import building
 from models.weight_files import (
     FLOATS,
     INDEX,
@@ -33,6 +34,7 @@ from models.weight_files import (
     weight_files,
 )
 
+N = TypeVar("N", bound=nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -151,6 +153,26 @@ def fill(
         kept = dtype is None or not tensor.is_floating_point()
         tensors[name] = tensor.to(device=device, dtype=tensor.dtype if kept else dtype)
     module.load_state_dict(tensors, assign=True)
+
+
+def filled(
+    make: Callable[[], N], weights: Tensors, device: torch.device, dtype: str | None = None
+) -> N:
+    """A module with these weights, never initialised at random; `dtype` None: as stored.
+
+    What is in no file is left on meta. UserError where none can be made.
+    """
+    with building(weights.folder), without_values():
+        module = make()
+    fill(module, weights, device, None if dtype is None else dtype_named(dtype))
+    return module
+
+
+def apart(folder: Path, prefix: str) -> tuple[Weights, Weights]:
+    """Weights of a folder without those of a prefix, and those by the rest of their names."""
+    weights = Weights(folder)
+    of_prefix = [name for name in weights.shapes if name.startswith(prefix)]
+    return Weights(folder, ignored=of_prefix), Weights(folder, prefix=prefix)
 
 
 def check_tensors(module: nn.Module, weights: Tensors, *, derived: str | None = None) -> None:

@@ -3,15 +3,12 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
@@ -23,44 +20,28 @@ from models.families.janus.config import HF_TYPE, OWN, JanusConfig
 from models.families.janus.convert import hf_sizes, load_checkpoint, to_hf, to_published
 from models.families.janus.model import VQ, JanusModel
 from models.families.janus.network import Janus
-from models.families.janus.prompts import Ids
 from models.families.janus.sampler import FixedSteps, code_step, generate_images
 from models.memory import Sizes
 from models.protocol import Autoregressive, TextSampling
 from models.samplers.noise import RecordNoise
+from models.tokenizers.chat import Ids
 from models.weights import without_values
 from tests.commands import hermesflow
+from tests.families import PICTURES, WAYS_TO_TRAIN, change_sizes, same, trained
 from tests.hub import COMMIT, ID, hub_of
 from tests.janus_tiny import KEYS, fixture, published_folder, random_janus, tiny_janus
 from tests.limits import run_python
 from tests.published import save_weights
 from tests.showo_tiny import tiny_model
-from tests.stage_inputs import make_config
-from tests.test_train import Loop, metrics
+from tests.test_train import metrics
 
 MODEL = tiny_janus()
-PICTURES = [
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 29, 3), dtype=np.uint8))
-    for i in range(3)
-]
 HOW = Autoregressive(guidance=1.5, temperature=0.9)
 
 
 def weights_of(names: Iterable[str]) -> set[str]:
     """Those of weight files in a folder."""
     return {n for n in names if n.endswith((".safetensors", ".bin")) and "/" not in n}
-
-
-def same(one: JanusModel, other: JanusModel) -> bool:
-    """All weights bit by bit, and what is drawn and said."""
-    mine, theirs = one.state_dict(), other.state_dict()
-    return (
-        mine.keys() == theirs.keys()
-        and all(torch.equal(mine[name].float(), theirs[name].float()) for name in mine)
-        and np.array_equal(*(m.generate(["a cat"], 2, HOW, [3]) for m in (one, other)))
-        and one.caption(one.see(PICTURES), [TextSampling(1.0, 1, 5)], [0] * 3)
-        == other.caption(other.see(PICTURES), [TextSampling(1.0, 1, 5)], [0] * 3)
-    )
 
 
 # Published layouts
@@ -74,7 +55,7 @@ def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout:
     arguments = ["import", "janus", "--janus", str(folder), "--to"]
     assert hermesflow([*arguments, str(tmp_path / "ours")]) == 0
     model = JanusModel.from_pretrained(tmp_path / "ours", dtype=None)
-    assert same(JanusModel.from_pretrained(tmp_path / "ours"), MODEL)
+    assert same(JanusModel.from_pretrained(tmp_path / "ours"), MODEL, HOW)
     assert next(model.network.parameters()).dtype == torch.float16
     out = tmp_path / "out"
     arguments = ["export", str(tmp_path / "ours"), "--to"]
@@ -84,7 +65,7 @@ def test_published_layouts_come_in_and_go_out_bit_by_bit(tmp_path: Path, layout:
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert not (out / "published").exists()  # what is kept there is among the weights again
-    assert same(load_checkpoint(out, dtype="float32"), MODEL)
+    assert same(load_checkpoint(out, dtype="float32"), MODEL, HOW)
 
 
 def test_roles_are_named_at_import(tmp_path: Path) -> None:
@@ -118,7 +99,7 @@ def test_transformers_loads_our_folder_and_we_load_its(tmp_path: Path) -> None:
     MODEL.tokenizer.save_pretrained(tmp_path / "theirs")
     MODEL.config.preprocessing.to_json(tmp_path / "theirs/preprocessor_config.json")
     found = load_checkpoint(tmp_path / "theirs")
-    assert same(found, MODEL)
+    assert same(found, MODEL, HOW)
 
 
 # Beside the weights of a repository, and not needed: other formats, other precisions, notes.
@@ -164,7 +145,7 @@ def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(
         done = run_python("-m", "flows.cli", *given, **where)
     assert done.returncode == 0, done.stderr
     assert sent == needed
-    assert same(JanusModel.from_pretrained(to), MODEL)
+    assert same(JanusModel.from_pretrained(to), MODEL, HOW)
     origin = json.loads((to / "origin.json").read_text())["janus"]
     assert (origin["given"], origin["commit"]) == (f"{ID}@main", COMMIT)
     assert set(origin["sha256"]) == {"tokenizer.json", *weights_of(needed)}
@@ -278,9 +259,7 @@ def test_wrong_sizes_are_named_before_any_work(
 ) -> None:
     MODEL.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    stored = json.loads((tmp_path / "config.json").read_text())
-    reduce(getitem, where[:-1], stored)[where[-1]] = value
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+    change_sizes(tmp_path, where, value)
     with pytest.raises(UserError, match=re.escape(expected)):
         registry.check_folder("janus", tmp_path)
 
@@ -380,22 +359,13 @@ def test_memory_counts_tower_and_tokenizer_as_not_trained(tmp_path: Path) -> Non
     assert OWN in json.loads((tmp_path / "config.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"training__lora": {"rank": 2, "alpha": 4}},
-        {"model__precision": "bfloat16"},
-        {"runtime__recompute": True, "training__objective": "joint"},
-    ],
-)
+@pytest.mark.parametrize("changes", WAYS_TO_TRAIN)
 def test_a_janus_is_trained_in_every_way(tmp_path: Path, changes: Mapping[str, object]) -> None:
-    images = {"sampler": "autoregressive", "num_samples": 2, "guidance": 0.0, "temperature": 1.0}
-    fixed = {"model__family": "janus", "sampling__images": images, "training__image_draws": 0}
-    trained = Loop(tmp_path, random_janus()).train(make_config(**fixed, **changes))
-    first, *_, last = metrics(trained)
+    checkpoint = trained(tmp_path, "janus", random_janus(), changes)
+    first, *_, last = metrics(checkpoint)
     assert first["caption/rewards/margins"] == pytest.approx(0.0, abs=1e-2)
     assert last["caption/rewards/margins"] > 0.1
-    JanusModel.from_pretrained(trained.path("model"))
+    JanusModel.from_pretrained(checkpoint.path("model"))
 
 
 def test_names_of_special_tokens_in_a_long_prompt_are_cut_and_counted() -> None:

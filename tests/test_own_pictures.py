@@ -169,7 +169,7 @@ def test_a_janus_gets_the_profile_of_its_size(
 
 
 @pytest.mark.parametrize(
-    ("pixels", "profile"), [(256, "vila_u_7b_256"), (384, "vila_u_7b_384"), (32, "vila_u_7b_256")]
+    ("pixels", "profile"), [(256, "vila_u_7b_256"), (384, "vila_u_7b_384"), (32, "shapes_vila_u")]
 )
 def test_a_vila_u_gets_the_profile_of_its_pictures(
     tmp_path: Path, pixels: int, profile: str

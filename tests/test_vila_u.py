@@ -4,14 +4,11 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
@@ -36,38 +33,22 @@ from models.families.vila_u.sentencepiece import read_pieces, read_tokenizer
 from models.families.vila_u.tower import Tower
 from models.memory import Sizes
 from models.nn.packing import Segment, pack
-from models.protocol import Autoregressive, MaskPredict, TextSampling
+from models.protocol import Autoregressive, MaskPredict
 from models.samplers import prefixes
 from models.samplers.autoregressive import guided
 from models.weights import without_values
 from tests.commands import hermesflow
+from tests.families import PICTURES, WAYS_TO_TRAIN, change_sizes, same, trained
 from tests.hub import COMMIT, ID, hub_of
 from tests.janus_tiny import published_folder as published_janus
 from tests.janus_tiny import tiny_janus
 from tests.limits import run_python
 from tests.showo_tiny import tiny_model
-from tests.stage_inputs import make_config
-from tests.test_train import Loop, metrics
+from tests.test_train import metrics
 from tests.vila_u_tiny import KEYS, TINY, fixture, published_folder, random_vila_u, tiny_vila_u
 
 MODEL = tiny_vila_u()
-PICTURES = [
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 29, 3), dtype=np.uint8))
-    for i in range(3)
-]
 HOW = Autoregressive(guidance=2.0, temperature=0.9, top_k=300, top_p=0.96)
-
-
-def same(one: VilaUModel, other: VilaUModel) -> bool:
-    """All weights bit by bit, and what is drawn and said."""
-    mine, theirs = one.state_dict(), other.state_dict()
-    return (
-        mine.keys() == theirs.keys()
-        and all(torch.equal(mine[name].float(), theirs[name].float()) for name in mine)
-        and np.array_equal(*(m.generate(["a cat"], 2, HOW, [3]) for m in (one, other)))
-        and one.caption(one.see(PICTURES), [TextSampling(1.0, 1, 5)], [0] * 3)
-        == other.caption(other.see(PICTURES), [TextSampling(1.0, 1, 5)], [0] * 3)
-    )
 
 
 # The published layout
@@ -82,7 +63,7 @@ def test_the_published_layout_comes_in_and_goes_out_bit_by_bit(tmp_path: Path, l
     arguments = ["import", "vila_u", "--vila-u", str(folder), "--to"]
     assert hermesflow([*arguments, str(tmp_path / "ours")]) == 0
     model = VilaUModel.from_pretrained(tmp_path / "ours", dtype=None)
-    assert same(VilaUModel.from_pretrained(tmp_path / "ours"), MODEL)
+    assert same(VilaUModel.from_pretrained(tmp_path / "ours"), MODEL, HOW)
     assert next(model.network.parameters()).dtype == torch.float16
     kind = "bin" if layout.endswith("bin") else "safetensors"
     out = tmp_path / "out"
@@ -99,7 +80,7 @@ def test_the_published_layout_comes_in_and_goes_out_bit_by_bit(tmp_path: Path, l
     assert {"llm/tokenizer.model", "llm/added_tokens.json", "vision_tower/config.json"} < small
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in small)
     assert not (out / PUBLISHED).exists()
-    assert same(load_checkpoint(out, dtype="float32"), MODEL)
+    assert same(load_checkpoint(out, dtype="float32"), MODEL, HOW)
 
 
 def test_a_model_that_came_from_no_published_folder_is_exported_too(tmp_path: Path) -> None:
@@ -108,7 +89,7 @@ def test_a_model_that_came_from_no_published_folder_is_exported_too(tmp_path: Pa
     model.save_pretrained(tmp_path / "ours")
     to = ["--to", str(tmp_path / "out")]
     assert hermesflow(["export", str(tmp_path / "ours"), *to]) == 0
-    assert same(load_checkpoint(tmp_path / "out"), model)
+    assert same(load_checkpoint(tmp_path / "out"), model, HOW)
 
 
 @pytest.mark.parametrize("layout", ["shards.safetensors", "pytorch_model.bin"])
@@ -127,7 +108,7 @@ def test_of_a_repository_of_the_hub_the_needed_files_are_fetched(
         done = run_python("-m", "flows.cli", *given, **where)
     assert done.returncode == 0, done.stderr
     assert sent == needed
-    assert same(VilaUModel.from_pretrained(to), MODEL)
+    assert same(VilaUModel.from_pretrained(to), MODEL, HOW)
     origin = json.loads((to / "origin.json").read_text())["vila_u"]
     assert (origin["given"], origin["commit"]) == (f"{ID}@main", COMMIT)
     weights = {name for name in needed if name.endswith((".safetensors", ".bin"))}
@@ -347,9 +328,7 @@ def test_wrong_sizes_are_named_before_any_work(
     tmp_path: Path, where: Sequence[str], value: object, expected: str
 ) -> None:
     MODEL.save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    reduce(getitem, where[:-1], stored)[where[-1]] = value
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+    change_sizes(tmp_path, where, value)
     if expected == "9 missing":  # tables of three more depths
         expected = "3 missing: quantizer.codebooks.1.weight"
     with pytest.raises(UserError, match=re.escape(expected)):
@@ -477,25 +456,16 @@ def test_memory_counts_the_tower_as_not_trained(tmp_path: Path) -> None:
     assert VilaUConfig.from_json(folder / "config.json").tower == MODEL.config.tower
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"training__lora": {"rank": 2, "alpha": 4}},
-        {"model__precision": "bfloat16"},
-        {"runtime__recompute": True, "training__objective": "joint"},
-    ],
-)
+@pytest.mark.parametrize("changes", WAYS_TO_TRAIN)
 def test_a_vila_u_is_trained_in_every_way(tmp_path: Path, changes: Mapping[str, object]) -> None:
-    images = {"sampler": "autoregressive", "num_samples": 2, "guidance": 0.0, "temperature": 1.0}
-    fixed = {"model__family": "vila_u", "sampling__images": images, "training__image_draws": 0}
     model = random_vila_u()
-    trained = Loop(tmp_path, model).train(make_config(**fixed, **changes))
-    first, *_, last = metrics(trained)
+    checkpoint = trained(tmp_path, "vila_u", model, changes)
+    first, *_, last = metrics(checkpoint)
     for modality in ("caption", "image"):
         assert first[f"{modality}/rewards/margins"] == pytest.approx(0.0, abs=2e-2)
         assert last[f"{modality}/rewards/margins"] > 0.05
     before = model.state_dict()
-    after = VilaUModel.from_pretrained(trained.path("model")).state_dict()
+    after = VilaUModel.from_pretrained(checkpoint.path("model")).state_dict()
     assert after.keys() == before.keys()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert any(name.startswith("llm.model.layers") for name in moved)

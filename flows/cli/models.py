@@ -152,7 +152,8 @@ def pretrain(
         int | None, typer.Option(min=1, help="Of torch.", show_default="the number of cores")
     ] = None,
     family: Annotated[
-        Literal["showo", "janus"], typer.Option(help="Without a CONFIG: of the small model.")
+        Literal["showo", "janus", "vila_u"],
+        typer.Option(help="Without a CONFIG: of the small model."),
     ] = "showo",
     seed: Annotated[int, typer.Option(min=0, help="Without a CONFIG: of data and weights.")] = 0,
     quick: Annotated[

@@ -1,6 +1,6 @@
 """Branches of packed trees as families score them: pairs of a modality, choices of questions.
 
-Shapes: L labelled tokens, G branches (labelled segments), B pairs.
+Shapes: L labelled tokens, D codes of a position, G branches (labelled segments), B pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,13 +36,13 @@ class PackedPairs:
         return replace(self, batch=self.batch.to(device))
 
 
-def branch_logps(logps_L: Tensor, pairs: PackedPairs) -> BranchLogps:
-    """Sums by branch, averaged over the draws of a pair."""
-    batch = pairs.batch
-    sums_G = sum_logps(logps_L, batch.branch_L, batch.num_branches)
+def branch_logps(logps: Tensor, pairs: PackedPairs) -> BranchLogps:
+    """Sums by branch of [L], or of [L,D] for D codes of each position, averaged over draws."""
+    batch, logps_LD = pairs.batch, logps.view(len(logps), -1)
+    sums_G = sum_logps(logps_LD.sum(dim=1), batch.branch_L, batch.num_branches)
     tokens_G = count_tokens(batch.branch_L, batch.num_branches).to(sums_G.dtype)
     logps_B2 = sums_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
-    tokens_B2 = tokens_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
+    tokens_B2 = logps_LD.shape[1] * tokens_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
     return BranchLogps(logps_B2[:, 0], logps_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
 
 

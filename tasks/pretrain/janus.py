@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,44 +16,26 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from data.shapes.render import BACKGROUND
 from models.families.janus.config import HF_TYPE, OWN, JanusConfig
-from models.families.janus.likelihood import TokenLogps, drawn_picture, read_picture
+from models.families.janus.likelihood import drawn_picture
 from models.families.janus.model import JanusModel, Kept
 from models.families.janus.network import Janus
-from models.families.janus.prompts import CAPTION_QUESTION, NAMES, JanusTokenizer
+from models.families.janus.prompts import NAMES, JanusTokenizer
 from models.families.janus.vq import JanusVQ
-from models.nn.packing import IGNORE, Segment, Tree, pack
+from models.nn.packing import Segment, Tree
+from models.tokenizers.chat import CAPTION_QUESTION
 from tasks.pretrain.base import (
     MAX_TEXT_LEN,
     UNKNOWN,
     Ids,
     Images,
-    Mixture,
-    Recipe,
     Rng,
     word_tokenizer,
 )
+from tasks.pretrain.chat import BITS, LLAMA, WIDTH, ChatLearner, signs
 from tasks.pretrain.tokenizer import PATCH, TokenizerRecipe, to_pixels
 
 ROLES = ("<|User|>", "<|Assistant|>")
-WIDTH, BITS = 96, 8
 TOKENIZER = TokenizerRecipe(steps=2000, batch_size=32, learning_rate=4e-3)
-# The reply to a question about one word depends on finding that word in the picture, which is not
-# learned from a mixture of harder questions. Captions show what is in a picture in fewer steps.
-LOOKING_UP = Mixture(
-    kind_shares=(0.1, 0.04, 0.5, 0.06, 0.15, 0.05, 0.1), captioned_share=1.0, broken_share=0.2
-)
-READING = Mixture(
-    kind_shares=(0.12, 0.05, 0.25, 0.08, 0.12, 0.08, 0.3), captioned_share=0.7, broken_share=0.3
-)
-RECIPE = Recipe(
-    steps=1800,
-    warmup=100,
-    t2i_rows=8,
-    num_scenes=6_000,
-    first_mixture=LOOKING_UP,
-    first_steps=500,
-    mixture=READING,
-)
 
 
 def base_config(vocab_size: int, image_size: int) -> JanusConfig:
@@ -64,17 +45,9 @@ def base_config(vocab_size: int, image_size: int) -> JanusConfig:
         "model_type": HF_TYPE,
         "text_config": {
             "model_type": "llama",
-            "hidden_size": WIDTH,
-            "intermediate_size": 256,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 8,
+            **LLAMA,
             "vocab_size": vocab_size,
             **{f"{name}_token_id": list(NAMES).index(name) for name in ("bos", "eos", "pad")},
-            "max_position_embeddings": 256,
-            # Of 12 numbers of a head some have to tell near tokens apart: with a base of 1,000,000
-            # questions about directions, which name two shapes, stay at chance.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
         },
         "vision_config": {
             "hidden_size": 64,
@@ -115,9 +88,7 @@ class JanusBits:
 
     def __init__(self, image_size: int) -> None:
         self.module = JanusVQVAE(base_config(len(NAMES), image_size).vq)
-        places = 2 ** torch.arange(BITS)
-        signs_CZ = ((torch.arange(2**BITS)[:, None] // places) % 2) * 2.0 - 1
-        self.module.quantize.embedding.weight.data.copy_(signs_CZ / BITS**0.5)
+        self.module.quantize.embedding.weight.data.copy_(signs(BITS) / BITS**0.5)
         self.module.quantize.requires_grad_(False)
 
     def bits(self, pixels_B3HW: Tensor) -> Tensor:
@@ -153,20 +124,18 @@ def build_tokenizer(config: JanusConfig) -> JanusTokenizer:
     return JanusTokenizer(fast, config.settings)
 
 
-class JanusLearner:
+class JanusLearner(ChatLearner):
     """A `tasks.pretrain.base.Learner`."""
 
     def __init__(self, vq: JanusVQ, image_size: int) -> None:
         """A network of random weights, whose vision tower learns too."""
         self.vq = vq
-        self.tokenizer = build_tokenizer(base_config(len(NAMES), image_size))
-        self.config = base_config(len(self.tokenizer), image_size)
+        tokenizer = build_tokenizer(base_config(len(NAMES), image_size))
+        self.config = base_config(len(tokenizer), image_size)
         self.network = Janus(self.config).requires_grad_(True)
-        self._module = TokenLogps(self.network)
-        self._whole = JanusModel(self.network, vq, self.tokenizer, Kept())
-        self._answer = cache(self.tokenizer.answer)
-        self._question = cache(self.tokenizer.question)
-        self._prompt = cache(self.tokenizer.prompt)
+        super().__init__(self.network, tokenizer)
+        self._boi = tokenizer.special.boi
+        self._whole = JanusModel(self.network, vq, tokenizer, Kept())
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -190,28 +159,11 @@ class JanusLearner:
         codes: Ids = torch.cat([self.vq.encode(to_pixels(part)) for part in parts]).numpy()
         return codes
 
-    def picture(self, seen: NDArray[np.generic]) -> list[Segment]:
-        """Head and features."""
-        return read_picture(seen, self.tokenizer)
-
-    def turn(self, question: str, answer: str, *, caption: bool, parent: int) -> Segment:
-        """A turn of the user and the reply in one segment."""
-        asked = self._question(CAPTION_QUESTION if caption else question)
-        said = self._answer(answer)
-        labels = np.concatenate((np.full(len(asked), IGNORE), said))
-        return Segment(np.concatenate((asked, said[:-1])), parent=parent, labels=labels)
-
     def generation(self, drawn_N: Ids, prompt: str, rng: Rng) -> Tree:
         """A prompt and a picture; an empty one is the row that guidance reads."""
         ids = self._prompt(prompt)
         if not prompt:
             # As long as any prompt: what is left out of guided rows is the words, not the length.
             ids = np.full(len(ids) + int(rng.integers(3, 12)), self.tokenizer.special.pad)
-            ids[0], ids[-1] = self.tokenizer.special.bos, self.tokenizer.special.boi
+            ids[0], ids[-1] = self.tokenizer.special.bos, self._boi
         return [Segment(ids), drawn_picture(drawn_N, self.config.vocab_size)]
-
-    def losses(self, generation: Sequence[Tree], understanding: Sequence[Tree]) -> list[Tensor]:
-        """Run apart, since pictures that are drawn have a head of their own."""
-        pad = self.tokenizer.special.pad
-        drawn = self._module(pack(generation, pad), codes=True)
-        return [-drawn.mean(), -self._module(pack(understanding, pad)).mean()]

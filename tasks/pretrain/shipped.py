@@ -32,7 +32,7 @@ MAGVIT = TokenizerRecipe(steps=2500, batch_size=64, learning_rate=3e-3)
 
 def make(family: str, out: Path, seed: int, quick: bool) -> None:
     """Write the base of a family and `out/caption_encoder`."""
-    {"showo": make_showo, "janus": make_janus}[family](out, seed, quick)
+    {"showo": make_showo, "janus": make_janus, "vila_u": make_vila_u}[family](out, seed, quick)
     if not (out / "caption_encoder").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             steps = 100 if quick else 4000
@@ -61,21 +61,44 @@ def make_showo(out: Path, seed: int, quick: bool) -> None:
 def make_janus(out: Path, seed: int, quick: bool) -> None:
     """Write `out/janus`; the image tokenizer waits in `out/janus-vq.pt` for the network."""
     from models.families.janus.vq import JanusVQ
-    from tasks.pretrain.janus import RECIPE, TOKENIZER, JanusBits, JanusLearner
+    from tasks.pretrain.chat import RECIPE
+    from tasks.pretrain.janus import TOKENIZER, JanusBits, JanusLearner
 
     folder, kept = out / "janus", out / "janus-vq.pt"
     if (folder / "model.safetensors").is_file():
         return
-    if not kept.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        made = _tokenizer(lambda: JanusBits(IMAGE_SIZE), TOKENIZER, seed, quick)
-        torch.save(made.module.state_dict(), kept)
-    bits = JanusBits(IMAGE_SIZE)
-    bits.module.load_state_dict(torch.load(kept, weights_only=True))
+    bits = _kept_tokenizer(kept, lambda: JanusBits(IMAGE_SIZE), TOKENIZER, seed, quick)
     vq = JanusVQ(bits.module)
     learner = _network(lambda: JanusLearner(vq, IMAGE_SIZE), RECIPE, seed, quick)
     learner.model().save_pretrained(folder)
     kept.unlink()
+
+
+def make_vila_u(out: Path, seed: int, quick: bool) -> None:
+    """Write `out/vila_u`; the tower waits in `out/vila_u-tower.pt` for the network."""
+    from tasks.pretrain.chat import RECIPE
+    from tasks.pretrain.vila_u import TOKENIZER, TowerBits, VilaULearner
+
+    folder, kept = out / "vila_u", out / "vila_u-tower.pt"
+    if (folder / "model.safetensors").is_file():
+        return
+    bits = _kept_tokenizer(kept, lambda: TowerBits(IMAGE_SIZE), TOKENIZER, seed, quick)
+    tower = bits.module.requires_grad_(False)
+    learner = _network(lambda: VilaULearner(tower), RECIPE, seed, quick)
+    learner.model().save_pretrained(folder)
+    kept.unlink()
+
+
+def _kept_tokenizer(
+    kept: Path, make: Callable[[], T], recipe: TokenizerRecipe, seed: int, quick: bool
+) -> T:
+    """The tokenizer whose weights are in a file, which is made where there is none."""
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(_tokenizer(make, recipe, seed, quick).module.state_dict(), kept)
+    bits = make()
+    bits.module.load_state_dict(torch.load(kept, weights_only=True))
+    return bits
 
 
 def _tokenizer(make: Callable[[], T], recipe: TokenizerRecipe, seed: int, quick: bool) -> T:

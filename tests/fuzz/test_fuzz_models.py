@@ -8,6 +8,7 @@ import shutil
 import struct
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,23 @@ def test_model_folders(model: Path, data: st.DataObject) -> None:
 @cases(0.3)
 @given(data=st.data())
 def test_janus_folders(janus: tuple[Path, Path], data: st.DataObject) -> None:
+    survives_damage(data, janus, load_checkpoint)
+
+
+def survives_damage(
+    data: st.DataObject, models: tuple[Path, Path], load: Callable[[Path], object]
+) -> None:
+    """One file of a copy of either folder is changed."""
     with folder() as place:
         copy = place / "model"
-        shutil.copytree(data.draw(st.sampled_from(janus)), copy)
-        path = data.draw(st.sampled_from(sorted(copy.glob("*.*"))))
+        shutil.copytree(data.draw(st.sampled_from(models)), copy)
+        path = data.draw(st.sampled_from(sorted(copy.rglob("*.*"))))
         if path.suffix == ".json" and data.draw(st.booleans()):
             document = json.loads(path.read_text(encoding="utf-8"))
             path.write_text(json.dumps(data.draw(changed(document))), encoding="utf-8")
         else:
             path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
-        survives(place, lambda: load_checkpoint(copy))
+        survives(place, lambda: load(copy))
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +106,7 @@ def vila_u(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @cases(0.3)
 @given(data=st.data())
 def test_vila_u_folders(vila_u: tuple[Path, Path], data: st.DataObject) -> None:
-    with folder() as place:
-        copy = place / "model"
-        shutil.copytree(data.draw(st.sampled_from(vila_u)), copy)
-        path = data.draw(st.sampled_from(sorted(copy.rglob("*.*"))))
-        if path.suffix == ".json" and data.draw(st.booleans()):
-            document = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps(data.draw(changed(document))), encoding="utf-8")
-        else:
-            path.write_bytes(data.draw(damaged(path.read_bytes()[:4000])))
-        survives(place, lambda: load_vila_u(copy))
+    survives_damage(data, vila_u, load_vila_u)
 
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"f": "pt"}}

@@ -17,6 +17,7 @@ from models.sizes import (
     as_sizes,
     building,
     check_sizes,
+    read_own_sizes,
     read_part,
     read_sizes,
 )
@@ -114,17 +115,7 @@ class JanusConfig:
     def from_json(cls, path: Path | str) -> JanusConfig:
         """Read a config.json; UserError for one of another model or layout."""
         place = Path(path)
-        stored = read_sizes(place)
-        kind = stored.get("model_type")
-        if kind == PUBLISHED_TYPE:
-            raise UserError(
-                f"{place} is of the published layout (model_type = {kind!r}); make a folder of it "
-                "with `hermesflow import janus`, and give that"
-            )
-        if kind != HF_TYPE:
-            raise UserError(
-                f"{place}: model_type = {kind!r} is no Janus; set model.family to what it is"
-            )
+        stored = read_own_sizes(place, "janus", "Janus", HF_TYPE, PUBLISHED_TYPE)
         return cls.from_sizes(stored, place)
 
     @classmethod

@@ -9,16 +9,15 @@ pixels.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
@@ -26,36 +25,31 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from core.errors import UserError
 from models.families.janus.config import HF_TYPE, PREPROCESSOR, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.costs import costs
-from models.families.janus.likelihood import (
-    PairModule,
-    pack_pairs,
-    read_picture,
-)
+from models.families.janus.likelihood import drawn_picture
 from models.families.janus.network import Janus
-from models.families.janus.prompts import CAPTION_QUESTION, JanusTokenizer, wording
+from models.families.janus.prompts import JanusTokenizer
 from models.families.janus.sampler import FixedSteps, generate_images
 from models.families.janus.vq import JanusVQ
+from models.nn.chat import PairModule, chat_reader, pack_pairs
 from models.nn.pairs import PackedPairs
+from models.packed_model import PackedModel
+from models.pictures import chunks, middle_squares, rgb_images
 from models.protocol import (
     Autoregressive,
-    BranchLogps,
     Drawn,
     ImageSampling,
     Modality,
     PairBatch,
-    Questions,
     SamplerName,
     Seen,
     TextReader,
     TextRole,
-    TextSampling,
     TextUse,
 )
 from models.registry import Family
 from models.samplers.noise import RecordNoise
-from models.samplers.reading import Reader
 from models.sizes import building
-from models.weights import Tensors, Weights, check_tensors, dtype_named, fill, without_values
+from models.weights import Tensors, Weights, apart, check_tensors, filled, without_values
 
 SAMPLER = "sampling.images.sampler"
 VQ = "model.vqmodel."
@@ -75,7 +69,6 @@ KEPT = (
 )
 MAX_PIXELS = 2**20
 """Of pictures that pass vision tower or image tokenizer at once."""
-Items = TypeVar("Items", Drawn, Sequence[Image.Image])
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ class Kept:
             save_file(dict(self.unused), folder / UNUSED, metadata={"format": "pt"})
 
 
-class JanusModel:
+class JanusModel(PackedModel):
     """A `models.protocol.UnifiedModel` of the Janus family."""
 
     sampler: SamplerName = "autoregressive"
@@ -124,19 +117,8 @@ class JanusModel:
         self._pair_module = PairModule(network)
         self._trains_vision = False
         self._steps: FixedSteps | None = None
-        listed = config.settings.list_choices
-        self.reader = Reader(
-            network,
-            token_logps=self._pair_module.token_logps,
-            picture=lambda read_FW: read_picture(read_FW, tokenizer),
-            caption_turn=tokenizer.question(CAPTION_QUESTION),
-            turn=lambda text, choices: tokenizer.question(wording(text, choices if listed else ())),
-            said=tokenizer.answer,
-            decode=tokenizer.decode,
-            stop_id=tokenizer.special.eos,
-            pad_id=tokenizer.special.pad,
-            max_reply=config.settings.max_text_len,
-        )
+        most = config.settings.max_text_len
+        self.reader = chat_reader(network, tokenizer, self._pair_module.token_logps, most)
 
     @classmethod
     def from_pretrained(
@@ -190,11 +172,6 @@ class JanusModel:
         return self._kept.unused
 
     @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return self.network.device
-
-    @property
     def blocks(self) -> Sequence[nn.Module]:
         """The layers of the language model."""
         return list(self.network.model.language_model.layers)
@@ -220,7 +197,7 @@ class JanusModel:
         if self._trains_vision:
             return Seen(self.patches(images))
         network, rows = self.network, []
-        for chunk in self._chunks(images):
+        for chunk in chunks(images, self.config.image_size, MAX_PIXELS):
             patches_BFW = torch.from_numpy(self.patches(chunk)).to(self.device)
             features_BFW = network.features(network.pixels(patches_BFW.flatten(0, 1)))
             rows.append(features_BFW.float().cpu().numpy())
@@ -256,13 +233,11 @@ class JanusModel:
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Drawn:
         """Codes [B,N] of images of any size and mode, cropped to the middle square."""
-        size = (self.config.image_size, self.config.image_size)
-        codes = []
-        for chunk in self._chunks(images):
-            squares = [ImageOps.fit(image.convert("RGB"), size) for image in chunk]
-            pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-            pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            codes.append(self.vq.encode(pixels_B3HW))
+        side = self.config.image_size
+        codes = [
+            self.vq.encode(middle_squares(chunk, side, self.device))
+            for chunk in chunks(images, side, MAX_PIXELS)
+        ]
         return torch.cat(codes).cpu().numpy()
 
     @torch.inference_mode()
@@ -270,31 +245,10 @@ class JanusModel:
         """RGB images of drawn pictures [B,N]; pixels are clipped, then truncated as published."""
         side = math.isqrt(self.config.num_codes)
         images = []
-        for chunk_BN in self._chunks(drawn):
-            pixels_B3HW = self.vq.decode(torch.from_numpy(chunk_BN).to(self.device), side, side)
-            bytes_B3HW = ((pixels_B3HW + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
-            arrays = bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()
-            images += [Image.fromarray(array) for array in arrays]
+        for chunk_BN in chunks(drawn, self.config.image_size, MAX_PIXELS):
+            codes_BN = torch.from_numpy(chunk_BN).to(self.device)
+            images += rgb_images(self.vq.decode(codes_BN, side, side))
         return images
-
-    def _chunks(self, images: Items) -> Iterator[Items]:
-        """As many at once as `MAX_PIXELS` allows, since a pixel needs much memory in there."""
-        size = max(1, MAX_PIXELS // self.config.image_size**2)
-        return (images[i : i + size] for i in range(0, len(images), size))
-
-    def caption(
-        self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
-    ) -> list[list[str]]:
-        """One caption of each image for each sampling."""
-        return self.reader.caption(seen, samplings, seeds)
-
-    def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
-        """Probabilities over the choices of each question about each image."""
-        return self.reader.answer(seen, questions)
-
-    def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
-        """Greedily decoded reply to each question about each image."""
-        return self.reader.reply(seen, questions)
 
     def generate(
         self,
@@ -318,29 +272,18 @@ class JanusModel:
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
         """What becomes of each text in this role."""
-        return _text_uses(self.tokenizer, texts, role)
+        return self.tokenizer.uses(texts, role)
 
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
-        packed = pack_pairs(batch, modality, self.tokenizer, self.config.vocab_size)
-        return packed.to(self.device)
-
-    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
-        """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
-        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
-        return logps
+        leaf = partial(drawn_picture, vocab_size=self.config.vocab_size)
+        return pack_pairs(batch, modality, self.tokenizer, leaf).to(self.device)
 
 
 def read_texts(folder: Path) -> TextReader:
     """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
     settings = JanusConfig.from_json(folder / "config.json").settings
-    return partial(_text_uses, JanusTokenizer.from_folder(folder, settings))
-
-
-def _text_uses(tokenizer: JanusTokenizer, texts: Sequence[str], role: TextRole) -> list[TextUse]:
-    # The same texts come again and again: prompts in every iteration, choices in every question.
-    uses = {text: tokenizer.use(text, role) for text in set(texts)}
-    return [uses[text] for text in texts]
+    return JanusTokenizer.from_folder(folder, settings).uses
 
 
 def check_parts(names: Mapping[str, object], folder: Path) -> None:
@@ -374,19 +317,15 @@ def _read_small_files(folder: Path) -> tuple[JanusConfig, JanusTokenizer]:
 
 def _weights(folder: Path) -> tuple[Weights, Weights]:
     """Those of the network and of the image tokenizer; UserError if there is none of either."""
-    names = Weights(folder).shapes
-    check_parts(names, folder)
-    of_vq = [name for name in names if name.startswith(VQ)]
-    return Weights(folder, ignored=of_vq), Weights(folder, prefix=VQ)
+    check_parts(Weights(folder).shapes, folder)
+    return apart(folder, VQ)
 
 
 def load_network(
     config: JanusConfig, weights: Tensors, device: torch.device, dtype: str | None
 ) -> Janus:
     """Network of these weights, never initialised at random; `dtype` None: as stored."""
-    with building(weights.folder), without_values():
-        network = Janus(config)
-    fill(network, weights, device, None if dtype is None else dtype_named(dtype))
+    network = filled(lambda: Janus(config), weights, device, dtype)
     network.place_constants(device)
     return network.eval()
 

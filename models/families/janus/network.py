@@ -19,11 +19,9 @@ from transformers.models.janus.modeling_janus import (
     JanusVQVAEAlignerMLP,
     JanusVQVAEHead,
 )
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.families.janus.config import JanusConfig
-from models.nn.kv_cache import FixedCache, KVCache
-from models.nn.llama import new_llama_cache, run_llama
+from models.nn.chat import ChatNetwork
 from models.nn.packing import PackedBatch
 from models.nn.token_logps import token_logps
 
@@ -43,7 +41,7 @@ class Parts(nn.Module):
         self.language_model.embed_tokens.padding_idx = None
 
 
-class Janus(nn.Module):
+class Janus(ChatNetwork):
     """All that is trained, and the vision tower; the image tokenizer stands beside it."""
 
     def __init__(self, config: JanusConfig) -> None:
@@ -57,47 +55,22 @@ class Janus(nn.Module):
         self.model = Parts(text, vision, vq)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 
+    @property
+    def llama(self) -> LlamaModel:
+        """The language model."""
+        return self.model.language_model
+
+    @property
+    def text_head(self) -> nn.Linear:
+        """Its head."""
+        return self.lm_head
+
     def place_constants(self, device: torch.device) -> None:
         """Make what is in no file, for a network that was made on meta."""
+        super().place_constants(device)
         vision = self.model.vision_model.embeddings
         positions_1F = torch.arange(vision.num_positions, device=device)[None]
         vision.position_ids = nn.Buffer(positions_1F, persistent=False)
-        with torch.device(device):
-            rotary = LlamaRotaryEmbedding(config=self.config.text)
-        self.model.language_model.rotary_emb = rotary
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        device: torch.device = self.lm_head.weight.device
-        return device
-
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty key-value cache with the device and dtype of the weights."""
-        return new_llama_cache(self.config.text, self.lm_head.weight, rows, capacity)
-
-    def forward(
-        self,
-        input_ids_BT: Tensor,
-        attend_B1TS: Tensor | None,
-        position_ids_BT: Tensor,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Final hidden states [B,T,D] of text; see `transform`."""
-        hidden_BTD: Tensor = self.model.language_model.embed_tokens(input_ids_BT)
-        return self.transform(hidden_BTD, attend_B1TS, position_ids_BT, cache)
-
-    def transform(
-        self,
-        hidden_BTD: Tensor,
-        attend_B1TS: Tensor | None,
-        position_ids_BT: Tensor,
-        cache: KVCache | FixedCache | None = None,
-        read_BR: Tensor | None = None,
-    ) -> Tensor:
-        """Final hidden states [B,T,D], or [B,R,D] at `read_BR`, of embeddings; see `run_llama`."""
-        llama = self.model.language_model
-        return run_llama(llama, hidden_BTD, attend_B1TS, position_ids_BT, cache, read_BR)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Input [B,T,D] of packed rows: text, codes (ids from V on) and features of pictures."""
@@ -139,19 +112,12 @@ class Janus(nn.Module):
         )
         return (bytes_I3HW.float() / 255 - mean) / std
 
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits [...,V] of text."""
-        return self.lm_head(hidden_RD)  # type: ignore[no-any-return]
-
     def code_logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits [...,C] of the next code."""
         return self.model.generation_head(hidden_RD)  # type: ignore[no-any-return]
 
-    def token_logps(self, hidden_RD: Tensor, targets_R: Tensor, *, codes: bool) -> Tensor:
-        """Log-probabilities [R] in nats of text tokens, or of codes, in float32."""
-        if not codes:
-            return token_logps(hidden_RD, self.lm_head, targets_R)
+    def code_logps(self, hidden_RD: Tensor, codes: Tensor) -> Tensor:
+        """Log-probabilities [R] in nats of codes [R], in float32."""
         head = self.model.generation_head
-        return token_logps(
-            head.activation_fn(head.proj_out(hidden_RD)), head.vision_head, targets_R
-        )
+        hidden_RD = head.activation_fn(head.proj_out(hidden_RD))
+        return token_logps(hidden_RD, head.vision_head, codes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +20,29 @@ from torch import Tensor
 
 from models.families.janus.config import HF_TYPE, OWN, PUBLISHED_TYPE, JanusConfig
 from models.families.janus.convert import COUNTS, POOL, hf_sizes, to_hf, to_published
-from models.families.janus.likelihood import PairModule, drawn_picture
+from models.families.janus.likelihood import drawn_picture
 from models.families.janus.model import VQ, JanusModel, Kept, load_network
 from models.families.janus.prompts import JanusTokenizer
 from models.families.janus.sampler import Rows, generate_images
 from models.families.janus.vq import JanusVQ
-from models.losses import dpo_loss
-from models.nn.packing import Segment, Tree, pack, pack_trees
-from models.nn.pairs import PackedPairs
+from models.nn.chat import captioned, read_picture
+from models.nn.packing import Segment, Tree, pack
 from models.parity.case import (
-    ABSOLUTE,
-    EXACT,
     Case,
     absolute,
-    arrays,
     exact,
     existing,
-    relative,
-    scaled,
 )
+from models.parity.decoding import guided_logits, same_bytes, text_sampling
+from models.parity.preferences import gradients_of, preference_cases
+from models.parity.published import PublishedNumbers, shifted
 from models.protocol import Autoregressive, Modality, TextSampling
-from models.samplers.autoregressive import draw_codes, guided
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 from models.samplers.prefixes import generate_text
-from models.samplers.reading import leaf
 from models.weights import Held
 
-# Sums of some tens of log-probabilities, and norms over 280 tensors.
-SUMS, NORMS = 2e-4, 1e-4
+SUMS = 2e-4
+"""Of some tens of log-probabilities."""
 
 
 def cases(folder: Path, config: Mapping[str, Any], full_size: bool) -> Iterator[Case] | None:
@@ -57,11 +52,11 @@ def cases(folder: Path, config: Mapping[str, Any], full_size: bool) -> Iterator[
     return janus_cases(folder)
 
 
-class JanusFixture:
+class JanusFixture(PublishedNumbers):
     """A Janus parity folder, loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         stored = json.loads(existing(folder / "config.json").read_text())
         kit = stored["_kit"]
         stored[OWN] = {"sizes": kit_sizes(kit), "settings": {"max_text_len": 64}}
@@ -71,9 +66,7 @@ class JanusFixture:
         )
         prepared = {name: kit["preprocessor"][name] for name in ("image_size", "min_size")}
         self.config = _with_preprocessing(self.config, prepared)
-        self.runs = json.loads(existing(folder / "runs.json").read_text())
         self.prompting = json.loads(existing(folder / "prompting.json").read_text())
-        self.inputs, self.expected = (arrays(folder / f"{n}.npz") for n in ("inputs", "expected"))
         self.weights = load_file(existing(folder / "model.safetensors"))
         self.policy = self.model(self.weights)
 
@@ -96,16 +89,7 @@ class JanusFixture:
     @cached_property
     def reference(self) -> JanusModel:
         """The frozen model of the preference cases."""
-        shifted = {}
-        for index, key in enumerate(sorted(self.weights)):
-            weight = self.weights[key].float()
-            wave = 0.05 * np.sin(0.37 * np.arange(weight.numel()) + index)
-            shifted[key] = weight + torch.from_numpy(wave.astype(np.float32)).view_as(weight)
-        return self.model(shifted)
-
-    def tensor(self, name: str) -> Tensor:
-        """An input array as a tensor."""
-        return torch.from_numpy(self.inputs[name])
+        return self.model(shifted(self.weights, self.weights))
 
 
 def kit_sizes(kit: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,23 +174,13 @@ def _picture_cases(fixture: JanusFixture) -> Iterator[Case]:
     yield absolute("vq/decoded", vq.decode(codes, side, side), expected["vq_decoded"])
     drawn = np.stack([np.asarray(picture) for picture in model.decode(codes.numpy())])
     wanted = expected["vq_decoded_uint8"]
-    yield _bytes("vq/decoded_uint8", drawn, wanted, expected["vq_decoded"].transpose(0, 2, 3, 1))
+    yield same_bytes(
+        "vq/decoded_uint8", drawn, wanted, expected["vq_decoded"].transpose(0, 2, 3, 1)
+    )
     codes_wide = fixture.tensor("vq_random_codes").long().reshape(-1, 24)
     yield absolute(
         "vq/decoded_wide", vq.decode(codes_wide, 4, 6), expected["vq_decoded_random_4x6"]
     )
-
-
-def _bytes(name: str, got: Any, expected: Any, pixels: Any) -> Case:
-    """Number of bytes that differ; at the edge of two, within the limit of `pixels`, both fit.
-
-    Bytes are truncated, and processors differ in the last digit of the pixels.
-    """
-    low, high = (
-        np.clip((pixels + error + 1) / 2 * 255, 0, 255).astype(np.uint8)
-        for error in (-ABSOLUTE, ABSOLUTE)
-    )
-    return Case(name, float(((got != expected) & (got != low) & (got != high)).sum()), EXACT)
 
 
 def _und_tree(fixture: JanusFixture, row: int) -> Tree:
@@ -272,9 +246,7 @@ def _text_cases(fixture: JanusFixture) -> Iterator[Case]:
     yield case("greedy_stopped", greedy, stop, pad, unused, "text_greedy_eos")
     for name, run in runs.items():
         if name.startswith("text_") and f"text_noise_{name[5:]}" in fixture.inputs:
-            how = TextSampling(
-                run["temperature"], run.get("top_k") or None, tokens, run.get("top_p")
-            )
+            how = text_sampling(run, tokens)
             noise = ReplayNoise(fixture.tensor(f"text_noise_{name[5:]}"))
             yield case(name[5:], how, run["eos"], run["pad_after_eos"], noise, name)
 
@@ -303,20 +275,7 @@ def _drawing_cases(fixture: JanusFixture) -> Iterator[Case]:
             yield exact(f"images/{name}/{source}", codes, expected[f"{name}_codes"])
         if greedy:
             rows = Rows(network, [prompt], 1, how.guidance > 0, tokenizer)
-            seen: list[Tensor] = []
-
-            def logits(
-                last_R: Tensor | None,
-                rows: Rows = rows,
-                seen: list[Tensor] = seen,
-                how: Autoregressive = how,
-            ) -> Tensor:
-                found = rows.next_logits(last_R)
-                seen.append(guided(found, how.guidance))
-                return found
-
-            draw_codes(logits, num_codes, how, GeneratorNoise(torch.Generator()))
-            got = torch.stack(seen)
+            got = guided_logits(rows.next_logits, num_codes, how)
             wanted = expected[f"{name}_logits"].reshape(got.shape)
             yield absolute(f"images/{name}/logits", got, wanted)
     codes = torch.from_numpy(expected["gen_g5_T1_a_codes"]).long()
@@ -326,45 +285,20 @@ def _drawing_cases(fixture: JanusFixture) -> Iterator[Case]:
 
 
 def _preference_cases(fixture: JanusFixture) -> Iterator[Case]:
-    expected, run = fixture.expected, fixture.runs["dpo"]
     # Gradients of the vision tower are in the kit, so it reads pixels here.
     for model in (fixture.policy, fixture.reference):
         model.train_vision()
-        model.network.zero_grad()
-    trees = {modality: _pair_trees(fixture, modality) for modality in ("caption", "image")}
-    logps = {}
-    for modality in trees:
-        for who, model in (("policy", fixture.policy), ("reference", fixture.reference)):
-            pad = model.tokenizer.special.pad
-            packed = PackedPairs(pack_trees(trees[modality], pad), 2, modality)  # type: ignore[arg-type]
-            found = PairModule(model.network)(packed)
-            logps[who, modality] = torch.stack([found.chosen_logps_B, found.rejected_logps_B], 1)
-    for index, modality in enumerate(trees):
-        for who in ("policy", "reference"):
-            wanted = expected[f"dpo_{who}_logps"][:, index]
-            yield relative(f"dpo/{who}_{modality}", logps[who, modality], wanted, SUMS)
-    margins = {
-        modality: (logps["policy", modality] - logps["reference", modality].detach())
-        @ torch.tensor([1.0, -1.0])
-        for modality in trees
-    }
-    scale = float(np.abs(expected["dpo_policy_logps"]).sum())
-    both = torch.stack([*margins.values()], dim=1)
-    yield scaled("dpo/margins", both, expected["dpo_margins"], scale)
-    losses = {
-        modality: dpo_loss(
-            *logps["policy", modality].unbind(1),
-            *logps["reference", modality].detach().unbind(1),
-            beta=run["beta"],
-        )
-        for modality in trees
-    }
-    yield from _loss_cases(fixture, "dpo_mean", {m: loss.mean() for m, loss in losses.items()})
-    sums = {
-        modality: -torch.nn.functional.logsigmoid(run["beta"] * margin.sum())
-        for modality, margin in margins.items()
-    }
-    yield from _loss_cases(fixture, "dpo_batchsum", sums)
+    modalities: tuple[Modality, ...] = ("caption", "image")
+    yield from preference_cases(
+        fixture.policy,
+        fixture.reference,
+        {modality: _pair_trees(fixture, modality) for modality in modalities},
+        fixture.expected,
+        fixture.runs["dpo"]["beta"],
+        partial(_gradients, fixture),
+        sums=SUMS,
+        least_norm=1e-6,
+    )
 
 
 def _pair_trees(fixture: JanusFixture, modality: Modality) -> list[Tree]:
@@ -378,46 +312,15 @@ def _pair_trees(fixture: JanusFixture, modality: Modality) -> list[Tree]:
     for pair in run["captions"]:
         picture = Image.fromarray(inputs[f"pixels_{pair['pic']}"])
         [patches] = fixture.policy.patches([picture])
-        places = np.full(len(patches), tokenizer.special.image, dtype=np.int64)
-        tree = [
-            Segment(tokenizer.picture_head()),
-            Segment(places, parent=0, features=patches),
-            Segment(tokenizer.question(pair["q"]), parent=1),
-        ]
-        trees.append([*tree, *(leaf(tokenizer.answer(pair[side]), 2) for side in ("win", "lose"))])
+        answers = (pair["win"], pair["lose"])
+        trees.append(captioned(read_picture(patches, tokenizer), pair["q"], answers, tokenizer))
     return trees
 
 
-def _loss_cases(fixture: JanusFixture, stem: str, losses: dict[str, Tensor]) -> Iterator[Case]:
-    expected, beta = fixture.expected, fixture.runs["dpo"]["beta"]
-    # A loss moves by at most beta times what its margin does.
-    scale = beta * float(np.abs(expected["dpo_policy_logps"]).sum())
-    losses = {**losses, "total": torch.stack([*losses.values()]).sum()}
-    for kind, loss in losses.items():
-        yield scaled(f"{stem}/{kind}_loss", loss, expected[f"{stem}_{kind}_loss"], scale)
-        wanted = expected.get(f"{stem}_{kind}_grad_norms")
-        if wanted is None:
-            continue
-        gradients = _gradients(fixture, loss)
-        norms = np.array([float(gradients[name].norm()) for name in sorted(gradients)])
-        error = np.abs(norms - wanted) / np.maximum(wanted, 1e-6)
-        yield Case(f"{stem}/{kind}_grad_norms", float(error.max()), NORMS)
-        whole = sorted(name for name in expected if name.startswith("grad_"))
-        for name in whole if (stem, kind) == ("dpo_mean", "total") else ():
-            got, of_name = gradients[name.removeprefix("grad_")], expected[name]
-            error = np.abs(got.numpy() - of_name.reshape(got.shape)).max() / np.abs(of_name).max()
-            yield Case(f"{stem}/{name}", float(error), NORMS)
-
-
 def _gradients(fixture: JanusFixture, loss: Tensor) -> dict[str, Tensor]:
-    """Of a loss, by published names; zeros for what it does not reach."""
+    """Of a loss, by published names in their order; zeros for what is never trained."""
     policy = fixture.policy
-    policy.network.zero_grad()
-    loss.backward(retain_graph=True)
-    found = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in policy.network.named_parameters()
-    }
+    found = gradients_of(policy.network, loss)
     found |= {VQ + name: torch.zeros_like(t) for name, t in policy.vq.state_dict().items()}
     unused = {name: torch.zeros(()) for name in fixture.weights if name.startswith(POOL)}
-    return dict(to_published(found)) | unused
+    return dict(sorted((dict(to_published(found)) | unused).items()))

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from models.families.janus.network import Janus
-from models.families.janus.prompts import Ids, JanusTokenizer
+from models.families.janus.prompts import JanusTokenizer
 from models.nn.kv_cache import FixedCache, KVCache
 from models.nn.packing import Segment
 from models.protocol import Autoregressive
 from models.samplers.autoregressive import draw_codes
 from models.samplers.noise import Noise
 from models.samplers.prefixes import lengths, prefill, visible
+from models.tokenizers.chat import Ids
 
 Cache = KVCache | FixedCache
 Step = Callable[[Janus, Tensor, Tensor | None, Tensor, Cache], Tensor]

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from models.sizes import building
-from models.weights import Tensors, fill, without_values
+from models.weights import Tensors, filled
 
 
 class JanusVQ:
@@ -26,9 +25,7 @@ class JanusVQ:
         cls, config: JanusVQVAEConfig, weights: Tensors, device: torch.device
     ) -> "JanusVQ":
         """Of weights by transformers' names."""
-        with building(weights.folder), without_values():
-            module = JanusVQVAE(config)
-        fill(module, weights, device, None)
+        module = filled(lambda: JanusVQVAE(config), weights, device)
         stored = module.quantize.embedding.weight.dtype
         return cls(module.float(), stored)
 

@@ -7,15 +7,12 @@ Shapes: B images or prompts, N image tokens, M images a prompt, H W pixels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -39,19 +36,18 @@ from models.families.showo.prompts import (
 )
 from models.families.showo.sampler import generate_images
 from models.nn.pairs import PackedPairs
+from models.packed_model import PackedModel
+from models.pictures import chunks, middle_squares, rgb_images
 from models.protocol import (
-    BranchLogps,
     Drawn,
     ImageSampling,
     MaskPredict,
     Modality,
     PairBatch,
-    Questions,
     SamplerName,
     Seen,
     TextReader,
     TextRole,
-    TextSampling,
     TextUse,
 )
 from models.registry import Family
@@ -59,15 +55,14 @@ from models.samplers.noise import RecordNoise
 from models.samplers.reading import Reader
 from models.sizes import building
 from models.tokenizers.magvitv2 import MAGVITv2
-from models.weights import Weights, check_tensors, dtype_named, fill, without_values
+from models.weights import Weights, check_tensors, filled, without_values
 
 SAMPLER = "sampling.images.sampler"
 PIXELS = 2**18
 """Of images that pass the image tokenizer at once."""
-Items = TypeVar("Items", Drawn, Sequence[Image.Image])
 
 
-class ShowoModel:
+class ShowoModel(PackedModel):
     """A `models.protocol.UnifiedModel` of the Show-o family."""
 
     sampler: SamplerName = "mask_predict"
@@ -130,11 +125,6 @@ class ShowoModel:
         self.tokenizer.save_pretrained(folder)
 
     @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return self.network.device
-
-    @property
     def resolution(self) -> int:
         """Side of an image in pixels."""
         return math.isqrt(self.config.num_vq_tokens) * self.vq.config.downsample
@@ -165,44 +155,19 @@ class ShowoModel:
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Drawn:
         """Codes [B,N] of images of any size and mode, cropped to the middle square."""
-        size = (self.resolution, self.resolution)
-        codes = []
-        for chunk in self._chunks(images):
-            squares = [ImageOps.fit(image.convert("RGB"), size) for image in chunk]
-            pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-            pixels_B3HW = pixels_BHW3.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            codes.append(self.vq.get_code(pixels_B3HW))
+        codes = [
+            self.vq.get_code(middle_squares(chunk, self.resolution, self.device))
+            for chunk in chunks(images, self.resolution, PIXELS)
+        ]
         return torch.cat(codes).cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, codes_BN: Drawn) -> list[Image.Image]:
         """RGB images; pixels are clipped, then truncated to 8 bits as published."""
         images = []
-        for chunk_BN in self._chunks(codes_BN):
-            pixels_B3HW = self.vq.decode_code(torch.from_numpy(chunk_BN).to(self.device))
-            bytes_B3HW = (((pixels_B3HW + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
-            arrays = bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()
-            images += [Image.fromarray(array) for array in arrays]
+        for chunk_BN in chunks(codes_BN, self.resolution, PIXELS):
+            images += rgb_images(self.vq.decode_code(torch.from_numpy(chunk_BN).to(self.device)))
         return images
-
-    def _chunks(self, images: Items) -> Iterator[Items]:
-        """As many at once as `PIXELS` allows, since a pixel needs much memory in there."""
-        size = max(1, PIXELS // self.resolution**2)
-        return (images[i : i + size] for i in range(0, len(images), size))
-
-    def caption(
-        self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
-    ) -> list[list[str]]:
-        """One caption of each image for each sampling."""
-        return self.reader.caption(seen, samplings, seeds)
-
-    def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
-        """Probabilities over the choices of each question about each image."""
-        return self.reader.answer(seen, questions)
-
-    def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
-        """Greedily decoded reply to each question about each image."""
-        return self.reader.reply(seen, questions)
 
     def generate(
         self,
@@ -232,11 +197,6 @@ class ShowoModel:
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
         return pack_pairs(batch, modality, self.tokenizer, self.config).to(self.device)
-
-    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
-        """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
-        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
-        return logps
 
 
 def read_texts(folder: Path) -> TextReader:
@@ -269,9 +229,7 @@ def load_network(
     config: ShowoConfig, weights: Weights, device: torch.device, dtype: str | None
 ) -> Showo:
     """Network of these weights, never initialised at random; `dtype` None: as stored."""
-    with building(weights.folder), without_values():
-        network = Showo(config)
-    fill(network, weights, device, None if dtype is None else dtype_named(dtype))
+    network = filled(lambda: Showo(config), weights, device, dtype)
     network.showo.model.rotary_emb.to(device)  # in no file
     return network.eval()
 

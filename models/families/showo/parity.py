@@ -3,7 +3,6 @@
 Shapes: B records, T tokens, N image tokens, V vocabulary.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -25,7 +24,8 @@ from models.families.showo.prompts import SpecialIds
 from models.families.showo.sampler import generate_images
 from models.losses import dpo_loss
 from models.nn.packing import IGNORE, Segment, Tree, pack_trees, sum_logps
-from models.parity.case import Case, absolute, arrays, exact, existing, relative, scaled
+from models.parity.case import Case, absolute, exact, existing, relative, scaled
+from models.parity.published import PublishedNumbers, shifted
 from models.protocol import MaskPredict, TextSampling
 from models.samplers.mask_predict import UNKNOWN, mask_lengths, remask
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
@@ -34,27 +34,21 @@ from models.samplers.prefixes import generate_text, lengths, prefill
 AS_CALLED = "as_called"  # with the published script's wrong arguments
 
 
-class ShowoFixture:
+class ShowoFixture(PublishedNumbers):
     """A Show-o parity folder, loaded."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.config = ShowoConfig.from_json(existing(folder / "config.json"))
         self.special = SpecialIds.from_config(self.config)
-        self.runs = json.loads(existing(folder / "runs.json").read_text())
-        self.inputs = arrays(folder / "inputs.npz")
-        self.expected = arrays(folder / "expected.npz")
         self.weights = load_file(existing(folder / "model.safetensors"))
         self.policy = self._network(self.weights)
-        self.reference = self._network(_shifted(self.weights))
+        self.reference = self._network(shifted(self.weights, self.weights))
 
     def _network(self, weights: dict[str, Tensor]) -> Showo:
         network = Showo(self.config)
         network.load_state_dict(weights)
         return network
-
-    def tensor(self, name: str) -> Tensor:
-        """An input array as a tensor."""
-        return torch.from_numpy(self.inputs[name])
 
     @property
     def image_start(self) -> int:
@@ -80,16 +74,6 @@ class ShowoFixture:
         labels = None if labels_T is None else labels_T[prefix:end].astype(np.int64)
         ids = ids_T.astype(np.int64)
         return [Segment(ids[:prefix], full=True), Segment(ids[prefix:end], 0, labels=labels)]
-
-
-def _shifted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the frozen reference network of the preference cases."""
-    shifted = {}
-    for index, key in enumerate(sorted(weights)):
-        wave = 0.05 * np.sin(0.37 * np.arange(weights[key].numel()) + index)
-        offset = torch.from_numpy(wave.astype(np.float32))
-        shifted[key] = weights[key] + offset.view_as(weights[key])
-    return shifted
 
 
 def cases(folder: Path, config: Mapping[str, Any], full_size: bool) -> Iterator[Case] | None:

@@ -20,8 +20,8 @@ from models.sizes import (
     as_sizes,
     building,
     check_sizes,
+    read_own_sizes,
     read_part,
-    read_sizes,
 )
 
 OWN = "hermesflow"  # key of our settings in config.json
@@ -129,17 +129,7 @@ class VilaUConfig:
     def from_json(cls, path: Path | str) -> VilaUConfig:
         """Read a config.json of ours; UserError for one of another model or layout."""
         place = Path(path)
-        stored = read_sizes(place)
-        kind = stored.get("model_type")
-        if kind == PUBLISHED_TYPE:
-            raise UserError(
-                f"{place} is of the published layout (model_type = {kind!r}); make a folder of it "
-                "with `hermesflow import vila_u`, and give that"
-            )
-        if kind != TYPE:
-            raise UserError(
-                f"{place}: model_type = {kind!r} is no VILA-U; set model.family to what it is"
-            )
+        stored = read_own_sizes(place, "vila_u", "VILA-U", TYPE, PUBLISHED_TYPE)
         return cls.from_sizes(stored, place)
 
     @classmethod
@@ -175,8 +165,11 @@ class VilaUConfig:
         ours = {"n_embed": quantiser.n_embed, "embed_dim": quantiser.embed_dim}
         sizes |= {f"rqvaesiglip.{name}": (size, MAX_WIDTH) for name, size in ours.items()}
         sizes["rqvaesiglip.code_shape's depth"] = (self.depth, MAX_DEPTH)
-        for name in ("z_channels", "resolution", "ch", "num_res_blocks", "out_ch"):
+        for name in ("z_channels", "resolution", "ch", "out_ch"):
             sizes[f"rqvaesiglip.ddconfig.{name}"] = (getattr(decoder, name), MAX_WIDTH)
+        # The decoder has one block per level more than this.
+        blocks = "number of blocks per level, rqvaesiglip.ddconfig.num_res_blocks + 1,"
+        sizes[blocks] = (decoder.num_res_blocks + 1, MAX_LAYERS)
         for size in decoder.ch_mult:
             sizes["rqvaesiglip.ddconfig.ch_mult's entries"] = (size, MAX_WIDTH)
         sizes["number of entries of rqvaesiglip.ddconfig.ch_mult"] = (

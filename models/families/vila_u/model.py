@@ -7,14 +7,12 @@ behind those of their folders (llm., mm_projector., vision_tower.), and tokenize
 Shapes: B pictures or prompts, N positions, D codes of each, M pictures per prompt, H W pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -23,32 +21,31 @@ from torch import Tensor, nn
 from core.errors import UserError
 from models.families.vila_u.config import PUBLISHED_TYPE, TYPE, VilaUConfig
 from models.families.vila_u.costs import costs
-from models.families.vila_u.likelihood import PairModule, pack_pairs, read_picture
+from models.families.vila_u.likelihood import drawn_picture
 from models.families.vila_u.network import VilaU
-from models.families.vila_u.prompts import CAPTION_QUESTION, VilaUTokenizer, wording
+from models.families.vila_u.prompts import VilaUTokenizer
 from models.families.vila_u.sampler import generate_images
 from models.families.vila_u.tower import Tower
+from models.nn.chat import PairModule, chat_reader, pack_pairs
 from models.nn.pairs import PackedPairs
+from models.packed_model import PackedModel
+from models.pictures import chunks, rgb_images
 from models.protocol import (
     Autoregressive,
-    BranchLogps,
     Drawn,
     ImageSampling,
     Modality,
     PairBatch,
-    Questions,
     SamplerName,
     Seen,
     TextReader,
     TextRole,
-    TextSampling,
     TextUse,
 )
 from models.registry import Family
 from models.samplers.noise import RecordNoise
-from models.samplers.reading import Reader
 from models.sizes import building
-from models.weights import Tensors, Weights, check_tensors, dtype_named, fill, without_values
+from models.weights import Tensors, Weights, apart, check_tensors, filled, without_values
 
 SAMPLER = "sampling.images.sampler"
 TOWER = "vision_tower.rqvaesiglip."
@@ -72,7 +69,6 @@ MAX_PIXELS = 2**20
 """Of pictures that pass the tower at once."""
 GREY = (127, 127, 127)
 """SigLIP's mean, with which pictures are padded."""
-Items = TypeVar("Items", Drawn, Sequence[Image.Image])
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-class VilaUModel:
+class VilaUModel(PackedModel):
     """A `models.protocol.UnifiedModel` of the VILA-U family."""
 
     sampler: SamplerName = "autoregressive"
@@ -133,19 +129,8 @@ class VilaUModel:
         self.tokenizer = tokenizer
         self._kept = kept
         self._pair_module = PairModule(network)
-        listed = config.settings.list_choices
-        self.reader = Reader(
-            network,
-            token_logps=self._pair_module.token_logps,
-            picture=lambda codes_ND: read_picture(codes_ND, tokenizer),
-            caption_turn=tokenizer.question(CAPTION_QUESTION),
-            turn=lambda text, choices: tokenizer.question(wording(text, choices if listed else ())),
-            said=tokenizer.answer,
-            decode=tokenizer.decode,
-            stop_id=tokenizer.special.eos,
-            pad_id=tokenizer.special.pad,
-            max_reply=config.settings.max_text_len,
-        )
+        most = config.settings.max_text_len
+        self.reader = chat_reader(network, tokenizer, self._pair_module.token_logps, most)
 
     @classmethod
     def from_pretrained(
@@ -181,11 +166,6 @@ class VilaUModel:
     def kept(self) -> Kept:
         """What only the published code has."""
         return self._kept
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return self.network.device
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -229,7 +209,7 @@ class VilaUModel:
     def _codes(self, images: Sequence[Image.Image]) -> Drawn:
         codes = [
             self.tower.quantise(self.tower.features(self.pixels(chunk)))
-            for chunk in self._chunks(images, self.config.image_size)
+            for chunk in chunks(images, self.config.image_size, MAX_PIXELS)
         ]
         return torch.cat(codes).cpu().numpy()
 
@@ -237,31 +217,9 @@ class VilaUModel:
     def decode(self, drawn: Drawn) -> list[Image.Image]:
         """RGB images of drawn pictures [B,N,D]; pixels are clipped, then truncated as published."""
         images = []
-        for chunk_BND in self._chunks(drawn, self.config.drawn_size):
-            pixels_B3HW = self.tower.decode(torch.from_numpy(chunk_BND).to(self.device))
-            bytes_B3HW = ((pixels_B3HW + 1) * 127.5).clamp(0, 255).to(torch.uint8)
-            arrays = bytes_B3HW.permute(0, 2, 3, 1).cpu().numpy()
-            images += [Image.fromarray(array) for array in arrays]
+        for chunk_BND in chunks(drawn, self.config.drawn_size, MAX_PIXELS):
+            images += rgb_images(self.tower.decode(torch.from_numpy(chunk_BND).to(self.device)))
         return images
-
-    def _chunks(self, images: Items, side: int) -> Iterator[Items]:
-        """As many at once as `MAX_PIXELS` allows, since a pixel needs much memory in there."""
-        size = max(1, MAX_PIXELS // side**2)
-        return (images[i : i + size] for i in range(0, len(images), size))
-
-    def caption(
-        self, seen: Seen, samplings: Sequence[TextSampling], seeds: Sequence[int]
-    ) -> list[list[str]]:
-        """One caption of each image for each sampling."""
-        return self.reader.caption(seen, samplings, seeds)
-
-    def answer(self, seen: Seen, questions: Questions) -> list[list[npt.NDArray[np.float64]]]:
-        """Probabilities over the choices of each question about each image."""
-        return self.reader.answer(seen, questions)
-
-    def reply(self, seen: Seen, questions: Questions) -> list[list[str]]:
-        """Greedily decoded reply to each question about each image."""
-        return self.reader.reply(seen, questions)
 
     def generate(
         self,
@@ -282,16 +240,12 @@ class VilaUModel:
 
     def text_uses(self, texts: Sequence[str], role: TextRole) -> list[TextUse]:
         """What becomes of each text in this role."""
-        return _text_uses(self.tokenizer, texts, role)
+        return self.tokenizer.uses(texts, role)
 
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
-        return pack_pairs(batch, modality, self.tokenizer).to(self.device)
-
-    def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
-        """Log-probabilities of one modality of a batch of pairs, with gradient where enabled."""
-        logps: BranchLogps = self._pair_module(self.pack_pairs(batch, modality))
-        return logps
+        leaf = partial(drawn_picture, pad_id=self.tokenizer.special.pad)
+        return pack_pairs(batch, modality, self.tokenizer, leaf).to(self.device)
 
 
 def padded(image: Image.Image) -> Image.Image:
@@ -314,13 +268,7 @@ def cropped(image: Image.Image) -> Image.Image:
 def read_texts(folder: Path) -> TextReader:
     """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
     settings = VilaUConfig.from_json(folder / "config.json").settings
-    return partial(_text_uses, VilaUTokenizer.from_folder(folder, settings))
-
-
-def _text_uses(tokenizer: VilaUTokenizer, texts: Sequence[str], role: TextRole) -> list[TextUse]:
-    # The same texts come again and again: prompts in every iteration, choices in every question.
-    uses = {text: tokenizer.use(text, role) for text in set(texts)}
-    return [uses[text] for text in texts]
+    return VilaUTokenizer.from_folder(folder, settings).uses
 
 
 def check_parts(names: Mapping[str, object], folder: Path) -> None:
@@ -353,19 +301,15 @@ def _read_small_files(folder: Path) -> tuple[VilaUConfig, VilaUTokenizer]:
 
 def _weights(folder: Path) -> tuple[Weights, Weights]:
     """Those of the network and of the image tokenizer; UserError if there is none of either."""
-    names = Weights(folder).shapes
-    check_parts(names, folder)
-    of_tower = [name for name in names if name.startswith(TOWER)]
-    return Weights(folder, ignored=of_tower), Weights(folder, prefix=TOWER)
+    check_parts(Weights(folder).shapes, folder)
+    return apart(folder, TOWER)
 
 
 def load_network(
     config: VilaUConfig, weights: Tensors, device: torch.device, dtype: str | None
 ) -> VilaU:
     """Network of these weights, never initialised at random; `dtype` None: as stored."""
-    with building(weights.folder), without_values():
-        network = VilaU(config)
-    fill(network, weights, device, None if dtype is None else dtype_named(dtype))
+    network = filled(lambda: VilaU(config), weights, device, dtype)
     network.place_constants(device)
     return network.eval()
 

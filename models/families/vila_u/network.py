@@ -8,18 +8,14 @@ Shapes: B rows, T query tokens, S key tokens (cached ones first), R chosen posit
 language model, V text vocabulary, D depths, K codebooks of C entries, Z width of an entry's vector.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.families.vila_u.config import VilaUConfig
 from models.families.vila_u.depth import DepthTransformer
 from models.families.vila_u.tower import vectors
-from models.nn.kv_cache import KVCache
-from models.nn.llama import new_llama_cache, run_llama
+from models.nn.chat import ChatNetwork
 from models.nn.packing import PackedBatch
-from models.nn.token_logps import token_logps
 
 
 class LanguageModel(nn.Module):
@@ -56,7 +52,7 @@ class Trained(nn.Module):
         self.rqtransformer = DepthTransformer(config.tower.rqtransformer)
 
 
-class VilaU(nn.Module):
+class VilaU(ChatNetwork):
     """All that is trained; the image tokenizer stands beside it."""
 
     tables_KCZ: Tensor
@@ -69,47 +65,20 @@ class VilaU(nn.Module):
         self.mm_projector = Projector(config)
         self.vision_tower = Trained(config)
 
-    def place_constants(self, device: torch.device) -> None:
-        """Make what is in no file, for a network that was made on meta."""
-        with torch.device(device):
-            self.llm.model.rotary_emb = LlamaRotaryEmbedding(config=self.config.text)
+    @property
+    def llama(self) -> LlamaModel:
+        """The language model."""
+        return self.llm.model
 
     @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        device: torch.device = self.llm.lm_head.weight.device
-        return device
+    def text_head(self) -> nn.Linear:
+        """Its head."""
+        return self.llm.lm_head
 
     @property
     def depths(self) -> DepthTransformer:
         """The transformer over a position's codes."""
         return self.vision_tower.rqtransformer
-
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty key-value cache with the device and dtype of the weights."""
-        return new_llama_cache(self.config.text, self.llm.lm_head.weight, rows, capacity)
-
-    def forward(
-        self,
-        input_ids_BT: Tensor,
-        attend_B1TS: Tensor | None,
-        position_ids_BT: Tensor,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Final hidden states [B,T,W] of text; see `transform`."""
-        hidden_BTW: Tensor = self.llm.model.embed_tokens(input_ids_BT)
-        return self.transform(hidden_BTW, attend_B1TS, position_ids_BT, cache)
-
-    def transform(
-        self,
-        hidden_BTW: Tensor,
-        attend_B1TS: Tensor | None,
-        position_ids_BT: Tensor,
-        cache: KVCache | None = None,
-        read_BR: Tensor | None = None,
-    ) -> Tensor:
-        """Final hidden states [B,T,W], or [B,R,W] at `read_BR`, of embeddings; see `run_llama`."""
-        return run_llama(self.llm.model, hidden_BTW, attend_B1TS, position_ids_BT, cache, read_BR)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Input [B,T,W] of packed rows: text, and positions of pictures with their codes."""
@@ -128,10 +97,6 @@ class VilaU(nn.Module):
         """Input [...,W] of positions of pictures, given all their codes."""
         return self.mm_projector(self.vectors(codes_RD).sum(dim=-2))  # type: ignore[no-any-return]
 
-    def logits(self, hidden_RW: Tensor) -> Tensor:
-        """Logits [...,V] of text."""
-        return self.llm.lm_head(hidden_RW)  # type: ignore[no-any-return]
-
     def code_logits(self, hidden_RW: Tensor, codes_RD: Tensor) -> Tensor:
         """Logits [R,D,C] of codes, each given those before it."""
         return self.depths.logits(hidden_RW, self.vectors(codes_RD))
@@ -139,7 +104,3 @@ class VilaU(nn.Module):
     def code_logps(self, hidden_RW: Tensor, codes_RD: Tensor) -> Tensor:
         """Log-probabilities [R,D] in nats of codes, in float32."""
         return self.depths.logps(hidden_RW, self.vectors(codes_RD), codes_RD)
-
-    def token_logps(self, hidden_RW: Tensor, targets_R: Tensor) -> Tensor:
-        """Log-probabilities [R] in nats of text tokens, in float32."""
-        return token_logps(hidden_RW, self.llm.lm_head, targets_R)

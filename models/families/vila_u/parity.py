@@ -20,38 +20,36 @@ from torch.nn import functional as F
 
 from models.families.vila_u.config import PUBLISHED_TYPE
 from models.families.vila_u.convert import FOLDERS, published_config, split
-from models.families.vila_u.likelihood import PICTURE, PairModule, drawn_picture, read_picture
+from models.families.vila_u.likelihood import drawn_picture
 from models.families.vila_u.model import Kept, VilaUModel, cropped, load_network, padded
-from models.families.vila_u.prompts import Ids, VilaUTokenizer
+from models.families.vila_u.prompts import VilaUTokenizer
 from models.families.vila_u.sampler import Rows, generate_images
 from models.families.vila_u.sentencepiece import read_tokenizer
 from models.families.vila_u.tower import Tower
-from models.losses import dpo_loss
+from models.nn.chat import POSITIONS, captioned, read_picture
 from models.nn.packing import IGNORE, PackedBatch, Segment, Tree, pack, pack_trees
-from models.nn.pairs import PackedPairs
 from models.parity.case import (
     ABSOLUTE,
-    EXACT,
     Case,
     absolute,
-    arrays,
     exact,
     existing,
     relative,
-    scaled,
 )
+from models.parity.decoding import guided_logits, same_bytes, text_sampling
+from models.parity.preferences import gradients_of, preference_cases
+from models.parity.published import PublishedNumbers, shifted
 from models.protocol import Autoregressive, Modality, TextSampling
-from models.samplers.autoregressive import draw_codes, guided
 from models.samplers.noise import GeneratorNoise, Noise, ReplayNoise
 from models.samplers.prefixes import generate_text
-from models.samplers.reading import leaf
+from models.tokenizers.chat import Ids
 from models.weights import Held
 
 IMAGE = -200
 """What stands in published ids for all positions of a picture."""
 GUIDED = 1e-4
 """Guidance triples what the two rows are off by."""
-SUMS, NORMS = 2e-6, 1e-4
+SUMS = 2e-6
 NO_NORM = 0.1
 """Below, norms may be off by 1e-5: some are of gradients that are zero but for rounding."""
 HALF = 0.05
@@ -67,11 +65,11 @@ def cases(folder: Path, config: Mapping[str, Any], full_size: bool) -> Iterator[
     return vila_u_cases(folder)
 
 
-class VilaUFixture:
+class VilaUFixture(PublishedNumbers):
     """A VILA-U parity folder, loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         kit = json.loads(existing(folder / "config.json").read_text())["_kit"]
         self.weights = {
             f"{part}.{name}": tensor
@@ -81,9 +79,7 @@ class VilaUFixture:
         shapes = {name: tensor.shape for name, tensor in self.weights.items()}
         self.own = kit_own(kit)
         self.config = published_config(folder, shapes, self.own)
-        self.runs = json.loads(existing(folder / "runs.json").read_text())
         self.prompting = json.loads(existing(folder / "prompting.json").read_text())
-        self.inputs, self.expected = (arrays(folder / f"{n}.npz") for n in ("inputs", "expected"))
         self.policy = self.model(self.weights)
 
     def model(self, published: Mapping[str, Tensor]) -> VilaUModel:
@@ -100,21 +96,8 @@ class VilaUFixture:
     @cached_property
     def reference(self) -> VilaUModel:
         """The frozen model of the preference cases."""
-        shifted = dict(self.weights)
-        for index, name in enumerate(sorted(self.trained)):
-            weight = self.weights[name].float()
-            wave = 0.05 * np.sin(0.37 * np.arange(weight.numel()) + index)
-            shifted[name] = weight + torch.from_numpy(wave.astype(np.float32)).view_as(weight)
-        return self.model(shifted)
-
-    @property
-    def trained(self) -> Sequence[str]:
-        """Names of what is trained; in the order of all names they are the first."""
-        return list(self.policy.network.state_dict())
-
-    def tensor(self, name: str) -> Tensor:
-        """An input array as a tensor."""
-        return torch.from_numpy(self.inputs[name])
+        # Of what is trained: in the order of all names these are the first.
+        return self.model(shifted(self.weights, self.policy.network.state_dict()))
 
     def codes(self, picture: int) -> Ids:
         """Published codes [N,D] of a picture."""
@@ -214,7 +197,7 @@ def _pixel_cases(fixture: VilaUFixture) -> Iterator[Case]:
     drawn = np.stack([np.asarray(one) for one in fixture.policy.decode(codes_BND.numpy())])
     wanted = expected["decoded_uint8"].transpose(0, 2, 3, 1)
     exact_pixels = expected["decoded"].transpose(0, 2, 3, 1)
-    yield _bytes("decoder/bytes", drawn, wanted, exact_pixels)
+    yield same_bytes("decoder/bytes", drawn, wanted, exact_pixels)
     height, width = fixture.runs["decoder_latent_shape"]
     resized = tower.decode(codes_BND, (height, width))
     yield absolute("decoder/resized_grid", resized, expected["decoded_latent_shape"])
@@ -222,21 +205,12 @@ def _pixel_cases(fixture: VilaUFixture) -> Iterator[Case]:
     yield Case("decoder/published_in_bfloat16", float(error), HALF)
 
 
-def _bytes(name: str, got: Any, expected: Any, pixels: Any) -> Case:
-    """Number of bytes that differ; at the edge of two, within the limit of `pixels`, both fit."""
-    low, high = (
-        np.clip((pixels + error + 1) * 127.5, 0, 255).astype(np.uint8)
-        for error in (-ABSOLUTE, ABSOLUTE)
-    )
-    return Case(name, float(((got != expected) & (got != low) & (got != high)).sum()), EXACT)
-
-
 def _asked(fixture: VilaUFixture, index: int) -> Tree:
     """A question about a picture, as published."""
     tokenizer = fixture.policy.tokenizer
     turn = tokenizer.question(fixture.prompting["und"][index]["question"])
     picture = read_picture(fixture.codes(index), tokenizer)
-    return [*picture, Segment(turn, parent=PICTURE)]
+    return [*picture, Segment(turn, parent=POSITIONS)]
 
 
 def _logit_cases(fixture: VilaUFixture) -> Iterator[Case]:
@@ -332,9 +306,7 @@ def _text_cases(fixture: VilaUFixture) -> Iterator[Case]:
     yield exact("text/greedy_stopped", ids, expected["text_greedy_eos_0"])
     for name, how in fixture.runs.items():
         if f"text_noise_{name[5:]}" in fixture.inputs:
-            sampling = TextSampling(
-                how["temperature"], how.get("top_k") or None, tokens, how.get("top_p")
-            )
+            sampling = text_sampling(how, tokens)
             noise = ReplayNoise(fixture.tensor(f"text_noise_{name[5:]}"))
             yield exact(f"text/{name[5:]}", said(0, sampling, special.eos, noise), expected[name])
 
@@ -372,55 +344,33 @@ def _guided_logits(
 ) -> Case:
     network, wanted = fixture.policy.network, fixture.expected[f"{name}_logits"]
     rows = Rows(network, prompts, 1, how.guidance > 0, fixture.policy.tokenizer)
-    seen: list[Tensor] = []
-
-    def logits(last_R: Tensor | None) -> Tensor:
-        found = rows.next_logits(last_R)
-        seen.append(guided(found, how.guidance))
-        return found
-
-    num_codes = wanted.shape[0] * wanted.shape[1]
-    draw_codes(logits, num_codes, how, GeneratorNoise(torch.Generator()))
-    error = np.abs(torch.stack(seen).view(wanted.shape).numpy() - wanted).max()
+    seen = guided_logits(rows.next_logits, wanted.shape[0] * wanted.shape[1], how)
+    error = np.abs(seen.view(wanted.shape).numpy() - wanted).max()
     return Case(f"images/{name}/logits", float(error), GUIDED)
 
 
 def _preference_cases(fixture: VilaUFixture) -> Iterator[Case]:
-    expected, run = fixture.expected, fixture.runs["dpo"]
-    trees = {modality: _pair_trees(fixture, modality) for modality in ("caption", "image")}
-    logps = {}
-    for modality in trees:
-        for who, model in (("policy", fixture.policy), ("reference", fixture.reference)):
-            pad = model.tokenizer.special.pad
-            packed = PackedPairs(pack_trees(trees[modality], pad), len(trees[modality]), modality)  # type: ignore[arg-type]
-            found = PairModule(model.network)(packed)
-            logps[who, modality] = torch.stack([found.chosen_logps_B, found.rejected_logps_B], 1)
-    for index, modality in enumerate(trees):
-        for who in ("policy", "reference"):
-            wanted = expected[f"dpo_{who}_logps"][:, index]
-            yield relative(f"dpo/{who}_{modality}", logps[who, modality], wanted, SUMS)
+    modalities: tuple[Modality, ...] = ("caption", "image")
+    trees = {modality: _pair_trees(fixture, modality) for modality in modalities}
     yield _by_depth(fixture, trees["image"])
-    margins = {
-        modality: (logps["policy", modality] - logps["reference", modality].detach())
-        @ torch.tensor([1.0, -1.0])
-        for modality in trees
-    }
-    scale = float(np.abs(expected["dpo_policy_logps"]).sum())
-    both = torch.stack([*margins.values()], dim=1)
-    yield scaled("dpo/margins", both, expected["dpo_margins"], scale)
-    losses = {
-        modality: dpo_loss(
-            *logps["policy", modality].unbind(1),
-            *logps["reference", modality].detach().unbind(1),
-            beta=run["beta"],
-        )
-        for modality in trees
-    }
-    yield from _loss_cases(fixture, "dpo_mean", {m: loss.mean() for m, loss in losses.items()})
-    sums = {
-        modality: -F.logsigmoid(run["beta"] * margin.sum()) for modality, margin in margins.items()
-    }
-    yield from _loss_cases(fixture, "dpo_batchsum", sums)
+    network, names = fixture.policy.network, fixture.runs["dpo"]["params"]
+    trained = [name for name, _ in network.named_parameters()]
+    yield exact("dpo/trained", sorted(trained) == sorted(names), True)
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        found = gradients_of(network, loss)
+        return {name: found[name] for name in names}
+
+    yield from preference_cases(
+        fixture.policy,
+        fixture.reference,
+        trees,
+        fixture.expected,
+        fixture.runs["dpo"]["beta"],
+        gradients,
+        sums=SUMS,
+        least_norm=NO_NORM,
+    )
 
 
 def _by_depth(fixture: VilaUFixture, trees: Sequence[Tree]) -> Case:
@@ -443,41 +393,6 @@ def _pair_trees(fixture: VilaUFixture, modality: Modality) -> list[Tree]:
             trees.append([Segment(tokenizer.prompt(prompt)), *leaves])
         return trees
     for pair in run["captions"]:
-        tree = read_picture(fixture.codes(pair["pic"]), tokenizer)
-        tree.append(Segment(tokenizer.question(pair["q"]), parent=PICTURE))
-        trees.append([*tree, *(leaf(tokenizer.answer(pair[side]), 2) for side in ("win", "lose"))])
+        picture = read_picture(fixture.codes(pair["pic"]), tokenizer)
+        trees.append(captioned(picture, pair["q"], (pair["win"], pair["lose"]), tokenizer))
     return trees
-
-
-def _loss_cases(fixture: VilaUFixture, stem: str, losses: dict[str, Tensor]) -> Iterator[Case]:
-    expected, beta = fixture.expected, fixture.runs["dpo"]["beta"]
-    # A loss moves by at most beta times what its margin does.
-    scale = beta * float(np.abs(expected["dpo_policy_logps"]).sum())
-    losses = {**losses, "total": torch.stack([*losses.values()]).sum()}
-    for kind, loss in losses.items():
-        yield scaled(f"{stem}/{kind}_loss", loss, expected[f"{stem}_{kind}_loss"], scale)
-        wanted = expected.get(f"{stem}_{kind}_grad_norms")
-        if wanted is None:
-            continue
-        gradients = _gradients(fixture, loss)
-        names = fixture.runs["dpo"]["params"]
-        yield exact(f"{stem}/{kind}_trained", sorted(gradients) == sorted(names), True)
-        norms = np.array([float(gradients[name].norm()) for name in names])
-        error = np.abs(norms - wanted) / np.maximum(wanted, NO_NORM)
-        yield Case(f"{stem}/{kind}_grad_norms", float(error.max()), NORMS)
-        whole = sorted(name for name in expected if name.startswith("grad_"))
-        for name in whole if (stem, kind) == ("dpo_mean", "total") else ():
-            got, of_name = gradients[name.removeprefix("grad_")], expected[name]
-            error = np.abs(got.numpy() - of_name.reshape(got.shape)).max() / np.abs(of_name).max()
-            yield Case(f"{stem}/{name}", float(error), NORMS)
-
-
-def _gradients(fixture: VilaUFixture, loss: Tensor) -> dict[str, Tensor]:
-    """Of a loss, by published names; zeros for what it does not reach."""
-    network = fixture.policy.network
-    network.zero_grad()
-    loss.backward(retain_graph=True)
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in network.named_parameters()
-    }

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from models.families.vila_u.network import VilaU
-from models.families.vila_u.prompts import Ids, VilaUTokenizer
+from models.families.vila_u.prompts import VilaUTokenizer
 from models.nn.packing import Segment
 from models.protocol import Autoregressive
 from models.samplers.autoregressive import draw_codes
 from models.samplers.noise import Noise
 from models.samplers.prefixes import lengths, prefill, visible
+from models.tokenizers.chat import Ids
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import generate_merges
 from core.errors import UserError
 from models.families.vila_u.prompts import BOS, EOS, UNKNOWN
 from models.sizes import read_sizes
+from models.tokenizers.chat import read_fast
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 NORMAL = 1
@@ -30,7 +31,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """
     whole = folder / "tokenizer.json"
     if whole.is_file():
-        return _fast(whole)
+        return read_fast(whole)
     path = folder / "tokenizer.model"
     if not path.is_file():
         raise UserError(
@@ -58,13 +59,6 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
             "checkpoint"
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-
-
-def _fast(path: Path) -> PreTrainedTokenizerFast:
-    try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    except Exception as error:  # its reader raises a plain one
-        raise UserError(f"{path} cannot be read ({error}); get an undamaged copy") from None
 
 
 def _added(folder: Path) -> dict[str, int]:

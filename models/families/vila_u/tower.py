@@ -18,8 +18,7 @@ from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipVisionEmbeddings
 
 from models.families.vila_u.config import DecoderSizes, QuantiserSizes, SiglipSizes, VilaUConfig
-from models.sizes import building
-from models.weights import Tensors, fill, without_values
+from models.weights import Tensors, filled
 
 
 class Siglip(nn.Module):
@@ -118,9 +117,7 @@ class Tower(nn.Module):
     @classmethod
     def from_weights(cls, config: VilaUConfig, weights: Tensors, device: torch.device) -> "Tower":
         """Of weights by names below `rqvaesiglip.`."""
-        with building(weights.folder), without_values():
-            tower = cls(config)
-        fill(tower, weights, device, None)
+        tower = filled(lambda: cls(config), weights, device)
         tower.stored = {name: tensor.dtype for name, tensor in tower.state_dict().items()}
         embeddings = tower.siglip_model.vision_model.embeddings
         positions_1N = torch.arange(embeddings.num_positions, device=device)[None]
