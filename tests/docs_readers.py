@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from data.shapes.records import make_records
-from data.tables import write_table
+from data.tables import read_table, write_table
 from tests import benchmark_files, test_pair_files, test_push
 from tests.docs_runner import Reader
 from tests.fake_family.model import make_model
@@ -108,7 +108,7 @@ def shorten(reader: Reader, name: str, changes: Mapping[str, object]) -> None:
     """A profile that extends the shipped one."""
     path = reader.folder / "configs" / f"{name}.yaml"
     path.rename(path.with_name(f"{name}-shipped.yaml"))
-    put(path, {"extends": f"{name}-shipped.yaml", **changes})
+    put(path, {"extends": f"{path.stem}-shipped.yaml", **changes})
 
 
 def short(reader: Reader) -> Mapping[str, str]:
@@ -130,6 +130,18 @@ def own_pictures(reader: Reader) -> Mapping[str, str]:
     put(reader.folder / "configs/janus_pro_1b.yaml", {"extends": "shapes_janus.yaml"})
     (reader.folder / "my").mkdir(exist_ok=True)
     pictures(reader.folder / "my/pictures", 120)
+    return {}
+
+
+def emoji(reader: Reader) -> Mapping[str, str]:
+    """The second world with a few records, and a model that is made in a few steps."""
+    for table in (reader.folder / "data/assets/emoji").glob("*.parquet"):
+        rows = read_table([table], "pool")
+        write_table(table, "pool", rows.slice(0, 600 if table.stem == "train" else 40))
+    changes = SHORT_JANUS | {"evaluation": {"reader": {"networks": 1, "pictures": 6400}}}
+    shorten(reader, "emoji", changes)
+    parts = ("tokenizer", "network", "caption_encoder")
+    shorten(reader, "pretrain/emoji", {part: {"steps": 4} for part in parts})
     return {}
 
 
@@ -385,6 +397,16 @@ PAGES: dict[str, Page] = {
     "docs/how-to/configs.md": Page(short),
     "docs/how-to/s3.md": Page(bucket, says={"hermesflow check my.yaml": "is valid"}),
     "docs/how-to/own-model.md": Page(own_model, hub=True),
+    "docs/how-to/emoji.md": Page(
+        emoji,
+        says={
+            "hermesflow run configs/emoji.yaml": "readers trained on real pictures",
+            "hermesflow pretrain configs/pretrain/emoji.yaml --out my/emoji-model": (
+                r"(?s)minutes on this machine.*understanding/skin tone"
+            ),
+            "hermesflow run my.yaml": "the nearest real picture",
+        },
+    ),
     "docs/how-to/own-pool.md": Page(
         own_pool,
         says={
