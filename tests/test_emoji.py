@@ -6,10 +6,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from core.config import load_config
 from data.emoji.make import OUT, SPLITS
 from data.emoji.names import Emoji, Name, World, parse
 from data.looks import grouped, look
 from data.tables import decode_image, read_table
+from evals.networks.caption_scorer import CaptionScorer
+from evals.vqa import ask
+from models.registry import load_model
+from tests.limits import ROOT as PROJECT
 
 TABLES = {split: OUT / f"{split}.parquet" for split in SPLITS}
 
@@ -110,3 +115,25 @@ def test_held_out_compositions_are_in_no_other_table() -> None:
         for other in SPLITS:
             assert other == split or pair not in shown[other], (pair, other)
         assert any(what == pair[0] for what, _ in shown["train"]), pair
+
+
+def test_the_shipped_model_reads_the_emoji_and_fits_its_config() -> None:
+    """Far above chance on records that it has not seen, so that weights and code stay together."""
+    config = load_config(PROJECT / "configs/emoji.yaml")
+    folder = PROJECT / config.model.checkpoint
+    assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 10e6
+    model = load_model(config.model.family, folder, "cpu")
+    rows = read_table([TABLES["validation"]], "pool").slice(0, 48).to_pylist()
+    pictures = [decode_image(row["image"]) for row in rows]
+    answers = ask(model, model.see(pictures), [row["questions"] for row in rows])
+    assert np.mean([one.right for found in answers for one in found]) > 0.75
+    again = model.decode(model.encode(pictures))
+    errors = [
+        np.mean((np.asarray(a, np.float64) - np.asarray(b)) ** 2)
+        for a, b in zip(pictures, again, strict=True)
+    ]
+    assert -10 * np.log10(np.mean(errors) / 255**2) > 17
+    scorer = CaptionScorer.of(config.scoring, "cpu")
+    said = ["woman cook: dark skin tone, Noto", "man cook: dark skin tone, Noto"]
+    same, other = scorer.score(said, [[said[0]], [said[0]]])
+    assert same > 0.99 > other
