@@ -27,12 +27,19 @@ class PublishedBranch:
 
 
 @dataclass(frozen=True)
-class PublishedTraining:
-    """What the loss and the optimizer read of a config, whose parser may not be installed."""
+class PublishedObjective:
+    """What the loss reads of a config, whose parser may not be installed."""
 
-    objective: str = "sum"
+    combine: str = "sum"
     caption: PublishedBranch = PublishedBranch()
     image: PublishedBranch = PublishedBranch()
+
+
+@dataclass(frozen=True)
+class PublishedTraining:
+    """What a step reads of a config."""
+
+    objective: PublishedObjective = PublishedObjective()
     learning_rate: float = 2e-5
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -67,7 +74,7 @@ class PairStep:
         self._optimizer.zero_grad()
         for modality in MODALITIES:
             logps = {modality: self._logps(modality)}
-            loss_B, _ = pair_loss(logps, self._reference, self._training)
+            loss_B, _ = pair_loss(logps, self._reference, self._training.objective)
             loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(self._weights, self._training.max_grad_norm)
         self._optimizer.step()

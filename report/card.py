@@ -147,12 +147,13 @@ def _weaknesses(figures: Figures) -> Iterator[str]:
 
 def _training(figures: Figures) -> Iterator[str]:
     config, run_record = figures.run_record.config, figures.run_record
+    objective = config["training"]["objective"]
     pool, base = (f"digest `{ref.digest[:16]}`" for ref in (run_record.pool, run_record.base))
     yield f"- Pool: {figures.pool_records} records, `{run_record.pool.uri}` ({pool})"
     yield f"- Base: `{config['model']['checkpoint']}` ({base})"
-    yield f"- Seed {config['seed']}, objective `{config['training']['objective']}`"
+    yield f"- Seed {config['seed']}, objective `{objective['name']}`"
     for modality in ("caption", "image"):
-        branch = ", ".join(f"{k} {v}" for k, v in config["training"][modality].items())
+        branch = ", ".join(f"{k} {v}" for k, v in objective[modality].items())
         yield f"- {modality} branch: {branch}"
     yield f"- Gate: {figures.last.version.decision}"
 

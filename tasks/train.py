@@ -220,15 +220,16 @@ def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None
     window = metrics[-WINDOW:]
     if len(window) < min(WINDOW, num_steps):
         return
-    for modality in active_modalities(training):
+    objective = training.objective
+    for modality in active_modalities(objective):
         mean = sum(row[f"{modality}/logratios/chosen"] for row in window) / len(window)
-        if mean < -training.collapse_nats:
+        if mean < -objective.collapse_nats:
             raise UserError(
                 f"training stopped at step {len(metrics)} of {num_steps}: {modality} winners lost "
                 f"{-mean:.3f} nats per token against the reference (mean of {len(window)} steps), "
-                f"more than training.collapse_nats = {training.collapse_nats}; lower "
-                f"training.learning_rate, raise training.{modality}.beta or "
-                f"training.{modality}.nll_weight, or allow more collapse_nats"
+                f"more than training.objective.collapse_nats = {objective.collapse_nats}; lower "
+                f"training.learning_rate, raise training.objective.{modality}.beta or "
+                f"training.objective.{modality}.nll_weight, or allow more collapse_nats"
             )
 
 

@@ -20,6 +20,10 @@ from models.protocol import UnifiedModel
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 BRANCH = {"beta": 0.2, "weight": 1.0, "nll_weight": 0.0, "length_normalized": False}
+PAIR_DPO = {
+    **{"name": "pair_dpo", "combine": "sum", "collapse_nats": 50.0},
+    **{"caption": dict(BRANCH), "image": dict(BRANCH)},
+}
 RULE = {"min_best": 0.6, "min_margin": 0.0, "loser": "worst"}
 CAPTIONS = {"settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}]}
 DATA = {"pool_records": 6, "test_records": 6, "eval_split": "validation", "seed": 0}
@@ -33,8 +37,8 @@ CHANGES: dict[str, dict[str, object]] = {
     },
     "scoring": {"caption_encoder": "unused"},
     "pairing": {"caption": dict(RULE), "image": dict(RULE), "iteration_rule": "fresh"},
-    "training": {"caption": dict(BRANCH), "image": dict(BRANCH), "image_draws": 2, "epochs": 2}
-    | {"batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3, "collapse_nats": 50.0},
+    "training": {"objective": PAIR_DPO, "image_draws": 2, "epochs": 2}
+    | {"batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3},
     "evaluation": {"images_per_prompt": 1, "bootstrap_samples": 100},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
     "runtime": {"threads": 1, "batch_records": 3, "batch_pairs": 4, "save_every_steps": 2}

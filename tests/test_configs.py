@@ -84,11 +84,30 @@ def test_judges_that_cannot_judge_are_refused() -> None:
 
 
 def test_a_run_that_would_train_nothing_is_refused() -> None:
-    names = [f"training.{m}.{w}" for m in ("caption", "image") for w in ("weight", "nll_weight")]
+    names = [
+        f"training.objective.{m}.{w}"
+        for m in ("caption", "image")
+        for w in ("weight", "nll_weight")
+    ]
     nothing = dict.fromkeys(names, 0.0)
     with pytest.raises(UserError, match="nothing would be trained"):
         load_config(PROJECT / "pipeline.yaml", nothing)
-    load_config(PROJECT / "pipeline.yaml", nothing | {"training.image.nll_weight": 1.0})
+    load_config(PROJECT / "pipeline.yaml", nothing | {"training.objective.image.nll_weight": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training.objective": "joint"}, r"name: pair_dpo, combine: joint.*caption, image, coll"),
+        ({"training.caption": {"beta": 0.3}}, r"caption moved into the objective; .*\.objective"),
+        ({"training.objective.beta": 0.3}, r"training\.objective\.beta = 0\.3: unknown key"),
+    ],
+)
+def test_configs_from_before_the_choice_are_told_what_to_write(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config(PROJECT / "pipeline.yaml", changes)
 
 
 def read(path: Path) -> dict[str, object]:

@@ -385,7 +385,7 @@ def test_memory_counts_tower_and_tokenizer_as_not_trained(tmp_path: Path) -> Non
     [
         {"training__lora": {"rank": 2, "alpha": 4}},
         {"model__precision": "bfloat16"},
-        {"runtime__recompute": True, "training__objective": "joint"},
+        {"runtime__recompute": True, "training__objective__combine": "joint"},
     ],
 )
 def test_a_janus_is_trained_in_every_way(tmp_path: Path, changes: Mapping[str, object]) -> None:

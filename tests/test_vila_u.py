@@ -482,7 +482,7 @@ def test_memory_counts_the_tower_as_not_trained(tmp_path: Path) -> None:
     [
         {"training__lora": {"rank": 2, "alpha": 4}},
         {"model__precision": "bfloat16"},
-        {"runtime__recompute": True, "training__objective": "joint"},
+        {"runtime__recompute": True, "training__objective__combine": "joint"},
     ],
 )
 def test_a_vila_u_is_trained_in_every_way(tmp_path: Path, changes: Mapping[str, object]) -> None:

@@ -1,6 +1,9 @@
-"""Pair-DPO: one loss over both modalities of homologous pairs (arXiv 2502.12148, eq. 7 to 9).
+"""What a checkpoint learns from its own samples: one loss over both modalities of a record.
 
-Pure functions of log-probabilities. Shapes: B pairs.
+Pure functions of log-probabilities. All of them return the loss of each row and metrics under the
+same names: `loss` and what a modality has of its own in it, `loss/caption` and `loss/image`; what
+only one objective has is `objective/...`, or `<modality>/...` where it is of one modality.
+Shapes: B pairs.
 """
 
 from __future__ import annotations
@@ -23,49 +26,66 @@ from models.losses import (
 from models.protocol import MODALITIES, BranchLogps, Modality
 
 if TYPE_CHECKING:
-    from core.config import Branch, Training
+    from core.config import Branch, PairDpo
 
 References = Mapping[Modality, Tensor]
 """[B,2] by modality: log-probabilities of chosen and rejected under the reference, in nats."""
 
 
-def branch_settings(training: Training, modality: Modality) -> Branch:
+def branch_settings(objective: PairDpo, modality: Modality) -> Branch:
     """The settings of one modality."""
-    return training.caption if modality == "caption" else training.image
+    return objective.caption if modality == "caption" else objective.image
 
 
-def active_modalities(training: Training) -> list[Modality]:
+def active_modalities(objective: PairDpo) -> list[Modality]:
     """Modalities with a term in the loss; the others are not computed at all."""
-    branches = {modality: branch_settings(training, modality) for modality in MODALITIES}
+    branches = {modality: branch_settings(objective, modality) for modality in MODALITIES}
     return [m for m, branch in branches.items() if branch.weight > 0 or branch.nll_weight > 0]
 
 
-def pair_loss(
-    logps: Mapping[Modality, BranchLogps], reference: References, training: Training
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss [B] of each pair over the modalities given, and metrics [B] without gradients.
+def terms_of(objective: PairDpo) -> list[list[Modality]]:
+    """Modalities that meet in one term, and so need their likelihoods at once.
 
-    `sum` adds one sigmoid term per modality; `joint` has one sigmoid over the summed margins, so
-    that one modality may make up for the other. The winner's NLL is added to either.
+    Those of other terms go through the network one after the other, so that the activations of one
+    are gone before those of the next are there.
     """
-    terms: list[Tensor] = []
-    reward_margins: list[Tensor] = []
+    active = active_modalities(objective)
+    return [active] if objective.combine == "joint" else [[modality] for modality in active]
+
+
+def pair_loss(
+    logps: Mapping[Modality, BranchLogps], reference: References, objective: PairDpo
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pair-DPO (arXiv 2502.12148, eq. 7 to 9): loss [B] of each pair over the modalities given.
+
+    L = sum over modalities of -w log sigmoid(beta * margin), with margin = log(policy / reference)
+    of the winner less that of the loser; and metrics [B] without gradients. `sum` adds one sigmoid
+    term per modality; `joint` has one sigmoid over the summed margins, so that one modality may
+    make up for the other. The winner's NLL is added to either.
+    """
+    shared: list[Tensor] = []
+    own: dict[Modality, list[Tensor]] = {modality: [] for modality in logps}
     metrics: dict[str, Tensor] = {}
     for modality, branch in logps.items():
-        settings = branch_settings(training, modality)
+        settings = branch_settings(objective, modality)
         scores = _scores(branch, reference[modality], settings.length_normalized)
-        if settings.weight > 0 and training.objective == "joint":
-            reward_margins.append(settings.weight * settings.beta * margins(*scores))
+        if settings.weight > 0 and objective.combine == "joint":
+            shared.append(settings.weight * settings.beta * margins(*scores))
         elif settings.weight > 0:
-            terms.append(settings.weight * dpo_loss(*scores, beta=settings.beta))
+            own[modality].append(settings.weight * dpo_loss(*scores, beta=settings.beta))
         nll_B = nll_anchor(branch.chosen_logps_B, branch.chosen_tokens_B)
         if settings.nll_weight > 0:
-            terms.append(settings.nll_weight * nll_B)
+            own[modality].append(settings.nll_weight * nll_B)
         of_branch = _metrics(branch, reference[modality], settings.beta, scores)
         metrics |= {f"{modality}/{name}": value for name, value in of_branch.items()}
-    if reward_margins:
-        terms.append(joint_dpo_loss(reward_margins))
-    loss_B = torch.stack(terms).sum(dim=0)
+    parts = [part for parts in own.values() for part in parts]
+    if shared:
+        parts.append(joint_dpo_loss(shared))
+        metrics["objective/joint"] = parts[-1].detach()
+    loss_B = torch.stack(parts).sum(dim=0)
+    for modality in logps:
+        if own[modality]:
+            metrics[f"loss/{modality}"] = torch.stack(own[modality]).sum(dim=0).detach()
     return loss_B, {"loss": loss_B.detach(), **metrics}
 
 

@@ -32,7 +32,7 @@ from training.data import (
     batches_of_epoch,
     num_batches,
 )
-from training.objectives import active_modalities, branch_settings, pair_loss
+from training.objectives import active_modalities, branch_settings, pair_loss, terms_of
 from training.optim import make_optimizer, rate_factor
 from training.sharding import local, whole
 from training.state import load_state, save_state
@@ -88,10 +88,7 @@ class PairTrainer:
         self._optimizer = make_optimizer(
             model.pair_module, training.learning_rate, training.weight_decay
         )
-        # The terms of `sum` go through the network one after the other, so that the activations of
-        # one modality are gone before those of the next are there; `joint` needs both at once.
-        active = active_modalities(training)
-        self._terms = [active] if training.objective == "joint" else [[m] for m in active]
+        self._terms = terms_of(training.objective)
         self._iteration = int(rows.text["iteration"][0].as_py())
         self._steps_per_epoch = num_batches(len(rows), training.batch_size)
         num_steps = training.epochs * self._steps_per_epoch
@@ -159,7 +156,7 @@ class PairTrainer:
             )
             for m in terms
         }
-        return pair_loss(logps, reference, training)
+        return pair_loss(logps, reference, training.objective)
 
     def _parts(self, step: int, epoch: int) -> Iterator[tuple[Ints, Floats]]:
         """Rows [b] that this process computes at once, and the weight of each.
@@ -233,9 +230,10 @@ class PairTrainer:
             return
         training = self._training
         betas = " or ".join(
-            f"training.{modality}.beta = {branch_settings(training, modality).beta}"
-            for modality in active_modalities(training)
-            if bad.startswith(modality) or "/" not in bad
+            f"training.objective.{modality}.beta = "
+            f"{branch_settings(training.objective, modality).beta}"
+            for modality in active_modalities(training.objective)
+            if modality in bad or "/" not in bad
         )
         raise UserError(
             f"training stopped at step {step + 1} of {self.num_steps}: {bad} is {metrics[bad]}; "

@@ -18,7 +18,7 @@ from core.config.compute import Compute, Resources, Runtime
 from core.config.data import Endpoint, Model, ParquetData, Questions, Serve, ShapesData
 from core.config.evaluation import Evaluation, Gate, Tracking
 from core.config.sampling import IMAGE_SAMPLER, Pairing, PairRule, Sampling, Scoring
-from core.config.training import Branch, Lora, Training
+from core.config.training import Branch, Lora, PairDpo, Training
 from core.settings import Section, load_settings
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Evaluation",
     "Gate",
     "Lora",
+    "PairDpo",
     "PairRule",
     "Pairing",
     "Questions",
@@ -89,12 +90,6 @@ class Config(Section):
             raise ValueError(
                 f"tracking.registered_model = {SHAPES_MODEL!r} is that of the shapes world, but "
                 f"data.source = {self.data.source!r}; set it to null, or to a name of your own"
-            )
-        branches = self.training.caption, self.training.image
-        if not any(branch.weight or branch.nll_weight for branch in branches):
-            raise ValueError(
-                "weight and nll_weight are 0 in training.caption and in training.image, so "
-                "nothing would be trained; set one of them above 0"
             )
         return self
 

@@ -1,10 +1,10 @@
-"""Pair-DPO."""
+"""How a checkpoint learns from its own samples: the objective, and what all objectives share."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config.fields import Count, NotNegative, Positive
 from core.settings import Section
@@ -19,6 +19,29 @@ class Branch(Section):
     length_normalized: bool = Field(description="divide log-probabilities by the token count")
 
 
+class PairDpo(Section):
+    """Preference of winners to losers, both modalities of a record in the same step."""
+
+    name: Literal["pair_dpo"] = Field(description="what is learnt from the samples, and how")
+    combine: Literal["sum", "joint"] = Field(
+        description="sum of two sigmoid terms, or one sigmoid over both margins"
+    )
+    caption: Branch
+    image: Branch
+    collapse_nats: Positive = Field(
+        description="stop when winners lose this much log-probability a token against the reference"
+    )
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> PairDpo:
+        if not any(branch.weight or branch.nll_weight for branch in (self.caption, self.image)):
+            raise ValueError(
+                "weight and nll_weight are 0 in caption and in image, so nothing would be trained; "
+                "set one of them above 0"
+            )
+        return self
+
+
 class Lora(Section):
     """Low-rank adapters of every matrix in the transformer's blocks, trained in its place."""
 
@@ -26,14 +49,14 @@ class Lora(Section):
     alpha: Count = Field(description="adapters are scaled by alpha / rank")
 
 
-class Training(Section):
-    """Pair-DPO."""
+MOVED = ("caption", "image", "collapse_nats")
+"""Fields of Pair-DPO that stood beside `objective` once."""
 
-    objective: Literal["sum", "joint"] = Field(
-        description="sum of two sigmoid terms, or one sigmoid over both margins"
-    )
-    caption: Branch
-    image: Branch
+
+class Training(Section):
+    """How the samples of a checkpoint become the next one."""
+
+    objective: PairDpo
     image_draws: int = Field(
         ge=0,
         description="draws (masks of Show-o) that the likelihood of an image is averaged over, for "
@@ -68,6 +91,23 @@ class Training(Section):
     weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
     max_grad_norm: Positive = Field(description="largest norm of the gradient")
     lora: Lora | None = Field(description="train adapters; null: all weights")
-    collapse_nats: Positive = Field(
-        description="stop when winners lose this much log-probability a token against the reference"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_is_a_section(cls, given: object) -> object:
+        """Configs from before there was a choice of objectives are told what to write."""
+        if not isinstance(given, dict):
+            return given
+        moved = [name for name in MOVED if name in given]
+        if isinstance(named := given.get("objective"), str):
+            combine = named if named in ("sum", "joint") else "sum"
+            raise ValueError(
+                f"objective = {named!r} is a section now; write objective: {{name: pair_dpo, "
+                f"combine: {combine}, ...}} with {', '.join(MOVED)} inside of it"
+            )
+        if moved:
+            raise ValueError(
+                f"{', '.join(moved)} moved into the objective; write them inside of "
+                "training.objective"
+            )
+        return given
