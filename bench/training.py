@@ -13,7 +13,7 @@ from training.objectives import pair_loss
 from training.optim import make_optimizer
 
 if TYPE_CHECKING:
-    from core.config import Training
+    from core.config import PairDpo, Training
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class PairStep:
     ) -> None:
         self._model, self._device, self._precision = model, device, precision
         self._training = cast("Training", PublishedTraining())
+        self._objective = cast("PairDpo", PublishedObjective())
         self._module = model.pair_module
         self._weights = [p for p in self._module.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(
@@ -74,7 +75,7 @@ class PairStep:
         self._optimizer.zero_grad()
         for modality in MODALITIES:
             logps = {modality: self._logps(modality)}
-            loss_B, _ = pair_loss(logps, self._reference, self._training.objective)
+            loss_B, _ = pair_loss(logps, self._reference, self._objective)
             loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(self._weights, self._training.max_grad_norm)
         self._optimizer.step()

@@ -262,8 +262,14 @@ class SelfPlay:
         inputs: dict[str, ArtifactRef | list[ArtifactRef]] = {name: made[name] for name in sampled}
         inputs["previous"] = [previous] if previous else []
         made["pairs"] = self._stage(PAIR, inputs, step)
-        stage("reference", REFERENCE, ("checkpoint", "pairs"))
-        stage("trained", TRAIN, ("checkpoint", "pairs", "reference"))
+        learnt: dict[str, ArtifactRef | list[ArtifactRef]] = {
+            name: made[name] for name in ("checkpoint", "pairs")
+        }
+        learnt["reference"] = []
+        if self._config.training.objective.uses_reference:
+            stage("reference", REFERENCE, ("checkpoint", "pairs"))
+            learnt["reference"] = made["reference"]
+        made["trained"] = self._stage(TRAIN, learnt, step)
         self._log(run, made)
         return {name: ref for name, ref in made.items() if name not in ("pool", "checkpoint")}
 

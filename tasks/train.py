@@ -1,9 +1,10 @@
-"""Stage `train`: Pair-DPO from one checkpoint to the next.
+"""Stage `train`: from one checkpoint to the next, by the objective of the config.
 
-Reads checkpoint, pairs and reference log-probabilities; writes the model folder `model/`, with LoRA
-also `adapter/` (peft's format), and `metrics.jsonl`, one line per step. A killed run continues from
-its last saved state and ends with the same weights. Under torchrun all processes run this module
-and share each batch; the first alone shows and publishes, and each writes its part of the states.
+Reads checkpoint, pairs and, if the objective has a reference, its log-probabilities; writes the
+model folder `model/`, with LoRA also `adapter/` (peft's format), and `metrics.jsonl`, one line per
+step. A killed run continues from its last saved state and ends with the same weights. Under
+torchrun all processes run this module and share each batch; the first alone shows and publishes,
+and each writes its part of the states.
 """
 
 import json
@@ -21,7 +22,7 @@ import torch
 
 from core.artifact_writer import SCRATCH, ArtifactWriter
 from core.command import stage_command
-from core.config import Training
+from core.config import Objective, Training
 from core.errors import UserError
 from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
@@ -30,7 +31,7 @@ from data.tables import read_table
 from models.memory import available_bytes, check_memory
 from models.protocol import UnifiedModel
 from models.registry import family, load_model, train_vision, use_threads
-from training.data import join_reference, open_pairs
+from training.data import PairRows, ReferenceLogps, join_reference, open_pairs
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
 from training.sharding import recompute, shard
@@ -68,9 +69,8 @@ def run(context: StageContext) -> Mapping[str, object]:
             recompute(model.blocks)
         if sharded:
             shard(model.pair_module, model.blocks, device)
-        stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
-        epochs = 0 if model.exact_images else training.epochs
-        reference = join_reference(stored, rows, config.seed, epochs)
+        _check_scores(rows, training.objective)
+        reference = _reference(context, model, rows) if training.objective.uses_reference else None
         trainer = PairTrainer(
             model, accelerator, rows, reference, training, config.seed,
             pairs_at_once=runtime.batch_pairs, sharded=sharded,
@@ -126,6 +126,25 @@ def _check_memory(context: StageContext, device: str) -> None:
     context.group.gather(
         lambda: check_memory("train", context.config, folder, available, context.group.size)
     )
+
+
+def _reference(context: StageContext, model: UnifiedModel, rows: PairRows) -> ReferenceLogps:
+    """Log-probabilities of all rows under the checkpoint that training starts from."""
+    stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
+    epochs = 0 if model.exact_images else context.config.training.epochs
+    return join_reference(stored, rows, context.config.seed, epochs)
+
+
+def _check_scores(rows: PairRows, objective: Objective) -> None:
+    """UserError if a modality is left without a winner to learn from."""
+    for modality in active_modalities(objective) if objective.name == "best_of" else ():
+        least, best = getattr(objective, modality).min_score, rows.win_scores[modality].max()
+        if best < least:
+            raise UserError(
+                f"no {modality} is learnt from: the best of all winners has a score of {best:.3f}, "
+                f"below training.objective.{modality}.min_score = {least}; lower it, or set the "
+                "weight to 0"
+            )
 
 
 def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters | None"]:
@@ -221,6 +240,8 @@ def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None
     if len(window) < min(WINDOW, num_steps):
         return
     objective = training.objective
+    if objective.name != "pair_dpo":
+        return
     for modality in active_modalities(objective):
         mean = sum(row[f"{modality}/logratios/chosen"] for row in window) / len(window)
         if mean < -objective.collapse_nats:

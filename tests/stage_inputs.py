@@ -24,6 +24,10 @@ PAIR_DPO = {
     **{"name": "pair_dpo", "combine": "sum", "collapse_nats": 50.0},
     **{"caption": dict(BRANCH), "image": dict(BRANCH)},
 }
+BEST_OF = {
+    "name": "best_of",
+    **{m: {"weight": 1.0, "min_score": -1.0} for m in ("caption", "image")},
+}
 RULE = {"min_best": 0.6, "min_margin": 0.0, "loser": "worst"}
 CAPTIONS = {"settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}]}
 DATA = {"pool_records": 6, "test_records": 6, "eval_split": "validation", "seed": 0}

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
-from stage_inputs import make_config, pair_row, publish, publish_model
+from stage_inputs import BEST_OF, make_config, pair_row, publish, publish_model
 
 from core.artifact import Artifact, ArtifactRef
 from core.artifact_writer import ArtifactWriter
@@ -53,8 +53,9 @@ class Loop:
         inputs = {"checkpoint": self.checkpoint, "pairs": self.pairs}
         return run_stage(REFERENCE, config, self.store, inputs).ref
 
-    def inputs(self, config: Config) -> dict[str, ArtifactRef]:
-        reference = self.reference(config)
+    def inputs(self, config: Config) -> dict[str, ArtifactRef | list[ArtifactRef]]:
+        uses = config.training.objective.uses_reference
+        reference = [self.reference(config)] if uses else []
         return {"checkpoint": self.checkpoint, "pairs": self.pairs, "reference": reference}
 
     def train(self, config: Config) -> Artifact:
@@ -409,8 +410,12 @@ def killed(loop: Loop, config: Config, monkeypatch: pytest.MonkeyPatch) -> Artif
 
 @pytest.mark.parametrize(
     "changes",
-    [{"training__weight_decay": 0.1}, {"training__lora": {"rank": 2, "alpha": 4}}],
-    ids=["weights", "adapters"],
+    [
+        {"training__weight_decay": 0.1},
+        {"training__lora": {"rank": 2, "alpha": 4}},
+        {"training__objective": BEST_OF},
+    ],
+    ids=["weights", "adapters", "best_of"],
 )
 def test_killed_and_resumed_training_ends_as_straight_training(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, object]
@@ -459,6 +464,22 @@ def test_collapsing_winners_stop_with_value_and_knobs(loop: Loop) -> None:
     )
     with pytest.raises(UserError, match=r"image winners lost .*collapse_nats = 0\.05.*nll_weight"):
         loop.train(config)
+
+
+def test_best_of_makes_winners_likelier_without_a_reference(loop: Loop) -> None:
+    artifact = loop.train(make_config(training__objective=BEST_OF, training__epochs=6))
+    rows = metrics(artifact)
+    for modality in ("caption", "image"):
+        assert rows[-1][f"{modality}/nll"] < rows[0][f"{modality}/nll"] - 0.1
+        assert rows[0][f"loss/{modality}"] == rows[0][f"{modality}/nll"]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["loss/caption"] + rows[0]["loss/image"])
+    assert artifact.manifest["inputs"]["reference"] == []
+
+
+def test_best_of_without_a_winner_that_is_good_enough_says_so(loop: Loop) -> None:
+    section = BEST_OF | {"image": {"weight": 1.0, "min_score": 0.95}}
+    with pytest.raises(UserError, match=r"no image is learnt from: .*0\.900.*min_score = 0\.95"):
+        loop.train(make_config(training__objective=section))
 
 
 def test_a_reference_of_another_seed_is_refused(loop: Loop) -> None:

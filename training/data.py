@@ -6,9 +6,10 @@ Shapes: R pairs of an iteration, B pairs of a batch, X of a drawn picture, E epo
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -31,7 +32,11 @@ Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-TEXT_COLUMNS = ["record_id", "iteration", "prompt", "caption_win", "caption_lose"]
+SCORES: dict[Modality, str] = {"caption": "caption_win_score", "image": "image_win_score"}
+TEXT_COLUMNS = [
+    *("record_id", "iteration", "prompt", "caption_win", "caption_lose"),
+    *SCORES.values(),
+]
 IMAGES = ("image_win", "image_lose")
 SIDES = ("chosen", "rejected")
 EXACT = 0
@@ -92,6 +97,11 @@ class PairRows:
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    @cached_property
+    def win_scores(self) -> Mapping[Modality, Floats]:
+        """How good the winners [R] are."""
+        return {m: self.text[name].to_numpy().astype(np.float64) for m, name in SCORES.items()}
 
     def batch(self, rows_B: Ints, epoch: int, draws: Draws) -> PairBatch:
         """Both modalities of these rows."""

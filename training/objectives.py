@@ -9,6 +9,7 @@ Shapes: B pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,31 +27,58 @@ from models.losses import (
 from models.protocol import MODALITIES, BranchLogps, Modality
 
 if TYPE_CHECKING:
-    from core.config import Branch, PairDpo
+    from core.config import BestOf, Objective, PairDpo
 
-References = Mapping[Modality, Tensor]
+Tensors = Mapping[Modality, Tensor]
+References = Tensors
 """[B,2] by modality: log-probabilities of chosen and rejected under the reference, in nats."""
 
 
-def branch_settings(objective: PairDpo, modality: Modality) -> Branch:
-    """The settings of one modality."""
-    return objective.caption if modality == "caption" else objective.image
+@dataclass(frozen=True)
+class Signals:
+    """What an objective is given of rows beside their likelihoods, by modality."""
+
+    reference: References = field(default_factory=dict)
+    """Empty without a reference."""
+    win_scores: Tensors = field(default_factory=dict)
+    """[B] of pairs: how good their winners are."""
 
 
-def active_modalities(objective: PairDpo) -> list[Modality]:
+def objective_loss(
+    logps: Mapping[Modality, BranchLogps], signals: Signals, objective: Objective
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss [B] of each row over the modalities given, and metrics [B], by the objective's name."""
+    if objective.name == "best_of":
+        return best_of_loss(logps, signals.win_scores, objective)
+    return pair_loss(logps, signals.reference, objective)
+
+
+def active_modalities(objective: Objective) -> list[Modality]:
     """Modalities with a term in the loss; the others are not computed at all."""
-    branches = {modality: branch_settings(objective, modality) for modality in MODALITIES}
-    return [m for m, branch in branches.items() if branch.weight > 0 or branch.nll_weight > 0]
+    branches = {modality: getattr(objective, modality) for modality in MODALITIES}
+    return [
+        modality
+        for modality, branch in branches.items()
+        if branch.weight > 0 or getattr(branch, "nll_weight", 0) > 0
+    ]
 
 
-def terms_of(objective: PairDpo) -> list[list[Modality]]:
+def knob(objective: Objective, modality: Modality) -> str:
+    """The field, with its value, that makes the term of a modality smaller."""
+    name = "beta" if objective.name == "pair_dpo" else "weight"
+    value = getattr(getattr(objective, modality), name)
+    return f"training.objective.{modality}.{name} = {value}"
+
+
+def terms_of(objective: Objective) -> list[list[Modality]]:
     """Modalities that meet in one term, and so need their likelihoods at once.
 
     Those of other terms go through the network one after the other, so that the activations of one
     are gone before those of the next are there.
     """
     active = active_modalities(objective)
-    return [active] if objective.combine == "joint" else [[modality] for modality in active]
+    joint = objective.name == "pair_dpo" and objective.combine == "joint"
+    return [active] if joint else [[modality] for modality in active]
 
 
 def pair_loss(
@@ -67,7 +95,7 @@ def pair_loss(
     own: dict[Modality, list[Tensor]] = {modality: [] for modality in logps}
     metrics: dict[str, Tensor] = {}
     for modality, branch in logps.items():
-        settings = branch_settings(objective, modality)
+        settings = objective.caption if modality == "caption" else objective.image
         scores = _scores(branch, reference[modality], settings.length_normalized)
         if settings.weight > 0 and objective.combine == "joint":
             shared.append(settings.weight * settings.beta * margins(*scores))
@@ -118,3 +146,27 @@ def _metrics(
         "logratios/chosen": length_normalised(chosen_B, branch.chosen_tokens_B),
         "logratios/rejected": length_normalised(rejected_B, branch.rejected_tokens_B),
     }
+
+
+def best_of_loss(
+    logps: Mapping[Modality, BranchLogps], win_scores: Tensors, objective: BestOf
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Fine-tuning on the best own samples (RAFT, arXiv 2304.06767, algorithm 1): loss [B].
+
+    L = sum over modalities of -w [score of the winner >= min_score] log p(winner) / tokens. What is
+    below the threshold counts as 0, so that a batch of few good winners takes a smaller step.
+    """
+    terms: list[Tensor] = []
+    metrics: dict[str, Tensor] = {}
+    for modality, branch in logps.items():
+        settings = objective.caption if modality == "caption" else objective.image
+        nll_B = nll_anchor(branch.chosen_logps_B, branch.chosen_tokens_B)
+        kept_B = (win_scores[modality] >= settings.min_score).to(nll_B.dtype)
+        terms.append(settings.weight * kept_B * nll_B)
+        metrics |= {
+            f"loss/{modality}": terms[-1].detach(),
+            f"{modality}/nll": nll_B.detach(),
+            f"{modality}/kept": kept_B,
+        }
+    loss_B = torch.stack(terms).sum(dim=0)
+    return loss_B, {"loss": loss_B.detach(), **metrics}

@@ -1,4 +1,4 @@
-"""Training steps of Pair-DPO: both modalities of the same records in each.
+"""Training steps: both modalities of the same records in each.
 
 Several processes share the rows of each batch, and each takes its rows some at a time. Every pair
 weighs the same, so the gradient is that of the batch's mean however the rows are divided.
@@ -32,7 +32,7 @@ from training.data import (
     batches_of_epoch,
     num_batches,
 )
-from training.objectives import active_modalities, branch_settings, pair_loss, terms_of
+from training.objectives import Signals, active_modalities, knob, objective_loss, terms_of
 from training.optim import make_optimizer, rate_factor
 from training.sharding import local, whole
 from training.state import load_state, save_state
@@ -64,7 +64,7 @@ class PairTrainer:
         model: UnifiedModel,
         accelerator: Accelerator,
         rows: PairRows,
-        reference: ReferenceLogps,
+        reference: ReferenceLogps | None,
         training: Training,
         seed: int,
         *,
@@ -150,13 +150,20 @@ class PairTrainer:
         batch = self._rows.batch(rows_b, epoch, Draws.of(self._seed, training))
         packed = [self._model.pack_pairs(batch, modality) for modality in terms]
         logps: dict[Modality, BranchLogps] = dict(zip(terms, self._module(*packed), strict=True))
-        reference = {
-            m: torch.from_numpy(self._reference.take(m, epoch, rows_b)).to(
-                logps[m].chosen_logps_B, non_blocking=True
-            )
-            for m in terms
-        }
-        return pair_loss(logps, reference, training.objective)
+        return objective_loss(logps, self._signals(rows_b, epoch, logps), training.objective)
+
+    def _signals(self, rows_b: Ints, epoch: int, logps: Mapping[Modality, BranchLogps]) -> Signals:
+        """What is known of some rows, beside their likelihoods and on their device."""
+
+        def beside(modality: Modality, values: Floats) -> Tensor:
+            like = logps[modality].chosen_logps_B
+            return torch.from_numpy(values).to(like, non_blocking=True)
+
+        stored = self._reference
+        return Signals(
+            reference={m: beside(m, stored.take(m, epoch, rows_b)) for m in logps if stored},
+            win_scores={m: beside(m, self._rows.win_scores[m][rows_b]) for m in logps},
+        )
 
     def _parts(self, step: int, epoch: int) -> Iterator[tuple[Ints, Floats]]:
         """Rows [b] that this process computes at once, and the weight of each.
@@ -230,8 +237,7 @@ class PairTrainer:
             return
         training = self._training
         betas = " or ".join(
-            f"training.objective.{modality}.beta = "
-            f"{branch_settings(training.objective, modality).beta}"
+            knob(training.objective, modality)
             for modality in active_modalities(training.objective)
             if modality in bad or "/" not in bad
         )

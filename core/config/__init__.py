@@ -18,11 +18,12 @@ from core.config.compute import Compute, Resources, Runtime
 from core.config.data import Endpoint, Model, ParquetData, Questions, Serve, ShapesData
 from core.config.evaluation import Evaluation, Gate, Tracking
 from core.config.sampling import IMAGE_SAMPLER, Pairing, PairRule, Sampling, Scoring
-from core.config.training import Branch, Lora, PairDpo, Training
+from core.config.training import BestOf, Branch, Lora, Objective, PairDpo, Training
 from core.settings import Section, load_settings
 
 __all__ = [
     "IMAGE_SAMPLER",
+    "BestOf",
     "Branch",
     "Compute",
     "Config",
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluation",
     "Gate",
     "Lora",
+    "Objective",
     "PairDpo",
     "PairRule",
     "Pairing",

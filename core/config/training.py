@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from core.config.fields import Count, NotNegative, Positive
 from core.settings import Section
+
+NOTHING = (
+    "weight is 0 in caption and in image, so nothing would be trained; set one of them above 0"
+)
 
 
 class Branch(Section):
@@ -21,6 +25,8 @@ class Branch(Section):
 
 class PairDpo(Section):
     """Preference of winners to losers, both modalities of a record in the same step."""
+
+    uses_reference: ClassVar[bool] = True
 
     name: Literal["pair_dpo"] = Field(description="what is learnt from the samples, and how")
     combine: Literal["sum", "joint"] = Field(
@@ -42,6 +48,34 @@ class PairDpo(Section):
         return self
 
 
+class BestOfBranch(Section):
+    """Fine-tuning settings of one modality."""
+
+    weight: NotNegative = Field(description="factor of this modality's term; 0 switches it off")
+    min_score: float = Field(
+        ge=-1.0, le=1.0, description="winners with a lower score are not learnt from; -1: all are"
+    )
+
+
+class BestOf(Section):
+    """Fine-tuning on the winners of both modalities of a record, without a reference."""
+
+    uses_reference: ClassVar[bool] = False
+
+    name: Literal["best_of"] = Field(description="what is learnt from the samples, and how")
+    caption: BestOfBranch
+    image: BestOfBranch
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> BestOf:
+        if not (self.caption.weight or self.image.weight):
+            raise ValueError(NOTHING)
+        return self
+
+
+Objective = PairDpo | BestOf
+
+
 class Lora(Section):
     """Low-rank adapters of every matrix in the transformer's blocks, trained in its place."""
 
@@ -56,7 +90,9 @@ MOVED = ("caption", "image", "collapse_nats")
 class Training(Section):
     """How the samples of a checkpoint become the next one."""
 
-    objective: PairDpo
+    objective: Objective = Field(
+        discriminator="name", description="what is learnt from the samples, by its name"
+    )
     image_draws: int = Field(
         ge=0,
         description="draws (masks of Show-o) that the likelihood of an image is averaged over, for "

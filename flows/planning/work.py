@@ -142,6 +142,14 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
         model.answers(decoding).times(per_prompt * judged),
     )
     fit = min(FIT_RECORDS, pool)
+    reference = Work(
+        "reference",
+        "reading",
+        iterations,
+        pairs,
+        likelihood.times(pairs * (epochs if draws else 1)),
+        "pairs",
+    )
     return [
         Work(
             "fit",
@@ -167,14 +175,7 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
             model.answers(decoding).times(images * pool),
         ),
         Work("pair", "other", iterations, pool, Amount()),
-        Work(
-            "reference",
-            "reading",
-            iterations,
-            pairs,
-            likelihood.times(pairs * (epochs if draws else 1)),
-            "pairs",
-        ),
+        *((reference,) if training.objective.uses_reference else ()),
         Work(
             "train",
             "training",
