@@ -31,7 +31,14 @@ from data.tables import read_table
 from models.memory import available_bytes, check_memory
 from models.protocol import UnifiedModel
 from models.registry import family, load_model, train_vision, use_threads
-from training.data import PairRows, ReferenceLogps, join_reference, open_pairs
+from training.data import (
+    GROUPS,
+    PAIRS,
+    PairRows,
+    ReferenceLogps,
+    join_reference,
+    open_pairs,
+)
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
 from training.sharding import recompute, shard
@@ -69,7 +76,7 @@ def run(context: StageContext) -> Mapping[str, object]:
             recompute(model.blocks)
         if sharded:
             shard(model.pair_module, model.blocks, device)
-        _check_scores(rows, training.objective)
+        _check_rows(rows, training.objective)
         reference = _reference(context, model, rows) if training.objective.uses_reference else None
         trainer = PairTrainer(
             model, accelerator, rows, reference, training, config.seed,
@@ -135,8 +142,15 @@ def _reference(context: StageContext, model: UnifiedModel, rows: PairRows) -> Re
     return join_reference(stored, rows, context.config.seed, epochs)
 
 
-def _check_scores(rows: PairRows, objective: Objective) -> None:
-    """UserError if a modality is left without a winner to learn from."""
+def _check_rows(rows: PairRows, objective: Objective) -> None:
+    """UserError for rows of another kind, or if a modality is left without a winner."""
+    found = PAIRS if rows.grouped is None else GROUPS
+    if found != objective.learns_from:
+        raise UserError(
+            f"training.objective.name = {objective.name!r} learns from {objective.learns_from}, "
+            f"but the input pairs has {found}; give what stage "
+            f"{'group' if objective.learns_from == GROUPS else 'pair'} has made"
+        )
     for modality in active_modalities(objective) if objective.name == "best_of" else ():
         least, best = getattr(objective, modality).min_score, rows.win_scores[modality].max()
         if best < least:

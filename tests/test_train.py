@@ -13,7 +13,15 @@ from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
-from stage_inputs import BEST_OF, make_config, pair_row, publish, publish_model
+from stage_inputs import (
+    BEST_OF,
+    GROUP_POLICY,
+    group_row,
+    make_config,
+    pair_row,
+    publish,
+    publish_model,
+)
 
 from core.artifact import Artifact, ArtifactRef
 from core.artifact_writer import ArtifactWriter
@@ -48,15 +56,19 @@ class Loop:
         self.store = Store(str(store))
         self.checkpoint = publish_model(self.store, model)
         self.pairs = publish(self.store, "pairs", [[pair_row(n) for n in range(NUM_PAIRS)]])
+        self.groups = publish(self.store, "groups", [[group_row(n, 2, 2) for n in range(10)]])
+
+    def learnt(self, config: Config) -> ArtifactRef:
+        return self.groups if config.training.objective.learns_from == "groups" else self.pairs
 
     def reference(self, config: Config) -> ArtifactRef:
-        inputs = {"checkpoint": self.checkpoint, "pairs": self.pairs}
+        inputs = {"checkpoint": self.checkpoint, "pairs": self.learnt(config)}
         return run_stage(REFERENCE, config, self.store, inputs).ref
 
     def inputs(self, config: Config) -> dict[str, ArtifactRef | list[ArtifactRef]]:
         uses = config.training.objective.uses_reference
         reference = [self.reference(config)] if uses else []
-        return {"checkpoint": self.checkpoint, "pairs": self.pairs, "reference": reference}
+        return {"checkpoint": self.checkpoint, "pairs": self.learnt(config), "reference": reference}
 
     def train(self, config: Config) -> Artifact:
         return self.store.open(run_stage(TRAIN, config, self.store, self.inputs(config)).ref)
@@ -414,8 +426,9 @@ def killed(loop: Loop, config: Config, monkeypatch: pytest.MonkeyPatch) -> Artif
         {"training__weight_decay": 0.1},
         {"training__lora": {"rank": 2, "alpha": 4}},
         {"training__objective": BEST_OF},
+        {"training__objective": GROUP_POLICY},
     ],
-    ids=["weights", "adapters", "best_of"],
+    ids=["weights", "adapters", "best_of", "group_policy"],
 )
 def test_killed_and_resumed_training_ends_as_straight_training(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, object]

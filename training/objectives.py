@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from models.losses import (
+    clipped_gain,
     dpo_loss,
     joint_dpo_loss,
+    k3,
     length_normalised,
     logratios,
     margins,
@@ -27,7 +29,7 @@ from models.losses import (
 from models.protocol import MODALITIES, BranchLogps, Modality
 
 if TYPE_CHECKING:
-    from core.config import BestOf, Objective, PairDpo
+    from core.config import BestOf, GroupPolicy, Objective, PairDpo
 
 Tensors = Mapping[Modality, Tensor]
 References = Tensors
@@ -42,6 +44,10 @@ class Signals:
     """Empty without a reference."""
     win_scores: Tensors = field(default_factory=dict)
     """[B] of pairs: how good their winners are."""
+    advantages: Tensors = field(default_factory=dict)
+    """[B,2] of two samples of a group each: how much better than the group they are."""
+    shares: Tensors = field(default_factory=dict)
+    """[B,2]: what they weigh, so that every group weighs the same; 0 where there is none."""
 
 
 def objective_loss(
@@ -50,6 +56,8 @@ def objective_loss(
     """Loss [B] of each row over the modalities given, and metrics [B], by the objective's name."""
     if objective.name == "best_of":
         return best_of_loss(logps, signals.win_scores, objective)
+    if objective.name == "group_policy":
+        return group_policy_loss(logps, signals, objective)
     return pair_loss(logps, signals.reference, objective)
 
 
@@ -168,5 +176,39 @@ def best_of_loss(
             f"{modality}/nll": nll_B.detach(),
             f"{modality}/kept": kept_B,
         }
+    loss_B = torch.stack(terms).sum(dim=0)
+    return loss_B, {"loss": loss_B.detach(), **metrics}
+
+
+def group_policy_loss(
+    logps: Mapping[Modality, BranchLogps], signals: Signals, objective: GroupPolicy
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GRPO (arXiv 2402.03300, eq. 3 and 4) on both modalities of a record: loss [B] of two samples.
+
+    With c = (log policy - log reference) / tokens, r = exp(c) and the advantage A of a sample in
+    its group, L = w * share * [-min(r A, clip(r) A) + kl_weight * (exp(-c) + c - 1)]. The ratio is
+    one of whole samples (GSPO, arXiv 2507.18071), since families give sums over tokens. The
+    reference is the checkpoint that has sampled, so the ratio is that to the old policy, too.
+    Where the likelihood of an image is an estimate, policy, reference and all samples of a record
+    share the masks (UniGRPO of MMaDA, arXiv 2505.15809).
+    """
+    terms: list[Tensor] = []
+    metrics: dict[str, Tensor] = {}
+    for modality, branch in logps.items():
+        settings = objective.caption if modality == "caption" else objective.image
+        logps_B2 = torch.stack((branch.chosen_logps_B, branch.rejected_logps_B), dim=1)
+        tokens_B2 = torch.stack((branch.chosen_tokens_B, branch.rejected_tokens_B), dim=1)
+        advantages_B2, shares_B2 = signals.advantages[modality], signals.shares[modality]
+        change_B2 = length_normalised(logratios(logps_B2, signals.reference[modality]), tokens_B2)
+        gain_B2, clipped_B2 = clipped_gain(change_B2, advantages_B2, settings.clip)
+        kl_B2 = k3(change_B2)
+        loss_B2 = shares_B2 * (settings.kl_weight * kl_B2 - gain_B2)
+        terms.append(settings.weight * loss_B2.sum(dim=1))
+        found = {"gain": gain_B2, "kl": kl_B2, "clipped": clipped_B2, "ratio": change_B2.exp()}
+        metrics |= {
+            f"{modality}/{name}": (shares_B2 * value_B2).sum(dim=1).detach()
+            for name, value_B2 in found.items()
+        }
+        metrics[f"loss/{modality}"] = terms[-1].detach()
     loss_B = torch.stack(terms).sum(dim=0)
     return loss_B, {"loss": loss_B.detach(), **metrics}

@@ -159,10 +159,15 @@ class PairTrainer:
             like = logps[modality].chosen_logps_B
             return torch.from_numpy(values).to(like, non_blocking=True)
 
-        stored = self._reference
+        stored, grouped = self._reference, self._rows.grouped
+        reference = {m: beside(m, stored.take(m, epoch, rows_b)) for m in logps if stored}
+        if grouped is None:
+            scores = self._rows.win_scores
+            return Signals(reference, {m: beside(m, scores[m][rows_b]) for m in logps})
         return Signals(
-            reference={m: beside(m, stored.take(m, epoch, rows_b)) for m in logps if stored},
-            win_scores={m: beside(m, self._rows.win_scores[m][rows_b]) for m in logps},
+            reference,
+            advantages={m: beside(m, grouped.advantages[m][rows_b]) for m in logps},
+            shares={m: beside(m, grouped.shares[m][rows_b]) for m in logps},
         )
 
     def _parts(self, step: int, epoch: int) -> Iterator[tuple[Ints, Floats]]:

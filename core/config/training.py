@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from core.config.fields import Count, NotNegative, Positive
 from core.settings import Section
 
+Table = Literal["pairs", "groups"]
 NOTHING = (
     "weight is 0 in caption and in image, so nothing would be trained; set one of them above 0"
 )
@@ -27,6 +28,7 @@ class PairDpo(Section):
     """Preference of winners to losers, both modalities of a record in the same step."""
 
     uses_reference: ClassVar[bool] = True
+    learns_from: ClassVar[Table] = "pairs"
 
     name: Literal["pair_dpo"] = Field(description="what is learnt from the samples, and how")
     combine: Literal["sum", "joint"] = Field(
@@ -61,6 +63,7 @@ class BestOf(Section):
     """Fine-tuning on the winners of both modalities of a record, without a reference."""
 
     uses_reference: ClassVar[bool] = False
+    learns_from: ClassVar[Table] = "pairs"
 
     name: Literal["best_of"] = Field(description="what is learnt from the samples, and how")
     caption: BestOfBranch
@@ -73,7 +76,34 @@ class BestOf(Section):
         return self
 
 
-Objective = PairDpo | BestOf
+class GroupBranch(Section):
+    """Group policy settings of one modality."""
+
+    weight: NotNegative = Field(description="factor of this modality's term; 0 switches it off")
+    kl_weight: NotNegative = Field(description="factor of the divergence from the reference")
+    clip: float = Field(
+        gt=0.0, lt=1.0, description="how far from 1 the ratio to the sampling checkpoint counts"
+    )
+
+
+class GroupPolicy(Section):
+    """Policy gradient on all samples of a record, each against the mean of its group."""
+
+    uses_reference: ClassVar[bool] = True
+    learns_from: ClassVar[Table] = "groups"
+
+    name: Literal["group_policy"] = Field(description="what is learnt from the samples, and how")
+    caption: GroupBranch
+    image: GroupBranch
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> GroupPolicy:
+        if not (self.caption.weight or self.image.weight):
+            raise ValueError(NOTHING)
+        return self
+
+
+Objective = PairDpo | BestOf | GroupPolicy
 
 
 class Lora(Section):
@@ -111,7 +141,10 @@ class Training(Section):
     )
     epochs: Count = Field(description="passes over the pairs")
     max_steps: Count | None = Field(description="end after so many steps; null: after all epochs")
-    batch_size: Count = Field(description="pairs a step, of all processes together")
+    batch_size: Count = Field(
+        description="pairs a step, of all processes together; with group_policy a pair is any two "
+        "samples of each modality"
+    )
     warmup_steps: int = Field(
         ge=0, description="steps of linear warm-up, at most half of all steps"
     )
