@@ -175,7 +175,7 @@ def _pair_step(scale: Scale) -> Sides:
     """Compared by the first step, after which the sides have other optimizers."""
     (model, data), (other, _) = _made(scale), _made(scale)
     pairs, settings = data.pairs(1), PublishedTraining()
-    straight = plain.PairStep(other, settings.caption.beta, settings.learning_rate)
+    straight = plain.PairStep(other, settings.objective.caption.beta, settings.learning_rate)
     with torch.inference_mode():
         logps = [model.pair_logps(pairs, modality) for modality in MODALITIES]
     sums = [(pair.chosen_logps_B, pair.rejected_logps_B) for pair in logps]

@@ -13,7 +13,7 @@ from training.objectives import pair_loss
 from training.optim import make_optimizer
 
 if TYPE_CHECKING:
-    from core.config import Training
+    from core.config import PairDpo, Training
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,19 @@ class PublishedBranch:
 
 
 @dataclass(frozen=True)
-class PublishedTraining:
-    """What the loss and the optimizer read of a config, whose parser may not be installed."""
+class PublishedObjective:
+    """What the loss reads of a config, whose parser may not be installed."""
 
-    objective: str = "sum"
+    combine: str = "sum"
     caption: PublishedBranch = PublishedBranch()
     image: PublishedBranch = PublishedBranch()
+
+
+@dataclass(frozen=True)
+class PublishedTraining:
+    """What a step reads of a config."""
+
+    objective: PublishedObjective = PublishedObjective()
     learning_rate: float = 2e-5
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -49,6 +56,7 @@ class PairStep:
     ) -> None:
         self._model, self._device, self._precision = model, device, precision
         self._training = cast("Training", PublishedTraining())
+        self._objective = cast("PairDpo", PublishedObjective())
         self._module = model.pair_module
         self._weights = [p for p in self._module.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(
@@ -67,7 +75,7 @@ class PairStep:
         self._optimizer.zero_grad()
         for modality in MODALITIES:
             logps = {modality: self._logps(modality)}
-            loss_B, _ = pair_loss(logps, self._reference, self._training)
+            loss_B, _ = pair_loss(logps, self._reference, self._objective)
             loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(self._weights, self._training.max_grad_norm)
         self._optimizer.step()

@@ -1,7 +1,8 @@
 """Strict YAML settings: every problem listed at once, by the path of its field.
 
 A file with `extends: other.yaml` (beside it) says only what differs from that file. Sections are
-merged key by key; lists are replaced, and so is a section of another `source` or `sampler`.
+merged key by key; lists are replaced, and so is a section of another `source`, `sampler` or
+`name`.
 """
 
 import difflib
@@ -31,7 +32,7 @@ Lines = dict[FieldPath, str]
 EXTENDS = "extends"
 MAX_BYTES = 1 << 20  # of a config file
 MAX_FIELDS = 100_000  # of a document with all aliases written out
-VARIANTS = ("source", "sampler")  # keys that choose between sections with other fields
+VARIANTS = ("source", "sampler", "name")  # keys that choose between sections with other fields
 
 
 def load_settings(

@@ -183,12 +183,26 @@ _TABLES = (
         ),
     ),
     Table(
+        "groups",
+        ("record_id", "iteration"),
+        (
+            _ID,
+            _image("image"),
+            _text("prompt", filled=True),
+            Column("captions", pa.list_(pa.string())),
+            Column("caption_scores", pa.list_(pa.float32()), low=-1, high=1),
+            Column("image_tokens", pa.list_(TOKENS), low=0),
+            Column("image_scores", pa.list_(pa.float32()), low=0, high=1),
+            _count("iteration"),
+        ),
+    ),
+    Table(
         "ref_logps",
         ("record_id", "branch", "side", "draw_seed"),
         (
             _ID,
             _text("branch", filled=True),
-            _text("side", filled=True),
+            _text("side", filled=True),  # chosen, rejected, or the number of a group's sample
             Column("draw_seed", pa.int64()),
             Column("logp", pa.float64(), low=-1e30, high=1e30),
             Column("num_tokens", pa.float64(), low=0),  # a mean over the masks of a seed

@@ -1,6 +1,7 @@
 """Reading and writing tables as Parquet in batches, checked both ways."""
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from core.files import writing_to
 from core.names import is_hidden
 from data.checks import check_schema, check_unique, check_values
 from data.pictures import rgb
-from data.schemas import arrow_schema, table_named
+from data.schemas import METADATA_KEY, arrow_schema, table_named
 
 ROW_GROUP = 256  # rows; bounds the memory of readers and writers
 GROUP_BYTES = 128 << 20  # which fewer rows of large pictures may reach
@@ -117,6 +118,14 @@ def count_rows(paths: Iterable[str | Path]) -> int:
         with _open(Path(path)) as parquet:
             total += parquet.metadata.num_rows
     return total
+
+
+def stored_table(path: str | Path) -> str:
+    """The name of the table that a file of ours holds; empty for one that does not say."""
+    with _open(Path(path)) as parquet:
+        metadata = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}")
+    name: str = json.loads(metadata).get("table", "")
+    return name
 
 
 def parquet_files(path: str | Path) -> list[Path]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import Field
@@ -40,7 +41,7 @@ QUICK_CONFIG = "tests/configs/quick.yaml"
 MARK = "ablations"
 
 Row = dict[str, object]
-Change = bool | int | float | str | None
+Change = bool | int | float | str | None | dict[str, Any]
 
 
 class Arm(Section):
@@ -48,7 +49,9 @@ class Arm(Section):
 
     name: str = Field(pattern=r"^[a-z_]+$", description="short name, used in files")
     title: str = Field(min_length=1, description="how the tables call it")
-    changes: dict[str, Change] = Field(description="values by dotted path of the config")
+    changes: dict[str, Change] = Field(
+        description="values, or whole sections, by dotted path of the config"
+    )
 
 
 class Study(Section):

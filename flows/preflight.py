@@ -126,7 +126,8 @@ def memory_table(config: Config) -> str:
 def _model_stages(config: Config) -> list[str]:
     """Stages that load the model."""
     scoring = ["score-images"] if config.scoring.judge == "self" else []
-    return ["sample-captions", "sample-images", *scoring, "reference", "train", "evaluate"]
+    reference = ["reference"] if config.training.objective.uses_reference else []
+    return ["sample-captions", "sample-images", *scoring, *reference, "train", "evaluate"]
 
 
 def _available(config: Config) -> float:

@@ -40,6 +40,7 @@ from tasks.catalog import DEPLOYED
 from tasks.evaluate import EVALUATE
 from tasks.fit import STAGE as FIT
 from tasks.gate import GATE
+from tasks.group import GROUP
 from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
 from tasks.reference import REFERENCE
@@ -262,14 +263,26 @@ class SelfPlay:
         inputs: dict[str, ArtifactRef | list[ArtifactRef]] = {name: made[name] for name in sampled}
         inputs["previous"] = [previous] if previous else []
         made["pairs"] = self._stage(PAIR, inputs, step)
-        stage("reference", REFERENCE, ("checkpoint", "pairs"))
-        stage("trained", TRAIN, ("checkpoint", "pairs", "reference"))
+        objective = self._config.training.objective
+        if objective.learns_from == "groups":
+            groups = ("pool", "captions", "images", "caption_scores", "image_scores", "pairs")
+            stage("groups", GROUP, groups)
+        learnt: dict[str, ArtifactRef | list[ArtifactRef]] = {
+            "checkpoint": checkpoint,
+            "pairs": made[objective.learns_from],
+        }
+        if objective.uses_reference:
+            made["reference"] = self._stage(REFERENCE, learnt, step)
+        learnt["reference"] = [made["reference"]] if objective.uses_reference else []
+        made["trained"] = self._stage(TRAIN, learnt, step)
         self._log(run, made)
         return {name: ref for name, ref in made.items() if name not in ("pool", "checkpoint")}
 
     def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
         run.log_refs(made)
-        for name in ("pairs", "trained"):
+        for name in ("pairs", "groups", "trained"):
+            if name not in made:
+                continue
             results = self._store.open(made[name]).manifest["results"].items()
             numbers = {k: float(v) for k, v in results if isinstance(v, int | float)}
             run.log_values({f"{name}/{k}": v for k, v in numbers.items()})

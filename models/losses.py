@@ -80,3 +80,24 @@ def preference_metrics(
         "rewards/margins": chosen_rewards_B - rejected_rewards_B,
         "rewards/accuracies": (chosen_rewards_B > rejected_rewards_B).float(),
     }
+
+
+def group_advantages(scores_N: Tensor) -> Tensor:
+    """(score - mean) / standard deviation within a group (GRPO, arXiv 2402.03300, section 4.1.2).
+
+    Scores that are all alike, but for rounding, have no advantage.
+    """
+    centred_N = scores_N - scores_N.mean()
+    return centred_N / (centred_N.square().mean().sqrt() + 1e-4)
+
+
+def clipped_gain(change: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """min(r A, clip(r) A) of log-ratios (PPO, arXiv 1707.06347, eq. 7); where the clip is it."""
+    ratio = change.exp()
+    free, held = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
+    return torch.minimum(free, held), (held < free).to(free.dtype)
+
+
+def k3(change: Tensor) -> Tensor:
+    """Estimate of KL(policy | reference) from log(policy / reference) of a sample; at least 0."""
+    return torch.expm1(-change) + change

@@ -195,7 +195,7 @@ def _falling_winners(now: IterationFigures, base: IterationFigures) -> Iterator[
                 f"{modality} winners fall",
                 f"Winning {modality}s ended {-nats:.2f} nats a token less likely than before the "
                 "iteration: training pushes the good samples down along with the bad ones. Lower "
-                f"training.learning_rate, or raise training.{modality}.nll_weight.",
+                f"training.learning_rate, or raise training.objective.{modality}.nll_weight.",
             )
 
 
@@ -305,8 +305,9 @@ def _shrinking_diversity(
                 "diversity shrinks",
                 f"Pictures of the same prompt differ {lost:.0%} less than the base's "
                 f"({diversity[0]:.3f} against {diversity[1]:.3f}): the model repeats itself, and "
-                "later iterations have less to choose from. Raise training.image.beta or "
-                "sampling.images.temperature, or lower training.learning_rate.",
+                "later iterations have less to choose from. Raise "
+                "sampling.images.temperature or training.objective.image.beta (pair_dpo), or lower "
+                "training.learning_rate.",
             )
 
 
@@ -334,7 +335,7 @@ def _malformed_images(now: IterationFigures, base: IterationFigures) -> Iterator
             "malformed pictures",
             f"{malformed[0]:.1%} of the pictures hold something that is no known shape, up from "
             f"{malformed[1]:.1%}: self-VQA rewards parts that please it. Raise "
-            "pairing.image.min_margin or training.image.nll_weight.",
+            "pairing.image.min_margin or training.objective.image.nll_weight (pair_dpo).",
         )
 
 
@@ -345,8 +346,8 @@ def _forgotten_captions(now: IterationFigures, base: IterationFigures) -> Iterat
             "captions get worse",
             f"The most likely captions are {similarity[0]:.3f} similar to the true ones, down from "
             f"{similarity[1]:.3f}: the model is losing what it could say. Lower "
-            "training.learning_rate, or raise training.caption.beta or "
-            "training.caption.nll_weight.",
+            "training.learning_rate, or raise training.objective.caption.beta or "
+            "training.objective.caption.nll_weight (pair_dpo).",
         )
 
 

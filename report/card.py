@@ -14,6 +14,17 @@ from report.page import number
 from report.verdict import give_verdict
 
 PAPER = "arxiv:2502.12148"
+TAGS = {
+    "pair_dpo": ["pair-dpo", "dpo"],
+    "best_of": ["best-of-n", "raft"],
+    "group_policy": ["grpo"],
+}
+LEARNS = {
+    "pair_dpo": "learns from its best against its worse ones by Pair-DPO",
+    "best_of": "is fine-tuned on its best ones",
+    "group_policy": "learns from each against the mean of its record by GRPO",
+}
+"""What the card says of an objective."""
 
 
 def render_card(figures: Figures) -> str:
@@ -42,7 +53,7 @@ def _metadata(figures: Figures) -> dict[str, Any]:
         "language": ["en"],
         "library_name": "hermesflow",
         "pipeline_tag": "any-to-any",
-        "tags": ["unified-multimodal", "self-play", "pair-dpo", "dpo", PAPER],
+        "tags": ["unified-multimodal", "self-play", *TAGS[_objective(figures)], PAPER],
         "model-index": [
             {
                 "name": _name(figures),
@@ -64,6 +75,11 @@ def _benchmark_results(figures: Figures) -> Iterator[dict[str, Any]]:
         yield {"task": task, "dataset": dataset, "metrics": [metric]}
 
 
+def _objective(figures: Figures) -> str:
+    name: str = figures.run_record.config["training"]["objective"]["name"]
+    return name
+
+
 def _shown(figures: Figures) -> Iterator[tuple[str, str]]:
     for metric in shown(figures.last.metrics):
         yield metric.name, title_of(metric.name)
@@ -77,8 +93,7 @@ def _text(figures: Figures) -> Iterator[str]:
     yield (
         f"A unified model ({config['model']['family']}) after {figures.last.version.iteration} "
         "iterations of HermesFlow self-play: it samples captions and images for a pool of "
-        "image-caption pairs, scores them itself, and learns from its best against its worse ones "
-        "by Pair-DPO."
+        f"image-caption pairs, scores them itself, and {LEARNS[_objective(figures)]}."
     )
     for title, lines in (
         ("Results", _results(figures)),
@@ -147,12 +162,13 @@ def _weaknesses(figures: Figures) -> Iterator[str]:
 
 def _training(figures: Figures) -> Iterator[str]:
     config, run_record = figures.run_record.config, figures.run_record
+    objective = config["training"]["objective"]
     pool, base = (f"digest `{ref.digest[:16]}`" for ref in (run_record.pool, run_record.base))
     yield f"- Pool: {figures.pool_records} records, `{run_record.pool.uri}` ({pool})"
     yield f"- Base: `{config['model']['checkpoint']}` ({base})"
-    yield f"- Seed {config['seed']}, objective `{config['training']['objective']}`"
+    yield f"- Seed {config['seed']}, objective `{objective['name']}`"
     for modality in ("caption", "image"):
-        branch = ", ".join(f"{k} {v}" for k, v in config["training"][modality].items())
+        branch = ", ".join(f"{k} {v}" for k, v in objective[modality].items())
         yield f"- {modality} branch: {branch}"
     yield f"- Gate: {figures.last.version.decision}"
 

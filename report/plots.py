@@ -161,7 +161,8 @@ def training_plots(figures: Figures) -> list[Plot]:
             plots.append(Plot(title, note, line_chart(title, curves, axis, zero=zero)))
 
     def both(name: str) -> dict[str, Line]:
-        return {f"{m}/{name}": Line(f"{m}s", TONES[m], ()) for m in MODALITIES}
+        names = {m: _logged(trained[-1].curve, m, name) for m in MODALITIES}
+        return {name: Line(f"{m}s", TONES[m], ()) for m, name in names.items()}
 
     plots: list[Plot] = []
     plot("Loss", both("loss"))
@@ -270,7 +271,7 @@ def training_plot(curve: Sequence[Mapping[str, float]]) -> bytes:
     """Loss, margins, accuracy, log-probability against the reference and gradient norm by step."""
     figure = Figure(CURVE_SIZE)
     figure.subplots_adjust(**CURVE_MARGINS)
-    shown = [name for name in TONES if any(f"{name}/loss" in row for row in curve)]
+    shown = [m for m in TONES if any(_logged(curve, m, "loss") in row for row in curve)]
     panels = figure.subplots(len(shown), len(PANELS), squeeze=False)
     axis = Axis("step", [(float(step), str(step)) for step in (1, len(curve))])
     for row, modality in zip(panels, shown, strict=True):
@@ -280,6 +281,12 @@ def training_plot(curve: Sequence[Mapping[str, float]]) -> bytes:
             if lines:
                 draw(axes, lines, axis)
     return _png(figure)
+
+
+def _logged(curve: Sequence[Mapping[str, float]], modality: str, name: str) -> str:
+    """What a curve calls a metric of a modality; all objectives have the name behind the first."""
+    first = f"{modality}/{name}"
+    return first if any(first in row for row in curve) else f"{name}/{modality}"
 
 
 def _over_versions(versions: Sequence[VersionFigures], name: str, label: str) -> Line:
@@ -294,7 +301,7 @@ def _over_versions(versions: Sequence[VersionFigures], name: str, label: str) ->
 
 def _over_steps(curve: Sequence[Mapping[str, float]], modality: str, name: str) -> Line | None:
     """One of the curves; the gradient norm is that of both modalities under one optimizer."""
-    full = f"{modality}/{name}"
+    full = _logged(curve, modality, name)
     shared = name if not any(full in row for row in curve) else full
     points = [(row["step"], row[shared]) for row in curve if shared in row]
     dashed = name.endswith("rejected")

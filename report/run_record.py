@@ -19,9 +19,9 @@ class Version:
     """A checkpoint, its evaluation and what came before it; iteration 0 is what it started from.
 
     `stages` holds what the iteration made under the names of its inputs (captions, images,
-    caption_scores, image_scores, pairs, reference, trained); it is empty for the base. `decision`
-    is what the gate said, `name` is set where the run did not start from the base, `benchmarks` has
-    the results of each.
+    caption_scores, image_scores, pairs, trained; groups and reference if its objective has them);
+    it is empty for the base. `decision` is what the gate said, `name` is set where the run did not
+    start from the base, `benchmarks` has the results of each.
     """
 
     iteration: int

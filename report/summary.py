@@ -149,7 +149,7 @@ def _filter_section(version: VersionFigures) -> str:
 def _gallery(examples: Sequence[PairExample], room: int) -> str:
     """A table of winners and losers, as many lines of it as there is room for."""
     text = (
-        "## Winners and losers\n\nSome of the pairs that it was trained on, with their scores: "
+        "## Winners and losers\n\nSome of the pairs of the last iteration, with their scores: "
         "images were drawn for the prompt, captions said about the picture from the pool.\n\n"
         "| from the pool | winners | losers |\n|---|---|---|\n"
     )

@@ -22,6 +22,7 @@ DEPLOYED = {
     "score-captions": "tasks.score:SCORE_CAPTIONS",
     "score-images": "tasks.score:SCORE_IMAGES",
     "pair": "tasks.pair:PAIR",
+    "group": "tasks.group:GROUP",
     "reference": "tasks.reference:REFERENCE",
     "train": "tasks.train:TRAIN",
     "evaluate": "tasks.evaluate:EVALUATE",

@@ -7,7 +7,6 @@ record whose captions and images both give a pair, `part-*.parquet` of table `pa
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +22,7 @@ from data.pairing import (
     NONE,
     FilterReason,
     Flags,
-    Ints,
     Previous,
-    Scored,
     beaten_winners_lose,
     judge,
     pick,
@@ -33,10 +30,9 @@ from data.pairing import (
     published_update,
 )
 from data.rows import RowReader
-from data.schemas import arrow_schema
+from data.samples import KEY_ROWS, index_in_pool, join_scores, paths_of, read_narrow
 from data.tables import TableWriter, iter_batches
 
-KEY_ROWS = 65_536  # rows of narrow columns read at once
 RECORD_ROWS = 4096  # rows with questions read at once
 WRITTEN_BYTES = 32 << 20  # of rows that are checked and written at once
 PART_BATCHES = 16  # batches of rows a part
@@ -68,8 +64,8 @@ def run(context: StageContext) -> Mapping[str, object]:
         _image_branch(context, pool_ids, old, asked_R),
     ]
     kept_R = np.logical_and.reduce([branch.fate_R == FilterReason.KEPT for branch in branches])
-    old_rows = None if old is None else RowReader(_paths(context.inputs["previous"]))
-    pool = RowReader(_paths(context.inputs["pool"]))
+    old_rows = None if old is None else RowReader(paths_of(context.inputs["previous"]))
+    pool = RowReader(paths_of(context.inputs["pool"]))
     assembler = PairAssembler(pool, branches, old_rows, iteration, _reader(context))
     with context.progress("pairs", int(kept_R.sum())) as progress:
         _write_parts(context.draft, assembler.batches(np.flatnonzero(kept_R), progress))
@@ -107,35 +103,16 @@ def _reader(context: StageContext) -> Callable[[Sequence[str]], list[Hashable]] 
     return lambda texts: [use.ids for use in read(texts, "caption")]
 
 
-def _paths(artifacts: Sequence[Artifact]) -> list[Path]:
-    return [path for artifact in artifacts for path in artifact.parts()]
-
-
-def _read(artifacts: Sequence[Artifact], table: str, columns: Sequence[str]) -> pa.Table:
-    """Narrow columns of a whole table."""
-    batches = list(iter_batches(_paths(artifacts), table, columns, batch_size=KEY_ROWS))
-    if not batches:
-        return arrow_schema(table).empty_table().select(list(columns))
-    return pa.concat_tables(batches)
-
-
 def _records(pool: Sequence[Artifact]) -> tuple[pa.Array, Flags]:
     """The ids of the pool, and which of its records have questions."""
     ids, asked = [], []
     columns = ["record_id", "questions"]
-    for batch in iter_batches(_paths(pool), "pool", columns, batch_size=RECORD_ROWS):
+    for batch in iter_batches(paths_of(pool), "pool", columns, batch_size=RECORD_ROWS):
         ids.append(batch.select(["record_id"]))
         lengths = pc.list_value_length(batch["questions"])
         asked.append(pc.greater(lengths, 0).to_numpy())
-    table = pa.concat_tables(ids) if ids else _read(pool, "pool", ["record_id"])
+    table = pa.concat_tables(ids) if ids else read_narrow(pool, "pool", ["record_id"])
     return table["record_id"].combine_chunks(), np.concatenate([np.empty(0, np.bool_), *asked])
-
-
-def _index(ids: pa.ChunkedArray, pool_ids: pa.Array) -> Ints:
-    """Where each id stands in the pool; NONE if it does not."""
-    index = pc.fill_null(pc.index_in(ids, value_set=pool_ids), NONE)
-    rows: Ints = index.to_numpy().astype(np.int64)
-    return rows
 
 
 def _previous(context: StageContext) -> tuple[pa.Table | None, int]:
@@ -145,13 +122,13 @@ def _previous(context: StageContext) -> tuple[pa.Table | None, int]:
     columns = [
         f"{modality}_{side}_score" for modality in SAMPLE_COLUMNS for side in ("win", "lose")
     ]
-    table = _read(context.inputs["previous"], "pairs", ["record_id", *columns])
+    table = read_narrow(context.inputs["previous"], "pairs", ["record_id", *columns])
     return table, int(context.input("previous").manifest["results"]["iteration"]) + 1
 
 
 def _old_scores(old: pa.Table, modality: str, pool_ids: pa.Array) -> Previous:
     """Rows and scores of the old pairs by record of the pool."""
-    index = _index(old["record_id"], pool_ids)
+    index = index_in_pool(old["record_id"], pool_ids)
     inside = np.flatnonzero(index != NONE)
     row_R = np.full(len(pool_ids), NONE)
     row_R[index[inside]] = inside
@@ -169,11 +146,11 @@ def _caption_branch(
     captions = context.inputs["captions"]
     parts = []
     columns = ("record_id", "sample", "text")
-    for batch in iter_batches(_paths(captions), "captions", columns, batch_size=KEY_ROWS):
+    for batch in iter_batches(paths_of(captions), "captions", columns, batch_size=KEY_ROWS):
         filled = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(batch["text"])), 0)
         parts.append(batch.drop_columns("text").append_column("may_win", filled))
-    samples = pa.concat_tables(parts) if parts else _read(captions, "captions", columns[:2])
-    scores = _read(
+    samples = pa.concat_tables(parts) if parts else read_narrow(captions, "captions", columns[:2])
+    scores = read_narrow(
         context.inputs["caption_scores"], "caption_scores", ("record_id", "sample", "score")
     )
     return _branch(context, "caption", samples, scores, pool_ids, old)
@@ -183,8 +160,8 @@ def _image_branch(
     context: StageContext, pool_ids: pa.Array, old: pa.Table | None, asked_R: Flags
 ) -> PickedBranch:
     column = context.config.scoring.image_score
-    samples = _read(context.inputs["images"], "images", ("record_id", "sample"))
-    scores = _read(
+    samples = read_narrow(context.inputs["images"], "images", ("record_id", "sample"))
+    scores = read_narrow(
         context.inputs["image_scores"], "image_scores", ("record_id", "sample", column)
     ).rename_columns(["record_id", "sample", "score"])
     return _branch(context, "image", samples, scores, pool_ids, old, asked_R)
@@ -201,7 +178,7 @@ def _branch(
 ) -> PickedBranch:
     pairing = context.config.pairing
     rule = pairing.caption if modality == "caption" else pairing.image
-    joined, truth_wins = _join(samples, scores, pool_ids), pairing.winner == "truth"
+    joined, truth_wins = join_scores(samples, scores, pool_ids), pairing.winner == "truth"
     picks = (pick_loser if truth_wins else pick)(joined, len(pool_ids), rule.loser)
     if old is not None and pairing.iteration_rule != "fresh":
         previous = _old_scores(old, modality, pool_ids)
@@ -210,36 +187,8 @@ def _branch(
         else:
             margins = pairing.beaten_margin, rule.min_margin
             picks = beaten_winners_lose(picks, previous, *margins)
-    reader = RowReader(_paths(context.inputs[f"{modality}s"]))
+    reader = RowReader(paths_of(context.inputs[f"{modality}s"]))
     return PickedBranch(modality, rule, reader, picks, judge(picks, rule, asked_R), truth_wins)
-
-
-def _join(samples: pa.Table, scores: pa.Table, pool_ids: pa.Array) -> Scored:
-    """Samples of pool records that have a score, by (record, sample)."""
-    record_S, sample_S, key_S = _keys(samples, pool_ids)
-    _, _, score_key = _keys(scores, pool_ids)
-    order = np.argsort(score_key)
-    ordered = np.append(score_key[order], np.iinfo(np.int64).max)
-    place_S = np.searchsorted(ordered, key_S)
-    matched = np.flatnonzero((ordered[place_S] == key_S) & (record_S != NONE))
-    score = scores["score"].to_numpy().astype(np.float64)
-    may_win = np.ones(len(key_S), dtype=np.bool_)
-    if "may_win" in samples.column_names:
-        may_win = samples["may_win"].to_numpy()
-    return Scored(
-        record_S=record_S[matched],
-        sample_S=sample_S[matched],
-        row_S=matched,
-        score_S=score[order[place_S[matched]]],
-        may_win_S=may_win[matched],
-    )
-
-
-def _keys(table: pa.Table, pool_ids: pa.Array) -> tuple[Ints, Ints, Ints]:
-    """Record, sample and one number for both."""
-    record = _index(table["record_id"], pool_ids)
-    sample = table["sample"].to_numpy().astype(np.int64)
-    return record, sample, (record << 32) | sample
 
 
 def _write_parts(draft: ArtifactWriter, batches: Iterator[pa.Table]) -> None:

@@ -1,5 +1,7 @@
 """Stage `reference`: log-probabilities of every pair under the frozen checkpoint.
 
+Its input `pairs` is what training learns from: pairs, or groups, whose samples it takes two by two.
+
 Computed once; where the likelihood of an image is an estimate, for all draws of training. Writes
 `part-*.parquet` of table `ref_logps`.
 """
@@ -20,7 +22,7 @@ from data.tables import TableWriter, count_rows, iter_batches
 from models.batches import Batches
 from models.protocol import BranchLogps, Modality, UnifiedModel, count_cut
 from models.registry import autocast, load_model, use_threads
-from training.data import EXACT, SIDES, Draws, PairRows, encode_pairs, pair_columns
+from training.data import EXACT, Draws, PairRows, encode_rows, learnt_table
 
 
 class _Reference:
@@ -44,8 +46,8 @@ class _Reference:
 
     def write(self, pairs: pa.Table, writer: TableWriter) -> None:
         """Add the log-probabilities of these pairs."""
-        rows = encode_pairs(pairs, self._model, self._batches)
-        self.cut = self._count_cut(rows.text)
+        rows = encode_rows(pairs, self._model, self._batches)
+        self.cut = self._count_cut(rows.text, paired=rows.grouped is None)
 
         def work(first: int, last: int) -> pa.Table:
             rows_B = np.arange(first, last)
@@ -55,13 +57,13 @@ class _Reference:
         for logps in self._batches.map(len(rows), work):
             writer.write(logps)
 
-    def _count_cut(self, text: pa.Table) -> dict[str, int]:
+    def _count_cut(self, text: pa.Table, *, paired: bool) -> dict[str, int]:
         """Texts that are longer than the model sees, and pairs of captions that are one to it."""
         win, lose = (text[f"caption_{side}"].to_pylist() for side in ("win", "lose"))
         read = self._model.text_uses
         cut = count_cut(read, {"prompt": text["prompt"].to_pylist(), "caption": [*win, *lose]})
         pairs = zip(read(win, "caption"), read(lose, "caption"), strict=True)
-        alike = sum(a.cut and a.ids == b.ids for a, b in pairs)
+        alike = sum(paired and a.cut and a.ids == b.ids for a, b in pairs)
         return cut | ({"pairs of captions that are the same then": alike} if alike else {})
 
     def _logps(
@@ -78,23 +80,29 @@ class _Reference:
         columns = {
             "record_id": rows.text["record_id"].take(rows_B).to_pylist() * 2,
             "branch": [modality] * (2 * size),
-            "side": [SIDES[0]] * size + [SIDES[1]] * size,
+            "side": rows.sides(modality)[rows_B].T.ravel(),
             "draw_seed": [*seeds, *seeds],
             "logp": both_2B.flatten().numpy(),
             "num_tokens": tokens_2B.flatten().numpy(),
         }
-        return pa.table(columns, schema=arrow_schema("ref_logps"))
+        table = pa.table(columns, schema=arrow_schema("ref_logps"))
+        if rows.grouped is None:
+            return table
+        # Without what only fills a row.
+        return table.filter(pa.array(rows.grouped.shares[modality][rows_B].T.ravel() > 0))
 
 
 def run(context: StageContext) -> Mapping[str, object] | None:
     """Write a part for each batch of pairs that has none yet."""
     use_threads(context.config.runtime.threads)
     draft, shard, paths = context.draft, context.shard, context.input("pairs").parts()
-    sizes = [ids.num_rows for ids in iter_batches(paths, "pairs", ["record_id", "iteration"])]
+    name_of_table, columns = learnt_table(paths)
+    keys = ["record_id", "iteration"]
+    sizes = [ids.num_rows for ids in iter_batches(paths, name_of_table, keys)]
     mine = [index for index in range(len(sizes)) if shard.takes(index)]
     reference = None
     with context.progress("reference", sum(sizes[index] for index in mine)) as bar:
-        for index, pairs in enumerate(iter_batches(paths, "pairs", pair_columns(paths))):
+        for index, pairs in enumerate(iter_batches(paths, name_of_table, columns)):
             if index not in mine:
                 continue
             name = part_name(index)

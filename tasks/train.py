@@ -1,9 +1,10 @@
-"""Stage `train`: Pair-DPO from one checkpoint to the next.
+"""Stage `train`: from one checkpoint to the next, by the objective of the config.
 
-Reads checkpoint, pairs and reference log-probabilities; writes the model folder `model/`, with LoRA
-also `adapter/` (peft's format), and `metrics.jsonl`, one line per step. A killed run continues from
-its last saved state and ends with the same weights. Under torchrun all processes run this module
-and share each batch; the first alone shows and publishes, and each writes its part of the states.
+Reads checkpoint, pairs and, if the objective has a reference, its log-probabilities; writes the
+model folder `model/`, with LoRA also `adapter/` (peft's format), and `metrics.jsonl`, one line per
+step. A killed run continues from its last saved state and ends with the same weights. Under
+torchrun all processes run this module and share each batch; the first alone shows and publishes,
+and each writes its part of the states.
 """
 
 import json
@@ -21,7 +22,7 @@ import torch
 
 from core.artifact_writer import SCRATCH, ArtifactWriter
 from core.command import stage_command
-from core.config import Training
+from core.config import Objective, Training
 from core.errors import UserError
 from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
@@ -30,7 +31,14 @@ from data.tables import read_table
 from models.memory import available_bytes, check_memory
 from models.protocol import UnifiedModel
 from models.registry import family, load_model, train_vision, use_threads
-from training.data import join_reference, open_pairs
+from training.data import (
+    GROUPS,
+    PAIRS,
+    PairRows,
+    ReferenceLogps,
+    join_reference,
+    open_pairs,
+)
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
 from training.sharding import recompute, shard
@@ -68,9 +76,8 @@ def run(context: StageContext) -> Mapping[str, object]:
             recompute(model.blocks)
         if sharded:
             shard(model.pair_module, model.blocks, device)
-        stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
-        epochs = 0 if model.exact_images else training.epochs
-        reference = join_reference(stored, rows, config.seed, epochs)
+        _check_rows(rows, training.objective)
+        reference = _reference(context, model, rows) if training.objective.uses_reference else None
         trainer = PairTrainer(
             model, accelerator, rows, reference, training, config.seed,
             pairs_at_once=runtime.batch_pairs, sharded=sharded,
@@ -126,6 +133,32 @@ def _check_memory(context: StageContext, device: str) -> None:
     context.group.gather(
         lambda: check_memory("train", context.config, folder, available, context.group.size)
     )
+
+
+def _reference(context: StageContext, model: UnifiedModel, rows: PairRows) -> ReferenceLogps:
+    """Log-probabilities of all rows under the checkpoint that training starts from."""
+    stored = read_table(context.input("reference").parts(), "ref_logps", REFERENCE_COLUMNS)
+    epochs = 0 if model.exact_images else context.config.training.epochs
+    return join_reference(stored, rows, context.config.seed, epochs)
+
+
+def _check_rows(rows: PairRows, objective: Objective) -> None:
+    """UserError for rows of another kind, or if a modality is left without a winner."""
+    found = PAIRS if rows.grouped is None else GROUPS
+    if found != objective.learns_from:
+        raise UserError(
+            f"training.objective.name = {objective.name!r} learns from {objective.learns_from}, "
+            f"but the input pairs has {found}; give what stage "
+            f"{'group' if objective.learns_from == GROUPS else 'pair'} has made"
+        )
+    for modality in active_modalities(objective) if objective.name == "best_of" else ():
+        least, best = getattr(objective, modality).min_score, rows.win_scores[modality].max()
+        if best < least:
+            raise UserError(
+                f"no {modality} is learnt from: the best of all winners has a score of {best:.3f}, "
+                f"below training.objective.{modality}.min_score = {least}; lower it, or set the "
+                "weight to 0"
+            )
 
 
 def _load(context: StageContext, device: str) -> tuple[UnifiedModel, "Adapters | None"]:
@@ -220,15 +253,18 @@ def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None
     window = metrics[-WINDOW:]
     if len(window) < min(WINDOW, num_steps):
         return
-    for modality in active_modalities(training):
+    objective = training.objective
+    if objective.name != "pair_dpo":
+        return
+    for modality in active_modalities(objective):
         mean = sum(row[f"{modality}/logratios/chosen"] for row in window) / len(window)
-        if mean < -training.collapse_nats:
+        if mean < -objective.collapse_nats:
             raise UserError(
                 f"training stopped at step {len(metrics)} of {num_steps}: {modality} winners lost "
                 f"{-mean:.3f} nats per token against the reference (mean of {len(window)} steps), "
-                f"more than training.collapse_nats = {training.collapse_nats}; lower "
-                f"training.learning_rate, raise training.{modality}.beta or "
-                f"training.{modality}.nll_weight, or allow more collapse_nats"
+                f"more than training.objective.collapse_nats = {objective.collapse_nats}; lower "
+                f"training.learning_rate, raise training.objective.{modality}.beta or "
+                f"training.objective.{modality}.nll_weight, or allow more collapse_nats"
             )
 
 

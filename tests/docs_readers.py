@@ -473,6 +473,7 @@ PAGES: dict[str, Page] = {
             " --selector app.kubernetes.io/name=training": CLUSTER,
         },
     ),
+    "docs/explanation/method.md": Page(says={"hermesflow check my.yaml": "is valid"}),
     "docs/performance.md": Page(
         unrun={
             "python -m bench.gpu --json speed.json": Unrun(

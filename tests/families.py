@@ -23,7 +23,7 @@ PICTURES = [
 WAYS_TO_TRAIN: tuple[Mapping[str, object], ...] = (
     {"training__lora": {"rank": 2, "alpha": 4}},
     {"model__precision": "bfloat16"},
-    {"runtime__recompute": True, "training__objective": "joint"},
+    {"runtime__recompute": True, "training__objective__combine": "joint"},
 )
 
 

@@ -20,6 +20,18 @@ from models.protocol import UnifiedModel
 
 QUICK = Path(__file__).parent / "configs/quick.yaml"
 BRANCH = {"beta": 0.2, "weight": 1.0, "nll_weight": 0.0, "length_normalized": False}
+PAIR_DPO = {
+    **{"name": "pair_dpo", "combine": "sum", "collapse_nats": 50.0},
+    **{"caption": dict(BRANCH), "image": dict(BRANCH)},
+}
+BEST_OF = {
+    "name": "best_of",
+    **{m: {"weight": 1.0, "min_score": -1.0} for m in ("caption", "image")},
+}
+GROUP_POLICY = {
+    "name": "group_policy",
+    **{m: {"weight": 1.0, "kl_weight": 0.1, "clip": 0.2} for m in ("caption", "image")},
+}
 RULE = {"min_best": 0.6, "min_margin": 0.0, "loser": "worst"}
 CAPTIONS = {"settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}]}
 DATA = {"pool_records": 6, "test_records": 6, "eval_split": "validation", "seed": 0}
@@ -33,13 +45,16 @@ CHANGES: dict[str, dict[str, object]] = {
     },
     "scoring": {"caption_encoder": "unused"},
     "pairing": {"caption": dict(RULE), "image": dict(RULE), "iteration_rule": "fresh"},
-    "training": {"caption": dict(BRANCH), "image": dict(BRANCH), "image_draws": 2, "epochs": 2}
-    | {"batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3, "collapse_nats": 50.0},
+    "training": {"objective": PAIR_DPO, "image_draws": 2, "epochs": 2}
+    | {"batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3},
     "evaluation": {"images_per_prompt": 1, "bootstrap_samples": 100},
     "tracking": {"enabled": False, "experiment": "test", "registered_model": "test"},
     "runtime": {"threads": 1, "batch_records": 3, "batch_pairs": 4, "save_every_steps": 2}
     | {"stall_minutes": None},
 }
+
+
+WORDS = ["a", "red", "blue", "cat", "dog", "ball", "table", "the", "mat", "small"]
 
 
 def _settings() -> dict[str, Any]:
@@ -109,17 +124,31 @@ def pool_row(record_id: str, **changes: object) -> dict[str, object]:
 def pair_row(number: int) -> dict[str, object]:
     """A valid pair of iteration 1; its prompt and captions tell it from nine others."""
     rng = np.random.default_rng(number)
-    words = ["a", "red", "blue", "cat", "dog", "ball", "table", "the", "mat", "small"]
     tokens = [rng.integers(0, 64, 16).tolist() for _ in range(2)]
     return {
-        "record_id": f"r{number}", "image": picture(number), "prompt": words[number],
-        "caption": "unused", "caption_win": f"a {words[number]} cat",
-        "caption_lose": f"the {words[number]} ball on the table",
+        "record_id": f"r{number}", "image": picture(number), "prompt": WORDS[number],
+        "caption": "unused", "caption_win": f"a {WORDS[number]} cat",
+        "caption_lose": f"the {WORDS[number]} ball on the table",
         "caption_win_score": 0.9, "caption_lose_score": 0.1,
         "image_win": picture(1), "image_lose": picture(2), "image_win_tokens": tokens[0],
         "image_lose_tokens": tokens[1], "image_win_score": 0.9, "image_lose_score": 0.1,
         "caption_provenance": "fresh", "image_provenance": "fresh", "iteration": 1,
     }  # fmt: skip
+
+
+def group_row(number: int, captions: int, images: int) -> dict[str, object]:
+    """A valid group of iteration 1, of so many samples."""
+    random = np.random.default_rng(number)
+    return {
+        "record_id": f"r{number}",
+        "image": picture(number),
+        "prompt": WORDS[number],
+        "captions": [f"a {WORDS[number]} {word}" for word in WORDS[:captions]],
+        "caption_scores": random.random(captions).astype(np.float32).tolist(),
+        "image_tokens": random.integers(0, 64, (images, 16)).tolist(),
+        "image_scores": random.random(images).astype(np.float32).tolist(),
+        "iteration": 1,
+    }
 
 
 Samples = Mapping[str, Sequence[tuple[Any, float]]]

@@ -9,6 +9,7 @@ from core.errors import UserError
 from core.settings import load_settings
 from flows.ablations import Study, arm_configs, run_all, write_results
 from report.ablations import replace_section, section
+from tests.stage_inputs import BEST_OF, GROUP_POLICY
 
 PROJECT = Path(__file__).parent.parent
 STUDY = PROJECT / "configs/ablations.yaml"
@@ -35,13 +36,23 @@ def test_shipped_arms_are_valid_and_differ_from_each_other() -> None:
     assert len(study.seeds) >= 3
     assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
     truth, oracle = configs["truth", 0], configs["oracle", 0]
-    assert (truth.pairing.winner, truth.training.image.weight) == ("truth", 0.0)
+    assert (truth.pairing.winner, truth.training.objective.image.weight) == ("truth", 0.0)
     assert oracle.scoring.judge == "oracle"
     assert configs["pair", 0].scoring.judge == "self"
 
 
+def test_an_arm_may_have_another_objective() -> None:
+    arms = [
+        {"name": f"arm_{name}", "title": name, "changes": {"training.objective": section}}
+        for name, section in (("a", BEST_OF), ("b", GROUP_POLICY))
+    ]
+    configs = arm_configs(load_settings(STUDY, Study, {"arms": arms, "seeds": [0]}), {})
+    names = [config.training.objective.name for config in configs.values()]
+    assert names == ["best_of", "group_policy"]
+
+
 def test_an_arm_with_a_wrong_field_is_named_before_any_work() -> None:
-    arm = {"name": "broken", "title": "Broken", "changes": {"training.image.betta": 1.0}}
+    arm = {"name": "broken", "title": "Broken", "changes": {"training.objective.image.betta": 1.0}}
     study = load_settings(STUDY, Study, {"arms": [arm]})
     with pytest.raises(UserError, match=r"(?s)arm broken: .*betta"):
         arm_configs(study, {})

@@ -16,6 +16,7 @@ from tasks.benchmark import BENCHMARK
 from tasks.evaluate import EVALUATE
 from tasks.fit import STAGE as FIT
 from tasks.gate import GATE
+from tasks.group import GROUP
 from tasks.judge import STAGE as JUDGE
 from tasks.pair import PAIR
 from tasks.pool import POOL, TEST
@@ -34,7 +35,7 @@ SHIPPED = [
 ]
 STAGES = (
     *(POOL, TEST, QUESTIONS, BASE, FIT, JUDGE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
-    *(PAIR, REFERENCE, TRAIN, EVALUATE, BENCHMARK, GATE),
+    *(PAIR, GROUP, REFERENCE, TRAIN, EVALUATE, BENCHMARK, GATE),
 )
 READ_BY_FLOWS = {"iterations", "store", "tracking", "runtime", "compute"}
 
@@ -84,11 +85,45 @@ def test_judges_that_cannot_judge_are_refused() -> None:
 
 
 def test_a_run_that_would_train_nothing_is_refused() -> None:
-    names = [f"training.{m}.{w}" for m in ("caption", "image") for w in ("weight", "nll_weight")]
+    names = [
+        f"training.objective.{m}.{w}"
+        for m in ("caption", "image")
+        for w in ("weight", "nll_weight")
+    ]
     nothing = dict.fromkeys(names, 0.0)
     with pytest.raises(UserError, match="nothing would be trained"):
         load_config(PROJECT / "pipeline.yaml", nothing)
-    load_config(PROJECT / "pipeline.yaml", nothing | {"training.image.nll_weight": 1.0})
+    load_config(PROJECT / "pipeline.yaml", nothing | {"training.objective.image.nll_weight": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training.objective": "joint"}, r"name: pair_dpo, combine: joint.*caption, image, coll"),
+        ({"training.caption": {"beta": 0.3}}, r"caption moved into the objective; .*\.objective"),
+        ({"training.objective.beta": 0.3}, r"training\.objective\.beta .*= 0\.3: unknown key"),
+    ],
+)
+def test_configs_from_before_the_choice_are_told_what_to_write(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config(PROJECT / "pipeline.yaml", changes)
+
+
+def test_an_extending_file_takes_another_objective_whole(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    objective = {
+        "name": "best_of",
+        **{m: {"weight": 1, "min_score": 0} for m in ("caption", "image")},
+    }
+    mine = {EXTENDS: str(PROJECT / "pipeline.yaml"), "training": {"objective": objective}}
+    path.write_text(yaml.safe_dump(mine), encoding="utf-8")
+    assert load_config(path).training.objective.model_dump() == objective
+    mine["training"] = {"objective": {"image": {"beta": 0.3}}}
+    path.write_text(yaml.safe_dump(mine), encoding="utf-8")
+    kept = load_config(path).training.objective
+    assert (kept.name, kept.image.beta, kept.image.nll_weight) == ("pair_dpo", 0.3, 10.0)
 
 
 def read(path: Path) -> dict[str, object]:

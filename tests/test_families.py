@@ -4,21 +4,25 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from core.config import Training
 from core.errors import UserError
+from core.process_group import SINGLE
 from core.store import Store
 from data.shapes.records import make_records
 from data.tables import read_table, write_table
 from models import registry
-from models.conformance import checks
+from models.conformance import CAPTIONS, PROMPTS, checks
 from models.families.janus.model import FAMILY as JANUS
 from models.families.showo.model import FAMILY as SHOWO
 from models.families.vila_u.model import FAMILY as VILA_U
-from models.protocol import UnifiedModel
+from models.protocol import MODALITIES, UnifiedModel
 from tasks.train import METRICS, read_metrics
 from tests.commands import hermesflow
 from tests.fake_family.model import FAMILY as FAKE
@@ -26,9 +30,11 @@ from tests.fake_family.model import make_model
 from tests.janus_tiny import random_janus, tiny_janus
 from tests.loops import play, quick_exact
 from tests.showo_tiny import tiny_model
-from tests.stage_inputs import make_config
+from tests.stage_inputs import BEST_OF, GROUP_POLICY, PAIR_DPO, make_config
 from tests.vila_u_tiny import random_vila_u, tiny_vila_u
-from training.data import EXACT
+from training.data import EXACT, Draws, Grouped, PairRows, ReferenceLogps
+from training.processes import make_accelerator
+from training.trainer import PairTrainer
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,52 @@ def test_a_family_conforms(model: object, family: registry.Family) -> None:
     found = list(checks(model(), family))  # type: ignore[operator]
     assert [f"{check.name}: {check.problem}" for check in found if check.problem] == []
     assert len(found) >= 20
+
+
+@pytest.mark.parametrize("section", [PAIR_DPO, BEST_OF, GROUP_POLICY], ids=lambda one: one["name"])
+@pytest.mark.parametrize("make", [tiny_model, tiny_janus, tiny_vila_u, make_model])
+def test_an_objective_takes_a_step_on_every_family(
+    make: Callable[[], UnifiedModel], section: dict[str, object]
+) -> None:
+    model, num = make(), len(PROMPTS)
+    draws = 0 if model.exact_images else 2
+    training = make_config(training__objective=section, training__image_draws=draws).training
+    rows = rows_of(model, grouped=training.objective.learns_from == "groups")
+    batch = rows.batch(np.arange(num), 0, Draws.of(0, training))
+    with torch.no_grad():
+        stored = {m: torch.stack(model.pair_logps(batch, m)[:2], dim=1) for m in MODALITIES}
+    reference = ReferenceLogps(stored["caption"].numpy(), stored["image"].numpy()[None])
+    before = {name: p.clone() for name, p in model.pair_module.named_parameters()}
+    trainer = PairTrainer(
+        model, make_accelerator("cpu", SINGLE, "float32", shared_weights=False), rows,
+        reference if training.objective.uses_reference else None, training, 0, pairs_at_once=2,
+    )  # fmt: skip
+    metrics, _ = trainer.step(0)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["loss"] == pytest.approx(metrics["loss/caption"] + metrics["loss/image"])
+    assert metrics["grad_norm"] > 0
+    changed = [n for n, p in model.pair_module.named_parameters() if not torch.equal(p, before[n])]
+    assert changed
+
+
+def rows_of(model: UnifiedModel, *, grouped: bool) -> PairRows:
+    """Pairs, or three groups of two samples, of random pictures."""
+    random, num = np.random.default_rng(0), len(PROMPTS)
+    noise = random.integers(0, 256, (num, 40, 40, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(one) for one in noise]
+    drawn = model.encode(pictures)
+    text = {"record_id": ["a", "b", "c"], "iteration": [1] * num, "prompt": list(PROMPTS)}
+    text |= {"caption_win": list(CAPTIONS), "caption_lose": list(CAPTIONS[::-1])}
+    text |= {"caption_win_score": [0.9] * num, "image_win_score": [0.8] * num}
+    both = {m: np.tile([1.0, -1.0], (num, 1)) for m in MODALITIES}
+    groups = Grouped(
+        np.arange(num),
+        {m: np.tile([0, 1], (num, 1)) for m in MODALITIES},
+        both,
+        {m: np.abs(one) / 2 for m, one in both.items()},
+    )
+    table = pa.table(text)
+    return PairRows(table, model.see(pictures), drawn, drawn[::-1], groups if grouped else None)
 
 
 def test_faults_of_a_family_are_found() -> None:

@@ -44,7 +44,7 @@ def test_second_run_finds_every_stage_in_the_store(finished: Finished) -> None:
 
 
 def test_a_knob_redoes_the_stages_that_read_it_and_those_after_them(copied: Path) -> None:
-    runner, _ = play(quick(copied, training__image__beta=0.11))
+    runner, _ = play(quick(copied, training__objective__image__beta=0.11))
     assert runner.fresh() == ["train", "evaluate", "benchmark", "benchmark", "gate"]
 
 

@@ -71,7 +71,7 @@ def train(store: Store, config: Config) -> ArtifactRef:
 @pytest.mark.parametrize("value", [1e39, 1e308, math.inf, math.nan])
 def test_settings_beyond_single_precision_are_refused(field: str, value: float) -> None:
     own = field in ("learning_rate", "max_grad_norm", "weight_decay")
-    path = f"training.{field}" if own else f"training.image.{field}"
+    path = f"training.{field}" if own else f"training.objective.image.{field}"
     with pytest.raises(UserError, match=path.replace(".", r"\.")):
         quick("unused", **{path.replace(".", "__"): value})
 
@@ -83,7 +83,7 @@ def test_settings_beyond_single_precision_are_refused(field: str, value: float) 
 def test_absurd_settings_stop_training_with_step_and_field(
     store: Store, field: str, value: float
 ) -> None:
-    own = f"image__{field}" if field != "learning_rate" else field
+    own = f"objective__image__{field}" if field != "learning_rate" else field
     config = make_config(**{f"training__{own}": value})
     with pytest.raises(UserError, match=r"training (stopped at step \d of 6|ended).*training\.\w+"):
         train(store, config)

@@ -25,6 +25,7 @@ from tests.commands import hermesflow
 from tests.janus_tiny import tiny_janus
 from tests.loops import Finished, quick
 from tests.showo_tiny import tiny_model
+from tests.stage_inputs import BEST_OF, GROUP_POLICY
 from tests.vila_u_tiny import tiny_vila_u
 
 TEXTS = Texts(prompt=10, caption=7, question=9, choice=2, questions=3, choices=4)
@@ -110,6 +111,11 @@ def test_work_is_what_the_config_asks_for() -> None:
     assert found["reference"] == 50 * pair * 6
     assert found["train"] == 50 * pair * 6 * 3
     assert found["score-captions"] == found["pair"] == 0
+    assert "reference" not in flops(**{"training.objective": BEST_OF})
+    # 12 samples of each modality, two by two.
+    grouped = flops(**{"training.objective": GROUP_POLICY})
+    assert grouped["group"] == 0
+    assert grouped["reference"] == 100 * 6 * pair * 6
     assert flops(**{"runtime.recompute": True})["train"] == 50 * pair * 6 * 4
     guided = flops(**{"sampling.images.guidance": 2.0})
     assert guided["sample-images"] == 100 * 100 * (10 + 12 * 8 * 60 * 2)

@@ -9,7 +9,7 @@ from showo_tiny import tiny_model
 from stage_inputs import make_config
 from torch import Tensor
 
-from core.config import Training
+from core.config import PairDpo
 from models.losses import dpo_loss, preference_metrics
 from models.protocol import BranchLogps, Modality
 from training.data import batches_of_epoch, draw_seed
@@ -20,8 +20,9 @@ Logps = dict[Modality, BranchLogps]
 References = dict[Modality, Tensor]
 
 
-def training(**changes: object) -> Training:
-    return make_config(**{f"training__{path}": value for path, value in changes.items()}).training
+def objective(**changes: object) -> PairDpo:
+    paths = {f"training__objective__{path}": value for path, value in changes.items()}
+    return make_config(**paths).training.objective
 
 
 def example() -> tuple[Logps, References]:
@@ -41,7 +42,7 @@ def example() -> tuple[Logps, References]:
 class Result:
     """The loss of the mean over pairs, its gradients by log-probabilities, mean metrics."""
 
-    def __init__(self, logps: Logps, reference: References, settings: Training) -> None:
+    def __init__(self, logps: Logps, reference: References, settings: PairDpo) -> None:
         leaves: Logps = {m: BranchLogps(*map(Tensor.detach, b)) for m, b in logps.items()}
         for branch in leaves.values():
             branch.chosen_logps_B.requires_grad_()
@@ -68,7 +69,7 @@ def sigmoid(value: float) -> float:
 
 
 def test_sum_objective_adds_weighted_sigmoid_terms() -> None:
-    settings = training(caption__weight=2.0, image__beta=0.5)
+    settings = objective(caption__weight=2.0, image__beta=0.5)
     result = Result(*example(), settings)
     assert result.loss.item() == pytest.approx(2 * softplus(-0.2 * 3) + softplus(0.5))
     chosen, rejected = result.gradients["caption"]
@@ -78,10 +79,12 @@ def test_sum_objective_adds_weighted_sigmoid_terms() -> None:
 
 
 def test_joint_objective_has_one_sigmoid_over_weighted_margins() -> None:
-    settings = training(objective="joint", caption__weight=2.0, image__beta=0.5)
+    settings = objective(combine="joint", caption__weight=2.0, image__beta=0.5)
     result = Result(*example(), settings)
     margin = 2 * 0.2 * 3 - 0.5 * 1
     assert result.loss.item() == pytest.approx(softplus(-margin))
+    assert result.metrics["objective/joint"] == result.metrics["loss"]
+    assert not {"loss/caption", "loss/image"} & result.metrics.keys()
     assert result.gradients["caption"][0].item() == pytest.approx(-0.4 * sigmoid(-margin))
     assert result.gradients["image"][0].item() == pytest.approx(-0.5 * sigmoid(-margin))
 
@@ -89,13 +92,13 @@ def test_joint_objective_has_one_sigmoid_over_weighted_margins() -> None:
 def test_the_objectives_agree_on_a_single_modality() -> None:
     logps, reference = example()
     one: Logps = {"image": logps["image"]}
-    losses = [Result(one, reference, training(objective=name)) for name in ("sum", "joint")]
+    losses = [Result(one, reference, objective(combine=name)) for name in ("sum", "joint")]
     assert losses[0].loss == losses[1].loss
     assert losses[0].gradients["image"] == losses[1].gradients["image"]
 
 
 def test_length_normalisation_divides_policy_and_reference_by_tokens() -> None:
-    result = Result(*example(), training(caption__length_normalized=True, image__weight=0.0))
+    result = Result(*example(), objective(caption__length_normalized=True, image__weight=0.0))
     margin = (-6 / 4 + 8 / 4) - (-9 / 8 + 8 / 8)
     assert result.metrics["caption/rewards/margins"] == pytest.approx(0.2 * margin)
     assert result.metrics["caption/loss"] == pytest.approx(softplus(-0.2 * margin))
@@ -105,8 +108,8 @@ def test_length_normalisation_divides_policy_and_reference_by_tokens() -> None:
 
 
 def test_nll_pulls_at_the_winner_alone() -> None:
-    plain = Result(*example(), training())
-    pulled = Result(*example(), training(image__nll_weight=3.0))
+    plain = Result(*example(), objective())
+    pulled = Result(*example(), objective(image__nll_weight=3.0))
     assert (pulled.loss - plain.loss).item() == pytest.approx(3 * 20 / 5)
     change = [
         (pulled.gradients["image"][side] - plain.gradients["image"][side]).item() for side in (0, 1)
@@ -114,17 +117,17 @@ def test_nll_pulls_at_the_winner_alone() -> None:
     assert change == pytest.approx([-3 / 5, 0.0])
 
 
-@pytest.mark.parametrize("objective", ["sum", "joint"])
-def test_a_weight_of_zero_leaves_only_the_nll(objective: str) -> None:
-    settings = training(objective=objective, image__weight=0.0, image__nll_weight=1.0)
+@pytest.mark.parametrize("combine", ["sum", "joint"])
+def test_a_weight_of_zero_leaves_only_the_nll(combine: str) -> None:
+    settings = objective(combine=combine, image__weight=0.0, image__nll_weight=1.0)
     gradients = Result(*example(), settings).gradients
     assert [gradient.item() for gradient in gradients["image"]] == pytest.approx([-0.2, 0.0])
 
 
 def test_branches_without_a_term_are_not_active() -> None:
-    assert active_modalities(training()) == ["caption", "image"]
-    assert active_modalities(training(image__weight=0.0)) == ["caption"]
-    assert active_modalities(training(caption__weight=0.0, caption__nll_weight=1.0)) == [
+    assert active_modalities(objective()) == ["caption", "image"]
+    assert active_modalities(objective(image__weight=0.0)) == ["caption"]
+    assert active_modalities(objective(caption__weight=0.0, caption__nll_weight=1.0)) == [
         "caption",
         "image",
     ]
@@ -134,16 +137,17 @@ def test_losses_are_means_over_pairs() -> None:
     logps, reference = example()
     twice: Logps = {"image": BranchLogps(*(value.repeat(2) for value in logps["image"]))}
     doubled: References = {"image": reference["image"].repeat(2, 1)}
-    once = Result({"image": logps["image"]}, reference, training())
-    both = Result(twice, doubled, training())
+    once = Result({"image": logps["image"]}, reference, objective())
+    both = Result(twice, doubled, objective())
     assert both.loss == once.loss
     torch.testing.assert_close(both.gradients["image"][0].sum(), once.gradients["image"][0][0])
 
 
 def test_metrics_bear_the_names_of_their_branch() -> None:
-    metrics = Result(*example(), training()).metrics
+    metrics = Result(*example(), objective()).metrics
     assert metrics["caption/logps/chosen"] == -6
     assert metrics["caption/rewards/margins"] == pytest.approx(0.6)
+    assert metrics["loss/caption"] + metrics["loss/image"] == metrics["loss"]
     assert metrics["image/rewards/accuracies"] == 0
     assert metrics["caption/logratios/chosen"] == pytest.approx(2 / 4)
     assert metrics["image/logratios/rejected"] == pytest.approx(1 / 5)

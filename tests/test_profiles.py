@@ -170,7 +170,7 @@ def test_profiles_hold_the_recipe_of_the_paper(profile: Path) -> None:
     images, training = config.sampling.images, config.training
     assert (images.num_samples, images.steps, images.guidance) == (16, 50, 5.0)
     assert (training.batch_size, training.max_steps, training.weight_decay) == (4, 3000, 0.01)
-    for branch in (training.caption, training.image):
+    for branch in (training.objective.caption, training.objective.image):
         assert (branch.beta, branch.weight) == (0.2, 1.0)
     assert training.learning_rate == 2e-5
     assert (config.iterations, config.pairing.image.min_best) == (3, 0.6)

@@ -104,7 +104,7 @@ def test_page_shows_the_stored_figures_of_every_checkpoint(
         *("Can it judge itself?", "What the filters let through", "Time", "Settings and lineage"),
     ):
         assert heading in text
-    assert "training.image.beta 0.1" in text
+    assert "training.objective.image.beta 0.1" in text
     assert run_record.pool.uri in text
 
 

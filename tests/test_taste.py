@@ -69,7 +69,7 @@ def played(store: Path, **changes: object) -> tuple[Config, Figures, str]:
         data__pool_records=72,
         sampling__images__num_samples=8,
         training__learning_rate=6e-4,
-        training__image__nll_weight=5.0,
+        training__objective__image__nll_weight=5.0,
         training__epochs=6,
         **changes,
     )

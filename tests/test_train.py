@@ -13,7 +13,15 @@ from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from showo_tiny import tiny_model
-from stage_inputs import make_config, pair_row, publish, publish_model
+from stage_inputs import (
+    BEST_OF,
+    GROUP_POLICY,
+    group_row,
+    make_config,
+    pair_row,
+    publish,
+    publish_model,
+)
 
 from core.artifact import Artifact, ArtifactRef
 from core.artifact_writer import ArtifactWriter
@@ -48,14 +56,19 @@ class Loop:
         self.store = Store(str(store))
         self.checkpoint = publish_model(self.store, model)
         self.pairs = publish(self.store, "pairs", [[pair_row(n) for n in range(NUM_PAIRS)]])
+        self.groups = publish(self.store, "groups", [[group_row(n, 2, 2) for n in range(10)]])
+
+    def learnt(self, config: Config) -> ArtifactRef:
+        return self.groups if config.training.objective.learns_from == "groups" else self.pairs
 
     def reference(self, config: Config) -> ArtifactRef:
-        inputs = {"checkpoint": self.checkpoint, "pairs": self.pairs}
+        inputs = {"checkpoint": self.checkpoint, "pairs": self.learnt(config)}
         return run_stage(REFERENCE, config, self.store, inputs).ref
 
-    def inputs(self, config: Config) -> dict[str, ArtifactRef]:
-        reference = self.reference(config)
-        return {"checkpoint": self.checkpoint, "pairs": self.pairs, "reference": reference}
+    def inputs(self, config: Config) -> dict[str, ArtifactRef | list[ArtifactRef]]:
+        uses = config.training.objective.uses_reference
+        reference = [self.reference(config)] if uses else []
+        return {"checkpoint": self.checkpoint, "pairs": self.learnt(config), "reference": reference}
 
     def train(self, config: Config) -> Artifact:
         return self.store.open(run_stage(TRAIN, config, self.store, self.inputs(config)).ref)
@@ -112,7 +125,7 @@ def test_reference_logps_are_those_of_the_checkpoint_for_every_mask(loop: Loop) 
 def test_reference_is_reused_unless_masks_or_epochs_change(loop: Loop) -> None:
     inputs = {"checkpoint": loop.checkpoint, "pairs": loop.pairs}
     key = stage_key(REFERENCE, make_config(), inputs)
-    same = make_config(training__batch_size=7, training__caption__beta=0.9)
+    same = make_config(training__batch_size=7, training__objective__caption__beta=0.9)
     assert stage_key(REFERENCE, same, inputs) == key
     for path, value in (("training__image_draws", 3), ("training__epochs", 3), ("seed", 1)):
         assert stage_key(REFERENCE, make_config(**{path: value}), inputs) != key
@@ -193,7 +206,7 @@ def test_both_branches_of_a_step_hold_the_same_records(
 def test_a_branch_that_is_switched_off_is_not_computed(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(training__image__weight=0.0)
+    config = make_config(training__objective__image__weight=0.0)
     inputs = loop.inputs(config)
     spy = Spy(monkeypatch)
     artifact = loop.store.open(run_stage(TRAIN, config, loop.store, inputs).ref)
@@ -207,9 +220,9 @@ def test_the_optimizer_takes_the_sum_of_both_gradients(loop: Loop) -> None:
     [row] = metrics(artifact)
     assert row["learning_rate"] == 1e-3
     norms = [
-        metrics(loop.train(make_config(**changes, **{f"training__{other}__weight": 0.0})))[0][
-            "grad_norm"
-        ]
+        metrics(
+            loop.train(make_config(**changes, **{f"training__objective__{other}__weight": 0.0}))
+        )[0]["grad_norm"]
         for other in ("image", "caption")
     ]
     assert abs(norms[0] - norms[1]) < row["grad_norm"] < sum(norms)
@@ -230,19 +243,25 @@ def test_rates_fall_from_iteration_to_iteration(loop: Loop) -> None:
 
 
 def test_options_train_without_harm(loop: Loop) -> None:
-    changes = {"training__caption__length_normalized": True, "training__image__nll_weight": 0.1}
+    changes = {
+        "training__objective__caption__length_normalized": True,
+        "training__objective__image__nll_weight": 0.1,
+    }
     changes |= {"training__schedule": "cosine", "training__image_draws": 1, "training__epochs": 1}
     rows = metrics(loop.train(make_config(**changes)))
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
 def test_the_joint_loss_starts_at_ln_2(loop: Loop) -> None:
-    artifact = loop.train(make_config(training__objective="joint", training__epochs=1))
+    artifact = loop.train(make_config(training__objective__combine="joint", training__epochs=1))
     assert metrics(artifact)[0]["loss"] == pytest.approx(LN_2, abs=1e-3)
 
 
 def test_pairs_computed_some_at_a_time_train_as_the_whole_batch(loop: Loop) -> None:
-    changes = {"training__objective": "joint", "training__image__nll_weight": 0.1}
+    changes = {
+        "training__objective__combine": "joint",
+        "training__objective__image__nll_weight": 0.1,
+    }
     whole = loop.train(make_config(**changes, seed=0))
     config = make_config(**changes, runtime__batch_pairs=3)
     loop = Loop(f"{loop.store.uri}-again")
@@ -275,7 +294,7 @@ def test_out_of_memory_halves_the_pairs_at_once_and_changes_nothing(
 def test_activations_computed_again_change_nothing(
     loop: Loop, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = loop.train(make_config(training__objective=objective))
+    kept = loop.train(make_config(training__objective__combine=objective))
     runs: list[bool] = []
     original = Block.forward
 
@@ -289,7 +308,7 @@ def test_activations_computed_again_change_nothing(
     for recompute in (False, True):
         again = Loop(f"{loop.store.uri}-{recompute}")
         runs.clear()
-        config = make_config(training__objective=objective, runtime__recompute=recompute)
+        config = make_config(training__objective__combine=objective, runtime__recompute=recompute)
         artifact = again.train(config)
         counts.append(sum(runs))
         assert metrics(artifact) == metrics(kept)
@@ -403,8 +422,13 @@ def killed(loop: Loop, config: Config, monkeypatch: pytest.MonkeyPatch) -> Artif
 
 @pytest.mark.parametrize(
     "changes",
-    [{"training__weight_decay": 0.1}, {"training__lora": {"rank": 2, "alpha": 4}}],
-    ids=["weights", "adapters"],
+    [
+        {"training__weight_decay": 0.1},
+        {"training__lora": {"rank": 2, "alpha": 4}},
+        {"training__objective": BEST_OF},
+        {"training__objective": GROUP_POLICY},
+    ],
+    ids=["weights", "adapters", "best_of", "group_policy"],
 )
 def test_killed_and_resumed_training_ends_as_straight_training(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, object]
@@ -447,10 +471,28 @@ def test_a_non_finite_gradient_stops_before_the_weights_move(
 
 def test_collapsing_winners_stop_with_value_and_knobs(loop: Loop) -> None:
     config = make_config(
-        training__learning_rate=0.05, training__caption__weight=0.0, training__collapse_nats=0.05
+        training__learning_rate=0.05,
+        training__objective__caption__weight=0.0,
+        training__objective__collapse_nats=0.05,
     )
     with pytest.raises(UserError, match=r"image winners lost .*collapse_nats = 0\.05.*nll_weight"):
         loop.train(config)
+
+
+def test_best_of_makes_winners_likelier_without_a_reference(loop: Loop) -> None:
+    artifact = loop.train(make_config(training__objective=BEST_OF, training__epochs=6))
+    rows = metrics(artifact)
+    for modality in ("caption", "image"):
+        assert rows[-1][f"{modality}/nll"] < rows[0][f"{modality}/nll"] - 0.1
+        assert rows[0][f"loss/{modality}"] == rows[0][f"{modality}/nll"]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["loss/caption"] + rows[0]["loss/image"])
+    assert artifact.manifest["inputs"]["reference"] == []
+
+
+def test_best_of_without_a_winner_that_is_good_enough_says_so(loop: Loop) -> None:
+    section = BEST_OF | {"image": {"weight": 1.0, "min_score": 0.95}}
+    with pytest.raises(UserError, match=r"no image is learnt from: .*0\.900.*min_score = 0\.95"):
+        loop.train(make_config(training__objective=section))
 
 
 def test_a_reference_of_another_seed_is_refused(loop: Loop) -> None:

@@ -127,8 +127,12 @@ def keep_states(folder: Path, rank: int) -> None:
 
 
 # One batch of 5, as 3 + 2; and batches of 3, 3, 2 and 2, so that a process is without rows.
-SPLIT = {"batch_size": 5, "objective": "joint", "epochs": 4}
-EMPTY = {"batch_size": 3, "image__nll_weight": 0.1, "caption__length_normalized": True}
+SPLIT = {"batch_size": 5, "objective__combine": "joint", "epochs": 4}
+EMPTY = {
+    "batch_size": 3,
+    "objective__image__nll_weight": 0.1,
+    "objective__caption__length_normalized": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def watch_memory(folder: Path, rank: int) -> None:
     [
         (2, {}),
         pytest.param(
-            *(2, {"runtime__recompute": True, "training__objective": "joint"}), marks=SLOW
+            *(2, {"runtime__recompute": True, "training__objective__combine": "joint"}), marks=SLOW
         ),
         # Batches of 3, 3, 2 and 2, one pair at a time: some have less to do than others.
         pytest.param(*(3, {"training__batch_size": 3, "training__weight_decay": 0.1}), marks=SLOW),
@@ -336,8 +340,8 @@ def fail_to_pack(error: Exception, victim: int, rank: int) -> None:
 
 COLLAPSE = {
     "training__learning_rate": 0.05,
-    "training__caption__weight": 0.0,
-    "training__collapse_nats": 0.05,
+    "training__objective__caption__weight": 0.0,
+    "training__objective__collapse_nats": 0.05,
 }
 
 

@@ -1,4 +1,4 @@
-"""Training steps of Pair-DPO: both modalities of the same records in each.
+"""Training steps: both modalities of the same records in each.
 
 Several processes share the rows of each batch, and each takes its rows some at a time. Every pair
 weighs the same, so the gradient is that of the batch's mean however the rows are divided.
@@ -32,7 +32,7 @@ from training.data import (
     batches_of_epoch,
     num_batches,
 )
-from training.objectives import active_modalities, branch_settings, pair_loss
+from training.objectives import Signals, active_modalities, knob, objective_loss, terms_of
 from training.optim import make_optimizer, rate_factor
 from training.sharding import local, whole
 from training.state import load_state, save_state
@@ -64,7 +64,7 @@ class PairTrainer:
         model: UnifiedModel,
         accelerator: Accelerator,
         rows: PairRows,
-        reference: ReferenceLogps,
+        reference: ReferenceLogps | None,
         training: Training,
         seed: int,
         *,
@@ -88,10 +88,7 @@ class PairTrainer:
         self._optimizer = make_optimizer(
             model.pair_module, training.learning_rate, training.weight_decay
         )
-        # The terms of `sum` go through the network one after the other, so that the activations of
-        # one modality are gone before those of the next are there; `joint` needs both at once.
-        active = active_modalities(training)
-        self._terms = [active] if training.objective == "joint" else [[m] for m in active]
+        self._terms = terms_of(training.objective)
         self._iteration = int(rows.text["iteration"][0].as_py())
         self._steps_per_epoch = num_batches(len(rows), training.batch_size)
         num_steps = training.epochs * self._steps_per_epoch
@@ -153,13 +150,25 @@ class PairTrainer:
         batch = self._rows.batch(rows_b, epoch, Draws.of(self._seed, training))
         packed = [self._model.pack_pairs(batch, modality) for modality in terms]
         logps: dict[Modality, BranchLogps] = dict(zip(terms, self._module(*packed), strict=True))
-        reference = {
-            m: torch.from_numpy(self._reference.take(m, epoch, rows_b)).to(
-                logps[m].chosen_logps_B, non_blocking=True
-            )
-            for m in terms
-        }
-        return pair_loss(logps, reference, training)
+        return objective_loss(logps, self._signals(rows_b, epoch, logps), training.objective)
+
+    def _signals(self, rows_b: Ints, epoch: int, logps: Mapping[Modality, BranchLogps]) -> Signals:
+        """What is known of some rows, beside their likelihoods and on their device."""
+
+        def beside(modality: Modality, values: Floats) -> Tensor:
+            like = logps[modality].chosen_logps_B
+            return torch.from_numpy(values).to(like, non_blocking=True)
+
+        stored, grouped = self._reference, self._rows.grouped
+        reference = {m: beside(m, stored.take(m, epoch, rows_b)) for m in logps if stored}
+        if grouped is None:
+            scores = self._rows.win_scores
+            return Signals(reference, {m: beside(m, scores[m][rows_b]) for m in logps})
+        return Signals(
+            reference,
+            advantages={m: beside(m, grouped.advantages[m][rows_b]) for m in logps},
+            shares={m: beside(m, grouped.shares[m][rows_b]) for m in logps},
+        )
 
     def _parts(self, step: int, epoch: int) -> Iterator[tuple[Ints, Floats]]:
         """Rows [b] that this process computes at once, and the weight of each.
@@ -233,9 +242,9 @@ class PairTrainer:
             return
         training = self._training
         betas = " or ".join(
-            f"training.{modality}.beta = {branch_settings(training, modality).beta}"
-            for modality in active_modalities(training)
-            if bad.startswith(modality) or "/" not in bad
+            knob(training.objective, modality)
+            for modality in active_modalities(training.objective)
+            if modality in bad or "/" not in bad
         )
         raise UserError(
             f"training stopped at step {step + 1} of {self.num_steps}: {bad} is {metrics[bad]}; "

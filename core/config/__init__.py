@@ -18,18 +18,22 @@ from core.config.compute import Compute, Resources, Runtime
 from core.config.data import Endpoint, Model, ParquetData, Questions, Serve, ShapesData
 from core.config.evaluation import Evaluation, Gate, Tracking
 from core.config.sampling import IMAGE_SAMPLER, Pairing, PairRule, Sampling, Scoring
-from core.config.training import Branch, Lora, Training
+from core.config.training import BestOf, Branch, GroupPolicy, Lora, Objective, PairDpo, Training
 from core.settings import Section, load_settings
 
 __all__ = [
     "IMAGE_SAMPLER",
+    "BestOf",
     "Branch",
     "Compute",
     "Config",
     "Endpoint",
     "Evaluation",
     "Gate",
+    "GroupPolicy",
     "Lora",
+    "Objective",
+    "PairDpo",
     "PairRule",
     "Pairing",
     "Questions",
@@ -85,16 +89,11 @@ class Config(Section):
                 "model answers, or set evaluation.judge: reader"
             )
         self._check_benchmarks()
+        self._check_objective()
         if self.data.source != "shapes" and self.tracking.registered_model == SHAPES_MODEL:
             raise ValueError(
                 f"tracking.registered_model = {SHAPES_MODEL!r} is that of the shapes world, but "
                 f"data.source = {self.data.source!r}; set it to null, or to a name of your own"
-            )
-        branches = self.training.caption, self.training.image
-        if not any(branch.weight or branch.nll_weight for branch in branches):
-            raise ValueError(
-                "weight and nll_weight are 0 in training.caption and in training.image, so "
-                "nothing would be trained; set one of them above 0"
             )
         return self
 
@@ -103,6 +102,20 @@ class Config(Section):
         """The name in the model registry."""
         given = self.tracking.registered_model
         return given or f"hermesflow-{re.sub(r'[^A-Za-z0-9._-]+', '-', self.data.title)}"
+
+    def _check_objective(self) -> None:
+        if self.training.objective.learns_from != "groups":
+            return
+        name = f"training.objective.name = {self.training.objective.name!r}"
+        if sum(one.num_samples for one in self.sampling.captions.settings) < 2:
+            raise ValueError(
+                f"{name} compares captions of a picture, but sampling.captions has one; raise its "
+                "num_samples"
+            )
+        if self.pairing.winner == "truth":
+            raise ValueError(
+                f"{name} learns from samples alone, but pairing.winner = 'truth'; set it to best"
+            )
 
     def _check_benchmarks(self) -> None:
         names = [chosen.name for chosen in self.benchmarks]

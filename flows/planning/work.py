@@ -128,7 +128,9 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
     captions = sum(one.num_samples for one in sampling.captions.settings)
     most, images = sampling.captions.max_new_tokens, sampling.images.num_samples
     decoding = config.scoring.answer_by == "decoding"
-    pairs = round(pool * pairs_share)
+    grouped = training.objective.learns_from == "groups"
+    # At most, since groups that score all alike are left out.
+    pairs = pool * -(-max(captions, images) // 2) if grouped else round(pool * pairs_share)
     draws, epochs = training.image_draws, training.epochs
     likelihood = model.likelihood(draws)
     # Forward, backward, and forward once more where activations are not kept.
@@ -142,6 +144,14 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
         model.answers(decoding).times(per_prompt * judged),
     )
     fit = min(FIT_RECORDS, pool)
+    reference = Work(
+        "reference",
+        "reading",
+        iterations,
+        pairs,
+        likelihood.times(pairs * (epochs if draws else 1)),
+        "pairs",
+    )
     return [
         Work(
             "fit",
@@ -167,14 +177,8 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
             model.answers(decoding).times(images * pool),
         ),
         Work("pair", "other", iterations, pool, Amount()),
-        Work(
-            "reference",
-            "reading",
-            iterations,
-            pairs,
-            likelihood.times(pairs * (epochs if draws else 1)),
-            "pairs",
-        ),
+        *((Work("group", "other", iterations, pool, Amount()),) if grouped else ()),
+        *((reference,) if training.objective.uses_reference else ()),
         Work(
             "train",
             "training",

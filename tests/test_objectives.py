@@ -1,0 +1,251 @@
+"""Objectives beside Pair-DPO: hand values, a plain reference of each, numerical gradients."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from core.config import Objective
+from core.store import Store
+from models.losses import group_advantages, k3
+from models.protocol import BranchLogps, Modality
+from tests.loops import play, quick
+from tests.stage_inputs import BEST_OF, GROUP_POLICY, make_config
+from training.objectives import Signals, active_modalities, objective_loss
+
+Logps = dict[Modality, BranchLogps]
+
+
+def objective(section: Mapping[str, object], **changes: object) -> Objective:
+    paths = {f"training__objective__{path}": value for path, value in changes.items()}
+    return make_config(training__objective=copy.deepcopy(section), **paths).training.objective
+
+
+def branch(*values: list[float]) -> BranchLogps:
+    return BranchLogps(*(torch.tensor(column, dtype=torch.float64) for column in values))
+
+
+def example() -> Logps:
+    """Two rows; captions of 4 to 8 tokens, images of 5."""
+    return {
+        "caption": branch([-6.0, -3.0], [-9.0, -5.0], [4, 6], [8, 5]),
+        "image": branch([-20.0, -12.0], [-10.0, -15.0], [5, 5], [5, 5]),
+    }
+
+
+def scores(caption: list[float], image: list[float]) -> Signals:
+    return Signals(win_scores={"caption": torch.tensor(caption), "image": torch.tensor(image)})
+
+
+def flat(logps: Logps) -> Tensor:
+    return torch.stack([part for one in logps.values() for part in one[:2]])
+
+
+def with_logps(logps: Logps, values: Tensor) -> Logps:
+    parts = iter(values)
+    return {m: one._replace(chosen_logps_B=next(parts), rejected_logps_B=next(parts))
+            for m, one in logps.items()}  # fmt: skip
+
+
+def assert_gradients_are_numerical(logps: Logps, loss: Callable[[Logps], Tensor]) -> None:
+    def of(values: Tensor) -> Tensor:
+        return loss(with_logps(logps, values)).sum()
+
+    assert torch.autograd.gradcheck(of, flat(logps).requires_grad_())
+
+
+def best_of(
+    logps: Logps, win_scores: Mapping[str, list[float]], settings: Mapping[str, tuple[float, float]]
+) -> list[float]:
+    """RAFT as a sentence: the mean token of a winner that is good enough becomes likelier."""
+    losses = [0.0, 0.0]
+    for row in range(2):
+        for modality, one in logps.items():
+            weight, least = settings[modality]
+            if win_scores[modality][row] >= least:
+                mean = float(one.chosen_logps_B[row] / one.chosen_tokens_B[row])
+                losses[row] += weight * -mean
+    return losses
+
+
+def test_best_of_is_the_weighted_nll_of_winners_that_are_good_enough() -> None:
+    settings = objective(BEST_OF, caption__weight=2.0, image__min_score=0.5)
+    loss_B, metrics = objective_loss(example(), scores([0.9, 0.2], [0.5, 0.4]), settings)
+    assert loss_B.tolist() == pytest.approx([2 * 6 / 4 + 20 / 5, 2 * 3 / 6])
+    assert metrics["loss/caption"].tolist() == pytest.approx([3.0, 1.0])
+    assert metrics["loss/image"].tolist() == pytest.approx([4.0, 0.0])
+    assert metrics["image/nll"].tolist() == pytest.approx([4.0, 2.4])
+    assert metrics["image/kept"].tolist() == [1.0, 0.0]
+
+
+def test_best_of_agrees_with_its_reference_at_random() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        values = torch.from_numpy(random.uniform(-30, -1, (4, 2)))
+        given = {m: random.uniform(0, 1, 2).tolist() for m in ("caption", "image")}
+        weights = {m: tuple(random.uniform(0, 1, 2).tolist()) for m in ("caption", "image")}
+        changes = {
+            f"{m}__{name}": value
+            for m, pair in weights.items()
+            for name, value in zip(("weight", "min_score"), pair, strict=True)
+        }
+        logps = with_logps(example(), values)
+        signals = scores(given["caption"], given["image"])
+        loss_B, _ = objective_loss(logps, signals, objective(BEST_OF, **changes))
+        assert loss_B.tolist() == pytest.approx(best_of(logps, given, weights))
+
+
+def test_gradients_of_best_of_are_numerical_and_leave_losers_alone() -> None:
+    settings, signals = objective(BEST_OF, image__weight=0.3), scores([1.0, 1.0], [1.0, 1.0])
+    assert_gradients_are_numerical(
+        example(), lambda logps: objective_loss(logps, signals, settings)[0]
+    )
+    values = flat(example()).requires_grad_()
+    objective_loss(with_logps(example(), values), signals, settings)[0].sum().backward()
+    assert values.grad is not None
+    assert values.grad[0].tolist() == pytest.approx([-1 / 4, -1 / 6])
+    assert values.grad[[1, 3]].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def grouped(
+    caption: list[list[float]], image: list[list[float]], shares: list[list[float]] | None = None
+) -> Signals:
+    """Signals of groups, with a reference under which a token is half a nat likelier."""
+    given = {"caption": caption, "image": image}
+    found = Signals({}, {}, {}, {})
+    for modality, one in example().items():
+        chosen = torch.stack(one[:2], dim=1) + 0.5 * torch.stack(one[2:], dim=1)
+        found.reference[modality] = chosen
+        found.advantages[modality] = torch.tensor(given[modality], dtype=torch.float64)
+        found.shares[modality] = torch.tensor(shares or [[1, 1], [1, 1]], dtype=torch.float64)
+    return found
+
+
+def group_policy(
+    logps: Logps, signals: Signals, settings: Mapping[str, tuple[float, float, float]]
+) -> list[float]:
+    """GRPO as loops: the mean token's ratio, held near 1, times the advantage, less divergence."""
+    losses = [0.0, 0.0]
+    for row in range(2):
+        for modality, one in logps.items():
+            weight, kl_weight, clip = settings[modality]
+            for side in range(2):
+                policy, tokens = float(one[side][row]), float(one[2 + side][row])
+                reference = float(signals.reference[modality][row, side])
+                ratio = math.exp((policy - reference) / tokens)
+                held = min(max(ratio, 1 - clip), 1 + clip)
+                advantage = float(signals.advantages[modality][row, side])
+                gain = min(ratio * advantage, held * advantage)
+                kl = 1 / ratio - math.log(1 / ratio) - 1
+                share = float(signals.shares[modality][row, side])
+                losses[row] += weight * share * (kl_weight * kl - gain)
+    return losses
+
+
+def test_group_policy_by_hand() -> None:
+    """The ratio of every sample is e^-0.5, so that it is held at 0.8 where that is less."""
+    ratio, kl = math.exp(-0.5), math.exp(0.5) - 1.5
+    settings = objective(GROUP_POLICY, caption__weight=2.0, image__kl_weight=0.0)
+    signals = grouped([[1.0, -1.0], [0.0, 0.0]], [[2.0, 0.0], [-2.0, 1.0]], [[1, 1], [1, 0]])
+    loss_B, metrics = objective_loss(example(), signals, settings)
+    caption = [2 * (-ratio + 0.8 + 0.1 * 2 * kl), 2 * 0.1 * kl]
+    image = [-2 * ratio, 2 * 0.8]
+    assert metrics["loss/caption"].tolist() == pytest.approx(caption)
+    assert metrics["loss/image"].tolist() == pytest.approx(image)
+    assert loss_B.tolist() == pytest.approx(np.add(caption, image).tolist())
+    assert metrics["caption/clipped"].tolist() == [1.0, 0.0]
+    assert metrics["caption/kl"].tolist() == pytest.approx([2 * kl, kl])
+    assert metrics["image/ratio"].tolist() == pytest.approx([2 * ratio, ratio])
+
+
+def test_group_policy_at_the_reference_has_the_gradient_of_reinforce() -> None:
+    signals = grouped([[1.0, -0.5], [0.0, 2.0]], [[0.0, 0.0], [1.0, -1.0]])
+    values = torch.cat([signals.reference[m].T for m in ("caption", "image")])
+    values = values.clone().requires_grad_()
+    loss_B, metrics = objective_loss(
+        with_logps(example(), values), signals, objective(GROUP_POLICY)
+    )
+    loss_B.sum().backward()
+    assert metrics["caption/kl"].tolist() == [0.0, 0.0]
+    assert metrics["image/ratio"].tolist() == [2.0, 2.0]
+    # -advantage / tokens, and nothing of the divergence.
+    wanted = [[-1 / 4, 0], [0.5 / 8, -2 / 5], [0, -1 / 5], [0, 1 / 5]]
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, torch.tensor(wanted, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_group_policy_agrees_with_its_reference_and_numerical_gradients(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    caption, image, shares = random.normal(size=(3, 2, 2)).tolist()
+    signals = grouped(caption, image, np.abs(shares).tolist())
+    weights = {m: tuple(random.uniform(0.1, 0.9, 3).tolist()) for m in ("caption", "image")}
+    names = ("weight", "kl_weight", "clip")
+    changes = {
+        f"{m}__{name}": value
+        for m, three in weights.items()
+        for name, value in zip(names, three, strict=True)
+    }
+    settings = objective(GROUP_POLICY, **changes)
+    logps = with_logps(example(), flat(example()) + torch.from_numpy(random.normal(size=(4, 2))))
+    loss_B, _ = objective_loss(logps, signals, settings)
+    assert loss_B.tolist() == pytest.approx(group_policy(logps, signals, weights))
+    assert_gradients_are_numerical(logps, lambda given: objective_loss(given, signals, settings)[0])
+
+
+def test_advantages_are_standard_scores_of_the_group() -> None:
+    found = group_advantages(torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([-(2**0.5), 2**0.5, 0, 0], rel=1e-3)
+    alike = group_advantages(torch.full((3,), 0.1, dtype=torch.float64))
+    assert alike.abs().max() < 1e-9
+
+
+def test_the_estimate_of_the_divergence_is_that_of_the_distributions_in_the_mean() -> None:
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.3, 0.2])
+    change = (policy / reference).log()
+    assert (k3(change) >= 0).all()
+    assert (policy * k3(change)).sum().item() == pytest.approx((policy * change).sum().item())
+
+
+@pytest.mark.parametrize("section", [BEST_OF, GROUP_POLICY], ids=lambda one: one["name"])
+def test_a_modality_without_weight_is_not_active(section: Mapping[str, object]) -> None:
+    assert active_modalities(objective(section, caption__weight=0.0)) == ["image"]
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        objective(section, caption__weight=0.0, image__weight=0.0)
+
+
+def test_group_policy_needs_samples_to_compare() -> None:
+    captions = [{"temperature": 1.0, "top_k": None, "num_samples": 1}]
+    common = {"training__objective": GROUP_POLICY}
+    with pytest.raises(ValueError, match=r"compares captions .*sampling\.captions has one"):
+        make_config(**common, sampling__captions__settings=captions)
+    with pytest.raises(ValueError, match=r"pairing\.winner = 'truth'; set it to best"):
+        make_config(**common, pairing__winner="truth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("section", "stages"),
+    [(BEST_OF, ["pair", "train"]), (GROUP_POLICY, ["pair", "group", "reference", "train"])],
+    ids=["best_of", "group_policy"],
+)
+def test_an_iteration_runs_end_to_end(
+    tmp_path: Path, section: Mapping[str, object], stages: list[str]
+) -> None:
+    config = quick(tmp_path / "store", benchmarks=[], training__objective=section)
+    runner, table = play(config)
+    fresh = runner.fresh()
+    assert fresh[fresh.index("pair") : fresh.index("train") + 1] == stages
+    assert "iteration 1" in table
+    results = {name: Store(config.store).open(result.ref) for name, _, result in runner.done}
+    figures = results["train"].manifest["results"]
+    assert {"loss", "loss/caption", "loss/image"} <= figures.keys()
+    [report] = Path(config.store).glob("reports/*/report.html")
+    assert "training.objective.name" in report.read_text(encoding="utf-8")
+    again, _ = play(config)
+    assert again.fresh() == []
