@@ -107,7 +107,7 @@ def put(path: Path, document: object) -> None:
 def shorten(reader: Reader, name: str, changes: Mapping[str, object]) -> None:
     """A profile that extends the shipped one."""
     path = reader.folder / "configs" / f"{name}.yaml"
-    path.rename(path.with_name(f"{name}-shipped.yaml"))
+    path.rename(path.with_name(f"{path.stem}-shipped.yaml"))
     put(path, {"extends": f"{path.stem}-shipped.yaml", **changes})
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,9 +12,15 @@ import torch
 from torch import Tensor
 
 from core.config import Objective
+from core.hardware import device_name
 from core.store import Store
+from flows.planning.devices import Devices
+from flows.planning.measured import entries_of, measured
+from flows.planning.work import Model, Texts
+from models.costs import Costs
 from models.losses import group_advantages, k3
 from models.protocol import BranchLogps, Modality
+from report.card import LEARNS
 from tests.loops import play, quick
 from tests.stage_inputs import BEST_OF, GROUP_POLICY, make_config
 from training.objectives import Signals, active_modalities, objective_loss
@@ -246,6 +253,18 @@ def test_an_iteration_runs_end_to_end(
     figures = results["train"].manifest["results"]
     assert {"loss", "loss/caption", "loss/image"} <= figures.keys()
     [report] = Path(config.store).glob("reports/*/report.html")
-    assert "training.objective.name" in report.read_text(encoding="utf-8")
+    page = " ".join(re.sub(r"<[^>]*>", " ", report.read_text(encoding="utf-8")).split())
+    assert f"training.objective.name {section['name']}" in page
+    card = report.with_name("README.md").read_text(encoding="utf-8")
+    assert "Pair-DPO" not in card
+    assert LEARNS[str(section["name"])] in card
+    devices = Devices(device_name("cpu"), 1, 1e9, {"sampling": 1, "reading": 1, "training": 1})
+    model = Model(Costs(100, 0, 0, 0, 50, 60, 0, 0, 32, 1000), Texts(10, 7, 9, 2, 3, 4))
+    known = measured(config, model, devices, entries_of(config))
+    assert {"train", *(name for name in stages if name == "reference")} <= known.keys()
+    learnt = results["group" if "group" in stages else "pair"].manifest["results"]
+    # 6 captions of a record are three rows.
+    rows = 3 * learnt["groups"] if "group" in stages else learnt["pairs"]
+    assert known["train"].records == rows
     again, _ = play(config)
     assert again.fresh() == []

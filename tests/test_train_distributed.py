@@ -29,7 +29,7 @@ from core.artifact_writer import ArtifactWriter
 from core.config import Config
 from core.errors import UserError
 from core.process_group import ProcessGroup
-from core.stage import run_stage, stage_key
+from core.stage import as_lists, run_stage, stage_key
 from models.families.showo.model import ShowoModel
 from models.protocol import UnifiedModel
 from models.registry import use_threads
@@ -67,7 +67,8 @@ class Group:
         path.write_text(yaml.safe_dump(self.config.model_dump(mode="json")), encoding="utf-8")
         options = {"config": str(path), "store": self.loop.store.uri, **changes}
         given = [f"--{name}={value}" for name, value in options.items()]
-        inputs = [f"--input={name}={ref.uri}" for name, ref in self.inputs.items()]
+        refs = as_lists(TRAIN, self.inputs)
+        inputs = [f"--input={name}={ref.uri}" for name, found in refs.items() for ref in found]
         return ["train", *given, *inputs]
 
     def run(self, num: int, hook: Hook = no_hook) -> Outcome:

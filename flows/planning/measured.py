@@ -80,12 +80,11 @@ def _is_like(entry: Entry, entries: Entries, digest: str, devices: Devices) -> b
 def _done(entry: Entry, entries: Entries, config: Config, model: Model) -> Iterator[Work]:
     """The work of one run: that of a plan with its config and its records."""
     manifest = entry.manifest or {}
-    pool, pairs, test = (
+    pool, learnt, test = (
         next((_manifest(entries, place) for place in _inputs(entry, name)), None)
         for name in ("pool", "pairs", "test")
     )
-    records = _count(pool, "records")
-    num_pairs = _count(pairs, "pairs")
+    kind = "groups" if learnt and "groups" in learnt["results"] else "pairs"
     try:
         then = changed(config, manifest["config"])
     except ValidationError:
@@ -93,7 +92,9 @@ def _done(entry: Entry, entries: Entries, config: Config, model: Model) -> Itera
     name = entry.stage
     if name == "benchmark":
         name = f"benchmark {manifest['config']['benchmarks'][0]['name']}"
-    base = num_pairs if pairs else records
+    if learnt and name in ("reference", "train") and then.training.objective.learns_from != kind:
+        return  # of another objective, which the config of a reference does not tell
+    base = _count(learnt, kind) if learnt else _count(pool, "records")
     for work in works(then, model, base, _count(test, "records"), 1.0):
         if work.stage == name:
             yield work
