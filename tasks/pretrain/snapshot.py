@@ -57,8 +57,3 @@ class Snapshot:
         self._rng.bit_generator.state = json.loads(state["rng"])
         torch.set_rng_state(state["torch"])
         return int(state["step"])
-
-    def remove(self) -> None:
-        """The work is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
