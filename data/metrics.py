@@ -48,6 +48,10 @@ METRICS = (
     Metric("all_right", "flawless pictures", "flawless pictures", groups="category/"),
     Metric("self_score", "G by own answers", paired=True),
     Metric("agreement", "judge agrees", paired=True),
+    Metric("non_unification", "non-unification", paired=True),
+    Metric("weak_generation", "weak generation"),
+    Metric("misunderstanding", "misunderstanding"),
+    Metric("item_gap", "item-response gap", low=None),  # of questions, and not of records
     Metric("malformed", "malformed pictures", "malformed"),
     Metric("diversity", "image diversity", "diversity"),
     Metric("caption_similarity", "caption similarity", "caption similarity", low=-1.0),

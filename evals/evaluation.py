@@ -289,11 +289,15 @@ def join_parts(
     return metrics, found | counts | cut | kept_counts(draft, COUNTED)
 
 
+OF_TWO_MINDS = {"agreement", "weak_generation", "misunderstanding"}
+"""Metrics that compare the model's answers about its drawings with those of somebody else."""
+
+
 def _unsaid(judged: Provenance) -> set[str]:
     """Metrics that this judge cannot give: only the oracle knows malformed shapes, and that a
-    relative of the model agrees with it says nothing."""
+    relative of the model agrees with it, or does not, says nothing."""
     found = set() if judged.kind == "oracle" else {"malformed"}
-    return found if judged.independent else found | {"agreement"}
+    return found if judged.independent else found | OF_TWO_MINDS
 
 
 ABOUT = {"real": "about real pictures", "generated": "the judge", "self": "about its drawings"}

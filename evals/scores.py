@@ -3,7 +3,7 @@
 U is the share of right answers of the model about real held-out images, G the share of right
 answers, as read by a judge that the loop does not optimise, about images that the model drew for
 the same records. The model's own answers about those images show how far self-VQA, which ranks the
-samples that it learns from, can be trusted.
+samples that it learns from, can be trusted, and how far it is at one with itself.
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ import numpy as np
 import pandas as pd
 
 from data.metrics import METRICS
+from evals.item_response import item_gap
 from evals.statistics import Bootstrap
 
 ALL = "all"
 ANSWERED = "answered"
 ANSWER = ["record_id", "sample", "question"]  # names an answer about one kind of image
+OF_WHOLE_IMAGES = ("all_right", "non_unification", "weak_generation", "misunderstanding")
 
 
 def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
-    """Per record: understanding, generation, chance, self_score, agreement, all_right.
+    """Per record: understanding, generation and what belongs to them; NaN of what is not known.
 
     Only what was answered counts; a record has no value of what nobody has answered. chance is what
     guesses among the choices would get, self_score is generation as the model itself answers,
     agreement the share of answers about its images that both it and the judge get right or both get
     wrong, all_right the share of images without a wrong answer. Takes rows of `eval_answers`.
+
+    non_unification is that of arXiv 2507.16663 (section 3), the mean of [understanding of a drawing
+    says that it is not what was asked for], over drawings that the judge has seen, too; its verdict
+    is taken from the questions of the prompt: one wrong answer rejects the drawing. Of it,
+    weak_generation is the share of all drawings that the judge rejects as well, misunderstanding
+    the share that it finds right, so that the two add up to it.
     """
     answers = answers[answers["status"] == ANSWERED]
     real, judged, own = (
@@ -36,20 +44,27 @@ def record_scores(answers: pd.DataFrame) -> pd.DataFrame:
         for subject in ("real", "generated", "self")
     )
     both = own.index.intersection(judged.index)
-    by_image = judged.groupby(["record_id", "sample"])
+    judged_right, own_right = (
+        one.groupby(["record_id", "sample"]).min().astype(bool) for one in (judged, own)
+    )
+    seen = own_right.index.intersection(judged_right.index)
+    rejected, weak = ~own_right[seen], ~judged_right[seen]
     scores = {
         "understanding": _by_record(real),
         "generation": _by_record(judged),
         "chance": _by_record(answers.set_index("record_id")["chance"]),
         "self_score": _by_record(own),
-        "agreement": _by_record((own[both] == judged[both]).astype(np.float64)),
-        "all_right": _by_record(by_image.min()),
+        "agreement": _by_record(own[both] == judged[both]),
+        "all_right": _by_record(judged_right),
+        "non_unification": _by_record(rejected),
+        "weak_generation": _by_record(rejected & weak),
+        "misunderstanding": _by_record(rejected & ~weak),
     }
     return pd.DataFrame(scores)
 
 
-def _by_record(values: pd.Series[float]) -> pd.Series[float]:
-    return values.groupby("record_id").mean()
+def _by_record(values: pd.Series[float] | pd.Series[bool]) -> pd.Series[float]:
+    return values.astype(np.float64).groupby("record_id").mean()
 
 
 def summarize(
@@ -71,7 +86,8 @@ def summarize(
             {"name": name, "group": group, **asdict(found)}
             for name, found in zip(names, estimates, strict=True)
         ]
-    return rows
+    gap = item_gap(answers, bootstrap)
+    return [*rows, {"name": "item_gap", "group": ALL, **asdict(gap)}] if gap else rows
 
 
 def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -80,4 +96,4 @@ def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str,
         for value, part in records.groupby(column):
             yield f"{column}/{value}", part
     for kind, part in answers.groupby("type"):
-        yield f"type/{kind}", record_scores(part).drop(columns="all_right").dropna()
+        yield f"type/{kind}", record_scores(part).drop(columns=list(OF_WHOLE_IMAGES)).dropna()

@@ -32,6 +32,7 @@ def records(
     """A `record_metrics` table with one row for each pair of scores."""
     same = {"composition": "seen", "chance": 0.25, "agreement": 1.0, "malformed": 0.0}
     same |= {"diversity": 0.5, "caption_similarity": 0.9}
+    same |= {"non_unification": 0.25, "weak_generation": 0.125, "misunderstanding": 0.125}
     rows = [
         {"record_id": f"{prefix}{index}", "category": CATEGORIES[index % 2], "understanding": u}
         | {"generation": g, "self_score": g, "all_right": float(g == 1.0)}

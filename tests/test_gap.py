@@ -1,5 +1,6 @@
 """Scores of an evaluation, by hand, and the command that measures any checkpoint on any pool."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,15 @@ from stage_inputs import QUICK
 from data.shapes.records import make_records
 from data.tables import read_table, write_table
 from evals.checkpoints import open_checkpoint
+from evals.evaluation import OF_TWO_MINDS
+from evals.item_response import item_gap
 from evals.scores import record_scores, summarize
 from evals.statistics import Bootstrap
 from tests.commands import gap
+
+COLUMNS = ["record_id", "subject", "sample", "type", "question", "right", "chance", "status"]
+PUBLISHED_GAPS = [0.491, 0.637]
+"""Of the shares in the test below, by a fit of the published model with its prior."""
 
 
 def answers() -> pd.DataFrame:
@@ -29,13 +36,12 @@ def answers() -> pd.DataFrame:
         ("b", "self", 0, "size", (1.0, 1.0)),
         ("b", "self", 1, "size", (0.0, 1.0)),
     ]
-    columns = ["record_id", "subject", "sample", "type", "question", "right", "chance", "status"]
     rows = [
         (*image, question, right, 0.25, "answered")
         for *image, rights in given
         for question, right in zip(("first?", "second?"), rights, strict=True)
     ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def test_scores_of_a_record() -> None:
@@ -47,6 +53,10 @@ def test_scores_of_a_record() -> None:
         "self_score": 0.5,
         "agreement": 0.25,  # both verdicts are alike for the first question about image 0 only
         "all_right": 0.5,  # one of its two images has no wrong answer
+        # Its own answers reject both images, of which the judge finds the first one right.
+        "non_unification": 1.0,
+        "weak_generation": 0.5,
+        "misunderstanding": 0.5,
     }
     assert scores.loc["b"].to_dict() == {
         "understanding": 1.0,
@@ -55,7 +65,72 @@ def test_scores_of_a_record() -> None:
         "self_score": 0.75,
         "agreement": 0.5,
         "all_right": 0.0,
+        "non_unification": 0.5,
+        "weak_generation": 0.5,
+        "misunderstanding": 0.0,
     }
+
+
+def test_a_drawing_that_one_of_two_has_not_answered_about_is_in_no_score_of_both() -> None:
+    """So that weak generation and misunderstanding still add up to what is rejected."""
+    rows = answers()
+    rows.loc[(rows["subject"] == "self") & (rows["sample"] == 1), "status"] = "empty"
+    scores = record_scores(rows)
+    assert scores["non_unification"].tolist() == [1.0, 0.0]
+    assert scores["weak_generation"].tolist() == [0.0, 0.0]
+    assert scores["misunderstanding"].tolist() == [1.0, 0.0]
+
+
+def items(*outcomes: tuple[str, float, float]) -> pd.DataFrame:
+    """A record for each (type, right when read, right when drawn)."""
+    rows = [
+        (str(number), subject, 0, kind, "q", right, 0.5, "answered")
+        for number, (kind, *rights) in enumerate(outcomes)
+        for subject, right in zip(("real", "generated"), rights, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def published_gap(both: int, read: int, drawn: int, neither: int) -> float:
+    """As the published evaluation: abilities, their bounded difference, then the two shifts."""
+    total = both + read + drawn + neither
+    odds = [(right + 0.5) / (total - right + 0.5) for right in (both + read, both + drawn)]
+    difference = abs(math.log(odds[0]) - math.log(odds[1]))
+    bounded = difference / (1 + difference)
+    shifted = math.log(bounded / (1 - bounded)) + 2.7 * neither / total - 1.05 * both / total
+    return 1 / (1 + math.exp(-shifted))
+
+
+def test_the_item_response_gap_is_that_of_the_published_evaluation() -> None:
+    counts = {"color": (600, 300, 50, 50), "size": (300, 500, 100, 100)}
+    ways = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
+    rows = items(
+        *(
+            (kind, *way)
+            for kind, numbers in counts.items()
+            for way, number in zip(ways, numbers, strict=True)
+            for _ in range(number)
+        )
+    )
+    found = item_gap(rows, Bootstrap(200, 0.95))
+    assert found is not None
+    wanted = [published_gap(*one) for one in counts.values()]
+    assert found.value == pytest.approx(sum(wanted) / 2)
+    assert wanted == pytest.approx(PUBLISHED_GAPS, abs=0.01)
+    assert found.low < found.value < found.high
+    assert found.high - found.low < 0.2
+    assert found.count == 2000
+
+
+def test_the_item_response_gap_goes_by_the_record_and_is_absent_without_both_directions() -> None:
+    rows = answers()
+    found = item_gap(rows, Bootstrap(100, 0.95))
+    assert found is not None
+    # Of record a both drawings, each with both questions.
+    wanted = (published_gap(1, 1, 2, 0), published_gap(1, 3, 0, 0))
+    assert found.value == pytest.approx(sum(wanted) / 2)
+    assert found.count == 2
+    assert item_gap(rows[rows["subject"] != "real"], Bootstrap(100, 0.95)) is None
 
 
 def test_agreement_goes_by_image_and_question_whatever_the_order() -> None:
@@ -69,6 +144,13 @@ def test_summary_has_groups_and_a_gap_of_their_means() -> None:
     rows = summarize(records, answers(), Bootstrap(100, 0.95))
     values = {(row["name"], row["group"]): row["value"] for row in rows}
     assert values["gap", "all"] == pytest.approx(0.75 - 0.5)
+    assert values["non_unification", "all"] == 0.75
+    assert values["weak_generation", "category/x"] == 0.5
+    assert 0 < values["item_gap", "all"] < 1
+    alone = summarize(records, answers(), Bootstrap(100, 0.95), OF_TWO_MINDS)
+    known = {row["name"] for row in alone}
+    assert "non_unification" in known
+    assert not known & {"agreement", "weak_generation", "misunderstanding"}
     assert values["generation", "category/x"] == 0.75
     assert values["understanding", "type/size"] == 1.0
     assert values["agreement", "type/size"] == 0.5
