@@ -9,7 +9,7 @@ from bench.synthetic import Data, Size
 from models.families.showo.model import ShowoModel
 from models.protocol import MODALITIES, BranchLogps, Modality
 from models.registry import autocast
-from training.objectives import pair_loss
+from training.objectives import Signals, preference_loss
 from training.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PairStep:
         self._optimizer.zero_grad()
         for modality in MODALITIES:
             logps = {modality: self._logps(modality)}
-            loss_B, _ = pair_loss(logps, self._reference, self._objective)
+            loss_B, _ = preference_loss(logps, Signals(self._reference), self._objective)
             loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(self._weights, self._training.max_grad_norm)
         self._optimizer.step()

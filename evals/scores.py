@@ -86,8 +86,9 @@ def summarize(
             {"name": name, "group": group, **asdict(found)}
             for name, found in zip(names, estimates, strict=True)
         ]
-    gap = item_gap(answers, bootstrap)
-    return [*rows, {"name": "item_gap", "group": ALL, **asdict(gap)}] if gap else rows
+        gap = item_gap(answers, bootstrap) if group == ALL else None
+        rows += [{"name": "item_gap", "group": ALL, **asdict(gap)}] if gap else []
+    return rows
 
 
 def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

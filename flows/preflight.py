@@ -125,9 +125,12 @@ def memory_table(config: Config) -> str:
 
 def _model_stages(config: Config) -> list[str]:
     """Stages that load the model."""
-    scoring = ["score-images"] if config.scoring.judge == "self" else []
-    reference = ["reference"] if config.training.objective.uses_reference else []
-    return ["sample-captions", "sample-images", *scoring, *reference, "train", "evaluate"]
+    objective = config.training.objective
+    sampling = ["sample-captions", "sample-images"]
+    sampling += ["score-images"] if config.scoring.judge == "self" else []
+    reference = ["reference"] if objective.uses_reference else []
+    sampled = [] if objective.learns_from == "pool" else sampling
+    return [*sampled, *reference, "train", "evaluate"]
 
 
 def _available(config: Config) -> float:

@@ -204,7 +204,7 @@ class SelfPlay:
             between(iteration - 1)
             last = self._so_far.versions[-1]
             with self._tracker.iteration(iteration) as run:
-                made = self._improve(last.checkpoint, last.stages.get("pairs"), iteration, run)
+                made = self._improve(last.checkpoint, last.stages, iteration, run)
                 self._judge(made["trained"], iteration, made, run)
         between(self._config.iterations)
 
@@ -244,29 +244,19 @@ class SelfPlay:
     def _improve(
         self,
         checkpoint: ArtifactRef,
-        previous: ArtifactRef | None,
+        before: Mapping[str, ArtifactRef],
         iteration: int,
         run: IterationRun,
     ) -> dict[str, ArtifactRef]:
-        """What the stages of an iteration make; the next checkpoint is `trained`."""
+        """What the stages of an iteration make; the next checkpoint is `trained`.
+
+        `before` is what those of the iteration before have made.
+        """
         made: dict[str, ArtifactRef] = {"pool": self._pool, "checkpoint": checkpoint}
         step = self._step(iteration, checkpoint, run)
-
-        def stage(name: str, stage: Stage, inputs: Sequence[str]) -> None:
-            made[name] = self._stage(stage, {i: made[i] for i in inputs}, step)
-
-        stage("captions", CAPTIONS, ("pool", "checkpoint"))
-        stage("images", IMAGES, ("pool", "checkpoint"))
-        stage("caption_scores", SCORE_CAPTIONS, ("pool", "captions"))
-        stage("image_scores", SCORE_IMAGES, ("pool", "checkpoint", "images"))
-        sampled = ("pool", "checkpoint", "captions", "images", "caption_scores", "image_scores")
-        inputs: dict[str, ArtifactRef | list[ArtifactRef]] = {name: made[name] for name in sampled}
-        inputs["previous"] = [previous] if previous else []
-        made["pairs"] = self._stage(PAIR, inputs, step)
         objective = self._config.training.objective
-        if objective.learns_from == "groups":
-            groups = ("pool", "captions", "images", "caption_scores", "image_scores", "pairs")
-            stage("groups", GROUP, groups)
+        if objective.learns_from != "pool":
+            self._sample(made, before, step)
         learnt: dict[str, ArtifactRef | list[ArtifactRef]] = {
             "checkpoint": checkpoint,
             "pairs": made[objective.learns_from],
@@ -277,6 +267,29 @@ class SelfPlay:
         made["trained"] = self._stage(TRAIN, learnt, step)
         self._log(run, made)
         return {name: ref for name, ref in made.items() if name not in ("pool", "checkpoint")}
+
+    def _sample(
+        self, made: dict[str, ArtifactRef], before: Mapping[str, ArtifactRef], step: Step
+    ) -> None:
+        """Add samples, their scores, pairs, and groups for objectives that learn from them."""
+
+        def stage(name: str, stage: Stage, inputs: Sequence[str], *, previous: str = "") -> None:
+            given: dict[str, ArtifactRef | list[ArtifactRef]] = {i: made[i] for i in inputs}
+            if "previous" in stage.inputs:
+                given["previous"] = [before[previous]] if previous in before else []
+            made[name] = self._stage(stage, given, step)
+
+        stage("captions", CAPTIONS, ("pool", "checkpoint"))
+        stage("images", IMAGES, ("pool", "checkpoint"))
+        stage("caption_scores", SCORE_CAPTIONS, ("pool", "captions"))
+        stage("image_scores", SCORE_IMAGES, ("pool", "checkpoint", "images"))
+        scored = ("pool", "captions", "images", "caption_scores", "image_scores")
+        stage("pairs", PAIR, (*scored, "checkpoint"), previous="pairs")
+        objective = self._config.training.objective
+        if objective.learns_from == "groups":
+            # Other groups do not depend on those before, and so are not made anew for them.
+            chained = "groups" if objective.name == "internal_gap" else ""
+            stage("groups", GROUP, (*scored, "pairs"), previous=chained)
 
     def _log(self, run: IterationRun, made: Mapping[str, ArtifactRef]) -> None:
         run.log_refs(made)

@@ -69,9 +69,11 @@ class Showcase:
         run.log_picture(
             "galleries/drawn.png", version.evaluation.digest, lambda: self._drawn(run_record)
         )
-        if version.stages:
-            pairs, trained = version.stages["pairs"], version.stages["trained"]
+        if "pairs" in version.stages:
+            pairs = version.stages["pairs"]
             run.log_picture("galleries/pairs.png", pairs.digest, lambda: self._pairs(pairs))
+        if version.stages:
+            trained = version.stages["trained"]
             curve = self._figures[-1].curve
             run.log_picture("plots/training.png", trained.digest, lambda: training_plot(curve))
         source = "".join(v.evaluation.digest[:SOURCE_DIGITS] for v in run_record.versions)
@@ -89,7 +91,8 @@ class Showcase:
                 "this self-play": self._tracker.url,
                 "all runs": self._tracker.runs_url,
             }
-            paths = self._store.open(figures.version.stages["pairs"]).parts()
+            pairs = figures.version.stages.get("pairs")
+            paths = self._store.open(pairs).parts() if pairs else []
             page = iteration_page(self._figures, alarms, pair_examples(paths, NUM_PAIRS), links)
             digest = figures.version.checkpoint.digest[:SHOWN_DIGITS]
             text = PAGE_TEXT.format(digest)
@@ -109,7 +112,9 @@ class Showcase:
             ("test", "evaluation", run_record.test, "pool")
         ]
         if stages:
-            given.append(("pool", "sampling", run_record.pool, "pool"))
+            use = "sampling" if "pairs" in stages else "training"
+            given.append(("pool", use, run_record.pool, "pool"))
+        if "pairs" in stages:
             given.append(("pairs", "training", stages["pairs"], "pairs"))
         return [
             InputTable(name, use, ref, schema, count_rows(self._store.open(ref).parts()))

@@ -24,6 +24,7 @@ from models.protocol import (
     MaskPredict,
     Modality,
     PairBatch,
+    RedrawBatch,
     TextRole,
     TextSampling,
     UnifiedModel,
@@ -58,6 +59,8 @@ def checks(model: UnifiedModel, of: Family) -> Iterator[Check]:
     yield from _drawing(model)
     yield from _reading(model, pictures)
     yield from _likelihood(model, pictures)
+    if of.redraws:
+        yield from _redraws(model, pictures)
     yield from _gradients(model, pictures)
     yield from _saved(model, of, pictures)
     yield from _texts(model)
@@ -212,6 +215,38 @@ def _likelihood(model: UnifiedModel, pictures: Sequence[Image.Image]) -> Iterato
         same == model.exact_images,
         f"other draws {'do not ' if same else ''}change it",
     )
+
+
+def _redraws(model: UnifiedModel, pictures: Sequence[Image.Image]) -> Iterator[Check]:
+    batch = RedrawBatch(
+        model.see(pictures), model.encode(pictures), SEEDS, 0 if model.exact_images else 2
+    )
+    found = _redrawn(model, batch)
+    alone = [
+        _redrawn(
+            model,
+            replace(batch, seen=batch.seen[[i]], drawn=batch.drawn[[i]], draw_seeds=[SEEDS[i]]),
+        )
+        for i in range(len(found))
+    ]
+    error = _off(found, torch.cat(alone))
+    yield _check(
+        "redrawn pictures do not depend on their batch", error < CLOSE, f"off by {error:.1e}"
+    )
+    other = _off(_redrawn(model, replace(batch, seen=batch.seen[[1, 2, 0]])), found)
+    yield _check("a redrawn picture depends on what is read", other > CLOSE, "it does not")
+    tokens = _logps(model, _pairs(model, pictures), "image")[:, 2]
+    same = torch.equal(found[:, 2], tokens)
+    yield _check(
+        "a redrawn picture has as many tokens as a drawn one", same, f"{found[:, 2]}, {tokens}"
+    )
+
+
+@torch.no_grad()
+def _redrawn(model: UnifiedModel, batch: RedrawBatch) -> torch.Tensor:
+    """[B,4], in float64."""
+    logps: BranchLogps = model.pair_module(model.pack_redraws(batch))
+    return torch.stack([part.double() for part in logps], dim=1).cpu()
 
 
 def _gradients(model: UnifiedModel, pictures: Sequence[Image.Image]) -> Iterator[Check]:

@@ -127,6 +127,20 @@ class PairBatch:
         return replace(self, **{name: getattr(self, name)[part] for name in names})
 
 
+@dataclass(frozen=True)
+class RedrawBatch:
+    """Pictures to be drawn by what understanding reads of them, without any words.
+
+    `seen` may tell less than `drawn`, so that there is more to learn than to copy. `draw_seeds` and
+    `num_draws` as in `PairBatch`.
+    """
+
+    seen: Seen
+    drawn: Drawn
+    draw_seeds: Sequence[int]
+    num_draws: int = 1
+
+
 TextRole = Literal["prompt", "caption", "answer", "question"]
 """What a text is to a model: what it draws, says or is asked."""
 
@@ -171,7 +185,8 @@ class BranchLogps(NamedTuple):
     """One modality of a batch of pairs: sums of log-probabilities in nats and how many tokens.
 
     The chosen and rejected branches carry gradients. With several draws per pair the sums and
-    counts are means over them. A tuple, in which what wraps a module finds the tensors.
+    counts are means over them. Of pictures that are redrawn there is one branch, which is both. A
+    tuple, in which what wraps a module finds the tensors.
     """
 
     chosen_logps_B: Tensor
@@ -271,6 +286,13 @@ class UnifiedModel(Protocol):
 
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> object:
         """Model input of one modality of a batch of pairs, on the model's device."""
+        ...
+
+    def pack_redraws(self, batch: RedrawBatch) -> object:
+        """Input of `pair_module` for pictures that are redrawn, on the model's device.
+
+        Only families that declare it (`Family.redraws`) are asked for it.
+        """
         ...
 
     def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:

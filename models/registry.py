@@ -50,6 +50,8 @@ class Family:
     """Whether a config.json is one of this family's."""
     check: Callable[[Path], object]
     """UserError for a folder that holds no whole model, by its config and headers alone."""
+    redraws: bool = False
+    """Whether its models have `pack_redraws`, by which they learn to draw what they read."""
     costs: Callable[[Path], Costs] | None = None
     """FLOPs of its parts by a folder's config.json, for plans; None: plans go by measured runs."""
     shared_weights: bool = True
@@ -122,6 +124,14 @@ def check_settings(name: str, sampler: str, training: "Training") -> None:
         raise UserError(
             "training.train_vision = true trains whole weights and training.lora adapters of the "
             "language model alone; set one of them to false or null"
+        )
+    rebuilt = training.reconstruction is not None
+    if not chosen.redraws and (rebuilt or training.objective.name == "reconstruction"):
+        field = "training.reconstruction" if rebuilt else "training.objective.name"
+        way_out = "null" if rebuilt else "pair_dpo, or to another one that learns from samples"
+        raise UserError(
+            f"{field} has pictures drawn by what is read of them, which {chosen.title} does not "
+            f"offer; set it to {way_out}"
         )
     if sampler != chosen.sampler:
         raise UserError(

@@ -17,12 +17,21 @@ PAPER = "arxiv:2502.12148"
 TAGS = {
     "pair_dpo": ["pair-dpo", "dpo"],
     "best_of": ["best-of-n", "raft"],
+    "group_dpo": ["dpo"],
     "group_policy": ["grpo"],
+    "internal_gap": ["dpo"],
+    "reconstruction": ["reconstruction-alignment"],
 }
+SAMPLES = (
+    "it samples captions and images for a pool of image-caption pairs, scores them itself, and "
+)
 LEARNS = {
     "pair_dpo": "learns from its best against its worse ones by Pair-DPO",
     "best_of": "is fine-tuned on its best ones",
+    "group_dpo": "learns from its better against its worse ones by DPO",
     "group_policy": "learns from each against the mean of its record by GRPO",
+    "internal_gap": "learns from those that it finds right against those that it rejects by DPO",
+    "reconstruction": "it learns to draw the pictures of a pool by what it reads of them",
 }
 """What the card says of an objective."""
 
@@ -90,10 +99,11 @@ def _text(figures: Figures) -> Iterator[str]:
     yield from (f"# {_name(figures)}", "", verdict.headline, verdict.detail, "")
     if not figures.finished or figures.run_record.stopped:
         yield from (f"The run that made it is not complete. {figures.state}", "")
+    objective = _objective(figures)
     yield (
         f"A unified model ({config['model']['family']}) after {figures.last.version.iteration} "
-        "iterations of HermesFlow self-play: it samples captions and images for a pool of "
-        f"image-caption pairs, scores them itself, and {LEARNS[_objective(figures)]}."
+        f"iterations of HermesFlow self-play: {'' if objective == 'reconstruction' else SAMPLES}"
+        f"{LEARNS[objective]}."
     )
     for title, lines in (
         ("Results", _results(figures)),

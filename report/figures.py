@@ -228,7 +228,7 @@ def read_version(store: Store, version: Version, run_record: RunRecord) -> Versi
     return VersionFigures(
         version=version,
         metrics=read_metrics(evaluation),
-        pairs=opened["pairs"].manifest["results"] if opened else {},
+        pairs=opened["pairs"].manifest["results"] if "pairs" in opened else {},
         trained=opened["trained"].manifest["results"] if opened else {},
         curve=_curve(opened["trained"]) if opened else (),
         stages=[

@@ -121,7 +121,7 @@ def spread(rows: Sequence[Row], number: int) -> list[Row]:
 def read_sampled(store: Store, run_record: RunRecord) -> list[Sampled]:
     """Some records of the last iteration that became pairs, with all their samples."""
     last = run_record.versions[-1]
-    if not last.stages:
+    if "pairs" not in last.stages:
         return []
     paired = _rows(store.open(last.stages["pairs"]).parts(), "pairs", ["record_id"])
     known = {row["record_id"] for row in paired}

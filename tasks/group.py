@@ -3,11 +3,16 @@
 Reads pool, captions, images and their scores, joined by record and sample; writes one row for each
 record, `part-*.parquet` of table `groups`. Left out are records without two samples of either
 modality, and those whose samples all score alike, which have nothing to say about which is better.
+
+Where the objective asks for right drawings (internal_gap), a group is the best and the worst sample
+alone, and records whose drawings are all right or all wrong are left out. Those without a right one
+are kept in mind (`failed.json`), so that it is known when they come back.
 """
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +22,7 @@ from core.artifact import part_name
 from core.command import stage_command
 from core.errors import UserError
 from core.stage import Stage, StageContext
-from data.pairing import Floats, Ints, Scored
+from data.pairing import Flags, Floats, Ints, Scored
 from data.rows import RowReader
 from data.samples import join_scores, paths_of, read_narrow
 from data.schemas import arrow_schema
@@ -28,6 +33,7 @@ CONTENT = {
     "image": ("tokens", "image_tokens"),
 }
 """Of a modality: the column of its samples, and that of the groups."""
+FAILED = "failed.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,21 @@ class _Samples:
     score_S: Floats
     first_R: Ints
     """Where the samples of each record begin; one more for their end."""
+
+    def extremes(self) -> "_Samples":
+        """The best and the worst sample of each record that has two, of equal ones the first best
+        and the last worst; none of the other records."""
+        kept: list[int] = []
+        first = [0]
+        for a, b in zip(self.first_R[:-1], self.first_R[1:], strict=True):
+            if b - a >= 2:
+                down = a + np.argsort(-self.score_S[a:b], kind="stable")
+                kept += [int(down[0]), int(down[-1])]
+            first.append(len(kept))
+        place = np.array(kept, dtype=np.int64)
+        return replace(
+            self, row_S=self.row_S[place], score_S=self.score_S[place], first_R=np.array(first)
+        )
 
     def spreads(self) -> npt.NDArray[np.bool_]:
         """Whether the samples of each record differ in score."""
@@ -65,14 +86,28 @@ def run(context: StageContext) -> Mapping[str, object]:
     ids = read_narrow(context.inputs["pool"], "pool", ["record_id"])["record_id"].combine_chunks()
     both = [_samples(context, modality, ids) for modality in CONTENT]
     sizes = np.stack([np.diff(samples.first_R) for samples in both])
-    whole_R = (sizes >= 2).all(axis=0)
-    differ_R = np.logical_or.reduce([samples.spreads() for samples in both])
-    records = np.flatnonzero(whole_R & differ_R)
+    whole_R: Flags = np.all(sizes >= 2, axis=0)
+    mean = {f"{samples.modality}/score": float(samples.score_S.mean()) for samples in both}
+    counts: dict[str, int] = {"dropped/few_samples": int((~whole_R).sum())}
+    # A view of the config, which looks like one of any objective.
+    right = getattr(context.config.training.objective, "right", None)
+    if right is None:
+        differ_R = np.logical_or.reduce([samples.spreads() for samples in both])
+        records = np.flatnonzero(whole_R & differ_R)
+        counts["dropped/all_alike"] = int((whole_R & ~differ_R).sum())
+        why = "the samples of the others all score alike"
+    else:
+        both = [samples.extremes() for samples in both]
+        records, of_right = _split(context, both[1], whole_R, right, ids)
+        counts |= of_right
+        why = (
+            f"of the others {of_right['dropped/none_right']} have no right drawing, by "
+            f"training.objective.right = {right}, and {of_right['dropped/all_right']} no wrong one"
+        )
     if not len(records):
         raise UserError(
-            f"no groups: of {len(ids)} records {int((~whole_R).sum())} have no two scored samples "
-            "of both modalities, and the samples of the others all score alike; raise num_samples "
-            "or temperature in sampling"
+            f"no groups: of {len(ids)} records {counts['dropped/few_samples']} have no two scored "
+            f"samples of both modalities, and {why}; raise num_samples or temperature in sampling"
         )
     iteration = int(context.input("pairs").manifest["results"]["iteration"])
     pool = RowReader(paths_of(context.inputs["pool"]))
@@ -89,17 +124,51 @@ def run(context: StageContext) -> Mapping[str, object]:
         "records": len(ids),
         "groups": len(records),
         "iteration": iteration,
-        "dropped/few_samples": int((~whole_R).sum()),
-        "dropped/all_alike": int((whole_R & ~differ_R).sum()),
-        **{f"{samples.modality}/score": float(samples.score_S.mean()) for samples in both},
+        **counts,
+        **mean,
+    }
+
+
+def _split(
+    context: StageContext, extremes: _Samples, whole_R: Flags, right: float, ids: pa.Array
+) -> tuple[Ints, dict[str, int]]:
+    """Records with a right drawing and a wrong one, and what became of the others.
+
+    Writes which records had no right drawing so far; without the curriculum, which had none at
+    first, and those stay out.
+    """
+    best_R = np.full(len(whole_R), -np.inf)
+    worst_R = best_R.copy()
+    there = np.flatnonzero(np.diff(extremes.first_R))
+    best_R[there] = extremes.score_S[extremes.first_R[there]]
+    worst_R[there] = extremes.score_S[extremes.first_R[there] + 1]
+    # Scores are stored with 32 bits.
+    is_right_R = whole_R & (best_R >= np.float32(right))
+    before_R = np.ones_like(whole_R)
+    if context.inputs["previous"]:
+        path = context.input("previous").path(FAILED)
+        before_R = np.isin(ids.to_pylist(), json.loads(path.read_text(encoding="utf-8")))
+    curriculum = getattr(context.config.training.objective, "curriculum", True)
+    again = curriculum or not context.inputs["previous"]
+    failed_R = before_R & ~is_right_R if again else before_R
+    out_R = np.zeros_like(whole_R) if again else before_R
+    with context.draft.write(FAILED) as path:
+        path.write_text(json.dumps(ids.filter(pa.array(failed_R)).to_pylist()), encoding="utf-8")
+    is_wrong_R = worst_R < np.float32(right)
+    returned_R = is_right_R & before_R & ~out_R
+    return np.flatnonzero(is_right_R & is_wrong_R & ~out_R), {
+        "dropped/none_right": int((whole_R & ~is_right_R).sum()),
+        "dropped/all_right": int((is_right_R & ~is_wrong_R).sum()),
+        "dropped/failed_before": int((is_right_R & out_R).sum()),
+        "returned": int(returned_R.sum()) if context.inputs["previous"] else 0,
     }
 
 
 GROUP = Stage(
     "group",
-    1,
-    ("scoring.image_score",),
-    ("pool", "captions", "images", "caption_scores", "image_scores", "pairs"),
+    2,
+    ("scoring.image_score", "training.objective.right?", "training.objective.curriculum?"),
+    ("pool", "captions", "images", "caption_scores", "image_scores", "pairs", "previous"),
     run,
     retention="intermediate",
 )

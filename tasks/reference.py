@@ -22,7 +22,8 @@ from data.tables import TableWriter, count_rows, iter_batches
 from models.batches import Batches
 from models.protocol import BranchLogps, Modality, UnifiedModel, count_cut
 from models.registry import autocast, load_model, use_threads
-from training.data import EXACT, Draws, PairRows, encode_rows, learnt_table
+from training.data import EXACT, Draws, PairRows
+from training.encode import encode_rows, learnt_table
 
 
 class _Reference:

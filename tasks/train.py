@@ -22,23 +22,17 @@ import torch
 
 from core.artifact_writer import SCRATCH, ArtifactWriter
 from core.command import stage_command
-from core.config import Objective, Training
+from core.config import Objective, Preference, Training
 from core.errors import UserError
 from core.interrupts import Terminated, held_back
 from core.runtime import derive_seed
 from core.stage import Stage, StageContext, run_stage
-from data.tables import read_table
+from data.tables import read_table, stored_table
 from models.memory import available_bytes, check_memory
 from models.protocol import UnifiedModel
 from models.registry import family, load_model, train_vision, use_threads
-from training.data import (
-    GROUPS,
-    PAIRS,
-    PairRows,
-    ReferenceLogps,
-    join_reference,
-    open_pairs,
-)
+from training.data import PairRows, ReferenceLogps, join_reference
+from training.encode import Encoding, open_pairs
 from training.objectives import active_modalities
 from training.processes import connected, make_accelerator, process_device
 from training.sharding import recompute, shard
@@ -70,13 +64,15 @@ def run(context: StageContext) -> Mapping[str, object]:
     model, adapters = _load(context, device)
     sharded = runtime.shard_weights and context.group.size > 1
     paths = context.input("pairs").parts()
-    with open_pairs(paths, model, runtime.batch_records, context.progress) as rows:
+    _check_table(paths, training.objective)
+    encoding = Encoding.of(training, _iteration(context))
+    with open_pairs(paths, model, runtime.batch_records, context.progress, encoding) as rows:
         # Only now: pictures are read by whole weights.
         if runtime.recompute:
             recompute(model.blocks)
         if sharded:
             shard(model.pair_module, model.blocks, device)
-        _check_rows(rows, training.objective)
+        _check_winners_are_good(rows, training.objective)
         reference = _reference(context, model, rows) if training.objective.uses_reference else None
         trainer = PairTrainer(
             model, accelerator, rows, reference, training, config.seed,
@@ -97,11 +93,13 @@ def run(context: StageContext) -> Mapping[str, object]:
                     if name in weights:
                         parameter.copy_(weights[name])
     if context.group.is_main_process:
+        _average(context, model)
         _write(model, adapters, context.draft)
         with context.draft.write(METRICS) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
     return {
         "pairs": len(rows),
+        "iteration": int(rows.text["iteration"][0].as_py()),
         "steps": trainer.num_steps,
         "warmup_steps": trainer.warmup_steps,
         "seconds_per_step": round(seconds, 4),
@@ -111,7 +109,7 @@ def run(context: StageContext) -> Mapping[str, object]:
 
 TRAIN = Stage(
     "train",
-    2,
+    3,
     ("seed", "model.family", "model.precision", "training"),
     ("checkpoint", "pairs", "reference"),
     run,
@@ -142,15 +140,29 @@ def _reference(context: StageContext, model: UnifiedModel, rows: PairRows) -> Re
     return join_reference(stored, rows, context.config.seed, epochs)
 
 
-def _check_rows(rows: PairRows, objective: Objective) -> None:
-    """UserError for rows of another kind, or if a modality is left without a winner."""
-    found = PAIRS if rows.grouped is None else GROUPS
-    if found != objective.learns_from:
+MAKERS = {"pairs": "what stage pair has made", "groups": "what stage group has made"}
+MAKERS |= {"pool": "the pool"}
+
+
+def _check_table(paths: Sequence[Path], objective: Objective) -> None:
+    """UserError for rows of another kind than the objective learns from."""
+    wanted = objective.learns_from
+    found = stored_table(paths[0]) if paths else wanted
+    if found != wanted:
         raise UserError(
-            f"training.objective.name = {objective.name!r} learns from {objective.learns_from}, "
-            f"but the input pairs has {found}; give what stage "
-            f"{'group' if objective.learns_from == GROUPS else 'pair'} has made"
+            f"training.objective.name = {objective.name!r} learns from {wanted}, but the input "
+            f"pairs has {found}; give {MAKERS[wanted]}"
         )
+
+
+def _iteration(context: StageContext) -> int:
+    """One more than that of the checkpoint, for records of a pool, which say none."""
+    results = context.input("checkpoint").manifest.get("results", {})
+    return int(results.get("iteration", 0)) + 1
+
+
+def _check_winners_are_good(rows: PairRows, objective: Objective) -> None:
+    """UserError if a modality is left without a winner."""
     for modality in active_modalities(objective) if objective.name == "best_of" else ():
         least, best = getattr(objective, modality).min_score, rows.win_scores[modality].max()
         if best < least:
@@ -254,7 +266,7 @@ def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None
     if len(window) < min(WINDOW, num_steps):
         return
     objective = training.objective
-    if objective.name != "pair_dpo":
+    if not isinstance(objective, Preference):
         return
     for modality in active_modalities(objective):
         mean = sum(row[f"{modality}/logratios/chosen"] for row in window) / len(window)
@@ -273,6 +285,21 @@ def _last_means(metrics: Metrics) -> dict[str, float]:
     window: Sequence[Mapping[str, float]] = metrics[-WINDOW:]
     names = [name for name in window[-1] if name not in ("step", "epoch")]
     return {name: sum(row[name] for row in window) / len(window) for name in names}
+
+
+def _average(context: StageContext, model: UnifiedModel) -> None:
+    """Move the weights back towards those that training started from, as far as the config says.
+
+    theta = start + average * (trained - start): WiSE-FT (arXiv 2109.01903, section 3).
+    """
+    average = context.config.training.average
+    if average == 1:
+        return
+    start, _ = _load(context, "cpu")
+    weights = dict(start.pair_module.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.pair_module.named_parameters():
+            parameter.copy_(weights[name].to(parameter).lerp(parameter, average))
 
 
 def _write(model: UnifiedModel, adapters: "Adapters | None", draft: ArtifactWriter) -> None:

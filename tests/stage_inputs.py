@@ -32,6 +32,19 @@ GROUP_POLICY = {
     "name": "group_policy",
     **{m: {"weight": 1.0, "kl_weight": 0.1, "clip": 0.2} for m in ("caption", "image")},
 }
+GROUP_DPO = {
+    **{"name": "group_dpo", "collapse_nats": 50.0},
+    **{m: BRANCH | {"min_difference": 0.0} for m in ("caption", "image")},
+}
+INTERNAL_GAP = {
+    **{"name": "internal_gap", "collapse_nats": 50.0, "right": 0.5, "curriculum": True},
+    "image": BRANCH | {"nll_weight": 1.0},
+}
+RECONSTRUCTION = {
+    "name": "reconstruction",
+    **{"caption": {"weight": 1.0}, "image": {"weight": 1.0, "shrink": 2}},
+}
+OBJECTIVES = (PAIR_DPO, GROUP_DPO, INTERNAL_GAP, BEST_OF, GROUP_POLICY, RECONSTRUCTION)
 RULE = {"min_best": 0.6, "min_margin": 0.0, "loser": "worst"}
 CAPTIONS = {"settings": [{"temperature": 1.0, "top_k": None, "num_samples": 2}]}
 DATA = {"pool_records": 6, "test_records": 6, "eval_split": "validation", "seed": 0}

@@ -30,9 +30,9 @@ from tests.fake_family.model import make_model
 from tests.janus_tiny import random_janus, tiny_janus
 from tests.loops import play, quick_exact
 from tests.showo_tiny import tiny_model
-from tests.stage_inputs import BEST_OF, GROUP_POLICY, PAIR_DPO, make_config
+from tests.stage_inputs import OBJECTIVES, make_config
 from tests.vila_u_tiny import random_vila_u, tiny_vila_u
-from training.data import EXACT, Draws, Grouped, PairRows, ReferenceLogps
+from training.data import EXACT, Draws, Grouped, PairRows, Redraws, ReferenceLogps
 from training.processes import make_accelerator
 from training.trainer import PairTrainer
 
@@ -47,14 +47,20 @@ def test_a_family_conforms(model: object, family: registry.Family) -> None:
     assert len(found) >= 20
 
 
-@pytest.mark.parametrize("section", [PAIR_DPO, BEST_OF, GROUP_POLICY], ids=lambda one: one["name"])
+@pytest.mark.parametrize("section", OBJECTIVES, ids=lambda one: one["name"])
 @pytest.mark.parametrize("make", [tiny_model, tiny_janus, tiny_vila_u, make_model])
 def test_an_objective_takes_a_step_on_every_family(
     make: Callable[[], UnifiedModel], section: dict[str, object]
 ) -> None:
     model, num = make(), len(PROMPTS)
     draws = 0 if model.exact_images else 2
-    training = make_config(training__objective=section, training__image_draws=draws).training
+    name = section["name"]
+    beside = {"weight": 0.5, "shrink": 1} if name != "reconstruction" else None
+    if name == "group_policy":
+        section = section | {"weigh_alike": True}
+    training = make_config(
+        training__objective=section, training__image_draws=draws, training__reconstruction=beside
+    ).training
     rows = rows_of(model, grouped=training.objective.learns_from == "groups")
     batch = rows.batch(np.arange(num), 0, Draws.of(0, training))
     with torch.no_grad():
@@ -67,7 +73,12 @@ def test_an_objective_takes_a_step_on_every_family(
     )  # fmt: skip
     metrics, _ = trainer.step(0)
     assert all(math.isfinite(value) for value in metrics.values())
-    assert metrics["loss"] == pytest.approx(metrics["loss/caption"] + metrics["loss/image"])
+    parts = ["loss/caption", "loss/image", "loss/reconstruction"]
+    if name == "internal_gap":
+        assert parts.pop(0) not in metrics
+    if name == "reconstruction":
+        assert parts.pop() not in metrics
+    assert metrics["loss"] == pytest.approx(sum(metrics[part] for part in parts))
     assert metrics["grad_norm"] > 0
     changed = [n for n, p in model.pair_module.named_parameters() if not torch.equal(p, before[n])]
     assert changed
@@ -88,9 +99,12 @@ def rows_of(model: UnifiedModel, *, grouped: bool) -> PairRows:
         {m: np.tile([0, 1], (num, 1)) for m in MODALITIES},
         both,
         {m: np.abs(one) / 2 for m, one in both.items()},
+        np.array([0.2, 0.4, 0.6]),
     )
-    table = pa.table(text)
-    return PairRows(table, model.see(pictures), drawn, drawn[::-1], groups if grouped else None)
+    seen = model.see(pictures)
+    return PairRows(
+        pa.table(text), seen, drawn, drawn[::-1], groups if grouped else None, Redraws(seen, drawn)
+    )
 
 
 def test_faults_of_a_family_are_found() -> None:

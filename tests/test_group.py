@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from showo_tiny import tiny_model
 from stage_inputs import (
     GROUP_POLICY,
+    INTERNAL_GAP,
     PAIR_DPO,
     group_row,
     make_config,
@@ -32,7 +34,8 @@ from models.protocol import MODALITIES
 from tasks.group import GROUP
 from tasks.reference import REFERENCE
 from tasks.train import METRICS, TRAIN, read_metrics
-from training.data import Draws, PairRows, encode_groups, join_reference
+from training.data import Draws, PairRows, join_reference
+from training.encode import Encoding, encode_groups, likeness, ranked, shrunk
 
 Scores = Mapping[str, Sequence[float]]
 
@@ -42,7 +45,13 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def grouped(store: Store, captions: Scores, images: Scores, **changes: object) -> ArtifactRef:
+def grouped(
+    store: Store,
+    captions: Scores,
+    images: Scores,
+    previous: ArtifactRef | None = None,
+    **changes: object,
+) -> ArtifactRef:
     """Groups of samples whose texts and shades tell record and number."""
     ids = sorted({*captions, *images})
     samples = publish_samples(
@@ -55,6 +64,7 @@ def grouped(store: Store, captions: Scores, images: Scores, **changes: object) -
     inputs = {
         "pool": publish(store, "pool", [[pool_row(name) for name in ids]]),
         "pairs": publish(store, "pairs", [[]], {"iteration": 3}),
+        "previous": [previous] if previous else [],
     }
     config = make_config(scoring__image_score="soft", **changes)
     return run_stage(GROUP, config, store, inputs | samples).ref
@@ -90,6 +100,49 @@ def test_records_that_say_nothing_are_left_out_and_counted(store: Store) -> None
 def test_a_pool_without_groups_says_why(store: Store) -> None:
     with pytest.raises(UserError, match=r"of 2 records 1 have no two .*raise num_samples"):
         grouped(store, {"a": [0.5, 0.5], "b": [0.5]}, {"a": [0.5, 0.5], "b": [0.5, 0.1]})
+
+
+CAPTIONS = {name: [0.5, 0.25, 0.75] for name in "abcd"}
+
+
+def test_a_group_of_internal_gap_is_the_best_right_drawing_and_the_worst_wrong_one(
+    store: Store,
+) -> None:
+    drawings = {"a": [0.6, 0.1, 0.9, 0.1], "b": [0.4, 0.2], "c": [0.9, 0.5], "d": [0.5, 0.4]}
+    ref = grouped(store, CAPTIONS, drawings, training__objective=INTERNAL_GAP)
+    first, second = read_table(store.open(ref).parts(), "groups").to_pylist()
+    assert (first["record_id"], second["record_id"]) == ("a", "d")
+    assert first["image_scores"] == pytest.approx([0.9, 0.1])
+    assert first["image_tokens"] == [[2, 1, 2, 3], [3, 1, 2, 3]]
+    assert first["captions"] == ["a 2", "a 1"]
+    results = store.open(ref).manifest["results"]
+    assert (results["dropped/none_right"], results["dropped/all_right"]) == (1, 1)
+    assert (results["groups"], results["returned"]) == (2, 0)
+    with pytest.raises(UserError, match=r"2 have no right drawing, by .*right = 0\.95"):
+        none = {name: [0.6, 0.1] for name in "ab"}
+        harsh = INTERNAL_GAP | {"right": 0.95}
+        grouped(store, CAPTIONS, none, training__objective=harsh)
+
+
+@pytest.mark.parametrize(("curriculum", "names"), [(True, ["a", "b"]), (False, ["a"])])
+def test_prompts_that_failed_come_back_with_the_curriculum_alone(
+    store: Store, curriculum: bool, names: list[str]
+) -> None:
+    """Over three iterations; what had a right drawing once is not one that failed."""
+    section = INTERNAL_GAP | {"curriculum": curriculum}
+    tries = (
+        {"a": [0.9, 0.1], "b": [0.4, 0.2], "c": [0.4, 0.2], "d": [0.9, 0.8]},
+        {"a": [0.9, 0.1], "b": [0.4, 0.3], "c": [0.6, 0.7], "d": [0.4, 0.3]},
+        {"a": [0.9, 0.2], "b": [0.8, 0.3], "c": [0.4, 0.3], "d": [0.8, 0.6]},
+    )
+    ref, returned = None, []
+    for drawings in tries:
+        ref = grouped(store, CAPTIONS, drawings, ref, training__objective=section)
+        returned.append(store.open(ref).manifest["results"]["returned"])
+    assert ref is not None
+    assert read_table(store.open(ref).parts(), "groups")["record_id"].to_pylist() == names
+    # c came in the second iteration, all right and so without a loser, b in the third.
+    assert returned == ([0, 1, 1] if curriculum else [0, 0, 0])
 
 
 SIZES = ((3, 2), (2, 5), (4, 4), (2, 2))
@@ -144,6 +197,42 @@ def test_rows_hold_the_samples_and_advantages_of_their_numbers() -> None:
         assert batch.prompts[row] == group["prompt"]
     # All samples of a record share their masks.
     assert len(set(batch.draw_seeds)) == len(table)
+
+
+def test_ranked_samples_are_best_against_worst_and_all_of_them() -> None:
+    assert ranked([0.1, 0.9, 0.5, 0.7, 0.3]).tolist() == [1, 0, 3, 4, 2]
+    assert ranked([0.5, 0.5, 0.5]).tolist() == [0, 2, 1]
+    rows = encode_groups(groups(), tiny_model(), Batches(4, None, ""), Encoding(ranked=True))
+    plain = encoded()
+    assert rows.grouped is not None
+    assert plain.grouped is not None
+    for modality in MODALITIES:
+        found, known = rows.grouped.samples[modality], plain.grouped.samples[modality]
+        for record in range(len(SIZES)):
+            of_record = rows.grouped.record_R == record
+            assert set(found[of_record].ravel()) == set(known[of_record].ravel())
+        better, worse = rows.grouped.advantages[modality].T
+        whole = rows.grouped.shares[modality].min(axis=1) > 0
+        assert (better[whole] > worse[whole]).all()
+
+
+def test_likeness_is_the_share_of_codes_that_drawings_have_in_common_with_the_picture() -> None:
+    true = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    drawn = np.array([[1, 2, 3, 4], [1, 2, 0, 0], [5, 0, 0, 0]])
+    assert likeness(drawn, true, np.array([2, 1])).tolist() == [0.75, 0.25]
+    rows = encode_groups(groups(), tiny_model(), Batches(4, None, ""), Encoding(likeness=True))
+    assert rows.grouped is not None
+    assert rows.grouped.weights.mean() == pytest.approx(1.0)
+    assert np.ptp(rows.grouped.weights) > 0
+    assert encoded().grouped.weights.tolist() == [1.0] * 8  # type: ignore[union-attr]
+
+
+def test_a_shrunk_picture_has_its_size_and_less_detail() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    less = np.asarray(shrunk(Image.fromarray(noise), 4))
+    assert less.shape == noise.shape
+    assert np.abs(np.diff(less.astype(int), axis=0)).mean() < 20
+    assert less.mean() == pytest.approx(noise.mean(), abs=4)
 
 
 def test_the_reference_has_every_sample_of_a_group_once(store: Store) -> None:

@@ -28,7 +28,8 @@ from tasks.reference import REFERENCE
 from tasks.train import TRAIN
 from tests.commands import hermesflow
 from tests.loops import Finished
-from training.data import PairRows, encode_pairs, pair_columns
+from training.data import PairRows
+from training.encode import encode_pairs, pair_columns
 
 Given = dict[str, Any]
 KEPT = [name for name in arrow_schema("pairs").names if not name.endswith("_tokens")]

@@ -13,7 +13,7 @@ from core.config import PairDpo
 from models.losses import dpo_loss, preference_metrics
 from models.protocol import BranchLogps, Modality
 from training.data import batches_of_epoch, draw_seed
-from training.objectives import active_modalities, pair_loss
+from training.objectives import Signals, active_modalities, preference_loss
 from training.optim import decay_groups, rate_factor
 
 Logps = dict[Modality, BranchLogps]
@@ -47,7 +47,7 @@ class Result:
         for branch in leaves.values():
             branch.chosen_logps_B.requires_grad_()
             branch.rejected_logps_B.requires_grad_()
-        loss_B, metrics = pair_loss(leaves, reference, settings)
+        loss_B, metrics = preference_loss(leaves, Signals(reference), settings)
         self.loss = loss_B.mean()
         self.loss.backward()
         self.gradients = {

@@ -15,10 +15,15 @@ from safetensors.torch import load_file
 from showo_tiny import tiny_model
 from stage_inputs import (
     BEST_OF,
+    GROUP_DPO,
     GROUP_POLICY,
+    PAIR_DPO,
+    RECONSTRUCTION,
     group_row,
     make_config,
     pair_row,
+    picture,
+    pool_row,
     publish,
     publish_model,
 )
@@ -37,7 +42,8 @@ from models.families.showo.phi import Block, Mlp
 from models.protocol import Modality, PairBatch, UnifiedModel
 from tasks.reference import REFERENCE, _Reference
 from tasks.train import METRICS, TRAIN, read_metrics
-from training.data import Draws, draw_seed, encode_pairs
+from training.data import Draws, draw_seed
+from training.encode import encode_pairs
 from training.trainer import PairTrainer
 
 LN_2 = math.log(2)
@@ -57,9 +63,12 @@ class Loop:
         self.checkpoint = publish_model(self.store, model)
         self.pairs = publish(self.store, "pairs", [[pair_row(n) for n in range(NUM_PAIRS)]])
         self.groups = publish(self.store, "groups", [[group_row(n, 2, 2) for n in range(10)]])
+        pool = [pool_row(f"r{n}", image=picture(25 * n)) for n in range(10)]
+        self.pool = publish(self.store, "pool", [pool[:6], pool[6:]])
 
     def learnt(self, config: Config) -> ArtifactRef:
-        return self.groups if config.training.objective.learns_from == "groups" else self.pairs
+        known = {"pairs": self.pairs, "groups": self.groups, "pool": self.pool}
+        return known[config.training.objective.learns_from]
 
     def reference(self, config: Config) -> ArtifactRef:
         inputs = {"checkpoint": self.checkpoint, "pairs": self.learnt(config)}
@@ -427,8 +436,11 @@ def killed(loop: Loop, config: Config, monkeypatch: pytest.MonkeyPatch) -> Artif
         {"training__lora": {"rank": 2, "alpha": 4}},
         {"training__objective": BEST_OF},
         {"training__objective": GROUP_POLICY},
+        {"training__objective": GROUP_DPO, "training__average": 0.5},
+        {"training__objective": RECONSTRUCTION},
+        {"training__reconstruction": {"weight": 0.5, "shrink": 2}},
     ],
-    ids=["weights", "adapters", "best_of", "group_policy"],
+    ids=["weights", "adapters", "best_of", "group_policy", "average", "reconstruction", "beside"],
 )
 def test_killed_and_resumed_training_ends_as_straight_training(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, object]
@@ -493,6 +505,50 @@ def test_best_of_without_a_winner_that_is_good_enough_says_so(loop: Loop) -> Non
     section = BEST_OF | {"image": {"weight": 1.0, "min_score": 0.95}}
     with pytest.raises(UserError, match=r"no image is learnt from: .*0\.900.*min_score = 0\.95"):
         loop.train(make_config(training__objective=section))
+
+
+def test_reconstruction_learns_to_draw_what_it_reads_without_samples(loop: Loop) -> None:
+    config = make_config(training__objective=RECONSTRUCTION, training__epochs=20)
+    trained = loop.train(config)
+    rows = metrics(trained)
+    for name in ("caption/nll", "image/nll"):
+        assert np.mean([row[name] for row in rows[-5:]]) < 0.8 * rows[0][name]
+    assert trained.manifest["results"]["pairs"] == 10
+    assert trained.manifest["results"]["iteration"] == 1
+    inputs = {"checkpoint": trained.ref, "pairs": loop.pool, "reference": []}
+    again = loop.store.open(run_stage(TRAIN, config, loop.store, inputs).ref)
+    assert again.manifest["results"]["iteration"] == 2
+    decay = config.training.iteration_decay
+    rates = [metrics(one)[0]["learning_rate"] for one in (trained, again)]
+    assert rates[1] == pytest.approx(decay * rates[0])
+
+
+@pytest.mark.parametrize("section", [PAIR_DPO, GROUP_DPO, BEST_OF], ids=lambda one: one["name"])
+def test_reconstruction_beside_an_objective_makes_pictures_likelier(
+    loop: Loop, section: dict[str, Any]
+) -> None:
+    common = {"training__objective": section, "training__epochs": 12}
+    beside = {"weight": 5.0, "shrink": 1}
+    rows = metrics(loop.train(make_config(**common, training__reconstruction=beside)))
+    found = [row["reconstruction/nll"] for row in rows]
+    assert np.mean(found[-5:]) < found[0]
+    assert rows[0]["loss/reconstruction"] == pytest.approx(5 * found[0])
+    parts = [f"loss/{name}" for name in ("caption", "image", "reconstruction")]
+    assert rows[0]["loss"] == pytest.approx(sum(rows[0][part] for part in parts))
+    assert "reconstruction/nll" not in metrics(loop.train(make_config(**common)))[0]
+
+
+def test_averaged_weights_lie_between_start_and_end(loop: Loop) -> None:
+    whole = loop.train(make_config())
+    part = loop.train(make_config(training__average=0.25))
+    assert metrics(part) == metrics(whole)
+    start = load_file(loop.store.open(loop.checkpoint).path("model/model.safetensors"))
+    end, found = weights(whole), weights(part)
+    moved = 0
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, start[name].lerp(end[name], 0.25))
+        moved += not torch.equal(start[name], weight)
+    assert moved > 0
 
 
 def test_a_reference_of_another_seed_is_refused(loop: Loop) -> None:

@@ -7,30 +7,26 @@ their seeds are derived here and nowhere else.
 Shapes: R pairs of an iteration, B pairs of a batch, X of a drawn picture, E epochs.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from PIL import Image
 
 from core.config import Training
 from core.errors import UserError
 from core.runtime import derive_seed
-from core.stage import ProgressFactory
-from data.tables import count_rows, decode_image, iter_batches, stored_table
-from models.batches import Batches
-from models.losses import group_advantages
-from models.protocol import MODALITIES, Drawn, Modality, PairBatch, Seen, UnifiedModel
+from models.protocol import (
+    Drawn,
+    Modality,
+    PairBatch,
+    RedrawBatch,
+    Seen,
+)
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -43,7 +39,8 @@ TEXT_COLUMNS = [
 ]
 IMAGES = ("image_win", "image_lose")
 SIDES = ("chosen", "rejected")
-PAIRS, GROUPS = "pairs", "groups"
+PAIRS, GROUPS, POOL = "pairs", "groups", "pool"
+POOL_COLUMNS = ["record_id", "image", "prompt", "caption"]
 EXACT = 0
 """Draw seed of stored log-probabilities that are exact: captions, and images of some families."""
 
@@ -103,6 +100,22 @@ class Grouped:
     """[R,2]: how much better than their group they are."""
     shares: Mapping[Modality, Floats]
     """[R,2]: 0 for what is there to fill a row, else so that the mean of rows is that of groups."""
+    likeness_R: Floats
+    """Share of codes that the drawings of a record have in common with its picture; 1: not asked
+    for."""
+
+    @cached_property
+    def weights(self) -> Floats:
+        """[R] likeness of the record of each row, against that of the mean row."""
+        return self.likeness_R / max(float(self.likeness_R.mean()), 1e-9)
+
+
+@dataclass(frozen=True)
+class Redraws:
+    """Pictures of records, to be drawn by what is read of them."""
+
+    seen: Seen
+    drawn: Drawn
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,7 @@ class PairRows:
     win: Drawn
     lose: Drawn
     grouped: Grouped | None = None
+    redraws: Redraws | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -132,13 +146,16 @@ class PairRows:
         """How good the winners [R] are."""
         return {m: self.text[name].to_numpy().astype(np.float64) for m, name in SCORES.items()}
 
+    def records(self, rows_B: Ints) -> Ints:
+        """Where the pictures of these rows stand among those that are read."""
+        return rows_B if self.grouped is None else self.grouped.record_R[rows_B]
+
     def batch(self, rows_B: Ints, epoch: int, draws: Draws) -> PairBatch:
         """Both modalities of these rows."""
         rows = self.text.take(rows_B)
-        columns = (rows[name].to_pylist() for name in ("record_id", "iteration"))
-        identity = list(zip(*columns, strict=True))
+        identity = _identity(rows)
         return PairBatch(
-            seen=self.seen[rows_B if self.grouped is None else self.grouped.record_R[rows_B]],
+            seen=self.seen[self.records(rows_B)],
             captions_win=rows["caption_win"].to_pylist(),
             captions_lose=rows["caption_lose"].to_pylist(),
             prompts=rows["prompt"].to_pylist(),
@@ -149,184 +166,22 @@ class PairRows:
             num_draws=draws.num_draws,
         )
 
-
-def encode_pairs(table: pa.Table, model: UnifiedModel, batches: Batches) -> PairRows:
-    """Rows of a `pairs` table in memory, images encoded in `batches`.
-
-    A winner or loser without tokens is encoded from its image; the table needs `pair_columns`.
-    """
-    win, lose = (_drawn(table, name, model, batches) for name in IMAGES)
-    seen = _each(table["image"], lambda images: model.see(images).rows, batches)
-    return PairRows(table.select(TEXT_COLUMNS), Seen(seen), win, lose)
-
-
-def encode_groups(table: pa.Table, model: UnifiedModel, batches: Batches) -> PairRows:
-    """Rows of a `groups` table, two samples of each modality at a time; as `encode_pairs`."""
-    sizes = {m: pc.list_value_length(table[f"{m}_scores"]).to_numpy() for m in MODALITIES}
-    rows_of = num_twos(*sizes.values())
-    record_R = np.repeat(np.arange(table.num_rows), rows_of)
-    inside_R = np.arange(len(record_R)) - np.repeat(np.cumsum(rows_of) - rows_of, rows_of)
-    number_R2 = 2 * inside_R[:, None] + np.arange(2)
-    samples, advantages, shares, places = {}, {}, {}, {}
-    for modality, size_B in sizes.items():
-        there_R2 = number_R2 < size_B[record_R, None]
-        samples[modality] = np.where(there_R2, number_R2, 0)
-        shares[modality] = there_R2 * (rows_of / size_B)[record_R, None]
-        places[modality] = (np.cumsum(size_B) - size_B)[record_R, None] + samples[modality]
-        scores = table[f"{modality}_scores"].to_pylist()
-        better = [group_advantages(torch.tensor(one, dtype=torch.float64)) for one in scores]
-        advantages[modality] = torch.cat(better).numpy()[places[modality]]
-    tokens = pa.table(
-        {
-            "record_id": table["record_id"].take(np.repeat(np.arange(len(table)), sizes["image"])),
-            "image_tokens": table["image_tokens"].combine_chunks().flatten(),
-        }
-    )
-    drawn = _tokens(tokens, "image_tokens", model.drawn_shape)
-    text = table.select(["record_id", "iteration", "prompt"]).take(record_R)
-    captions = table["captions"].combine_chunks().flatten()
-    for side, name in enumerate(("caption_win", "caption_lose")):
-        text = text.append_column(name, captions.take(places["caption"][:, side]))
-    seen = _each(table["image"], lambda images: model.see(images).rows, batches)
-    win, lose = (drawn[places["image"][:, side]] for side in range(2))
-    return PairRows(text, Seen(seen), win, lose, Grouped(record_R, samples, advantages, shares))
-
-
-def num_twos(*sizes_B: Ints) -> Ints:
-    """Rows that groups take, by how many samples of each modality they have."""
-    most_B: Ints = np.maximum.reduce(sizes_B)
-    return -(-most_B // 2)
-
-
-def encode_rows(table: pa.Table, model: UnifiedModel, batches: Batches) -> PairRows:
-    """Rows of a table of pairs or of groups."""
-    encode = encode_groups if "image_tokens" in table.column_names else encode_pairs
-    return encode(table, model, batches)
-
-
-def learnt_table(paths: Sequence[Path]) -> tuple[str, list[str] | None]:
-    """Which table some files hold, pairs or groups, and the columns of it that are read."""
-    if paths and stored_table(paths[0]) == GROUPS:
-        return GROUPS, None
-    return PAIRS, pair_columns(paths)
-
-
-def pair_columns(paths: Sequence[Path]) -> list[str]:
-    """Columns that `encode_pairs` needs: images of winners and losers only where tokens lack."""
-    tokens = [f"{name}_tokens" for name in IMAGES]
-    bare = set()
-    for table in iter_batches(paths, "pairs", tokens):
-        bare |= {name for name in IMAGES if _without_tokens(table, name).any()}
-    return [*TEXT_COLUMNS, "image", *tokens, *sorted(bare)]
-
-
-def _without_tokens(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
-    bare: npt.NDArray[np.bool_] = pc.list_value_length(table[f"{name}_tokens"]).to_numpy() == 0
-    return bare
-
-
-def _each(
-    images: pa.ChunkedArray, look: Callable[[list[Image.Image]], Array], batches: Batches
-) -> Array:
-    def part(first: int, last: int) -> Array:
-        rows = images.slice(first, last - first).to_pylist()
-        return look([decode_image(row) for row in rows])
-
-    return np.concatenate(list(batches.map(len(images), part)))
-
-
-def _drawn(table: pa.Table, name: str, model: UnifiedModel, batches: Batches) -> Drawn:
-    """All winners or losers: their tokens, or the codes of the images of rows that lack them."""
-    bare_B = _without_tokens(table, name)
-    drawn = np.empty((table.num_rows, *model.drawn_shape), dtype=np.int64)
-    if not bare_B.all():
-        known = table.filter(pa.array(~bare_B))
-        drawn[~bare_B] = _tokens(known, f"{name}_tokens", model.drawn_shape)
-    if bare_B.any():
-        drawn[bare_B] = _each(table[name].filter(pa.array(bare_B)), model.encode, batches)
-    return drawn
-
-
-def _tokens(table: pa.Table, column: str, shape: tuple[int, ...]) -> Drawn:
-    values, num_tokens = table[column].combine_chunks(), math.prod(shape)
-    lengths = pc.list_value_length(values).to_numpy()
-    if (lengths != num_tokens).any():
-        row = int(np.argmax(lengths != num_tokens))
-        raise UserError(
-            f"pairs: record_id {table['record_id'][row].as_py()!r}, column {column} has "
-            f"{lengths[row]} tokens, the model's images have {num_tokens}; sample with this model"
+    def redraw_batch(self, rows_B: Ints, epoch: int, draws: Draws) -> RedrawBatch:
+        """The pictures of these rows."""
+        assert self.redraws is not None  # whoever asks has had them encoded
+        records_B, identity = self.records(rows_B), _identity(self.text.take(rows_B))
+        return RedrawBatch(
+            seen=self.redraws.seen[records_B],
+            drawn=self.redraws.drawn[records_B].astype(np.int64),
+            draw_seeds=[draw_seed(draws.seed, name, it, epoch) for name, it in identity],
+            num_draws=draws.num_draws,
         )
-    drawn: Drawn = pc.list_flatten(values).to_numpy().reshape(len(values), *shape)
-    return drawn
 
 
-@contextmanager
-def open_pairs(
-    paths: Sequence[Path], model: UnifiedModel, batch_size: int, progress: ProgressFactory
-) -> Iterator[PairRows]:
-    """All pairs or groups of some files; images are encoded once.
-
-    Codes lie on disk, so memory stays small.
-    """
-    num_records = count_rows(paths)
-    if num_records == 0:
-        raise UserError("there are no pairs to train on; see the results of stage pair")
-    batches = Batches(batch_size, "runtime.batch_records", "set runtime.device: cpu")
-    name, read = learnt_table(paths)
-    num_rows = _count_twos(paths) if name == GROUPS else num_records
-    texts, groups = [], []
-    with ExitStack() as files, progress("encode images", num_records) as bar:
-        columns: list[_Column] = []
-        for table in iter_batches(paths, name, read):
-            part = encode_rows(table, model, batches)
-            # Codes are read as they are stored, in 32 bits.
-            values = (part.seen.rows, part.win.astype(np.int32), part.lose.astype(np.int32))
-            if not columns:
-                lengths = (num_records, num_rows, num_rows)
-                columns = [_Column(files, *given) for given in zip(lengths, values, strict=True)]
-            for column, rows in zip(columns, values, strict=True):
-                column.append(rows)
-            texts.append(part.text)
-            groups += [part.grouped] if part.grouped else []
-            bar.update(len(table))
-        seen, win, lose = (column.array for column in columns)
-        text = pa.concat_tables(texts).combine_chunks()
-        yield PairRows(text, Seen(seen), win, lose, _joined(groups) if groups else None)
-
-
-def _count_twos(paths: Sequence[Path]) -> int:
-    columns = [f"{modality}_scores" for modality in MODALITIES]
-    return sum(
-        int(num_twos(*(pc.list_value_length(table[name]).to_numpy() for name in columns)).sum())
-        for table in iter_batches(paths, GROUPS, columns)
-    )
-
-
-def _joined(groups: Sequence[Grouped]) -> Grouped:
-    """The rows of all parts, whose records follow each other."""
-    before = np.cumsum([0, *(part.record_R[-1] + 1 for part in groups[:-1])])
-
-    def join(name: str) -> dict[Modality, Array]:
-        return {m: np.concatenate([getattr(part, name)[m] for part in groups]) for m in MODALITIES}
-
-    return Grouped(
-        np.concatenate([part.record_R + first for part, first in zip(groups, before, strict=True)]),
-        **{name: join(name) for name in ("samples", "advantages", "shares")},
-    )
-
-
-class _Column:
-    """An array in a file that is unlinked, so that even a killed process leaves nothing behind."""
-
-    def __init__(self, files: ExitStack, num_rows: int, like: Array) -> None:
-        file = files.enter_context(TemporaryFile())  # noqa: SIM115 (closed by the stack)
-        shape = (num_rows, *like.shape[1:])
-        self.array: Array = np.memmap(file, dtype=like.dtype, mode="w+", shape=shape)
-        self._filled = 0
-
-    def append(self, rows: Array) -> None:
-        self.array[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
+def _identity(rows: pa.Table) -> list[tuple[str, int]]:
+    """Record and iteration of each row."""
+    columns = (rows[name].to_pylist() for name in ("record_id", "iteration"))
+    return list(zip(*columns, strict=True))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Pure functions of log-probabilities. All of them return the loss of each row and metrics under the
 same names: `loss` and what a modality has of its own in it, `loss/caption` and `loss/image`; what
-only one objective has is `objective/...`, or `<modality>/...` where it is of one modality.
+only one objective has is `objective/...`, or `<modality>/...` where it is of one modality. A term
+beside an objective has `loss/reconstruction`.
 Shapes: B pairs.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -29,8 +30,21 @@ from models.losses import (
 from models.protocol import MODALITIES, BranchLogps, Modality
 
 if TYPE_CHECKING:
-    from core.config import BestOf, GroupPolicy, Objective, PairDpo
+    from core.config import (
+        BestOf,
+        Branch,
+        GroupDpo,
+        GroupDpoBranch,
+        GroupPolicy,
+        InternalGap,
+        Objective,
+        PairDpo,
+        Reconstruction,
+        Training,
+    )
 
+Term = Modality | Literal["redraw"]
+"""What has likelihoods of its own: a modality of samples, or true pictures by what is read."""
 Tensors = Mapping[Modality, Tensor]
 References = Tensors
 """[B,2] by modality: log-probabilities of chosen and rejected under the reference, in nats."""
@@ -48,6 +62,8 @@ class Signals:
     """[B,2] of two samples of a group each: how much better than the group they are."""
     shares: Tensors = field(default_factory=dict)
     """[B,2]: what they weigh, so that every group weighs the same; 0 where there is none."""
+    likeness: Tensor | None = None
+    """[B]: how alike drawings and picture of the record are, 1 in the mean; None: not asked for."""
 
 
 def objective_loss(
@@ -58,61 +74,91 @@ def objective_loss(
         return best_of_loss(logps, signals.win_scores, objective)
     if objective.name == "group_policy":
         return group_policy_loss(logps, signals, objective)
-    return pair_loss(logps, signals.reference, objective)
+    if objective.name == "reconstruction":
+        return true_caption_loss(logps["caption"], objective)
+    return preference_loss(logps, signals, objective)
 
 
 def active_modalities(objective: Objective) -> list[Modality]:
     """Modalities with a term in the loss; the others are not computed at all."""
-    branches = {modality: getattr(objective, modality) for modality in MODALITIES}
+    factors = ["weight"]
+    if objective.name in ("pair_dpo", "group_dpo", "internal_gap"):
+        factors += ["nll_weight", "kl_weight"]
+    branches = {modality: getattr(objective, modality, None) for modality in MODALITIES}
     return [
         modality
         for modality, branch in branches.items()
-        if branch.weight > 0 or getattr(branch, "nll_weight", 0) > 0
+        if any(getattr(branch, name, 0) > 0 for name in factors)
     ]
 
 
 def knob(objective: Objective, modality: Modality) -> str:
     """The field, with its value, that makes the term of a modality smaller."""
-    name = "beta" if objective.name == "pair_dpo" else "weight"
-    value = getattr(getattr(objective, modality), name)
+    branch = getattr(objective, modality)
+    name = "beta" if hasattr(branch, "beta") else "weight"
+    value = getattr(branch, name)
     return f"training.objective.{modality}.{name} = {value}"
 
 
-def terms_of(objective: Objective) -> list[list[Modality]]:
-    """Modalities that meet in one term, and so need their likelihoods at once.
+def terms_of(training: Training) -> list[list[Term]]:
+    """What meets in one term of the loss, and so needs its likelihoods at once.
 
     Those of other terms go through the network one after the other, so that the activations of one
     are gone before those of the next are there.
     """
-    active = active_modalities(objective)
+    objective, beside = training.objective, training.reconstruction
+    active: list[Term] = list(active_modalities(objective))
+    if objective.name == "reconstruction":
+        return [["redraw" if modality == "image" else modality] for modality in active]
     joint = objective.name == "pair_dpo" and objective.combine == "joint"
-    return [active] if joint else [[modality] for modality in active]
+    terms = [active] if joint else [[modality] for modality in active]
+    return [*terms, ["redraw"]] if beside is not None and beside.weight > 0 else terms
 
 
-def pair_loss(
-    logps: Mapping[Modality, BranchLogps], reference: References, objective: PairDpo
+def preference_loss(
+    logps: Mapping[Modality, BranchLogps],
+    signals: Signals,
+    objective: PairDpo | GroupDpo | InternalGap,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pair-DPO (arXiv 2502.12148, eq. 7 to 9): loss [B] of each pair over the modalities given.
+    """DPO of Pair-DPO (arXiv 2502.12148, eq. 7 to 9) and its kin: loss [B] over the modalities.
 
     L = sum over modalities of -w log sigmoid(beta * margin), with margin = log(policy / reference)
     of the winner less that of the loser; and metrics [B] without gradients. `sum` adds one sigmoid
     term per modality; `joint` has one sigmoid over the summed margins, so that one modality may
-    make up for the other. The winner's NLL is added to either.
+    make up for the other. To either are added the winner's NLL, and kl_weight times the divergence
+    from the reference (the estimate k3, mean of winner and loser), which holds on to all samples.
+
+    `group_dpo` has a pair for every two samples of a group, best and worst, second best and second
+    worst, and so on; those of every record weigh the same. `internal_gap` (arXiv 2507.16663,
+    section 4) is that of images alone, where the model's own understanding finds the winner right
+    and the loser wrong.
     """
     shared: list[Tensor] = []
     own: dict[Modality, list[Tensor]] = {modality: [] for modality in logps}
     metrics: dict[str, Tensor] = {}
+    joint = objective.name == "pair_dpo" and objective.combine == "joint"
     for modality, branch in logps.items():
-        settings = objective.caption if modality == "caption" else objective.image
-        scores = _scores(branch, reference[modality], settings.length_normalized)
-        if settings.weight > 0 and objective.combine == "joint":
+        settings = _branch_of(objective, modality)
+        reference_B2 = signals.reference[modality]
+        scores = _scores(branch, reference_B2, settings.length_normalized)
+        parts_B: list[Tensor] = []
+        if settings.weight > 0 and joint:
             shared.append(settings.weight * settings.beta * margins(*scores))
         elif settings.weight > 0:
-            own[modality].append(settings.weight * dpo_loss(*scores, beta=settings.beta))
+            parts_B.append(settings.weight * dpo_loss(*scores, beta=settings.beta))
         nll_B = nll_anchor(branch.chosen_logps_B, branch.chosen_tokens_B)
         if settings.nll_weight > 0:
-            own[modality].append(settings.nll_weight * nll_B)
-        of_branch = _metrics(branch, reference[modality], settings.beta, scores)
+            parts_B.append(settings.nll_weight * nll_B)
+        if settings.kl_weight > 0:
+            parts_B.append(settings.kl_weight * divergence(branch, reference_B2))
+        of_branch = _metrics(branch, reference_B2, settings.beta, scores)
+        if objective.name == "group_dpo":
+            least = _branch_of(objective, modality).min_difference
+            counts_B = pair_counts(signals.shares[modality], signals.advantages[modality], least)
+            parts_B = [counts_B * part_B for part_B in parts_B]
+            of_branch = {name: counts_B * value_B for name, value_B in of_branch.items()}
+            of_branch["pairs"] = counts_B
+        own[modality] += parts_B
         metrics |= {f"{modality}/{name}": value for name, value in of_branch.items()}
     parts = [part for parts in own.values() for part in parts]
     if shared:
@@ -123,6 +169,33 @@ def pair_loss(
         if own[modality]:
             metrics[f"loss/{modality}"] = torch.stack(own[modality]).sum(dim=0).detach()
     return loss_B, {"loss": loss_B.detach(), **metrics}
+
+
+@overload
+def _branch_of(objective: GroupDpo, modality: Modality) -> GroupDpoBranch: ...
+@overload
+def _branch_of(objective: PairDpo | GroupDpo | InternalGap, modality: Modality) -> Branch: ...
+def _branch_of(objective: PairDpo | GroupDpo | InternalGap, modality: Modality) -> Branch:
+    """The settings of a modality that is there."""
+    branch: Branch = getattr(objective, modality)
+    return branch
+
+
+def pair_counts(shares_B2: Tensor, advantages_B2: Tensor, min_difference: float) -> Tensor:
+    """[B]: what the pair of a row counts, so that those of every group count the same.
+
+    0 where there is no loser, or where it is not worse by `min_difference` standard deviations.
+    """
+    difference_B = advantages_B2[:, 0] - advantages_B2[:, 1]
+    there_B = (shares_B2 > 0).all(dim=1) & (difference_B > 0) & (difference_B >= min_difference)
+    return there_B * shares_B2.sum(dim=1)
+
+
+def divergence(branch: BranchLogps, reference_B2: Tensor) -> Tensor:
+    """[B] estimate k3 of the divergence from the reference per token, mean of both branches."""
+    logps_B2 = torch.stack((branch.chosen_logps_B, branch.rejected_logps_B), dim=1)
+    tokens_B2 = torch.stack((branch.chosen_tokens_B, branch.rejected_tokens_B), dim=1)
+    return k3(length_normalised(logratios(logps_B2, reference_B2), tokens_B2)).mean(dim=1)
 
 
 def _scores(
@@ -150,6 +223,7 @@ def _metrics(
     return preference_metrics(*scores, beta=beta) | {
         "loss": dpo_loss(*scores, beta=beta),
         "nll": nll_anchor(branch.chosen_logps_B, branch.chosen_tokens_B),
+        "kl": divergence(branch, reference_B2),
         # Per token, so that one threshold suits captions and images of any length.
         "logratios/chosen": length_normalised(chosen_B, branch.chosen_tokens_B),
         "logratios/rejected": length_normalised(rejected_B, branch.rejected_tokens_B),
@@ -190,7 +264,9 @@ def group_policy_loss(
     one of whole samples (GSPO, arXiv 2507.18071), since families give sums over tokens. The
     reference is the checkpoint that has sampled, so the ratio is that to the old policy, too.
     Where the likelihood of an image is an estimate, policy, reference and all samples of a record
-    share the masks (UniGRPO of MMaDA, arXiv 2505.15809).
+    share the masks (UniGRPO of MMaDA, arXiv 2505.15809). With a likeness s of the record, A is
+    s A, as in Pair-GRPO (arXiv 2510.25682): pairs of reading and drawing that are more alike
+    weigh more.
     """
     terms: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
@@ -199,6 +275,8 @@ def group_policy_loss(
         logps_B2 = torch.stack((branch.chosen_logps_B, branch.rejected_logps_B), dim=1)
         tokens_B2 = torch.stack((branch.chosen_tokens_B, branch.rejected_tokens_B), dim=1)
         advantages_B2, shares_B2 = signals.advantages[modality], signals.shares[modality]
+        if signals.likeness is not None:
+            advantages_B2 = advantages_B2 * signals.likeness[:, None]
         change_B2 = length_normalised(logratios(logps_B2, signals.reference[modality]), tokens_B2)
         gain_B2, clipped_B2 = clipped_gain(change_B2, advantages_B2, settings.clip)
         kl_B2 = k3(change_B2)
@@ -212,3 +290,29 @@ def group_policy_loss(
         metrics[f"loss/{modality}"] = terms[-1].detach()
     loss_B = torch.stack(terms).sum(dim=0)
     return loss_B, {"loss": loss_B.detach(), **metrics}
+
+
+def true_caption_loss(
+    branch: BranchLogps, objective: Reconstruction
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-w log p(true caption | picture) / tokens: loss [B] of each record."""
+    nll_B = nll_anchor(branch.chosen_logps_B, branch.chosen_tokens_B)
+    loss_B = objective.caption.weight * nll_B
+    found = {"loss": loss_B, "loss/caption": loss_B, "caption/nll": nll_B}
+    return loss_B, {name: value_B.detach() for name, value_B in found.items()}
+
+
+def redraw_loss(branch: BranchLogps, training: Training) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reconstruction alignment (RecA, arXiv 2509.07295, section 3): loss [B] of each record.
+
+    L = -w log p(codes of the picture | what understanding reads of it) / tokens: the picture's own
+    features stand where a prompt stands otherwise, so that no caption and no sample is needed.
+    """
+    objective, redrawn, name = training.objective, training.reconstruction, "reconstruction"
+    if objective.name == "reconstruction":
+        redrawn, name = objective.image, "image"
+    assert redrawn is not None  # else there is no such term
+    nll_B = nll_anchor(branch.chosen_logps_B, branch.chosen_tokens_B)
+    loss_B = redrawn.weight * nll_B
+    found = {"loss": loss_B, f"loss/{name}": loss_B, f"{name}/nll": nll_B}
+    return loss_B, {key: value_B.detach() for key, value_B in found.items()}

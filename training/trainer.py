@@ -32,7 +32,15 @@ from training.data import (
     batches_of_epoch,
     num_batches,
 )
-from training.objectives import Signals, active_modalities, knob, objective_loss, terms_of
+from training.objectives import (
+    Signals,
+    Term,
+    active_modalities,
+    knob,
+    objective_loss,
+    redraw_loss,
+    terms_of,
+)
 from training.optim import make_optimizer, rate_factor
 from training.sharding import local, whole
 from training.state import load_state, save_state
@@ -88,7 +96,7 @@ class PairTrainer:
         self._optimizer = make_optimizer(
             model.pair_module, training.learning_rate, training.weight_decay
         )
-        self._terms = terms_of(training.objective)
+        self._terms = terms_of(training)
         self._iteration = int(rows.text["iteration"][0].as_py())
         self._steps_per_epoch = num_batches(len(rows), training.batch_size)
         num_steps = training.epochs * self._steps_per_epoch
@@ -143,13 +151,20 @@ class PairTrainer:
         return found, found.pop("ends") > 0
 
     def _loss(
-        self, rows_b: Ints, epoch: int, terms: list[Modality]
+        self, rows_b: Ints, epoch: int, terms: list[Term]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics [b] of some pairs, over the modalities that meet in one term."""
-        training = self._training
-        batch = self._rows.batch(rows_b, epoch, Draws.of(self._seed, training))
-        packed = [self._model.pack_pairs(batch, modality) for modality in terms]
-        logps: dict[Modality, BranchLogps] = dict(zip(terms, self._module(*packed), strict=True))
+        """Loss and metrics [b] of some pairs, over what meets in one term."""
+        training, draws = self._training, Draws.of(self._seed, self._training)
+        modalities: list[Modality] = [term for term in terms if term != "redraw"]
+        if not modalities:
+            redraws = self._rows.redraw_batch(rows_b, epoch, draws)
+            [branch] = self._module(self._model.pack_redraws(redraws))
+            return redraw_loss(branch, training)
+        batch = self._rows.batch(rows_b, epoch, draws)
+        packed = [self._model.pack_pairs(batch, modality) for modality in modalities]
+        logps: dict[Modality, BranchLogps] = dict(
+            zip(modalities, self._module(*packed), strict=True)
+        )
         return objective_loss(logps, self._signals(rows_b, epoch, logps), training.objective)
 
     def _signals(self, rows_b: Ints, epoch: int, logps: Mapping[Modality, BranchLogps]) -> Signals:
@@ -162,10 +177,16 @@ class PairTrainer:
         stored, grouped = self._reference, self._rows.grouped
         reference = {m: beside(m, stored.take(m, epoch, rows_b)) for m in logps if stored}
         if grouped is None:
+            if self._training.objective.learns_from == "pool":
+                return Signals()
             scores = self._rows.win_scores
             return Signals(reference, {m: beside(m, scores[m][rows_b]) for m in logps})
+        objective, likeness = self._training.objective, None
+        if objective.name == "group_policy" and objective.weigh_alike:
+            likeness = beside(next(iter(logps)), grouped.weights[rows_b])
         return Signals(
             reference,
+            likeness=likeness,
             advantages={m: beside(m, grouped.advantages[m][rows_b]) for m in logps},
             shares={m: beside(m, grouped.shares[m][rows_b]) for m in logps},
         )

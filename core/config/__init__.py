@@ -18,7 +18,21 @@ from core.config.compute import Compute, Resources, Runtime
 from core.config.data import Endpoint, Model, ParquetData, Questions, Serve, ShapesData
 from core.config.evaluation import Evaluation, Gate, Tracking
 from core.config.sampling import IMAGE_SAMPLER, Pairing, PairRule, Sampling, Scoring
-from core.config.training import BestOf, Branch, GroupPolicy, Lora, Objective, PairDpo, Training
+from core.config.training import (
+    BestOf,
+    Branch,
+    GroupDpo,
+    GroupDpoBranch,
+    GroupPolicy,
+    InternalGap,
+    Lora,
+    Objective,
+    PairDpo,
+    Preference,
+    Reconstruction,
+    Redrawn,
+    Training,
+)
 from core.settings import Section, load_settings
 
 __all__ = [
@@ -30,13 +44,19 @@ __all__ = [
     "Endpoint",
     "Evaluation",
     "Gate",
+    "GroupDpo",
+    "GroupDpoBranch",
     "GroupPolicy",
+    "InternalGap",
     "Lora",
     "Objective",
     "PairDpo",
     "PairRule",
     "Pairing",
+    "Preference",
     "Questions",
+    "Reconstruction",
+    "Redrawn",
     "Resources",
     "Runtime",
     "Scoring",
@@ -104,6 +124,11 @@ class Config(Section):
         return given or f"hermesflow-{re.sub(r'[^A-Za-z0-9._-]+', '-', self.data.title)}"
 
     def _check_objective(self) -> None:
+        if self.training.objective.name == "internal_gap" and self.scoring.judge != "self":
+            raise ValueError(
+                "training.objective.name = 'internal_gap' learns from what the own understanding "
+                f"says, but scoring.judge = {self.scoring.judge!r}; set it to self"
+            )
         if self.training.objective.learns_from != "groups":
             return
         name = f"training.objective.name = {self.training.objective.name!r}"

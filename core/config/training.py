@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from core.config.fields import Count, NotNegative, Positive
 from core.settings import Section
 
-Table = Literal["pairs", "groups"]
-NOTHING = (
-    "weight is 0 in caption and in image, so nothing would be trained; set one of them above 0"
-)
+MODALITIES = ("caption", "image")
+FACTORS = ("weight", "nll_weight")
+"""Of a modality: what makes that there is something to train."""
+Table = Literal["pairs", "groups", "pool"]
+"""What training reads: best and worse samples, all samples, or true pictures and captions alone."""
+
+
+class _Objective(Section):
+    """What all objectives have: terms of one or of both modalities, not all of them off."""
+
+    uses_reference: ClassVar[bool] = True
+    learns_from: ClassVar[Table] = "pairs"
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Self:
+        there = [name for name in MODALITIES if name in type(self).model_fields]
+        branches = [getattr(self, name) for name in there]
+        factors = [name for name in FACTORS if name in type(branches[0]).model_fields]
+        if any(getattr(branch, name) for branch in branches for name in factors):
+            return self
+        raise ValueError(
+            f"{' and '.join(factors)} {'are' if len(factors) > 1 else 'is'} 0 in "
+            f"{' and in '.join(there)}, so nothing would be trained; set one of them above 0"
+        )
 
 
 class Branch(Section):
-    """Pair-DPO settings of one modality."""
+    """Preference settings of one modality."""
 
     beta: Positive = Field(description="strength of the tie to the reference")
     weight: NotNegative = Field(description="factor of this modality's term; 0 switches it off")
     nll_weight: NotNegative = Field(description="factor of the winner's negative log-likelihood")
+    kl_weight: NotNegative = Field(
+        0.0, description="factor of the divergence from the reference, at winner and loser alike"
+    )
     length_normalized: bool = Field(description="divide log-probabilities by the token count")
 
 
-class PairDpo(Section):
-    """Preference of winners to losers, both modalities of a record in the same step."""
+class Preference(_Objective):
+    """What objectives have that prefer one sample to another."""
 
-    uses_reference: ClassVar[bool] = True
-    learns_from: ClassVar[Table] = "pairs"
+    collapse_nats: Positive = Field(
+        description="stop when winners lose this much log-probability a token against the reference"
+    )
+
+
+class PairDpo(Preference):
+    """Preference of winners to losers, both modalities of a record in the same step."""
 
     name: Literal["pair_dpo"] = Field(description="what is learnt from the samples, and how")
     combine: Literal["sum", "joint"] = Field(
@@ -36,18 +64,44 @@ class PairDpo(Section):
     )
     caption: Branch
     image: Branch
-    collapse_nats: Positive = Field(
-        description="stop when winners lose this much log-probability a token against the reference"
+
+
+class GroupDpoBranch(Branch):
+    """Settings of one modality where all samples of a group are winners or losers."""
+
+    min_difference: NotNegative = Field(
+        description="winner and loser differ by at least this many standard deviations of the "
+        "scores of their group"
     )
 
-    @model_validator(mode="after")
-    def _trains_something(self) -> PairDpo:
-        if not any(branch.weight or branch.nll_weight for branch in (self.caption, self.image)):
-            raise ValueError(
-                "weight and nll_weight are 0 in caption and in image, so nothing would be trained; "
-                "set one of them above 0"
-            )
-        return self
+
+class GroupDpo(Preference):
+    """Several winners and losers of a record: best to worst, second best to second worst."""
+
+    learns_from: ClassVar[Table] = "groups"
+
+    name: Literal["group_dpo"] = Field(description="what is learnt from the samples, and how")
+    caption: GroupDpoBranch
+    image: GroupDpoBranch
+
+
+class InternalGap(Preference):
+    """Drawings that the own understanding finds right are preferred to those that it rejects."""
+
+    learns_from: ClassVar[Table] = "groups"
+
+    name: Literal["internal_gap"] = Field(description="what is learnt from the samples, and how")
+    image: Branch
+    right: float = Field(
+        gt=0.0,
+        lt=1.0,
+        description="score (scoring.image_score) from which a drawing is right; records without a "
+        "right one and a wrong one are left out",
+    )
+    curriculum: bool = Field(
+        description="records that had no right drawing before come back as soon as they have one; "
+        "false: they stay out"
+    )
 
 
 class BestOfBranch(Section):
@@ -59,21 +113,14 @@ class BestOfBranch(Section):
     )
 
 
-class BestOf(Section):
+class BestOf(_Objective):
     """Fine-tuning on the winners of both modalities of a record, without a reference."""
 
     uses_reference: ClassVar[bool] = False
-    learns_from: ClassVar[Table] = "pairs"
 
     name: Literal["best_of"] = Field(description="what is learnt from the samples, and how")
     caption: BestOfBranch
     image: BestOfBranch
-
-    @model_validator(mode="after")
-    def _trains_something(self) -> BestOf:
-        if not (self.caption.weight or self.image.weight):
-            raise ValueError(NOTHING)
-        return self
 
 
 class GroupBranch(Section):
@@ -86,24 +133,51 @@ class GroupBranch(Section):
     )
 
 
-class GroupPolicy(Section):
+class GroupPolicy(_Objective):
     """Policy gradient on all samples of a record, each against the mean of its group."""
 
-    uses_reference: ClassVar[bool] = True
     learns_from: ClassVar[Table] = "groups"
 
     name: Literal["group_policy"] = Field(description="what is learnt from the samples, and how")
     caption: GroupBranch
     image: GroupBranch
+    weigh_alike: bool = Field(
+        False,
+        description="weigh the advantages of a record by how alike its drawings and its picture "
+        "are, in codes",
+    )
 
-    @model_validator(mode="after")
-    def _trains_something(self) -> GroupPolicy:
-        if not (self.caption.weight or self.image.weight):
-            raise ValueError(NOTHING)
-        return self
+
+class TrueCaption(Section):
+    """Captions of the pool, behind their pictures."""
+
+    weight: NotNegative = Field(description="factor of this modality's term; 0 switches it off")
 
 
-Objective = PairDpo | BestOf | GroupPolicy
+class Redrawn(Section):
+    """Pictures of the pool, drawn by what understanding reads of them."""
+
+    weight: NotNegative = Field(description="factor of this term; 0 switches it off")
+    shrink: int = Field(
+        ge=1,
+        le=16,
+        description="the picture that is read has 1/n of its detail; 1: all of it, which says "
+        "nothing where both sides have the same codes",
+    )
+
+
+class Reconstruction(_Objective):
+    """True pictures drawn by their own features, and true captions; without samples."""
+
+    uses_reference: ClassVar[bool] = False
+    learns_from: ClassVar[Table] = "pool"
+
+    name: Literal["reconstruction"] = Field(description="what is learnt, and how")
+    caption: TrueCaption
+    image: Redrawn
+
+
+Objective = PairDpo | GroupDpo | InternalGap | BestOf | GroupPolicy | Reconstruction
 
 
 class Lora(Section):
@@ -122,6 +196,16 @@ class Training(Section):
 
     objective: Objective = Field(
         discriminator="name", description="what is learnt from the samples, by its name"
+    )
+    reconstruction: Redrawn | None = Field(
+        None, description="a term beside the objective: pictures drawn by what is read of them"
+    )
+    average: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="share of the trained weights in those that are kept; the rest is of the "
+        "checkpoint that training started from",
     )
     image_draws: int = Field(
         ge=0,
@@ -142,8 +226,8 @@ class Training(Section):
     epochs: Count = Field(description="passes over the pairs")
     max_steps: Count | None = Field(description="end after so many steps; null: after all epochs")
     batch_size: Count = Field(
-        description="pairs a step, of all processes together; with group_policy a pair is any two "
-        "samples of each modality"
+        description="pairs a step, of all processes together; of groups a pair is any two samples "
+        "of each modality, of reconstruction it is a record"
     )
     warmup_steps: int = Field(
         ge=0, description="steps of linear warm-up, at most half of all steps"
@@ -160,6 +244,20 @@ class Training(Section):
     weight_decay: NotNegative = Field(description="AdamW weight decay of matrices")
     max_grad_norm: Positive = Field(description="largest norm of the gradient")
     lora: Lora | None = Field(description="train adapters; null: all weights")
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Training:
+        if self.reconstruction is not None and self.objective.name == "reconstruction":
+            raise ValueError(
+                "reconstruction is a term beside another objective, but objective.name = "
+                "'reconstruction' has it already; set reconstruction: null"
+            )
+        if self.average < 1 and self.lora is not None:
+            raise ValueError(
+                f"average = {self.average} is of whole weights, but lora trains adapters; set "
+                "average: 1.0, and a lower lora.alpha for less of them"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

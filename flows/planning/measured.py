@@ -84,7 +84,8 @@ def _done(entry: Entry, entries: Entries, config: Config, model: Model) -> Itera
         next((_manifest(entries, place) for place in _inputs(entry, name)), None)
         for name in ("pool", "pairs", "test")
     )
-    kind = "groups" if learnt and "groups" in learnt["results"] else "pairs"
+    made = learnt["results"] if learnt else {}
+    kind = next((one for one in ("groups", "pairs") if one in made), "pool")
     try:
         then = changed(config, manifest["config"])
     except ValidationError:
@@ -94,7 +95,8 @@ def _done(entry: Entry, entries: Entries, config: Config, model: Model) -> Itera
         name = f"benchmark {manifest['config']['benchmarks'][0]['name']}"
     if learnt and name in ("reference", "train") and then.training.objective.learns_from != kind:
         return  # of another objective, which the config of a reference does not tell
-    base = _count(learnt, kind) if learnt else _count(pool, "records")
+    counted = "records" if kind == "pool" else kind
+    base = _count(learnt, counted) if learnt else _count(pool, "records")
     for work in works(then, model, base, _count(test, "records"), 1.0):
         if work.stage == name:
             yield work

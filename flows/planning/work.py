@@ -110,6 +110,18 @@ class Model:
         picture = Amount(one.positions, one.flops + costs.decode)
         return total(self.run(self.texts.prompt), picture.times(num))
 
+    def redraw(self, draws: int) -> Amount:
+        """A true picture by what is read of it, forward."""
+        costs, drawn = self.costs, self.costs.drawn_positions
+        image = self.run(drawn, costs.read_positions, drawn * costs.image_head)
+        return total(self.see(), image.times(max(1, draws)))
+
+    def true_caption(self) -> Amount:
+        """A true caption, and an empty one beside it, forward."""
+        costs, length = self.costs, self.texts.caption + 2
+        caption = self.run(length, costs.read_positions, length * costs.text_head)
+        return total(self.see(), caption)
+
     def likelihood(self, draws: int) -> Amount:
         """Both branches of one pair, winner and loser, forward."""
         costs, texts = self.costs, self.texts
@@ -129,10 +141,17 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
     most, images = sampling.captions.max_new_tokens, sampling.images.num_samples
     decoding = config.scoring.answer_by == "decoding"
     grouped = training.objective.learns_from == "groups"
+    sampled = training.objective.learns_from != "pool"
     # At most, since groups that score all alike are left out.
     pairs = pool * -(-max(captions, images) // 2) if grouped else round(pool * pairs_share)
+    if training.objective.name == "internal_gap":
+        pairs = pool  # the best and the worst of each
     draws, epochs = training.image_draws, training.epochs
-    likelihood = model.likelihood(draws)
+    likelihood = learnt = model.likelihood(draws)
+    if not sampled:
+        pairs, learnt = pool, total(model.redraw(draws), model.true_caption())
+    elif training.reconstruction is not None:
+        learnt = total(likelihood, model.redraw(draws))
     # Forward, backward, and forward once more where activations are not kept.
     passes = 1 + BACKWARD + (1 if config.runtime.recompute else 0)
     judged = 2 if config.evaluation.judge in ("base", "checkpoint") else 1
@@ -152,14 +171,7 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
         likelihood.times(pairs * (epochs if draws else 1)),
         "pairs",
     )
-    return [
-        Work(
-            "fit",
-            "reading",
-            1,
-            fit,
-            total(model.answers(decoding), model.captions(1, most)).times(fit),
-        ),
+    sampling_works = [
         Work(
             "sample-captions",
             "sampling",
@@ -178,13 +190,23 @@ def works(config: Config, model: Model, pool: int, test: int, pairs_share: float
         ),
         Work("pair", "other", iterations, pool, Amount()),
         *((Work("group", "other", iterations, pool, Amount()),) if grouped else ()),
+    ]
+    return [
+        Work(
+            "fit",
+            "reading",
+            1,
+            fit,
+            total(model.answers(decoding), model.captions(1, most)).times(fit),
+        ),
+        *(sampling_works if sampled else ()),
         *((reference,) if training.objective.uses_reference else ()),
         Work(
             "train",
             "training",
             iterations,
             pairs,
-            likelihood.times(pairs * epochs * passes),
+            learnt.times(pairs * epochs * passes),
             "pairs",
         ),
         Work("evaluate", "reading", versions, test, evaluation.times(test)),

@@ -10,6 +10,7 @@ picture that is drawn.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from models.nn.llama import new_llama_cache, run_llama
 from models.nn.packing import Ints, PackedBatch, Segment, Tree, pack_trees
 from models.nn.pairs import PackedPairs, branch_logps
 from models.nn.token_logps import token_logps
-from models.protocol import BranchLogps, Modality, PairBatch
+from models.protocol import BranchLogps, Modality, PairBatch, RedrawBatch
 from models.samplers.reading import Reader, leaf
 from models.tokenizers.chat import CAPTION_QUESTION, ChatTokenizer
 
@@ -158,6 +159,22 @@ def pack_pairs(
             branches = (pairs.drawn_win[index], pairs.drawn_lose[index])
             trees.append([Segment(prompt), *(drawn_picture(codes_N) for codes_N in branches)])
     return PackedPairs(pack_trees(trees, tokenizer.special.pad), len(trees), modality)
+
+
+def pack_redraws(
+    batch: RedrawBatch, tokenizer: ChatTokenizer, drawn_picture: Callable[..., Segment]
+) -> PackedPairs:
+    """Pictures drawn by what is read of them: the picture, the row of an empty prompt, the codes.
+
+    `drawn_picture` is the leaf of a picture's codes behind a prompt, given its parent.
+    """
+    trees: list[Tree] = []
+    for features_F, codes_N in zip(batch.seen.rows, batch.drawn, strict=True):
+        turn = Segment(tokenizer.prompt(""), parent=POSITIONS)
+        leaf_N = drawn_picture(codes_N, parent=POSITIONS + 1)
+        trees.append([*read_picture(features_F, tokenizer), turn, leaf_N])
+    packed = replace(pack_trees(trees, tokenizer.special.pad), mixed=True)
+    return PackedPairs(packed, len(trees), "image", num_sides=1)
 
 
 def captioned(

@@ -73,6 +73,8 @@ class PackedBatch:
     """All features of the batch, of width W; None if there are none."""
     feature_place_F: Tensor | None = None
     """Where they stand in the flattened [B*T]."""
+    mixed: bool = False
+    """Whether rows with features may have drawn codes behind them."""
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""

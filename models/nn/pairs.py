@@ -1,6 +1,7 @@
 """Branches of packed trees as families score them: pairs of a modality, choices of questions.
 
-Shapes: L labelled tokens, D codes of a position, G branches (labelled segments), B pairs.
+Shapes: L labelled tokens, D codes of a position, G branches (labelled segments), B pairs, S sides
+of a pair.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ class PackedPairs:
     batch: PackedBatch
     num_pairs: int
     modality: Modality
+    num_sides: int = 2
+    """Branches of a draw: chosen and rejected, or one that is both."""
 
     def to(self, device: torch.device | str) -> "PackedPairs":
         """The same pairs on another device."""
@@ -41,9 +44,10 @@ def branch_logps(logps: Tensor, pairs: PackedPairs) -> BranchLogps:
     batch, logps_LD = pairs.batch, logps.view(len(logps), -1)
     sums_G = sum_logps(logps_LD.sum(dim=1), batch.branch_L, batch.num_branches)
     tokens_G = count_tokens(batch.branch_L, batch.num_branches).to(sums_G.dtype)
-    logps_B2 = sums_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
-    tokens_B2 = logps_LD.shape[1] * tokens_G.view(pairs.num_pairs, -1, 2).mean(dim=1)
-    return BranchLogps(logps_B2[:, 0], logps_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
+    shape = (pairs.num_pairs, -1, pairs.num_sides)
+    logps_BS = sums_G.view(shape).mean(dim=1)
+    tokens_BS = logps_LD.shape[1] * tokens_G.view(shape).mean(dim=1)
+    return BranchLogps(logps_BS[:, 0], logps_BS[:, -1], tokens_BS[:, 0], tokens_BS[:, -1])
 
 
 @torch.inference_mode()

@@ -34,6 +34,7 @@ from models.protocol import (
     Modality,
     PairBatch,
     Questions,
+    RedrawBatch,
     SamplerName,
     Seen,
     TextReader,
@@ -88,6 +89,7 @@ class Packed:
 
     batch: PackedBatch
     modality: Modality
+    sides: int = 2
 
 
 class PairModule(nn.Module):
@@ -101,9 +103,9 @@ class PairModule(nn.Module):
         batch, network = packed.batch, self.network
         head = network.head if packed.modality == "caption" else network.draw
         logps_L = token_logps(network(batch), head, batch.targets_L)
-        sums_B2 = sum_logps(logps_L, batch.branch_L, batch.num_branches).view(-1, 2)
-        tokens_B2 = count_tokens(batch.branch_L, batch.num_branches).view(-1, 2)
-        return BranchLogps(*sums_B2.unbind(1), *tokens_B2.unbind(1))
+        sums_BS = sum_logps(logps_L, batch.branch_L, batch.num_branches).view(-1, packed.sides)
+        tokens_BS = count_tokens(batch.branch_L, batch.num_branches).view(-1, packed.sides)
+        return BranchLogps(sums_BS[:, 0], sums_BS[:, -1], tokens_BS[:, 0], tokens_BS[:, -1])
 
 
 class FakeModel:
@@ -268,6 +270,17 @@ class FakeModel:
             trees.append(tree)
         return Packed(pack_trees(trees, PAD), modality)
 
+    def pack_redraws(self, batch: RedrawBatch) -> Packed:
+        trees = [
+            [
+                self._root(patches_FW),
+                Segment(np.array([DRAW]), parent=0),
+                Segment(CODES + codes_N[:-1], parent=1, labels=codes_N),
+            ]
+            for patches_FW, codes_N in zip(batch.seen.rows, batch.drawn, strict=True)
+        ]
+        return Packed(pack_trees(trees, PAD), "image", sides=1)
+
     def pair_logps(self, batch: PairBatch, modality: Modality) -> BranchLogps:
         logps: BranchLogps = self.pair_module(self.pack_pairs(batch, modality))
         return logps
@@ -295,6 +308,7 @@ FAMILY = Family(
     files=("config.json", "model.safetensors"),
     sampler=FakeModel.sampler,
     exact_images=FakeModel.exact_images,
+    redraws=True,
     recognises=lambda stored: set(stored) == {"width"},
     check=lambda folder: None,
     shared_weights=False,

@@ -30,7 +30,7 @@ from models.families.janus.network import Janus
 from models.families.janus.prompts import JanusTokenizer
 from models.families.janus.sampler import FixedSteps, generate_images
 from models.families.janus.vq import JanusVQ
-from models.nn.chat import PairModule, chat_reader, pack_pairs
+from models.nn.chat import PairModule, chat_reader, pack_pairs, pack_redraws
 from models.nn.pairs import PackedPairs
 from models.packed_model import PackedModel
 from models.pictures import chunks, middle_squares, rgb_images
@@ -40,6 +40,7 @@ from models.protocol import (
     ImageSampling,
     Modality,
     PairBatch,
+    RedrawBatch,
     SamplerName,
     Seen,
     TextReader,
@@ -279,6 +280,11 @@ class JanusModel(PackedModel):
         leaf = partial(drawn_picture, vocab_size=self.config.vocab_size)
         return pack_pairs(batch, modality, self.tokenizer, leaf).to(self.device)
 
+    def pack_redraws(self, batch: RedrawBatch) -> PackedPairs:
+        """Input of `pair_module` for pictures that are redrawn, on the model's device."""
+        leaf = partial(drawn_picture, vocab_size=self.config.vocab_size)
+        return pack_redraws(batch, self.tokenizer, leaf).to(self.device)
+
 
 def read_texts(folder: Path) -> TextReader:
     """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
@@ -339,6 +345,7 @@ FAMILY = Family(
     exact_images=JanusModel.exact_images,
     recognises=lambda stored: stored.get("model_type") in (HF_TYPE, PUBLISHED_TYPE),
     check=check_folder,
+    redraws=True,
     costs=costs,
     shared_weights=False,  # a head for texts, another for codes
     frozen=(VQ,),

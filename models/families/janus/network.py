@@ -80,8 +80,10 @@ class Janus(ChatNetwork):
         if batch.features_FW is not None and batch.feature_place_F is not None:
             read_FD = self.aligned(batch.features_FW).to(hidden_BTD.dtype)
             flat = hidden_BTD.flatten(0, 1).index_copy(0, batch.feature_place_F, read_FD)
-            return flat.view_as(hidden_BTD)
-        # Rows with pictures to read hold no codes; others are mostly codes.
+            hidden_BTD = flat.view_as(hidden_BTD)
+            # Rows with pictures to read mostly hold no codes; others are mostly codes.
+            if not batch.mixed:
+                return hidden_BTD
         codes_BTD = self.embed_codes((ids_BT - vocab_size).clamp(min=0))
         return torch.where((ids_BT >= vocab_size)[:, :, None], codes_BTD, hidden_BTD)
 

@@ -37,7 +37,7 @@ from models.nn.packing import (
     pack_trees,
 )
 from models.nn.pairs import PackedPairs, branch_logps
-from models.protocol import BranchLogps, Modality, PairBatch
+from models.protocol import BranchLogps, Modality, PairBatch, RedrawBatch
 
 
 class TokenLogps(nn.Module):
@@ -110,6 +110,12 @@ def pack_pairs(
     return PackedPairs(pack_trees(trees, tokenizer.special.pad), len(trees), modality)
 
 
+def pack_redraws(batch: RedrawBatch, tokenizer: ShowoTokenizer, config: ShowoConfig) -> PackedPairs:
+    """The trees of pictures that are redrawn, packed into rows of about equal length."""
+    trees = [_redraw_tree(batch, i, tokenizer, config) for i in range(len(batch.drawn))]
+    return PackedPairs(pack_trees(trees, tokenizer.special.pad), len(trees), "image", num_sides=1)
+
+
 def _caption_tree(
     pairs: PairBatch, index: int, tokenizer: ShowoTokenizer, config: ShowoConfig
 ) -> Tree:
@@ -126,7 +132,10 @@ def _image_tree(
     special = tokenizer.special
     text = "" if pairs.unprompted[index] else pairs.prompts[index]
     prompt = t2i_prompt(tokenizer.encode(text), special, config.max_text_len)
-    win_KN, lose_KN, win_labels_KN, lose_labels_KN = _masked_images(pairs, index, config)
+    both = pairs.drawn_win[index], pairs.drawn_lose[index]
+    win_KN, lose_KN, win_labels_KN, lose_labels_KN = _masked_images(
+        *both, pairs.draw_seeds[index], pairs.num_draws, config
+    )
     tree = [prompt_root(prompt, config.max_text_len)]
     for mask in range(pairs.num_draws):
         # Border labels are left out: they are visible inputs, and add only noise to a preference.
@@ -135,13 +144,29 @@ def _image_tree(
     return tree
 
 
-def _masked_images(pairs: PairBatch, index: int, config: ShowoConfig) -> tuple[Ids, Ids, Ids, Ids]:
+def _redraw_tree(
+    batch: RedrawBatch, index: int, tokenizer: ShowoTokenizer, config: ShowoConfig
+) -> Tree:
+    """The picture as it is read, an empty prompt, and its codes once for each draw of a mask."""
+    special, codes_N = tokenizer.special, batch.drawn[index]
+    prompt = t2i_prompt(tokenizer.encode(""), special, config.max_text_len)
+    tree = [image_root(batch.seen.rows[index] + config.image_offset, special), Segment(prompt, 0)]
+    ids_KN, _, labels_KN, _ = _masked_images(
+        codes_N, codes_N, batch.draw_seeds[index], batch.num_draws, config
+    )
+    for ids_N, labels_N in zip(ids_KN, labels_KN, strict=True):
+        tree.append(masked_image(ids_N, labels_N, special, borders=False, parent=1))
+    return tree
+
+
+def _masked_images(
+    win_N: Ids, lose_N: Ids, seed: int, num_draws: int, config: ShowoConfig
+) -> tuple[Ids, Ids, Ids, Ids]:
     """Inputs and labels [K,N] of winner and loser; mask k does not depend on how many follow."""
-    shape = (pairs.num_draws, config.num_vq_tokens + 1)
-    draws = np.random.default_rng(pairs.draw_seeds[index]).random(shape, dtype=np.float32)
+    shape = (num_draws, config.num_vq_tokens + 1)
+    draws = np.random.default_rng(seed).random(shape, dtype=np.float32)
     win_KN, lose_KN = (
-        np.tile(codes_BN[index] + config.image_offset, (pairs.num_draws, 1))
-        for codes_BN in (pairs.drawn_win, pairs.drawn_lose)
+        np.tile(codes_N + config.image_offset, (num_draws, 1)) for codes_N in (win_N, lose_N)
     )
     masked = mask_pair(win_KN, lose_KN, draws[:, 0], draws[:, 1:], config.mask_token_id)
     return masked.win_BN, masked.lose_BN, masked.win_labels_BN, masked.lose_labels_BN

@@ -24,6 +24,7 @@ from models.families.showo.likelihood import (
     image_root,
     instruction,
     pack_pairs,
+    pack_redraws,
 )
 from models.families.showo.network import Showo
 from models.families.showo.prompts import (
@@ -44,6 +45,7 @@ from models.protocol import (
     MaskPredict,
     Modality,
     PairBatch,
+    RedrawBatch,
     SamplerName,
     Seen,
     TextReader,
@@ -198,6 +200,10 @@ class ShowoModel(PackedModel):
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
         return pack_pairs(batch, modality, self.tokenizer, self.config).to(self.device)
 
+    def pack_redraws(self, batch: RedrawBatch) -> PackedPairs:
+        """Input of `pair_module` for pictures that are redrawn, on the model's device."""
+        return pack_redraws(batch, self.tokenizer, self.config).to(self.device)
+
 
 def read_texts(folder: Path) -> TextReader:
     """What becomes of texts that the model of a folder is given, by its tokenizer and config."""
@@ -263,5 +269,6 @@ FAMILY = Family(
     exact_images=ShowoModel.exact_images,
     recognises=lambda stored: "num_vq_tokens" in stored,
     check=_check_folder,
+    redraws=True,
     costs=costs,
 )

@@ -26,7 +26,7 @@ from models.families.vila_u.network import VilaU
 from models.families.vila_u.prompts import VilaUTokenizer
 from models.families.vila_u.sampler import generate_images
 from models.families.vila_u.tower import Tower
-from models.nn.chat import PairModule, chat_reader, pack_pairs
+from models.nn.chat import PairModule, chat_reader, pack_pairs, pack_redraws
 from models.nn.pairs import PackedPairs
 from models.packed_model import PackedModel
 from models.pictures import chunks, rgb_images
@@ -36,6 +36,7 @@ from models.protocol import (
     ImageSampling,
     Modality,
     PairBatch,
+    RedrawBatch,
     SamplerName,
     Seen,
     TextReader,
@@ -247,6 +248,11 @@ class VilaUModel(PackedModel):
         leaf = partial(drawn_picture, pad_id=self.tokenizer.special.pad)
         return pack_pairs(batch, modality, self.tokenizer, leaf).to(self.device)
 
+    def pack_redraws(self, batch: RedrawBatch) -> PackedPairs:
+        """Input of `pair_module` for pictures that are redrawn, on the model's device."""
+        leaf = partial(drawn_picture, pad_id=self.tokenizer.special.pad)
+        return pack_redraws(batch, self.tokenizer, leaf).to(self.device)
+
 
 def padded(image: Image.Image) -> Image.Image:
     """A picture in the middle of a grey square."""
@@ -323,6 +329,7 @@ FAMILY = Family(
     exact_images=VilaUModel.exact_images,
     recognises=lambda stored: stored.get("model_type") in (TYPE, PUBLISHED_TYPE),
     check=check_folder,
+    redraws=True,
     costs=costs,
     shared_weights=False,  # a head for texts, a transformer over depths for codes
     frozen=(TOWER,),
