@@ -177,7 +177,7 @@ def _training(figures: Figures) -> Iterator[str]:
     yield f"- Pool: {figures.pool_records} records, `{run_record.pool.uri}` ({pool})"
     yield f"- Base: `{config['model']['checkpoint']}` ({base})"
     yield f"- Seed {config['seed']}, objective `{objective['name']}`"
-    for modality in ("caption", "image"):
+    for modality in (one for one in ("caption", "image") if one in objective):
         branch = ", ".join(f"{k} {v}" for k, v in objective[modality].items())
         yield f"- {modality} branch: {branch}"
     yield f"- Gate: {figures.last.version.decision}"

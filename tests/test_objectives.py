@@ -411,7 +411,7 @@ def test_an_iteration_runs_end_to_end(
     config = quick(tmp_path / "store", benchmarks=[], training__objective=section)
     runner, table = play(config)
     fresh = runner.fresh()
-    made = fresh[fresh.index("evaluate") + 1 : fresh.index("train") + 1]
+    made = fresh[fresh.index("gate") + 1 : fresh.index("train") + 1]
     assert [name for name in made if not name.startswith(("sample", "score"))] == stages
     assert ("sample-images" in made) == ("pair" in stages)
     assert "iteration 1" in table
