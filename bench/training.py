@@ -23,6 +23,7 @@ class PublishedBranch:
     beta: float = 0.2
     weight: float = 1.0
     nll_weight: float = 0.0
+    kl_weight: float = 0.0
     length_normalized: bool = False
 
 
@@ -30,6 +31,7 @@ class PublishedBranch:
 class PublishedObjective:
     """What the loss reads of a config, whose parser may not be installed."""
 
+    name: str = "pair_dpo"
     combine: str = "sum"
     caption: PublishedBranch = PublishedBranch()
     image: PublishedBranch = PublishedBranch()
