@@ -17,7 +17,6 @@ from models.protocol import (
     Modality,
     PairBatch,
     Questions,
-    RedrawBatch,
     Seen,
     TextSampling,
 )
@@ -37,10 +36,6 @@ class PackedModel(ABC):
     @abstractmethod
     def pack_pairs(self, batch: PairBatch, modality: Modality) -> PackedPairs:
         """Input of `pair_module` for one modality of a batch of pairs, on the model's device."""
-
-    @abstractmethod
-    def pack_redraws(self, batch: RedrawBatch) -> PackedPairs:
-        """Input of `pair_module` for pictures that are redrawn, on the model's device."""
 
     @property
     def device(self) -> torch.device:

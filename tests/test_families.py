@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from tests.fake_family.model import make_model
 from tests.janus_tiny import random_janus, tiny_janus
 from tests.loops import play, quick_exact
 from tests.showo_tiny import tiny_model
-from tests.stage_inputs import OBJECTIVES, make_config
+from tests.stage_inputs import OBJECTIVES, RECONSTRUCTION, make_config
 from tests.vila_u_tiny import random_vila_u, tiny_vila_u
 from training.data import EXACT, Draws, Grouped, PairRows, Redraws, ReferenceLogps
 from training.processes import make_accelerator
@@ -212,6 +213,13 @@ def test_settings_that_do_not_fit_a_family_are_refused(
         registry.check_settings("showo", "mask_predict", training(image_draws=0))
     with pytest.raises(UserError, match="train_vision = true, but Show-o has no vision tower"):
         registry.check_settings("showo", "mask_predict", training(train_vision=True))
+    monkeypatch.setattr("tests.fake_family.model.FAMILY", replace(FAKE, redraws=False))
+    for changes, field in (
+        ({"objective": RECONSTRUCTION}, r"training.objective.name has .* set it to pair_dpo"),
+        ({"reconstruction": {"weight": 1.0, "shrink": 1}}, r"reconstruction has .* set it to null"),
+    ):
+        with pytest.raises(UserError, match=field):
+            registry.check_settings("fake", "autoregressive", training(image_draws=0, **changes))
     lora = {"rank": 2, "alpha": 2}
     both = training(image_draws=0, train_vision=True, lora=lora)
     with pytest.raises(UserError, match="set one of them to false or null"):
