@@ -1,5 +1,6 @@
 """A small model out of a pool: every part of it, and going on where it was interrupted."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data.tables import read_table, write_table
 from models.registry import load_model
 from tasks.pretrain import base, tokenizer
 from tasks.pretrain.captions import PoolPairs
-from tasks.pretrain.own import FIGURES, Own
+from tasks.pretrain.own import FIGURES, SETTINGS, Own
 from tasks.pretrain.records import byte_tokenizer, read_records
 from tasks.pretrain.settings import Pretraining
 from tests.commands import hermesflow
@@ -64,6 +65,29 @@ def test_a_model_is_made_part_by_part_and_once(
     own.make()
     assert "3 parts ready" in capsys.readouterr().out
     assert (tmp_path / "model/model.safetensors").stat().st_mtime_ns == written
+
+
+def test_parts_of_other_settings_or_records_are_not_taken_for_ones_own(
+    tables: dict[str, object], tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    Own(load_settings(CONFIG, Pretraining, tables), made).make()
+
+    def again(out: Path, **changes: object) -> None:
+        changed = {name.replace("__", "."): value for name, value in changes.items()}
+        Own(load_settings(CONFIG, Pretraining, tables | changed), out).make()
+
+    with pytest.raises(UserError, match=r"network\.steps = 6, now 8; give another --out"):
+        again(made, network__steps=8)
+    with pytest.raises(UserError, match=r"records\.train = \w+, now \w+"):
+        again(made, records__train=tables["records.validation"])
+    # The same table elsewhere is the same, and what it is measured on is no part of it.
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.copy(str(tables["records.train"]), tmp_path / "moved"))
+    again(made, records__train=str(moved), records__validation=str(moved))
+    (made / SETTINGS).unlink()
+    with pytest.raises(UserError, match=r"holds a model, but no pretraining\.json"):
+        again(made)
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "network"])

@@ -18,7 +18,12 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from core.artifact import content_digest
+from core.errors import UserError
+from core.files import sha256_of
 from core.progress import Progress, bars_by
+from core.settings import leaves
+from data.tables import count_rows, parquet_files
 from evals.networks.caption_scorer import CaptionScorer
 from evals.vqa import ask
 from models.families.showo.model import ShowoModel
@@ -45,6 +50,7 @@ TIMED = 6
 TIMED_RECORDS = 128
 AT_ONCE = 64
 FIGURES = "figures.json"
+SETTINGS = "pretraining.json"
 
 
 class Own:
@@ -59,14 +65,22 @@ class Own:
         )
 
     def make(self) -> None:
-        """Make what is missing, and measure what came of it."""
+        """Make what is missing, and measure what came of it.
+
+        UserError for a folder whose parts were made with other settings or of other records.
+        """
+        self._claim()
         parts = [
             (self.out / "model/vq/config.json", self.train_tokenizer),
             (self.out / "model/model.safetensors", self.train_network),
             (self.out / "caption_encoder/modules.json", self.train_encoder),
         ]
         missing = [train for file, train in parts if not file.is_file()]
-        print(f"{len(self.records)} records to learn from, {len(parts) - len(missing)} parts ready")
+        given = count_rows(parquet_files(self.settings.records.train))
+        print(
+            f"{len(self.records)} of {given} records to learn from, "
+            f"{len(parts) - len(missing)} parts ready"
+        )
         if missing:
             print(f"about {sum(map(seconds_of, missing)) / 60:.0f} minutes on this machine")
         for train in missing:
@@ -75,6 +89,32 @@ class Own:
         (self.out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         for name, value in figures.items():
             print(f"{name:32} {value:.3f}")
+
+    def _claim(self) -> None:
+        """Note what the folder's parts are made with, or compare it with what was noted."""
+        # Validation has no part in them, and a table is what it holds, wherever it stands.
+        settings = self.settings.model_dump(mode="json", exclude={"records"})
+        files = parquet_files(self.settings.records.train)
+        digest = content_digest({file.name: sha256_of(file) for file in files})
+        now = leaves(settings) | {"records.train": digest}
+        noted = self.out / SETTINGS
+        if noted.is_file():
+            before = json.loads(noted.read_text(encoding="utf-8"))
+            changed = [name for name in now if before.get(name) != now[name]]
+            if changed:
+                raise UserError(
+                    f"{self.out} holds parts that were made otherwise: "
+                    + ", ".join(f"{n} = {before.get(n)}, now {now[n]}" for n in changed)
+                    + "; give another --out, or the settings from before"
+                )
+        elif any((self.out / name).exists() for name in ("model", "caption_encoder", ".state")):
+            raise UserError(
+                f"{self.out} holds a model, but no {SETTINGS} that says how it was made; give "
+                "another --out"
+            )
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            noted.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
 
     @cached_property
     def _patches(self) -> Patches:
