@@ -276,7 +276,7 @@ def join_parts(
         records.to_pandas(),
         answers[answers["status"] == ANSWERED],
         Bootstrap.of(evaluation),
-        _unsaid(judged),
+        _unsaid(judged, evaluation),
     )
     counts = _counts(answers)
     metrics.append(_unanswered_row(counts))
@@ -289,15 +289,20 @@ def join_parts(
     return metrics, found | counts | cut | kept_counts(draft, COUNTED)
 
 
-OF_TWO_MINDS = {"agreement", "weak_generation", "misunderstanding"}
+OF_TWO_MINDS = frozenset({"agreement", "weak_generation", "misunderstanding"})
 """Metrics that compare the model's answers about its drawings with those of somebody else."""
 
 
-def _unsaid(judged: Provenance) -> set[str]:
-    """Metrics that this judge cannot give: only the oracle knows malformed shapes, and that a
-    relative of the model agrees with it, or does not, says nothing."""
-    found = set() if judged.kind == "oracle" else {"malformed"}
-    return found if judged.independent else found | OF_TWO_MINDS
+def _unsaid(judged: Provenance, evaluation: Evaluation) -> set[str]:
+    """Metrics that cannot be given: only the oracle knows malformed shapes, that a relative of the
+    model agrees with it, or does not, says nothing, and the only picture of a prompt differs from
+    none."""
+    missing = {
+        "malformed": judged.kind != "oracle",
+        **dict.fromkeys(OF_TWO_MINDS, not judged.independent),
+        "diversity": evaluation.images_per_prompt < 2,
+    }
+    return {name for name, is_missing in missing.items() if is_missing}
 
 
 ABOUT = {"real": "about real pictures", "generated": "the judge", "self": "about its drawings"}

@@ -18,7 +18,7 @@ from janus_tiny import random_janus
 from limits import HANGS_SECONDS, free_port
 from safetensors.torch import load_file, save_file
 from showo_tiny import tiny_model
-from stage_inputs import make_config, pair_row, publish
+from stage_inputs import GROUP_DPO, RECONSTRUCTION, make_config, pair_row, publish
 from test_train import Loop, assert_same_weights, metrics
 from together import Hook, Outcome, no_hook, run_together
 from vila_u_tiny import random_vila_u
@@ -68,7 +68,8 @@ class Group:
         options = {"config": str(path), "store": self.loop.store.uri, **changes}
         given = [f"--{name}={value}" for name, value in options.items()]
         refs = as_lists(TRAIN, self.inputs)
-        inputs = [f"--input={name}={ref.uri}" for name, found in refs.items() for ref in found]
+        uris = {name: [ref.uri for ref in found] or [""] for name, found in refs.items()}
+        inputs = [f"--input={name}={uri}" for name, found in uris.items() for uri in found]
         return ["train", *given, *inputs]
 
     def run(self, num: int, hook: Hook = no_hook) -> Outcome:
@@ -135,10 +136,21 @@ EMPTY = {
     "objective__caption__length_normalized": True,
 }
 
+# Likelihoods of other rows and of other terms, and weights that are averaged by the first process.
+OTHERS = (
+    {"objective": RECONSTRUCTION},
+    {"objective": GROUP_DPO, "average": 0.5, "reconstruction": {"weight": 0.5, "shrink": 2}},
+)
+
 
 @pytest.mark.parametrize(
     ("num", "num_pairs", "changes"),
-    [(2, 10, {}), pytest.param(2, 5, SPLIT, marks=SLOW), pytest.param(3, 10, EMPTY, marks=SLOW)],
+    [
+        (2, 10, {}),
+        pytest.param(2, 5, SPLIT, marks=SLOW),
+        pytest.param(3, 10, EMPTY, marks=SLOW),
+        *(pytest.param(2, 10, changes, marks=SLOW) for changes in OTHERS),
+    ],
 )
 def test_several_processes_train_like_one(
     tmp_path: Path, num: int, num_pairs: int, changes: Mapping[str, Any]
