@@ -177,7 +177,10 @@ def _training(figures: Figures) -> Iterator[str]:
     yield f"- Pool: {figures.pool_records} records, `{run_record.pool.uri}` ({pool})"
     yield f"- Base: `{config['model']['checkpoint']}` ({base})"
     yield f"- Seed {config['seed']}, objective `{objective['name']}`"
-    for modality in (one for one in ("caption", "image") if one in objective):
+    # An objective may learn from one of them alone.
+    for modality in ("caption", "image"):
+        if modality not in objective:
+            continue
         branch = ", ".join(f"{k} {v}" for k, v in objective[modality].items())
         yield f"- {modality} branch: {branch}"
     yield f"- Gate: {figures.last.version.decision}"

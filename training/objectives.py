@@ -129,9 +129,9 @@ def preference_loss(
     from the reference (the estimate k3, mean of winner and loser), which holds on to all samples.
 
     `group_dpo` has a pair for every two samples of a group, best and worst, second best and second
-    worst, and so on; those of every record weigh the same. `internal_gap` (arXiv 2507.16663,
-    section 4) is that of images alone, where the model's own understanding finds the winner right
-    and the loser wrong.
+    worst, and so on; those of every record weigh the same. `internal_gap` (arXiv 2507.16663)
+    is that of images alone, where the model's own understanding finds the winner right and the
+    loser wrong.
     """
     shared: list[Tensor] = []
     own: dict[Modality, list[Tensor]] = {modality: [] for modality in logps}
@@ -303,7 +303,7 @@ def true_caption_loss(
 
 
 def redraw_loss(branch: BranchLogps, training: Training) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction alignment (RecA, arXiv 2509.07295, section 3): loss [B] of each record.
+    """Reconstruction alignment (RecA, arXiv 2509.07295): loss [B] of each record.
 
     L = -w log p(codes of the picture | what understanding reads of it) / tokens: the picture's own
     features stand where a prompt stands otherwise, so that no caption and no sample is needed.
