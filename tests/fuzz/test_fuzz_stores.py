@@ -21,8 +21,8 @@ from evals.benchmarks.base import Item
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.dpg import FIELDS, DpgBench
 from evals.benchmarks.geneval import prompt_item
-from evals.benchmarks.run import items_of, read_answers
-from models.protocol import MaskPredict
+from evals.benchmarks.run import items_of
+from evals.systems.replies import read_replies
 from tests.fuzz.harness import cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
 from tests.loops import quick
@@ -160,7 +160,7 @@ def test_dpg_files(rows: list[list[str]], data: st.DataObject) -> None:
         content = data.draw(damaged(content))
     with folder() as place:
         (place / "dpg_bench.csv").write_bytes(content)
-        benchmark = DpgBench(place, MaskPredict(1, 0.0), None, "self")
+        benchmark = DpgBench(place, None, "self")
         survives(place, lambda: items_of(benchmark))
 
 
@@ -188,4 +188,4 @@ def test_answers_from_elsewhere(rows: list[Any], data: st.DataObject) -> None:
         content = data.draw(damaged(content or b"{}"))
     with folder() as place:
         (place / "answers.jsonl").write_bytes(content)
-        survives(place, lambda: read_answers(place / "answers.jsonl"))
+        survives(place, lambda: read_replies(place / "answers.jsonl", "pope", []))
