@@ -201,3 +201,22 @@ def benchmark(
     )
     request = Request(name, to, systems, answers, data, split, judges, limit, title)
     score(request, load_config(config))
+
+
+@command(
+    "compare",
+    EVALUATION,
+    """compare out/pope-base out/pope-tuned
+    compare out/geneval-show-o out/geneval-sd --to items.csv""",
+)
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="Folder of a result.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Folder of another one.")],
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV of both scores of each item.")
+    ] = None,
+) -> None:
+    """Compare two results item by item, or say why they are not comparable."""
+    from evals.comparison import show
+
+    show(before, after, to)
