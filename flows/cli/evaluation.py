@@ -220,3 +220,20 @@ def compare(
     from evals.comparison import show
 
     show(before, after, to)
+
+
+@command(
+    "leaderboard", EVALUATION, "leaderboard out\nleaderboard out .hermesflow/store --to board.html"
+)
+def leaderboard(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="With results, at any depth.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The page.")] = Path(
+        "leaderboard.html"
+    ),
+) -> None:
+    """Write one page of all results: systems and benchmarks, beside published figures."""
+    from report.leaderboard import write
+
+    write(folders, to)
