@@ -27,6 +27,7 @@ MODEL = "tiny-talker"
 THINGS = ("cat", "dog", "ball", "table", "circle", "square", "triangle")
 COLORS = ("red", "blue", "green", "yellow")
 CAPTION = re.compile(r"Here is the caption of a picture:\n\n(.*?)\n\n(.*)", re.DOTALL)
+ONE_WORD = " Answer in one word."
 OFFERED = re.compile(r"Reply with one of: (.*)\.$")
 CHOICE = re.compile(r"^([A-Z])\) (.*)$", re.MULTILINE)
 
@@ -184,9 +185,9 @@ def _said(body: dict[str, Any]) -> tuple[str, Image.Image | None]:
     content = body["messages"][0]["content"]
     if isinstance(content, str):
         return content, None
-    picture, text = content
+    picture, *texts = content
     data = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
-    return text["text"], Image.open(io.BytesIO(data))
+    return "\n".join(text["text"] for text in texts), Image.open(io.BytesIO(data))
 
 
 def _reply(body: dict[str, Any], text: str, image: Image.Image | None, knows: bool) -> str:
@@ -198,6 +199,10 @@ def _reply(body: dict[str, Any], text: str, image: Image.Image | None, knows: bo
     if form == "Questions":
         return json.dumps({"questions": _write(caption, rest)})
     choices = dict(CHOICE.findall(text))
+    if form == "Score" and image:  # a picture of more than one colour is right
+        return json.dumps({"score": int(len(image.convert("RGB").getcolors() or [0, 0]) > 1)})
+    if image and text.endswith(ONE_WORD):
+        return _look(image, text.removesuffix(ONE_WORD), {"A": "yes", "B": "no"}).capitalize()
     if offered := OFFERED.search(text):
         asked = dict(zip("AB", offered[1].split(", "), strict=True))
         return _look(image, text, asked) if image else "unknown"

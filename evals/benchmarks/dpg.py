@@ -25,6 +25,7 @@ from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Op
 from evals.benchmarks.drawing import Drawing
 from evals.benchmarks.figures import ALL, Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import find_file, wanted
+from evals.benchmarks.judging import endpoint_client
 from evals.checkpoints import open_checkpoint
 from evals.systems.base import Question, System
 from evals.systems.checkpoint import CheckpointSystem
@@ -102,13 +103,7 @@ class DpgBench(Drawing):
         if named == SELF:
             return cls(opening.folder, None, SELF)
         if named == ENDPOINT:
-            endpoint = config.evaluation.endpoint
-            if endpoint is None:
-                raise UserError(
-                    "judge endpoint: evaluation.endpoint is null; say there which model"
-                )
-            client = opening.stack.enter_context(Client(endpoint, "evaluation.endpoint"))
-            name = f"endpoint {endpoint.model}"
+            client, name = endpoint_client(opening)
             return cls(opening.folder, EndpointJudge(client), name)
         checkpoint = open_checkpoint(named)
         judge = SystemJudge(CheckpointSystem.of(config, checkpoint))

@@ -111,19 +111,28 @@ class ImageTextSystem(System):
         ]
 
     @torch.inference_mode()
+    def _first_token(self, picture: Image.Image, text: str) -> np.ndarray:
+        """The probability of each token to be the first of a reply."""
+        model, _ = self._loaded
+        logits_V = model(**self._inputs(picture, text)).logits[0, -1].float()
+        return np.asarray(torch.softmax(logits_V.double(), -1).cpu().numpy())
+
+    def first_token_mass(self, picture: Image.Image, text: str, forms: Sequence[str]) -> float:
+        """The probability that a reply begins with the first token of any of some spellings."""
+        probabilities_V, tokenizer = self._first_token(picture, text), self._loaded[1].tokenizer
+        ids = {int(tokenizer(form, add_special_tokens=False)["input_ids"][0]) for form in forms}
+        return min(float(probabilities_V[sorted(ids)].sum()), 1.0)
+
     def _weights(self, picture: Image.Image, row: QuestionRow) -> np.ndarray:
-        model, processor = self._loaded
         letters = ascii_uppercase[: len(row["choices"])]
         offered = "\n".join(f"{x}) {c}" for x, c in zip(letters, row["choices"], strict=True))
-        inputs = self._inputs(picture, f"{row['question']}\n{offered}\n{LETTER}")
-        logits_V = model(**inputs).logits[0, -1].float()
-        logps_V = torch.log_softmax(logits_V, -1).double()
-        tokenizer = processor.tokenizer
+        probabilities_V = self._first_token(picture, f"{row['question']}\n{offered}\n{LETTER}")
+        tokenizer = self._loaded[1].tokenizer
         # Tokenizers write a letter with or without the blank before it; each way may come first.
         spelled = [
             {ids[0] for form in (x, f" {x}") if (ids := _ids(tokenizer, form))} for x in letters
         ]
-        return np.array([float(logps_V[sorted(ids)].exp().sum()) for ids in spelled])
+        return np.array([float(probabilities_V[sorted(ids)].sum()) for ids in spelled])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -152,8 +152,9 @@ def benchmark(
         str | None,
         typer.Option(
             metavar="WHO",
-            help="dpg: who answers about pictures: self (the model that drew them), endpoint (of "
-            "evaluation.endpoint), or a checkpoint.",
+            help="dpg: who answers about pictures: self (the system that drew them), endpoint (of "
+            "evaluation.endpoint), or a checkpoint. geneval2: endpoint, or an image-text model of "
+            "transformers. wise: endpoint.",
         ),
     ] = None,
     detector: Annotated[
