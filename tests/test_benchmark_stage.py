@@ -18,6 +18,7 @@ from evals.benchmarks.changes import benchmark_change
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
 from tests.evaluations import items_table
+from tests.llm_server import endpoint
 from tests.loops import QUICK, quick
 from tests.stage_inputs import make_config
 
@@ -107,7 +108,8 @@ def test_commented_benchmarks_of_shipped_configs_are_valid() -> None:
     lines = text.partition("benchmarks: []\n")[2].splitlines()
     block = [line[1:] for line in lines[: lines.index("")]]
     entries = yaml.safe_load("\n".join(block))
-    config: Config = load_config(QUICK, {"benchmarks": entries})
+    judge = endpoint("http://localhost:8000/v1").model_dump()
+    config: Config = load_config(QUICK, {"benchmarks": entries, "evaluation.endpoint": judge})
     assert {entry.name for entry in config.benchmarks} == {
         n for n in BENCHMARKS if BENCHMARKS[n].files
     }
