@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.benchmarks import SELF
 from core.errors import UserError
 from core.files import writing_to
 from data.metrics import METRICS
@@ -87,6 +88,17 @@ def check_comparable(old: Result, new: Result) -> None:
                 f"{old.folder} and {new.folder} are not comparable: {name} was {one!r} and is "
                 f"{other!r}; measure both alike"
             )
+    if _judged_by_themselves(old, new):
+        raise UserError(
+            f"{old.folder} and {new.folder} are not comparable: each system has judged its own "
+            "pictures; give both the same --judge"
+        )
+
+
+def _judged_by_themselves(old: Result, new: Result) -> bool:
+    """Whether each system was its own judge, and they are not the same system."""
+    rules = old.recipe.get("rules", {})
+    return bool(rules.get("judge") == SELF and old.recipe["system"] != new.recipe["system"])
 
 
 def _differences(

@@ -13,6 +13,7 @@ from core.config import Config, load_config
 from core.errors import UserError
 from core.stage import Shard, run_shard, run_stage
 from core.store import Store
+from data.results import read_result
 from data.tables import read_table
 from evals.benchmarks.changes import benchmark_change
 from tasks.base import BASE
@@ -55,6 +56,9 @@ def test_a_benchmark_of_published_files_is_scored_and_its_files_are_in_the_key(
     inputs = {"checkpoint": run_stage(BASE, config, store, {}).ref}
     first = run_stage(BENCHMARK, config, store, inputs)
     assert run_stage(BENCHMARK, config, store, inputs).cached
+    result = read_result(store.open(first.ref).path())
+    assert (result.benchmark, result.number) == ("pope", 12)
+    assert result.recipe["system"]["checkpoint"] == inputs["checkpoint"].digest
     file = next(data.glob("*pope_random.json"))
     file.write_text(file.read_text().replace("yes", "no"), encoding="utf-8")
     again = run_stage(BENCHMARK, config, store, inputs)

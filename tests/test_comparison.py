@@ -117,6 +117,16 @@ def test_other_items_are_not_compared(tmp_path: Path) -> None:
         compare(old, new)
 
 
+def test_systems_that_judged_themselves_are_not_compared(tmp_path: Path) -> None:
+    data = made.pope(tmp_path)
+    old, new = answered(data, tmp_path / "old"), answered(data, tmp_path / "new", q1="no")
+    for folder in (old, new):
+        changed(folder, lambda document: document["recipe"]["rules"].update(judge="self"))
+    with pytest.raises(UserError, match="each system has judged its own pictures"):
+        compare(old, new)
+    assert compare(old, old).changes
+
+
 def test_folders_without_a_result_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no results\.json"):
         compare(tmp_path, tmp_path)
