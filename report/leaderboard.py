@@ -24,6 +24,9 @@ from core.files import writing_to
 from core.names import is_hidden
 from data.metrics import Interval
 from data.results import ALL, COUNTS, RESULTS, Result, read_result
+from report.lmms_results import PATTERN as LMMS_PATTERN
+from report.lmms_results import START as LMMS
+from report.lmms_results import read_lmms_results
 from report.published import FILE, GAP, SOURCES
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -105,6 +108,11 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
                 found.append(read_result(path.parent))
             except UserError as error:
                 problems.append(str(error))
+        for path in sorted(folder.rglob(LMMS_PATTERN)):
+            try:
+                found += read_lmms_results(path)
+            except UserError as error:
+                problems.append(str(error))
     if not found:
         told = f" ({problems[0]})" if problems else ""
         raise UserError(
@@ -135,6 +143,15 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
         Column(f"{name} {BENCHMARKS[name].headline}", name, BENCHMARKS[name].headline)
         for name in sorted({result.benchmark for result in results} - known)
         if name in BENCHMARKS
+    ]
+    tasks = {
+        (result.benchmark, figure)
+        for result in results
+        if result.benchmark.startswith(LMMS)
+        for figure, _ in result.figures
+    }
+    columns += [
+        Column(f"{task} {figure}", task, figure, digits=3) for task, figure in sorted(tasks)
     ]
     return columns
 
@@ -180,11 +197,16 @@ def _cell(results: Sequence[Result], column: Column) -> Cell:
         side = "reads" if column.figure == "understanding" else "draws"
         one_sided = f"a system that {side}" if column.figure != "gap" else "one that does both"
         return Cell(missing=f"needs {one_sided}" if column.benchmark == GAP_BENCHMARK else "none")
-    return Cell(missing=f"hermesflow {_command(column.benchmark)}")
+    return Cell(missing=_missing(column.benchmark))
 
 
 def _command(benchmark: str) -> str:
     return GAP_BENCHMARK if benchmark == GAP_BENCHMARK else f"benchmark {benchmark}"
+
+
+def _missing(benchmark: str) -> str:
+    """What would fill a cell."""
+    return benchmark if benchmark.startswith(LMMS) else f"hermesflow {_command(benchmark)}"
 
 
 def _measured(result: Result, one: Interval, column: Column) -> Measured:

@@ -10,6 +10,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from core.errors import UserError
+from data.metrics import Interval
 from data.results import RESULTS, results_text
 from report.leaderboard import Cell, columns_of, find_results, render, rows_of
 from tests.browser import chromium, requested, resize
@@ -92,6 +93,26 @@ def test_results_that_cannot_be_read_are_named_and_none_at_all_is_an_error(
         find_results([folder / "broken"])
     with pytest.raises(UserError, match="is no folder"):
         find_results([folder / "none"])
+
+
+def test_tasks_of_lmms_eval_have_columns_and_normal_intervals(folder: Path) -> None:
+    document = {
+        "results": {"mmstar": {"alias": "mmstar", "average,none": 0.5, "average_stderr,none": 0.1,
+                               "other,none": 2.0, "other_stderr,none": "N/A"}},
+        "configs": {"mmstar": {"task": "mmstar"}},
+        "n-samples": {"mmstar": {"original": 1500, "effective": 300}},
+        "config": {"model": "hermesflow", "model_args": "checkpoint=my/show-o"},
+    }  # fmt: skip
+    (folder / "20261201_results.json").write_text(json.dumps(document), encoding="utf-8")
+    (folder / "x_results.json").write_text("[]", encoding="utf-8")
+    found = cells(folder)
+    system = "hermesflow checkpoint=my/show-o"
+    one = found[system, "lmms-eval mmstar average"].measured[0]
+    assert one.interval == Interval(0.5, pytest.approx(0.304), pytest.approx(0.696))
+    assert one.how == "300 items"
+    assert not found[system, "lmms-eval mmstar other"].measured[0].has_interval
+    assert found["Ours", "lmms-eval mmstar average"].missing == "lmms-eval mmstar"
+    assert any("x_results.json is no result of lmms-eval" in p for p in find_results([folder])[1])
 
 
 @pytest.fixture(scope="module")
