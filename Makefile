@@ -12,6 +12,7 @@ COMPUTE ?= process
 IMAGE ?= hermesflow:cpu
 PICTURES ?=
 CHECKPOINT ?=
+ENCODER ?=
 TO ?=
 # For images: what they are made from, and the index of torch builds (its default has CUDA in it).
 BASE_IMAGE ?= python:3.11-slim-bookworm
@@ -56,8 +57,9 @@ pipeline: $(POOLS) ## run the self-play loop [CONFIG=pipeline.yaml ITERATIONS=3 
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)') $(if $(SEED),--seed '$(SEED)') \
 		$(if $(filter-out 0,$(FROM_CHAMPION)),--from-champion) $(if $(POOL),--pool '$(POOL)')
 
-own: $(INSTALLED) ## run the loop on pictures with captions [PICTURES=my/pictures CHECKPOINT=my/show-o TO=my/run ITERATIONS=]
+own: $(INSTALLED) ## run the loop on pictures with captions [PICTURES=my/pictures CHECKPOINT=my/show-o ENCODER= TO=my/run ITERATIONS=]
 	@$(HERMESFLOW) own --pictures '$(PICTURES)' --checkpoint '$(CHECKPOINT)' --to '$(TO)' \
+		$(if $(ENCODER),--encoder '$(ENCODER)') \
 		$(if $(ITERATIONS),--iterations '$(ITERATIONS)')
 
 report: $(INSTALLED) ## write the report of a run, finished or not [CONFIG=pipeline.yaml ITERATIONS= SEED=]

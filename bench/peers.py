@@ -31,7 +31,9 @@ from models.families.janus.vq import JanusVQ
 from models.nn.chat import read_picture
 from models.protocol import Autoregressive, TextSampling
 from models.tokenizers.chat import CAPTION_QUESTION, Ids
-from tasks.pretrain.janus import base_config, build_tokenizer
+from tasks.pretrain.base import word_tokenizer
+from tasks.pretrain.chat import SHAPES
+from tasks.pretrain.janus import FAMILY, base_config, build_tokenizer
 
 WIDTH, SIZE, PATCH, CAPTIONS, TOKENS, PICTURES = 256, 96, 8, 10, 24, 16
 PROMPT = "a red circle and two blue squares"
@@ -43,8 +45,9 @@ Call = Callable[[], Any]
 
 def middle_model() -> JanusModel:
     """9 M parameters, 144 positions of a picture either way."""
-    small = base_config(64, SIZE)
-    tokenizer = build_tokenizer(small)
+    small = base_config(64, replace(SHAPES, image_size=SIZE))
+    words = word_tokenizer(FAMILY.sentences, FAMILY.specials)
+    tokenizer = build_tokenizer(words, small)
     sizes = small.sizes.to_dict()
     sizes["text_config"] |= {
         "hidden_size": WIDTH,

@@ -33,8 +33,8 @@ def setup_logging(level: int = logging.INFO) -> None:
     handler = _BarFriendlyHandler()
     handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # Lines for every HTTP request or S3 connection would drown the rest.
-    for name in ("httpx", "httpx2", "botocore", "aiobotocore"):
+    # Lines for every HTTP request, S3 connection or loaded encoder would drown the rest.
+    for name in ("httpx", "httpx2", "botocore", "aiobotocore", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

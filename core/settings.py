@@ -270,6 +270,15 @@ def dotted(path: FieldPath) -> str:
     return text.removeprefix(".")
 
 
+def leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values of nested sections by dotted path; lists are values."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        found |= leaves(value, f"{path}{name}.") if inner else {path + name: value}
+    return found
+
+
 def _show(value: object) -> str:
     text = masked(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."

@@ -277,7 +277,7 @@ def join_parts(
         records.to_pandas(),
         answers[answers["status"] == ANSWERED],
         Bootstrap.of(evaluation),
-        _unsaid(judged),
+        _unsaid(judged, evaluation),
     )
     counts = _counts(answers)
     metrics.append(unanswered_row(counts))
@@ -290,11 +290,15 @@ def join_parts(
     return metrics, found | counts | cut | kept_counts(draft, COUNTED)
 
 
-def _unsaid(judged: Provenance) -> set[str]:
-    """Metrics that this judge cannot give: only the oracle knows malformed shapes, and that a
-    relative of the model agrees with it says nothing."""
-    found = set() if judged.kind == "oracle" else {"malformed"}
-    return found if judged.independent else found | {"agreement"}
+def _unsaid(judged: Provenance, evaluation: Evaluation) -> set[str]:
+    """Metrics that cannot be given: only the oracle knows malformed shapes, that a relative of the
+    model agrees with it says nothing, and the only picture of a prompt differs from none."""
+    missing = {
+        "malformed": judged.kind != "oracle",
+        "agreement": not judged.independent,
+        "diversity": evaluation.images_per_prompt < 2,
+    }
+    return {name for name, is_missing in missing.items() if is_missing}
 
 
 ABOUT = {"real": "about real pictures", "generated": "the judge", "self": "about its drawings"}

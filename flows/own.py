@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from core.command import moved
-from core.config import schema
+from core.config import load_config, schema
 from core.errors import UserError
 from data.ingest.command import Collection, make_pool
 from flows import local
@@ -34,14 +34,28 @@ VILA_U_PROFILES = {256: "configs/vila_u_7b_256.yaml", 384: "configs/vila_u_7b_38
 VILA_U_DEFAULT = "configs/shapes_vila_u.yaml"
 
 
-def run(pictures: str, checkpoint: Path, to: Path, iterations: int | None) -> None:
+def run(
+    pictures: str, checkpoint: Path, encoder: Path | None, to: Path, iterations: int | None
+) -> None:
     """Make the pool and the config unless they are there, and run the loop."""
-    local.pipeline(str(prepare(pictures, checkpoint, to)), iterations, None, False)
+    local.pipeline(str(prepare(pictures, checkpoint, encoder, to)), iterations, None, False)
 
 
-def prepare(pictures: str, checkpoint: Path, to: Path) -> Path:
-    """The pool and the config in `to`, made unless they are there; the path of the config."""
+def prepare(pictures: str, checkpoint: Path, encoder: Path | None, to: Path) -> Path:
+    """The pool and the config in `to`, made unless they are there; the path of the config.
+
+    Without an encoder captions are compared by the one that the profile names. UserError for a
+    config that is there and names another.
+    """
     profile = profile_of(checkpoint)
+    path = to / CONFIG
+    if encoder and path.is_file():
+        named = load_config(path).scoring.caption_encoder
+        if Path(named).resolve() != encoder.resolve():
+            raise UserError(
+                f"{path} is there already and has scoring.caption_encoder: {named}; change it "
+                f"there, or leave out --encoder {encoder}"
+            )
     if not (to / DATA / "test").is_dir():
         try:
             make_pool(Collection(pictures, to / DATA, test_share=TEST_SHARE))
@@ -50,9 +64,8 @@ def prepare(pictures: str, checkpoint: Path, to: Path) -> Path:
                 f"no pool was made of {pictures}: {error}. `hermesflow ingest --help` shows how "
                 "fields of other names are given"
             ) from None
-    path = to / CONFIG
     if not path.is_file():
-        text = yaml.safe_dump(settings(profile, checkpoint, to), sort_keys=False)
+        text = yaml.safe_dump(settings(profile, checkpoint, encoder, to), sort_keys=False)
         path.write_text(f"{schema.MODELINE}{schema.FILE}\n{text}", encoding="utf-8")
         print(f"{path} is yours to change")
     return path
@@ -78,14 +91,16 @@ def profile_of(checkpoint: Path) -> Path:
     return Path(PROFILES.get(tokens, DEFAULT)).resolve()
 
 
-def settings(profile: Path, checkpoint: Path, to: Path) -> dict[str, object]:
+def settings(profile: Path, checkpoint: Path, encoder: Path | None, to: Path) -> dict[str, object]:
     """What a config of one's own pictures says beside its profile."""
     data = (to / DATA).resolve()
+    scoring = {"scoring": {"caption_encoder": str(encoder.resolve())}} if encoder else {}
     return {
         "extends": str(profile),
         "store": str((to / "store").resolve()),
         "model": {"checkpoint": str(checkpoint.resolve())},
         "data": {"source": "parquet", "pool": str(data / "pool"), "test": str(data / "test")},
+        **scoring,
         "questions": {"by": "captions", "endpoint": None, "per_record": 6, "max_without": 0.1},
         "evaluation": {"judge": "reader"},
         "benchmarks": [],

@@ -17,6 +17,7 @@ from typing import Any
 from core.artifact import Artifact, ArtifactRef
 from core.config import Config
 from core.errors import UserError
+from core.settings import leaves
 from core.stage import Inputs
 from core.store import Store
 from data.tables import read_table
@@ -24,7 +25,6 @@ from evals.gate import comparable
 from tasks.gate import read_decision
 from tracking.publishing import Scores, find_published, publish
 from tracking.registry import Registry, Version
-from tracking.runs import flatten
 
 # What may differ between two evaluations whose record metrics still mean the same.
 UNIMPORTANT = {
@@ -161,7 +161,7 @@ def _difference(own: Artifact, other: Artifact) -> str:
     mine, theirs = own.manifest, other.manifest
     if mine["stage_version"] != theirs["stage_version"]:
         return "was made by another version of the program"
-    now, then = (flatten(manifest["config"]) for manifest in (mine, theirs))
+    now, then = (leaves(manifest["config"]) for manifest in (mine, theirs))
     changed = [
         f"{name} {then.get(name)!r} instead of {now.get(name)!r}"
         for name in sorted({*now, *then} - UNIMPORTANT)

@@ -159,9 +159,9 @@ def _why_not(needs: str, iterations: Sequence[IterationFigures]) -> str:
         return "no iteration has ended"
     if needs == JUDGE and not all(one.independent for one in iterations):
         return "nobody but a relative of the model has looked at its drawings"
-    if needs == ORACLE and not any(("malformed", ALL) in one.metrics for one in iterations):
-        return "only the oracle of the shapes world can tell"
-    return ""
+    metric, reason = METRIC_OF.get(needs, ("", ""))
+    absent = metric and not any((metric, ALL) in one.metrics for one in iterations)
+    return reason if absent else ""
 
 
 def show_alarms(found: Review, width: int = 120) -> str:
@@ -351,12 +351,17 @@ def _forgotten_captions(now: IterationFigures, base: IterationFigures) -> Iterat
         )
 
 
-EVERY, MADE, JUDGE, ORACLE = "every", "made", "judge", "oracle"
+EVERY, MADE, JUDGE, ORACLE, SEVERAL = "every", "made", "judge", "oracle", "several"
+METRIC_OF = {
+    ORACLE: ("malformed", "only the oracle of the shapes world can tell"),
+    SEVERAL: ("diversity", "evaluation.images_per_prompt is 1"),
+}
+"""The metric without which a kind of alarm cannot be judged, and why it is missing."""
 CHECKS: tuple[tuple[Check, str, str], ...] = (
     (_falling_winners, "winners stay likely", MADE),
     (_reward_hacking, "the judge confirms the reward", JUDGE),
     (_drifting_self_vqa, "self-VQA stays with the judge", JUDGE),
-    (_shrinking_diversity, "pictures stay varied", MADE),
+    (_shrinking_diversity, "pictures stay varied", SEVERAL),
     (_narrow_filters, "filters let enough through", MADE),
     (_malformed_images, "pictures stay whole", ORACLE),
     (_forgotten_captions, "captions stay good", MADE),

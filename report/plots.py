@@ -41,6 +41,21 @@ PANELS = {
     "log-prob. against reference": ("logratios/chosen", "logratios/rejected"),
     "gradient norm": ("grad_norm",),
 }
+HEALTH = (
+    (
+        *("malformed", "Malformed pictures", "bad"),
+        "Share of pictures that hold something which is no known shape.",
+    ),
+    (
+        *("diversity", "Diversity of pictures", "own"),
+        "Share of image tokens in which two pictures of a prompt differ.",
+    ),
+    (
+        *("caption_similarity", "Similarity of captions", "understanding"),
+        "Most likely captions against the true ones.",
+    ),
+)
+"""Metric, title, tone and how to read it; a metric that a run lacks has no chart."""
 LABELS = {"logratios/chosen": "winner", "logratios/rejected": "loser"}
 
 
@@ -126,25 +141,11 @@ def trust_plots(figures: Figures) -> list[Plot]:
 
 def health_plots(figures: Figures) -> list[Plot]:
     """What self-play must not ruin."""
-    plots = [
-        _plot(
-            figures,
-            "Diversity of pictures",
-            [_metric(figures, "diversity", "", "own")],
-            note="Share of image tokens in which two pictures of a prompt differ.",
-        ),
-        _plot(
-            figures,
-            "Similarity of captions",
-            [_metric(figures, "caption_similarity", "", "understanding")],
-            note="Most likely captions against the true ones.",
-        ),
+    return [
+        _plot(figures, title, [_metric(figures, name, "", tone)], note=note)
+        for name, title, tone, note in HEALTH
+        if (name, ALL) in figures.base.metrics
     ]
-    if ("malformed", ALL) in figures.base.metrics:
-        malformed = [_metric(figures, "malformed", "", "bad")]
-        note = "Share of pictures that hold something which is no known shape."
-        plots.insert(0, _plot(figures, "Malformed pictures", malformed, note=note))
-    return plots
 
 
 def training_plots(figures: Figures) -> list[Plot]:

@@ -62,7 +62,7 @@ def _encoder_files(config: Config) -> Sequence[Path]:
 
 EVALUATE = Stage(
     "evaluate",
-    5,
+    6,
     config_keys=(
         "model.family",
         "model.precision",

@@ -109,6 +109,13 @@ def test_a_narrow_filter_names_the_one_that_dropped_most_and_its_knob() -> None:
     assert "pairing.image.min_margin" in other["image filter is narrow"]
 
 
+def test_one_picture_of_a_prompt_is_not_called_varied() -> None:
+    alone: Changes = {"diversity": None}
+    found = review([figures(k, alone) for k in range(2)])
+    assert ("pictures stay varied", "evaluation.images_per_prompt is 1") in found.unjudged
+    assert "pictures stay varied" not in found.quiet
+
+
 def test_sentences_say_what_was_seen_and_name_fields_that_exist() -> None:
     worst = alarms(
         image__logratios__chosen=-0.214,

@@ -109,19 +109,30 @@ def pictures(folder: Path, number: int) -> Path:
 
 def test_the_config_beside_a_pool_names_its_profile_and_the_schema(tmp_path: Path) -> None:
     (tmp_path / "data/test").mkdir(parents=True)
-    path = prepare("pictures", BASE, tmp_path)
+    path = prepare("pictures", BASE, None, tmp_path)
     first, *rest = path.read_text(encoding="utf-8").splitlines()
     assert Path(first.removeprefix(schema.MODELINE)) == schema.FILE
     jsonschema.validate(yaml.safe_load("\n".join(rest)), schema.editor_schema())
     assert load_config(path).data.source == "parquet"
 
 
+def test_an_encoder_of_ones_own_is_written_down_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "data/test").mkdir(parents=True)
+    mine = BASE.with_name("caption_encoder")
+    path = prepare("pictures", BASE, mine, tmp_path)
+    assert Path(load_config(path).scoring.caption_encoder) == mine.resolve()
+    assert prepare("pictures", BASE, mine, tmp_path) == path
+    assert prepare("pictures", BASE, None, tmp_path) == path
+    with pytest.raises(UserError, match=r"there already and has scoring\.caption_encoder"):
+        prepare("pictures", BASE, tmp_path / "other", tmp_path)
+
+
 @pytest.mark.slow
 def test_one_command_leads_from_pictures_to_a_loop(tmp_path: Path) -> None:
     """The base reads some types of questions by rules; readers judge what it can draw of them."""
     source = pictures(tmp_path / "mine", 240)
-    path = prepare(str(source), BASE, tmp_path / "run")
-    assert prepare(str(source), BASE, tmp_path / "run") == path
+    path = prepare(str(source), BASE, None, tmp_path / "run")
+    assert prepare(str(source), BASE, None, tmp_path / "run") == path
     settings = yaml.safe_load(path.read_text())
     # As the command writes it, on few records and with few steps.
     quickened = {**settings, "extends": str(QUICK)}
@@ -150,7 +161,7 @@ def test_one_command_leads_from_pictures_to_a_loop(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_refused_before_the_pictures_are_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no model folder"):
-        prepare("nowhere", tmp_path, tmp_path / "run")
+        prepare("nowhere", tmp_path, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """A small model out of a pool: every part of it, and going on where it was interrupted."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from data.tables import read_table, write_table
 from models.registry import load_model
 from tasks.pretrain import base, tokenizer
 from tasks.pretrain.captions import PoolPairs
-from tasks.pretrain.own import FIGURES, Own
+from tasks.pretrain.own import FIGURES, SETTINGS, Own
 from tasks.pretrain.records import byte_tokenizer, read_records
 from tasks.pretrain.settings import Pretraining
 from tests.commands import hermesflow
 
 CONFIG = Path(__file__).parents[1] / "configs/pretrain/emoji.yaml"
 RECORDS = 48
+TOKENIZER = ".state/tokenizer-done.pt"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def weights(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    return load_file(path)
+    return torch.load(path, weights_only=True) if path.suffix == ".pt" else load_file(path)
 
 
 def test_a_model_is_made_part_by_part_and_once(
@@ -66,6 +68,56 @@ def test_a_model_is_made_part_by_part_and_once(
     assert (tmp_path / "model/model.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("family", ["janus", "vila_u"])
+def test_any_family_is_made_of_a_pool(
+    family: str, tables: dict[str, object], tmp_path: Path
+) -> None:
+    changed = {"family": family, "tokenizer.channels": 32, "network.width": 48}
+    Own(load_settings(CONFIG, Pretraining, tables | changed), tmp_path).make()
+    model = load_model(family, tmp_path / "model", "cpu")
+    assert model.drawn_shape[0] == 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"family": "janus"}, "tokenizer.channels = 4 is no multiple of 32"),
+        (
+            {"family": "vila_u", "tokenizer.channels": 32, "tokenizer.bits": 9},
+            "tokenizer.bits = 9 is odd",
+        ),
+    ],
+)
+def test_sizes_that_a_family_cannot_have_are_refused(
+    changed: dict[str, object], said: str, tables: dict[str, object]
+) -> None:
+    with pytest.raises(UserError, match=said):
+        load_settings(CONFIG, Pretraining, tables | changed)
+
+
+def test_parts_of_other_settings_or_records_are_not_taken_for_ones_own(
+    tables: dict[str, object], tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    Own(load_settings(CONFIG, Pretraining, tables), made).make()
+
+    def again(out: Path, **changes: object) -> None:
+        changed = {name.replace("__", "."): value for name, value in changes.items()}
+        Own(load_settings(CONFIG, Pretraining, tables | changed), out).make()
+
+    with pytest.raises(UserError, match=r"network\.steps = 6, now 8; give another --out"):
+        again(made, network__steps=8)
+    with pytest.raises(UserError, match=r"records\.train = \w+, now \w+"):
+        again(made, records__train=tables["records.validation"])
+    # The same table elsewhere is the same, and what it is measured on is no part of it.
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.copy(str(tables["records.train"]), tmp_path / "moved"))
+    again(made, records__train=str(moved), records__validation=str(moved))
+    (made / SETTINGS).unlink()
+    with pytest.raises(UserError, match=r"holds a model, but no pretraining\.json"):
+        again(made)
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "network"])
 def test_an_interrupted_part_goes_on_and_ends_the_same(
     part: str, tables: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -73,11 +125,11 @@ def test_an_interrupted_part_goes_on_and_ends_the_same(
     monkeypatch.setattr(tokenizer, "SAVE_EVERY", 2)
     monkeypatch.setattr(base, "LOG_EVERY", 2)
     settings = load_settings(CONFIG, Pretraining, tables)
-    file = {"tokenizer": "model/vq/model.safetensors", "network": "model/model.safetensors"}[part]
+    file = {"tokenizer": TOKENIZER, "network": "model/model.safetensors"}[part]
 
     def run(folder: Path) -> int:
         own = Own(settings, tmp_path / folder)
-        if part == "network" and not (tmp_path / folder / "model/vq").is_dir():
+        if part == "network" and not (tmp_path / folder / TOKENIZER).is_file():
             own.train_tokenizer(None)
         return {"tokenizer": own.train_tokenizer, "network": own.train_network}[part](None)
 

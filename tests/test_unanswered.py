@@ -125,6 +125,9 @@ def test_a_few_are_counted_and_shown(silent: type[_Silent], copied: Path) -> Non
     assert results["unanswered"] > 0
     assert "unanswered" in table
     assert "answers are missing" in table
+    # The only picture of a prompt says nothing about how much pictures differ.
+    assert "diversity" not in results
+    assert "image diversity" not in table
     assert f"generated/truncated {results['questions/generated/truncated']}" in table
 
 

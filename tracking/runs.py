@@ -20,6 +20,7 @@ import pyarrow as pa
 from core.artifact import ArtifactRef
 from core.cache import scratch
 from core.config import Config
+from core.settings import leaves
 from data.schemas import IMAGE, table_named
 from tracking.addresses import SELF_PLAY, VIEW_TAG, compare_page, run_page, runs_page, runs_view
 from tracking.connection import Connection, connect
@@ -215,7 +216,7 @@ class Run:
     def _log_config(self, params: Mapping[str, str]) -> None:
         """Parameters are written once and stay; the file holds the config of the latest run."""
         document = self._config.model_dump(mode="json")
-        flat = {SELF_PLAY: self._self_play, **params, **flatten(document)}
+        flat = {SELF_PLAY: self._self_play, **params, **_as_texts(document)}
         if params:
             # It may differ between nested runs that can be compared, and would be what is compared.
             del flat["iterations"]
@@ -343,12 +344,10 @@ def _begun(milliseconds: int, name: str) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC, {name}"
 
 
-def flatten(document: Any, path: str = "") -> dict[str, str]:
-    """Nested config values by dotted path, as text."""
-    if isinstance(document, dict):
-        items = [(f"{path}.{key}" if path else key, value) for key, value in document.items()]
-        return {k: v for name, value in items for k, v in flatten(value, name).items()}
-    return {path: document if isinstance(document, str) else json.dumps(document)}
+def _as_texts(document: Mapping[str, Any]) -> dict[str, str]:
+    """Config values by dotted path, as text or else as JSON."""
+    values = leaves(document).items()
+    return {name: one if isinstance(one, str) else json.dumps(one) for name, one in values}
 
 
 @dataclass(frozen=True)

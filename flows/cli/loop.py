@@ -65,6 +65,14 @@ def own(
     ],
     checkpoint: Annotated[Path, typer.Option(help="Folder of the model.", metavar="FOLDER")],
     to: Annotated[Path, typer.Option(help="Folder of the pool and the config.", metavar="FOLDER")],
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the sentence encoder that compares captions.",
+            metavar="FOLDER",
+            show_default="that of the model's profile",
+        ),
+    ] = None,
     iterations: Iterations = None,
 ) -> None:
     """Go all the way from pictures with captions to a running loop.
@@ -73,7 +81,7 @@ def own(
     """
     from flows import own
 
-    own.run(pictures, checkpoint, to, iterations)
+    own.run(pictures, checkpoint, encoder, to, iterations)
 
 
 @command("check", LOOP, "check my.yaml")

@@ -27,6 +27,7 @@ from data.shapes.oracle import read
 from data.shapes.questions import HOW_MANY, KIND_SHARES, WHOLE, training_questions
 from data.shapes.scene import CATEGORIES, COLORS, SHAPES, SIZES, split_of
 from models.nn.packing import Segment, Tree
+from models.protocol import UnifiedModel
 from tasks.pretrain.snapshot import Snapshot
 from tasks.pretrain.tokenizer import scene_images
 
@@ -34,7 +35,6 @@ Ids = NDArray[np.int64]
 Images = NDArray[np.uint8]
 Rng = np.random.Generator
 LOG_EVERY = 100
-MAX_TEXT_LEN = 18
 PROMPT_DROPOUT = 0.1
 UNKNOWN = "<|unk|>"
 logger = logging.getLogger(__name__)
@@ -114,6 +114,10 @@ class Learner(Protocol):
 
     def generation(self, drawn_N: Ids, prompt: str, rng: Rng) -> Tree:
         """A prompt and a picture."""
+        ...
+
+    def model(self) -> UnifiedModel:
+        """The whole model, of which everything but the network is as it was given."""
         ...
 
     def losses(self, generation: Sequence[Tree], understanding: Sequence[Tree]) -> list[Tensor]:

@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from core.progress import Progress
 from data.shapes.language import INVERSE, NUMBERS, PLURALS, Mention, Prompt, describe, retell
@@ -171,6 +172,9 @@ def build_encoder(folder: Path, raw: Tokenizer, max_tokens: int) -> SentenceTran
         pad_token_id=0,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    # It would draw bars for files of some kilobytes, and report that there is no pooler.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     transformer = Transformer(str(folder), max_seq_length=max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -10,23 +11,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.shapes.render import BACKGROUND, CANVAS
 from models.nn.chat import ChatNetwork, TokenLogps, read_picture
 from models.nn.packing import IGNORE, Segment, Tree, pack
 from models.tokenizers.chat import CAPTION_QUESTION, ChatTokenizer
 from tasks.pretrain.base import Mixture, Recipe
+from tasks.pretrain.families import MAX_TEXT_LEN, Sizes
+from tasks.pretrain.tokenizer import PATCH
 
-WIDTH, BITS = 96, 8
-# About as large as the small Show-o. Of the 12 numbers of a head some have to tell near tokens
-# apart: with a base of 1,000,000 questions about directions, which name two shapes, stay at chance.
-LLAMA = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 256,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 256,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-}
+RED, GREEN, BLUE = (round(value / 255, 3) for value in BACKGROUND)
+SHAPES = Sizes(
+    image_size=CANVAS,
+    patch=PATCH,
+    bits=8,
+    channels=64,
+    width=96,
+    layers=5,
+    heads=8,
+    max_text_len=MAX_TEXT_LEN,
+    mean=(RED, GREEN, BLUE),
+)
+"""Of the shipped models, about as large as the small Show-o."""
+TOWER_HEADS = 4
 # The reply to a question about one word depends on finding that word in the picture, which is not
 # learned from a mixture of harder questions. Captions show what is in a picture in fewer steps.
 LOOKING_UP = Mixture(
@@ -44,6 +50,27 @@ RECIPE = Recipe(
     first_steps=500,
     mixture=READING,
 )
+
+
+def llama(sizes: Sizes) -> dict[str, object]:
+    """Settings of the language model."""
+    return {
+        "hidden_size": sizes.width,
+        "intermediate_size": 8 * sizes.width // 3,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "max_position_embeddings": sizes.positions,
+        # Of the 12 numbers of a head some have to tell near tokens apart: with a base of 1,000,000
+        # questions about directions, which name two shapes, stay at chance.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
+
+
+def tower_width(bits: int) -> int:
+    """Of a vision tower: about 64, and each bit of a code and each head has as many numbers."""
+    step = math.lcm(bits, TOWER_HEADS)
+    return step * math.ceil(64 / step)
 
 
 class ChatLearner:

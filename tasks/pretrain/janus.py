@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from data.shapes.render import BACKGROUND
 from models.families.janus.config import HF_TYPE, OWN, JanusConfig
 from models.families.janus.likelihood import drawn_picture
 from models.families.janus.model import JanusModel, Kept
@@ -23,72 +22,71 @@ from models.families.janus.prompts import NAMES, JanusTokenizer
 from models.families.janus.vq import JanusVQ
 from models.nn.packing import Segment, Tree
 from models.tokenizers.chat import CAPTION_QUESTION
-from tasks.pretrain.base import (
-    MAX_TEXT_LEN,
-    UNKNOWN,
-    Ids,
-    Images,
-    Rng,
-    word_tokenizer,
+from tasks.pretrain.base import Ids, Images, Rng
+from tasks.pretrain.chat import (
+    RECIPE,
+    SHAPES,
+    TOWER_HEADS,
+    ChatLearner,
+    llama,
+    signs,
+    tower_width,
 )
-from tasks.pretrain.chat import BITS, LLAMA, WIDTH, ChatLearner, signs
-from tasks.pretrain.tokenizer import PATCH, TokenizerRecipe, to_pixels
+from tasks.pretrain.families import Family, Shipped, Sizes, fast_tokenizer
+from tasks.pretrain.tokenizer import TokenizerRecipe, to_pixels
 
 ROLES = ("<|User|>", "<|Assistant|>")
-TOKENIZER = TokenizerRecipe(steps=2000, batch_size=32, learning_rate=4e-3)
 
 
-def base_config(vocab_size: int, image_size: int) -> JanusConfig:
-    """Sizes of the shipped network; the language model is about as large as the small Show-o."""
-    levels = int(PATCH).bit_length()
-    sizes = {
+def base_config(vocab_size: int, sizes: Sizes) -> JanusConfig:
+    """The config of a small network; the image tokenizer has as many channels at every level."""
+    levels = int(sizes.patch).bit_length()
+    settings = {
         "model_type": HF_TYPE,
         "text_config": {
             "model_type": "llama",
-            **LLAMA,
+            **llama(sizes),
             "vocab_size": vocab_size,
             **{f"{name}_token_id": list(NAMES).index(name) for name in ("bos", "eos", "pad")},
         },
         "vision_config": {
-            "hidden_size": 64,
+            "hidden_size": tower_width(sizes.bits),
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": image_size,
-            "patch_size": PATCH,
+            "num_attention_heads": TOWER_HEADS,
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch,
             "mlp_ratio": 4,
-            "projection_dim": WIDTH,
-            "num_image_tokens": (image_size // PATCH) ** 2,
+            "projection_dim": sizes.width,
+            "num_image_tokens": sizes.side**2,
         },
         "vq_config": {
-            "embed_dim": BITS,
-            "num_embeddings": 2**BITS,
+            "embed_dim": sizes.bits,
+            "num_embeddings": 2**sizes.bits,
             "latent_channels": 32,
-            "base_channels": 64,
+            "base_channels": sizes.channels,
             "channel_multiplier": [1] * levels,
             "num_res_blocks": 0,
-            "projection_dim": WIDTH,
-            "image_token_embed_dim": WIDTH,
+            "projection_dim": sizes.width,
+            "image_token_embed_dim": sizes.width,
         },
-        OWN: {"max_text_len": MAX_TEXT_LEN, "system": ""},
+        OWN: {"max_text_len": sizes.max_text_len, "system": ""},
     }
-    config = JanusConfig.from_sizes(sizes, Path("config.json"))
-    red, green, blue = (round(value / 255, 3) for value in BACKGROUND)
-    prepared = replace(
-        config.preprocessing, image_mean=(red, green, blue), image_std=(0.25, 0.25, 0.25)
-    )
+    config = JanusConfig.from_sizes(settings, Path("config.json"))
+    prepared = replace(config.preprocessing, image_mean=sizes.mean, image_std=(0.25, 0.25, 0.25))
     return replace(config, preprocessing=prepared)
 
 
 class JanusBits:
-    """The image tokenizer as `tasks.pretrain.tokenizer` trains it: codes are signs of 8 numbers.
+    """The image tokenizer as `tasks.pretrain.tokenizer` trains it: codes are signs of numbers.
 
     The codebook has all vectors of signs, so the nearest one by direction has the signs of the
     encoder's.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.module = JanusVQVAE(base_config(len(NAMES), image_size).vq)
-        self.module.quantize.embedding.weight.data.copy_(signs(BITS) / BITS**0.5)
+    def __init__(self, sizes: Sizes) -> None:
+        self.module = JanusVQVAE(base_config(len(NAMES), sizes).vq)
+        self._length = sizes.bits**0.5
+        self.module.quantize.embedding.weight.data.copy_(signs(sizes.bits) / self._length)
         self.module.quantize.requires_grad_(False)
 
     def bits(self, pixels_B3HW: Tensor) -> Tensor:
@@ -98,7 +96,9 @@ class JanusBits:
 
     def pixels(self, signs_BZhw: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of signs."""
-        decoded: Tensor = self.module.decoder(self.module.post_quant_conv(signs_BZhw / BITS**0.5))
+        decoded: Tensor = self.module.decoder(
+            self.module.post_quant_conv(signs_BZhw / self._length)
+        )
         return decoded
 
     def codes(self, pixels_B3HW: Tensor) -> Tensor:
@@ -111,31 +111,24 @@ class JanusBits:
         return JanusVQ(self.module).decode(codes_BN, side, side)
 
 
-def build_tokenizer(config: JanusConfig) -> JanusTokenizer:
-    """A word-level tokenizer of the world's whole language, with the tokens of Janus."""
-    words = word_tokenizer([":", CAPTION_QUESTION], [*NAMES.values(), *ROLES])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token=NAMES["bos"],
-        eos_token=NAMES["eos"],
-        pad_token=NAMES["pad"],
-        unk_token=UNKNOWN,
-    )
-    return JanusTokenizer(fast, config.settings)
+def build_tokenizer(words: Tokenizer, config: JanusConfig) -> JanusTokenizer:
+    """Words with the tokens of Janus."""
+    named = {f"{role}_token": NAMES[role] for role in ("bos", "eos", "pad")}
+    return JanusTokenizer(fast_tokenizer(words, **named), config.settings)
 
 
 class JanusLearner(ChatLearner):
     """A `tasks.pretrain.base.Learner`."""
 
-    def __init__(self, vq: JanusVQ, image_size: int) -> None:
+    def __init__(self, bits: JanusBits, words: Tokenizer, sizes: Sizes) -> None:
         """A network of random weights, whose vision tower learns too."""
-        self.vq = vq
-        tokenizer = build_tokenizer(base_config(len(NAMES), image_size))
-        self.config = base_config(len(tokenizer), image_size)
+        self.vq = JanusVQ(bits.module)
+        tokenizer = build_tokenizer(words, base_config(len(NAMES), sizes))
+        self.config = base_config(len(tokenizer), sizes)
         self.network = Janus(self.config).requires_grad_(True)
         super().__init__(self.network, tokenizer)
         self._boi = tokenizer.special.boi
-        self._whole = JanusModel(self.network, vq, tokenizer, Kept())
+        self._whole = JanusModel(self.network, self.vq, tokenizer, Kept())
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -167,3 +160,18 @@ class JanusLearner(ChatLearner):
             ids = np.full(len(ids) + int(rng.integers(3, 12)), self.tokenizer.special.pad)
             ids[0], ids[-1] = self.tokenizer.special.bos, self._boi
         return [Segment(ids), drawn_picture(drawn_N, self.config.vocab_size)]
+
+
+FAMILY = Family(
+    bits=JanusBits,
+    learner=JanusLearner,
+    specials=[*NAMES.values(), *ROLES],
+    sentences=[":", CAPTION_QUESTION],
+    shipped=Shipped(
+        folder="janus",
+        sizes=SHAPES,
+        bits=lambda: JanusBits(SHAPES),
+        tokenizer=TokenizerRecipe(steps=2000, batch_size=32, learning_rate=4e-3),
+        network=RECIPE,
+    ),
+)

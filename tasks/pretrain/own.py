@@ -16,27 +16,26 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer
 
+from core.artifact import content_digest
+from core.errors import UserError
+from core.files import new_folder, sha256_of
 from core.progress import Progress, bars_by
+from core.settings import leaves
+from data.tables import count_rows, parquet_files
 from evals.networks.caption_scorer import CaptionScorer
 from evals.vqa import ask
-from models.families.showo.model import ShowoModel
-from models.families.showo.prompts import CAPTION_QUESTION, ShowoTokenizer, vqa_question
 from models.protocol import TextSampling
-from models.tokenizers.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
+from models.registry import load_model
 from tasks.pretrain.base import Mixture, Recipe, pretrain
 from tasks.pretrain.caption_encoder import train_caption_encoder
 from tasks.pretrain.captions import PoolPairs
+from tasks.pretrain.families import Sizes, family_named
 from tasks.pretrain.records import PoolCorpus, byte_tokenizer, read_records, texts_of
 from tasks.pretrain.settings import Pretraining
-from tasks.pretrain.showo import END, ShowoLearner, Sizes
-from tasks.pretrain.tokenizer import (
-    MagvitBits,
-    Patches,
-    TokenizerRecipe,
-    train_tokenizer,
-)
+from tasks.pretrain.snapshot import read_weights, write_weights
+from tasks.pretrain.tokenizer import Patches, TokenizerRecipe, train_tokenizer
 
 MEASURED = 1000
 """Records of validation at most."""
@@ -45,6 +44,7 @@ TIMED = 6
 TIMED_RECORDS = 128
 AT_ONCE = 64
 FIGURES = "figures.json"
+SETTINGS = "pretraining.json"
 
 
 class Own:
@@ -53,20 +53,31 @@ class Own:
     def __init__(self, settings: Pretraining, out: Path) -> None:
         """Read the records; UserError for tables that cannot be learnt from."""
         self.settings, self.out = settings, out
+        self._family = family_named(settings.family)
+        self._tokenizer = out / ".state/tokenizer-done.pt"
         self.records, self.images = read_records(settings.records.train, settings.image_size)
         self.held_out, self.held_out_images = read_records(
             settings.records.validation, settings.image_size
         )
 
     def make(self) -> None:
-        """Make what is missing, and measure what came of it."""
+        """Make what is missing, and measure what came of it.
+
+        UserError for a folder whose parts were made with other settings or of other records.
+        """
+        self._claim()
+        model = self.out / "model"
         parts = [
-            (self.out / "model/vq/config.json", self.train_tokenizer),
-            (self.out / "model/model.safetensors", self.train_network),
-            (self.out / "caption_encoder/modules.json", self.train_encoder),
+            (model.is_dir() or self._tokenizer.is_file(), self.train_tokenizer),
+            (model.is_dir(), self.train_network),
+            ((self.out / "caption_encoder").is_dir(), self.train_encoder),
         ]
-        missing = [train for file, train in parts if not file.is_file()]
-        print(f"{len(self.records)} records to learn from, {len(parts) - len(missing)} parts ready")
+        missing = [train for is_there, train in parts if not is_there]
+        given = count_rows(parquet_files(self.settings.records.train))
+        print(
+            f"{len(self.records)} of {given} records to learn from, "
+            f"{len(parts) - len(missing)} parts ready"
+        )
         if missing:
             print(f"about {sum(map(seconds_of, missing)) / 60:.0f} minutes on this machine")
         for train in missing:
@@ -76,35 +87,63 @@ class Own:
         for name, value in figures.items():
             print(f"{name:32} {value:.3f}")
 
+    def _claim(self) -> None:
+        """Note what the folder's parts are made with, or compare it with what was noted."""
+        # Validation has no part in them, and a table is what it holds, wherever it stands.
+        settings = self.settings.model_dump(mode="json", exclude={"records"})
+        files = parquet_files(self.settings.records.train)
+        digest = content_digest({file.name: sha256_of(file) for file in files})
+        now = leaves(settings) | {"records.train": digest}
+        noted = self.out / SETTINGS
+        if noted.is_file():
+            before = json.loads(noted.read_text(encoding="utf-8"))
+            changed = [name for name in now if before.get(name) != now[name]]
+            if changed:
+                raise UserError(
+                    f"{self.out} holds parts that were made otherwise: "
+                    + ", ".join(f"{n} = {before.get(n)}, now {now[n]}" for n in changed)
+                    + "; give another --out, or the settings from before"
+                )
+        elif any((self.out / name).exists() for name in ("model", "caption_encoder", ".state")):
+            raise UserError(
+                f"{self.out} holds a model, but no {SETTINGS} that says how it was made; give "
+                "another --out"
+            )
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            noted.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+
     @cached_property
     def _patches(self) -> Patches:
         tokenizer = self.settings.tokenizer
         return Patches.of_images(self.images, tokenizer.patch, tokenizer.bits)
 
     def train_tokenizer(self, steps: int | None) -> int:
-        """Write `model/vq`; with `steps`, only take so many. All steps are returned."""
+        """Keep its weights for the network; with `steps`, only take so many. Returns all steps."""
         chosen = self.settings.tokenizer
         recipe = TokenizerRecipe(steps or chosen.steps, chosen.batch_size, chosen.learning_rate)
         state = self.out / ".state/tokenizer.pt"
         made = train_tokenizer(
-            lambda: MagvitBits(tokenizer_config(self.settings)),
+            lambda: self._family.bits(self._sizes),
             recipe,
             seed=self.settings.seed,
             corpus_of=lambda _: self._patches,
             state=None if steps else state,
         )
         if not steps:
-            made.module.save_pretrained(self.out / "model/vq")
+            write_weights(self._tokenizer, made.module)
             state.unlink(missing_ok=True)
         return chosen.steps
 
     def train_network(self, steps: int | None) -> int:
         """Write `model`, likewise."""
         chosen, state = self.settings.network, self.out / ".state/network.pt"
+        bits, most = self._family.bits(self._sizes), len(self.records)
         if steps:  # the weights of the image tokenizer do not change the time of a step
-            vq, most = MAGVITv2(tokenizer_config(self.settings)).eval(), TIMED_RECORDS
+            bits.module.eval()
+            most = TIMED_RECORDS
         else:
-            vq, most = MAGVITv2.from_pretrained(self.out / "model/vq"), len(self.records)
+            read_weights(self._tokenizer, bits.module)
         recipe = Recipe(
             steps=steps or chosen.steps,
             warmup=chosen.warmup,
@@ -117,7 +156,7 @@ class Own:
             mixture=Mixture(captioned_share=chosen.captioned_share),
         )
         learner = pretrain(
-            lambda: ShowoLearner(vq, self._text_tokenizer(), self._sizes()),
+            lambda: self._family.learner(bits, self._words(), self._sizes),
             recipe,
             seed=self.settings.seed,
             corpus_of=lambda learner, _, rng: PoolCorpus(
@@ -126,22 +165,31 @@ class Own:
             state=None if steps else state,
         )
         if not steps:
-            learner.model().save_pretrained(self.out / "model")
+            with new_folder(self.out / "model") as folder:
+                learner.model().save_pretrained(folder)
             state.unlink(missing_ok=True)
+            self._tokenizer.unlink()
         return chosen.steps
 
-    def _text_tokenizer(self) -> ShowoTokenizer:
-        asked = f"USER: \n{CAPTION_QUESTION} ASSISTANT:"
-        texts = [asked, *texts_of(self.records), vqa_question("")]
-        words = byte_tokenizer(texts, self.settings.network.vocabulary, [END])
-        return ShowoTokenizer(
-            PreTrainedTokenizerFast(tokenizer_object=words, bos_token=END, eos_token=END)
-        )
+    def _words(self) -> Tokenizer:
+        texts = [*self._family.sentences, *texts_of(self.records)]
+        return byte_tokenizer(texts, self.settings.network.vocabulary, self._family.specials)
 
+    @cached_property
     def _sizes(self) -> Sizes:
-        network = self.settings.network
-        side = self.settings.image_size // self.settings.tokenizer.patch
-        return Sizes(network.width, network.layers, network.heads, network.max_text_len, side**2)
+        tokenizer, network = self.settings.tokenizer, self.settings.network
+        red, green, blue = (self.images.mean((0, 1, 2)) / 255).round(3).tolist()
+        return Sizes(
+            image_size=self.settings.image_size,
+            patch=tokenizer.patch,
+            bits=tokenizer.bits,
+            channels=tokenizer.channels,
+            width=network.width,
+            layers=network.layers,
+            heads=network.heads,
+            max_text_len=network.max_text_len,
+            mean=(red, green, blue),
+        )
 
     def train_encoder(self, steps: int | None) -> int:
         """Write `caption_encoder`, likewise; an interrupted one begins again."""
@@ -156,12 +204,13 @@ class Own:
                 seed=self.settings.seed,
             )
         if not steps:
-            encoder.save(str(self.out / "caption_encoder"), create_model_card=False)
+            with new_folder(self.out / "caption_encoder") as folder:
+                encoder.save(str(folder), create_model_card=False)
         return chosen.steps
 
     def figures(self) -> dict[str, float]:
         """What the parts are worth on records that they have not learnt from."""
-        model = ShowoModel.from_pretrained(self.out / "model")
+        model = load_model(self.settings.family, self.out / "model", "cpu")
         records, images = self.held_out[:MEASURED], self.held_out_images[:MEASURED]
         scorer = CaptionScorer(self.out / "caption_encoder", "cpu")
         errors: list[float] = []
@@ -194,20 +243,6 @@ class Own:
             **{f"understanding/{kind}": float(np.mean(found)) for kind, found in right.items()},
             **{f"chance/{kind}": float(np.mean(found)) for kind, found in chance.items()},
         }
-
-
-def tokenizer_config(settings: Pretraining) -> MAGVITv2Config:
-    """Channels double at each halving of the sides; most blocks are where the picture is small."""
-    chosen = settings.tokenizer
-    levels = int(chosen.patch).bit_length()
-    multipliers = tuple(2**level for level in range(levels))
-    once = (1,) * (levels - 1)
-    return MAGVITv2Config(
-        StackConfig(chosen.channels, multipliers, (0, *once)),
-        StackConfig(chosen.channels, multipliers, (*once, 2)),
-        codebook_dim=chosen.bits,
-        groupnorm_groups=1,
-    )
 
 
 class _Clock:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from core.settings import Section
 
 Count = Annotated[int, Field(ge=1)]
+NORMALISED = 32
+"""Groups of channels."""
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -74,7 +76,7 @@ class CaptionEncoder(Section):
 class Pretraining(Section):
     """One file for image tokenizer, network and caption encoder."""
 
-    family: Literal["showo"] = Field(description="of the model")
+    family: Literal["showo", "janus", "vila_u"] = Field(description="of the model")
     records: Records
     image_size: int = Field(
         ge=8, le=512, description="pixels of a side; pictures are cropped square"
@@ -90,5 +92,19 @@ class Pretraining(Section):
             raise ValueError(
                 f"image_size = {self.image_size} is no multiple of tokenizer.patch = "
                 f"{self.tokenizer.patch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _family_fits(self) -> Pretraining:
+        if self.family != "showo" and self.tokenizer.channels % NORMALISED:
+            raise ValueError(
+                f"tokenizer.channels = {self.tokenizer.channels} is no multiple of {NORMALISED}, "
+                f"in whose groups the image tokenizer of {self.family} normalises"
+            )
+        if self.family == "vila_u" and self.tokenizer.bits % 2:
+            raise ValueError(
+                f"tokenizer.bits = {self.tokenizer.bits} is odd; a vila_u has two codes of as many "
+                "bits at every position"
             )
         return self

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
+from data.shapes.render import CANVAS
 from models.families.showo.config import ShowoConfig
 from models.families.showo.likelihood import TokenLogps
 from models.families.showo.masks import cosine_mask
@@ -28,35 +28,39 @@ from models.families.showo.prompts import (
     vqa_question,
 )
 from models.nn.packing import IGNORE, Segment, Tree, pack
-from models.tokenizers.magvitv2 import MAGVITv2
-from tasks.pretrain.base import MAX_TEXT_LEN, UNKNOWN, Ids, Images, Rng, word_tokenizer
-from tasks.pretrain.tokenizer import to_pixels
+from models.tokenizers.magvitv2 import MAGVITv2Config, StackConfig
+from tasks.pretrain.base import Ids, Images, Recipe, Rng
+from tasks.pretrain.families import MAX_TEXT_LEN, Family, Shipped, Sizes, fast_tokenizer
+from tasks.pretrain.tokenizer import CONFIG, PATCH, MagvitBits, TokenizerRecipe, to_pixels
 
 END = "<|endoftext|>"
+SHAPES = Sizes(
+    image_size=CANVAS,
+    patch=PATCH,
+    bits=CONFIG.codebook_dim,
+    channels=16,
+    width=96,
+    layers=5,
+    heads=4,
+    max_text_len=MAX_TEXT_LEN,
+    mean=(0.5, 0.5, 0.5),
+)
 
 
-def build_tokenizer() -> ShowoTokenizer:
-    """A word-level tokenizer of the world's whole language."""
-    words = word_tokenizer(["USER: Question: ASSISTANT:", CAPTION_QUESTION], [END])
-    return ShowoTokenizer(
-        PreTrainedTokenizerFast(
-            tokenizer_object=words, bos_token=END, eos_token=END, unk_token=UNKNOWN
-        )
+def tokenizer_config(sizes: Sizes) -> MAGVITv2Config:
+    """Channels double at each halving of the sides; most blocks are where the picture is small."""
+    levels = int(sizes.patch).bit_length()
+    multipliers = tuple(2**level for level in range(levels))
+    once = (1,) * (levels - 1)
+    return MAGVITv2Config(
+        StackConfig(sizes.channels, multipliers, (0, *once)),
+        StackConfig(sizes.channels, multipliers, (*once, 2)),
+        codebook_dim=sizes.bits,
+        groupnorm_groups=1,
     )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of a network; as they are, of the shipped one of the shapes world."""
-
-    width: int = 96
-    layers: int = 5
-    heads: int = 4
-    max_text_len: int = MAX_TEXT_LEN
-    num_codes: int = 16
-
-
-def base_config(tokenizer: ShowoTokenizer, vq: MAGVITv2, sizes: Sizes) -> ShowoConfig:
+def base_config(tokenizer: ShowoTokenizer, sizes: Sizes) -> ShowoConfig:
     """The config of a small network."""
     return ShowoConfig(
         hidden_size=sizes.width,
@@ -65,26 +69,25 @@ def base_config(tokenizer: ShowoTokenizer, vq: MAGVITv2, sizes: Sizes) -> ShowoC
         num_attention_heads=sizes.heads,
         llm_vocab_size=tokenizer.special.pad,
         num_new_special_tokens=10,
-        codebook_size=2**vq.config.codebook_dim,
-        num_vq_tokens=sizes.num_codes,
+        codebook_size=2**sizes.bits,
+        num_vq_tokens=sizes.side**2,
         max_text_len=sizes.max_text_len,
         bos_token_id=tokenizer.special.bos,
         eos_token_id=tokenizer.special.eos,
         special_ids=dict(tokenizer.special_ids),
-        max_position_embeddings=256,
+        max_position_embeddings=sizes.positions,
     )
 
 
 class ShowoLearner:
     """A `tasks.pretrain.base.Learner`."""
 
-    def __init__(
-        self, vq: MAGVITv2, tokenizer: ShowoTokenizer | None = None, sizes: Sizes | None = None
-    ) -> None:
-        """A network of random weights; without tokenizer and sizes, that of the shapes world."""
-        self.vq, self.tokenizer = vq, tokenizer or build_tokenizer()
-        self.config = base_config(self.tokenizer, vq, sizes or Sizes())
-        most = self.config.max_text_len
+    def __init__(self, bits: MagvitBits, words: Tokenizer, sizes: Sizes) -> None:
+        """A network of random weights."""
+        self.vq = bits.module
+        self.tokenizer = ShowoTokenizer(fast_tokenizer(words, bos_token=END, eos_token=END))
+        self.config = base_config(self.tokenizer, sizes)
+        most = sizes.max_text_len
         self.network = Showo(self.config)
         self._module = TokenLogps(self.network)
         self._answer = cache(lambda text: mmu_answer(self.tokenizer, text, 64))
@@ -143,3 +146,18 @@ class ShowoLearner:
         """Run apart, since rows of the two halves differ in length."""
         pad = self.tokenizer.special.pad
         return [-self._module(pack(half, pad)).mean() for half in (generation, understanding)]
+
+
+FAMILY = Family(
+    bits=lambda sizes: MagvitBits(tokenizer_config(sizes)),
+    learner=ShowoLearner,
+    specials=[END],
+    sentences=["USER: Question: ASSISTANT:", CAPTION_QUESTION],
+    shipped=Shipped(
+        folder="base",
+        sizes=SHAPES,
+        bits=MagvitBits,
+        tokenizer=TokenizerRecipe(steps=2500, batch_size=64, learning_rate=3e-3),
+        network=Recipe(),
+    ),
+)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
+
+from core.files import put_in_place, writing_to
 
 
 class Stateful(Protocol):
@@ -35,8 +38,6 @@ class Snapshot:
         """After so many steps."""
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        written = self._path.with_suffix(".tmp")
         state = {
             "step": step,
             "parts": [part.state_dict() for part in self._parts],
@@ -44,8 +45,7 @@ class Snapshot:
             "rng": json.dumps(self._rng.bit_generator.state),
             "torch": torch.get_rng_state(),
         }
-        torch.save(state, written)
-        written.replace(self._path)
+        _write(self._path, state)
 
     def load(self) -> int:
         """How many steps were done; the parts are as they were after them."""
@@ -57,3 +57,23 @@ class Snapshot:
         self._rng.bit_generator.state = json.loads(state["rng"])
         torch.set_rng_state(state["torch"])
         return int(state["step"])
+
+
+def write_weights(path: Path, module: nn.Module) -> None:
+    """Keep the weights of a part that is finished."""
+    _write(path, module.state_dict())
+
+
+def read_weights(path: Path, module: nn.Module) -> None:
+    """Give a part the weights that were kept, for good."""
+    module.load_state_dict(torch.load(path, weights_only=True))
+    module.eval()
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    """A file that is there is whole."""
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_suffix(".tmp")
+        torch.save(state, written)
+        put_in_place(written, path)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -22,48 +22,53 @@ from models.families.vila_u.prompts import BOS, EOS, UNKNOWN, VilaUTokenizer
 from models.families.vila_u.tower import Tower
 from models.nn.packing import Segment, Tree
 from models.tokenizers.chat import CAPTION_QUESTION
-from tasks.pretrain.base import MAX_TEXT_LEN, Ids, Images, Rng, word_tokenizer
-from tasks.pretrain.chat import BITS, LLAMA, WIDTH, ChatLearner, signs
-from tasks.pretrain.tokenizer import PATCH, TokenizerRecipe
+from tasks.pretrain.base import Ids, Images, Rng
+from tasks.pretrain.chat import (
+    RECIPE,
+    SHAPES,
+    TOWER_HEADS,
+    ChatLearner,
+    llama,
+    signs,
+    tower_width,
+)
+from tasks.pretrain.families import Family, Shipped, Sizes
+from tasks.pretrain.tokenizer import TokenizerRecipe
 
-TOWER_WIDTH = 64
 DEPTH = 2
-BITS_PER_CODE = BITS // DEPTH
 ADDED = ("<im_start>", "<im_end>", "<vi_start>", "<vi_end>")
-SETTINGS = VilaUSettings(system="", max_text_len=MAX_TEXT_LEN)
-TOKENIZER = TokenizerRecipe(steps=1500, batch_size=32, learning_rate=3e-3)
 
 
-def base_config(vocab_size: int, image_size: int) -> VilaUConfig:
-    """Sizes of the shipped network; the language model is that of the small Janus."""
-    side, levels = image_size // PATCH, int(PATCH).bit_length()
-    shape, entries = (side, side, DEPTH), 2**BITS_PER_CODE
-    sizes = {
+def base_config(vocab_size: int, sizes: Sizes) -> VilaUConfig:
+    """The config of a small network; the language model is that of a small Janus."""
+    levels, width = int(sizes.patch).bit_length(), tower_width(sizes.bits)
+    shape, entries = (sizes.side, sizes.side, DEPTH), 2 ** (sizes.bits // DEPTH)
+    settings = {
         "llm": {
-            **LLAMA,
+            **llama(sizes),
             "vocab_size": vocab_size,
             "bos_token_id": 1,
             "eos_token_id": 2,
             "pad_token_id": 0,
         },
         "siglip": {
-            "hidden_size": TOWER_WIDTH,
-            "intermediate_size": 4 * TOWER_WIDTH,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": image_size,
-            "patch_size": PATCH,
+            "num_attention_heads": TOWER_HEADS,
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch,
         },
         "vision_tower": {
             "rqvaesiglip": {
-                "embed_dim": TOWER_WIDTH,
+                "embed_dim": width,
                 "n_embed": entries,
                 "code_shape": shape,
                 "shared_codebook": False,
                 "ddconfig": {
                     "z_channels": 32,
-                    "resolution": image_size,
-                    "ch": 64,
+                    "resolution": sizes.image_size,
+                    "ch": sizes.channels,
                     "ch_mult": (1,) * levels,
                     "num_res_blocks": 0,
                     "attn_resolutions": (),
@@ -72,31 +77,33 @@ def base_config(vocab_size: int, image_size: int) -> VilaUConfig:
             "rqtransformer": {
                 "block_size": shape,
                 "embed_dim": 64,
-                "input_embed_dim_1": TOWER_WIDTH,
-                "input_embed_dim_2": WIDTH,
+                "input_embed_dim_1": width,
+                "input_embed_dim_2": sizes.width,
                 "vocab_size": entries,
                 "head": {"n_layer": 2, "block": {"n_head": 4}},
             },
         },
-        OWN: {"system": SETTINGS.system, "max_text_len": SETTINGS.max_text_len},
+        OWN: {"system": "", "max_text_len": sizes.max_text_len},
     }
-    return VilaUConfig.from_sizes(sizes, Path("config.json"))
+    return VilaUConfig.from_sizes(settings, Path("config.json"))
 
 
 class TowerBits:
-    """The tower as `tasks.pretrain.tokenizer` trains it: its codes are the signs of 8 numbers.
+    """The tower as `tasks.pretrain.tokenizer` trains it: its codes are the signs of numbers.
 
-    Each bit owns as many numbers of a vector. The first code has the first four bits, which tell
-    patches apart by what they differ in most, and leaves the numbers of the others as they are; so
-    the nearest entry to what is left has the signs of those.
+    Each bit owns as many numbers of a vector. The first code has the first half of the bits, which
+    tell patches apart by what they differ in most, and leaves the numbers of the others as they
+    are; so the nearest entry to what is left has the signs of those.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.module = Tower(base_config(len(ADDED), image_size)).requires_grad_(True)
+    def __init__(self, sizes: Sizes) -> None:
+        self.num_bits = sizes.bits
+        self.module = Tower(base_config(len(ADDED), sizes)).requires_grad_(True)
         # In the scale of embedded patches, not of far more.
         embeddings = self.module.siglip_model.vision_model.embeddings
         nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
-        owned_CZ = signs(BITS_PER_CODE).repeat_interleave(TOWER_WIDTH // BITS, dim=1)
+        owned = tower_width(sizes.bits) // sizes.bits
+        owned_CZ = signs(sizes.bits // DEPTH).repeat_interleave(owned, dim=1)
         for depth in range(DEPTH):
             book: Any = self.module.quantizer.codebooks[depth]
             nn.init.zeros_(book.weight)
@@ -106,7 +113,7 @@ class TowerBits:
     def bits(self, pixels_B3HW: Tensor) -> Tensor:
         """Logits [B,Z,h,w] of the bits."""
         features_BNZ = self.module.features(pixels_B3HW)
-        logits_BNZ = features_BNZ.unflatten(-1, (BITS, -1)).sum(-1)
+        logits_BNZ = features_BNZ.unflatten(-1, (self.num_bits, -1)).sum(-1)
         height, width, _ = self.module.config.tower.rqvaesiglip.code_shape
         logits_BZhw: Tensor = logits_BNZ.transpose(1, 2).unflatten(2, (height, width))
         return logits_BZhw
@@ -114,7 +121,7 @@ class TowerBits:
     def pixels(self, signs_BZhw: Tensor) -> Tensor:
         """Pixels [B,3,H,W] of signs."""
         bits_BNDz = (signs_BZhw > 0).flatten(2).transpose(1, 2).unflatten(-1, (DEPTH, -1))
-        codes_BND = (bits_BNDz * 2 ** torch.arange(BITS_PER_CODE)).sum(-1)
+        codes_BND = (bits_BNDz * 2 ** torch.arange(self.num_bits // DEPTH)).sum(-1)
         decoded: Tensor = self.module.decode(codes_BND)
         return decoded
 
@@ -126,29 +133,29 @@ class TowerBits:
 
     def decoded(self, codes_BN: Tensor) -> Tensor:
         """Pixels of codes."""
-        codes_BND = codes_BN[..., None] // self._entries() % 2**BITS_PER_CODE
+        codes_BND = codes_BN[..., None] // self._entries() % 2 ** (self.num_bits // DEPTH)
         decoded: Tensor = self.module.decode(codes_BND)
         return decoded
 
     def _entries(self) -> Tensor:
-        return 2 ** (BITS_PER_CODE * torch.arange(DEPTH))
+        return 2 ** (self.num_bits // DEPTH * torch.arange(DEPTH))
 
 
-def build_tokenizer() -> VilaUTokenizer:
-    """A word-level tokenizer of the world's whole language, with the tokens of VILA-U."""
-    words = word_tokenizer(["USER: ASSISTANT:", CAPTION_QUESTION], [UNKNOWN, BOS, EOS])
+def build_tokenizer(words: Tokenizer, sizes: Sizes) -> VilaUTokenizer:
+    """Words with the tokens of VILA-U, of which those of pictures stand at the end."""
     words.model.unk_token = UNKNOWN
     words.add_special_tokens([AddedToken(name, normalized=False) for name in ADDED])
-    return VilaUTokenizer(PreTrainedTokenizerFast(tokenizer_object=words), SETTINGS)
+    settings = VilaUSettings(system="", max_text_len=sizes.max_text_len)
+    return VilaUTokenizer(PreTrainedTokenizerFast(tokenizer_object=words), settings)
 
 
 class VilaULearner(ChatLearner):
     """A `tasks.pretrain.base.Learner`."""
 
-    def __init__(self, tower: Tower) -> None:
-        """A network of random weights."""
-        tokenizer = build_tokenizer()
-        self.network = VilaU(base_config(len(tokenizer), tower.config.image_size))
+    def __init__(self, bits: TowerBits, words: Tokenizer, sizes: Sizes) -> None:
+        """A network of random weights; the tower learns no longer."""
+        tokenizer, tower = build_tokenizer(words, sizes), bits.module.requires_grad_(False)
+        self.network = VilaU(base_config(len(tokenizer), sizes))
         super().__init__(self.network, tokenizer)
         self._whole = VilaUModel(self.network, tower, tokenizer, Kept())
 
@@ -173,3 +180,18 @@ class VilaULearner(ChatLearner):
     def generation(self, drawn_N: Ids, prompt: str, rng: Rng) -> Tree:
         """A prompt and a picture; an empty one is the row that guidance reads."""
         return [Segment(self._prompt(prompt)), drawn_picture(drawn_N, self.tokenizer.special.pad)]
+
+
+FAMILY = Family(
+    bits=TowerBits,
+    learner=VilaULearner,
+    specials=[UNKNOWN, BOS, EOS],
+    sentences=["USER: ASSISTANT:", CAPTION_QUESTION],
+    shipped=Shipped(
+        folder="vila_u",
+        sizes=SHAPES,
+        bits=lambda: TowerBits(SHAPES),
+        tokenizer=TokenizerRecipe(steps=1500, batch_size=32, learning_rate=3e-3),
+        network=RECIPE,
+    ),
+)
