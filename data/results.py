@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from data.metrics import Interval
 RESULTS = "results.json"
 FORMAT = 1
 LIBRARIES = ("hermesflow", "torch", "transformers", "diffusers", "numpy", "pillow", "httpx")
+# What a document in another layout may raise where it is taken apart.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 ALL = "all"
 COUNTS = "items/"  # begins the names of figures that count items
 LOST = ("no image", "no answer", "not drawn")
@@ -76,6 +79,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def finite(value: object, low: object, high: object) -> Interval:
+    """An interval of numbers; ValueError or TypeError if one of them is none."""
+    ends = (value, low, high)
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in ends):
+        raise ValueError(f"{ends} are no numbers")
+    return Interval(*(float(one) for one in ends))  # type: ignore[arg-type]
+
+
 def read_result(folder: Path) -> Result:
     """The result in a folder; UserError if there is none, or one of another format."""
     path = folder / RESULTS
@@ -92,7 +103,7 @@ def read_result(folder: Path) -> Result:
                 "again"
             )
         figures = {
-            (row["name"], row["group"]): Interval(row["value"], row["low"], row["high"])
+            (str(row["name"]), str(row["group"])): finite(row["value"], row["low"], row["high"])
             for row in document["figures"]
         }
         return Result(
@@ -104,7 +115,7 @@ def read_result(folder: Path) -> Result:
             figures,
             int(document["items"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (*MALFORMED, RecursionError) as error:
         raise UserError(
             f"{path} is no result ({type(error).__name__}: {error}); measure it again"
         ) from None

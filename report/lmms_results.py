@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import UserError
 from data.metrics import Interval
-from data.results import ALL, Result
+from data.results import ALL, MALFORMED, Result, finite
 
 PATTERN = "*_results.json"
 START = "lmms-eval "  # begins the names of its tasks among benchmarks
@@ -31,7 +31,7 @@ def read_lmms_results(path: Path) -> list[Result]:
             for task, values in document["results"].items()
             if task in counts
         ]  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (*MALFORMED, RecursionError) as error:
         raise UserError(
             f"{path} is no result of lmms-eval ({type(error).__name__}: {error}); leave it out"
         ) from None
@@ -46,6 +46,5 @@ def _figures(values: Mapping[str, Any]) -> dict[tuple[str, str], Interval]:
             continue
         error = values.get(f"{name}_stderr,{kept}")
         around = NORMAL * error if isinstance(error, int | float) else 0.0
-        number = float(value)
-        found[name, ALL] = Interval(number, number - around, number + around)
+        found[name, ALL] = finite(value, value - around, value + around)
     return found

@@ -21,6 +21,7 @@ from evals.benchmarks.run import (
     ask_all,
     describe,
     items_of,
+    limited,
     recipe_of,
     sum_up,
     take_answers,
@@ -106,7 +107,7 @@ def score(given: Request, config: Config) -> None:
         opened(chosen, split, served) as benchmark,
     ):
         every = items_of(benchmark)
-        items = items_of(benchmark, chosen.limit)
+        items = every if chosen.limit is None else limited(every, chosen.limit)
         with _opened(given, served, every) as system:
             source = _answered(given.answers) if system is None else system.recipe
             recipe = recipe_of(benchmark, chosen, items, served.evaluation, source)

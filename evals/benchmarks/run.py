@@ -76,10 +76,10 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
             f"benchmark {benchmark.name} has {len(twice)} items twice, such as {twice[0]!r}; "
             "fetch its files again"
         )
-    return items if limit is None else _limited(items, limit)
+    return items if limit is None else limited(items, limit)
 
 
-def _limited(items: Sequence[Item], limit: int) -> list[Item]:
+def limited(items: Sequence[Item], limit: int) -> list[Item]:
     """The items of some units, from all groups in turn, in their order.
 
     Units (pictures, prompts) stay whole, as figures need them, and are those with the smallest

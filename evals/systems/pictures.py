@@ -38,6 +38,7 @@ class PictureFolder(System):
     def __init__(self, place: Path, prompts: Sequence[Prompt]) -> None:
         """`prompts` are all of the benchmark, in their order."""
         self._layout, self._files, stray = _read(place, prompts)
+        self._told = False  # that there are more pictures than are taken
         if not self._files:
             raise UserError(
                 f"--pictures {place} has pictures of none of the {len(prompts)} prompts; they lie "
@@ -68,10 +69,11 @@ class PictureFolder(System):
             found = _quarters(paths, num_pictures)
         else:
             found = [_open(path) for path in paths[:num_pictures]]
-            if len(paths) > num_pictures:
+            if len(paths) > num_pictures and not self._told:
+                self._told = True
                 logger.warning(
-                    "prompt %s has %d pictures, of which the first %d are taken",
-                    prompt.item_id, len(paths), num_pictures,
+                    "of %d pictures of a prompt (%s) only the first %d are taken",
+                    len(paths), prompt.item_id, num_pictures,
                 )  # fmt: skip
         missing = num_pictures - len(found)
         return [*found, *[NoPicture(f"{self.title} has no picture of it")] * missing]
