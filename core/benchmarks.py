@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from core.settings import Section
 
 JudgeName = Literal["judge", "detector", "clip", "inception"]
-SELF, ENDPOINT = "self", "endpoint"  # in place of a folder, as the judge of DPG-Bench
+SELF, ENDPOINT = "self", "endpoint"  # in place of a folder, as a judge of drawn pictures
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,20 @@ BENCHMARKS: Mapping[str, Declaration] = {
     "dpg": Declaration(
         "DPG-Bench: dpg_bench.csv", "score", ("dpg_bench.csv",), ("judge",), draws=True
     ),
+    "geneval2": Declaration(
+        "GenEval 2: geneval2_data.jsonl",
+        "soft_tifa_gm",
+        ("geneval2_data.jsonl",),
+        ("judge",),
+        draws=True,
+    ),
+    "wise": Declaration(
+        "WISE_Verified: its three *_verified.json files",
+        "wiscore",
+        ("*_verified.json",),
+        ("judge",),
+        draws=True,
+    ),
     # Not FID: what it is worth depends on all pictures at once, so it has no paired interval.
     "coco": Declaration(
         "FID and CLIP-Score on COCO: captions_val2014.json and val2014/",
@@ -106,7 +120,8 @@ class BenchmarkChoice(Section):
     judges: dict[JudgeName, Annotated[str, Field(min_length=1)]] = Field(
         description="who scores what was drawn: detector and clip (folders) for geneval, clip and "
         "inception (a file) for coco, judge for dpg: a folder, self, or endpoint for the model of "
-        "evaluation.endpoint; {} for others"
+        "evaluation.endpoint; judge for geneval2: endpoint, or the folder of an image-text model "
+        "of transformers; judge for wise: endpoint; {} for others"
     )
 
     @model_validator(mode="after")

@@ -87,11 +87,11 @@ class Evaluator:
         }
         answers: list[Row] = []
         for index, record in enumerate(records):
-            answers += _answer_rows(record, "real", 0, about_real[index])
+            answers += answer_rows(record, "real", 0, about_real[index])
             for subject, predictions in about_drawn.items():
                 for sample in range(self.num_images):
                     drawn = predictions[index * self.num_images + sample]
-                    answers += _answer_rows(record, subject, sample, drawn)
+                    answers += answer_rows(record, subject, sample, drawn)
         return {
             "eval_answers": answers,
             "record_metrics": self._records(records, seen, drawn_BM, images, answers),
@@ -164,7 +164,8 @@ def token_diversity(codes_MN: Drawn) -> float:
     return float(differ_MM.sum() / (num_images * (num_images - 1)))
 
 
-def _answer_rows(record: Row, subject: str, sample: int, answers: Sequence[Answered]) -> list[Row]:
+def answer_rows(record: Row, subject: str, sample: int, answers: Sequence[Answered]) -> list[Row]:
+    """Rows of table `eval_answers` about one picture."""
     return [
         {
             "record_id": record["record_id"],
@@ -279,7 +280,7 @@ def join_parts(
         _unsaid(judged, evaluation),
     )
     counts = _counts(answers)
-    metrics.append(_unanswered_row(counts))
+    metrics.append(unanswered_row(counts))
     with draft.write("metrics.parquet") as path:
         write_table(path, "metrics", metrics)
     with draft.write("records.parquet") as path:
@@ -323,7 +324,7 @@ def _counts(answers: pd.DataFrame) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _unanswered_row(counts: Mapping[str, int]) -> dict[str, object]:
+def unanswered_row(counts: Mapping[str, int]) -> dict[str, object]:
     """The share of all questions without an answer, as a row of table `metrics`."""
     total = sum(counts.values())
     missing = sum(n for name, n in counts.items() if not name.endswith(f"/{ANSWERED}"))

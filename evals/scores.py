@@ -76,10 +76,12 @@ def summarize(
     """Rows of table `metrics`: every name over all records and over each group of them.
 
     `unsaid` are names that mean nothing here, such as the agreement with a judge that is the model.
+    `records` lacks the scores of what a system does not do.
     """
     rows: list[dict[str, object]] = []
     for group, part in _groups(records, answers):
-        part = part.assign(gap=part["understanding"] - part["generation"])
+        if {"understanding", "generation"} <= set(part):
+            part = part.assign(gap=part["understanding"] - part["generation"])
         names = [m.name for m in METRICS if m.name in part and m.name not in unsaid]
         estimates = bootstrap.means(part[names].to_numpy(np.float64))
         rows += [
@@ -97,4 +99,8 @@ def _groups(records: pd.DataFrame, answers: pd.DataFrame) -> Iterator[tuple[str,
         for value, part in records.groupby(column):
             yield f"{column}/{value}", part
     for kind, part in answers.groupby("type"):
-        yield f"type/{kind}", record_scores(part).drop(columns=list(OF_WHOLE_IMAGES)).dropna()
+        scores = record_scores(part).drop(columns=list(OF_WHOLE_IMAGES))
+        # A system that only reads has no score of drawing, for any type.
+        scores = scores[[name for name in scores if name in records]].dropna()
+        if len(scores):
+            yield f"type/{kind}", scores

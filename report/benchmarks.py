@@ -11,10 +11,10 @@ import pyarrow as pa
 from core.artifact import Artifact
 from core.benchmarks import BENCHMARKS, SELF
 from data.metrics import Interval
+from data.results import COUNTS, LOST
 from data.tables import read_table
 
 ALL = "all"
-COUNTS = "items/"  # begins the names of metrics that count items
 
 
 Metrics = Mapping[tuple[str, str], Interval]
@@ -65,7 +65,7 @@ class BenchmarkFigures:
 def read_benchmark(name: str, artifact: Artifact, config: Mapping[str, Any]) -> BenchmarkFigures:
     """The figures of a result; `config` is that of the run."""
     metrics = read_metrics(artifact)
-    lost = (metrics.get((f"{COUNTS}{status}", ALL)) for status in ("no image", "no answer"))
+    lost = (metrics.get((f"{COUNTS}{status}", ALL)) for status in LOST)
     judges = next(one["judges"] for one in config["benchmarks"] if one["name"] == name)
     named = ", ".join(
         f"{role} {who}" if who != SELF else f"{role} {who}, by its own taste"

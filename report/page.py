@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from data.metrics import Interval
+from data.results import COUNTS
 from report.alarms import FILTERS, unjudged_texts
-from report.benchmarks import ALL, COUNTS, BenchmarkFigures
+from report.benchmarks import ALL, BenchmarkFigures
 from report.figures import Figures, shown, title_of
 from report.plots import group_plots, health_plots, main_plots, training_plots, trust_plots
 from report.published import published_tables

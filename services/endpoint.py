@@ -1,7 +1,7 @@
-"""A language model behind OpenAI's chat completions API: typed answers and choice probabilities.
+"""A model behind OpenAI's API: typed answers, free replies, probabilities, drawn pictures.
 
-Used by the stages that write questions and by the outside judge. Everything that went wrong on the
-way is counted, so that a manifest can say how far an answer can be trusted.
+Used by the stages that write questions, by the outside judge and by systems under test. Everything
+that went wrong on the way is counted, so that a manifest can say how far an answer can be trusted.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from core.runtime import derive_seed
 from core.secrets import masked
 from data.tables import encode_image
 from services.replies import (
+    REFUSED,
     TRUNCATED,
     UNUSABLE,
     NoAnswer,
     choice_named,
+    first_top,
     is_reasoning,
     json_in,
     letter_masses,
@@ -164,6 +166,7 @@ class Client:
         self._dialect = _Dialect()
         self._thinks = False  # the model has been seen to reason before it answers
         self._in_vain = 0
+        self._undrawn: frozenset[str] = frozenset()  # fields that are no use to draw with
         self._replied_as: str | None = None
         key = os.environ.get(KEY_VARIABLE)
         self._http = httpx.Client(
@@ -246,6 +249,86 @@ class Client:
         if isinstance(weights, NoAnswer):
             weights = self._name(message, letters, choices, seed)
         return self._counted(weights)
+
+    def say(
+        self, text: str, *, max_tokens: int, seed: int, picture: str | None = None
+    ) -> str | NoAnswer:
+        """A free reply, without the reasoning before it, or why there is none.
+
+        One that was cut off is none only if the model reasons: a short reply may end anywhere.
+        """
+        message = user_message(text, picture)
+        tokens = max(max_tokens, THINKING_TOKENS) if self._thinks else max_tokens
+        choice = self._complete(message, _Ask(tokens, seed))
+        if choice is None:
+            return self._counted(NoAnswer(UNUSABLE))
+        said = read_choice(choice)
+        if said.thought and not self._thinks:
+            self._thinks = True
+            if said.fault:  # by a limit that was meant for a model that replies at once
+                said = read_choice(self._complete(message, _Ask(THINKING_TOKENS, seed)) or {})
+        if said.fault and not (said.fault == TRUNCATED and said.text and not said.thought):
+            self._count(said.fault)
+            return self._counted(NoAnswer(said.fault, said.text))
+        return self._counted(said.text)
+
+    def first_tokens(
+        self, text: str, *, seed: int, picture: str | None = None
+    ) -> list[tuple[str, float]] | NoAnswer:
+        """The most probable first tokens of a reply with their probabilities among all tokens.
+
+        UserError if the server gives none, since nothing takes their place.
+        """
+        message = user_message(text, picture)
+        choice = self._complete(message, _Ask(max_tokens=1, seed=seed, tokens=True)) or {}
+        top = first_top(choice)
+        if top is None and self._dialect.mode == "named":
+            raise UserError(
+                f"{self._field}: {self._endpoint.model} at {self._url} gives no probabilities of "
+                "tokens (logprobs), which this benchmark is made of; ask a model of a server that "
+                "gives them, such as vLLM"
+            )
+        if top is None or is_reasoning(choice):
+            self._count(UNUSABLE)
+            return self._counted(NoAnswer(UNUSABLE, read_choice(choice).text))
+        return self._counted([(token, math.exp(logp)) for token, logp in top])
+
+    def draw(self, prompt: str, *, seed: int, fields: Json) -> bytes | NoAnswer:
+        """A picture of a prompt as an encoded file, by the images API, or why there is none.
+
+        `fields` go into the request as they are. Some servers refuse `seed` or the form of the
+        answer, which is left out then; a refused prompt is no answer.
+        """
+        body = {"model": self._endpoint.model, "prompt": prompt, "n": 1}
+        body |= {"response_format": "b64_json", "seed": seed % 2**31} | fields
+        while True:
+            sent = {k: v for k, v in body.items() if k not in self._undrawn}
+            try:
+                reply = self._request("POST", "/images/generations", sent)
+                break
+            except _RefusedError as error:
+                if not _is_unsupported(error.status, error.said):
+                    raise
+                own = [k for k in ("response_format", "seed") if k in sent and k not in fields]
+                named = [k for k in own if k in error.said]
+                if not named:
+                    self._count(REFUSED)
+                    return self._counted(NoAnswer(REFUSED, error.said))
+                with self._lock:
+                    self._undrawn |= {named[0]}
+                logger.warning("%s: without %s from now on: %s", self._field, named[0], error)
+        data = reply.get("data")
+        first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
+        encoded = first.get("b64_json") or str(first.get("url") or "").partition("base64,")[2]
+        try:
+            content = base64.b64decode(encoded, validate=True)
+        except (ValueError, TypeError):
+            content = b""
+        if not content:
+            self._count(UNUSABLE)
+            told = "an address in place of a picture" if first.get("url") else "no picture"
+            return self._counted(NoAnswer(UNUSABLE, told))
+        return self._counted(content)
 
     def _weigh_letters(
         self, message: Json, letters: str, choices: Sequence[str], seed: int
@@ -456,13 +539,14 @@ class Client:
 
 @dataclass(frozen=True)
 class _Ask:
-    """What is wanted of a completion: JSON of a kind, or probabilities of letters."""
+    """What is wanted of a completion: JSON of a kind, probabilities of letters or of any tokens."""
 
     max_tokens: int
     seed: int
     attempt: int = 0
     kind: type[BaseModel] | None = None
     letters: str = ""
+    tokens: bool = False
 
 
 def _body(model: str, message: Json, ask: _Ask, dialect: _Dialect) -> Json:
@@ -474,9 +558,9 @@ def _body(model: str, message: Json, ask: _Ask, dialect: _Dialect) -> Json:
         "temperature": ASKED_AGAIN_TEMPERATURE if ask.attempt else 0.0,
         "seed": derive_seed(ask.seed, ask.attempt) % 2**31,
     }
-    if ask.letters and dialect.mode != "named":
+    if (ask.letters or ask.tokens) and dialect.mode != "named":
         body |= {"logprobs": True, "top_logprobs": dialect.top}
-        if dialect.mode == "constrained":
+        if ask.letters and dialect.mode == "constrained":
             body["structured_outputs"] = {"choice": list(ask.letters)}
     if ask.kind is not None:
         if dialect.form == "schema":

@@ -114,7 +114,7 @@ def letter_masses(choice: Json, letters: str, choices: Sequence[str]) -> list[fl
     Probabilities are among all tokens, so they add up to less than 1; `NoAnswer` unless they add up
     to at least half. A choice that is not among the most probable tokens counts as 0.
     """
-    top = _first_top(choice)
+    top = first_top(choice)
     if top is None:
         return NoAnswer(UNUSABLE)
     names = [{letter.casefold()} for letter in letters]
@@ -137,7 +137,7 @@ def _begins_a_sentence(text: str, letters: str) -> bool:
     return found is not None and found.group(1).upper() in letters
 
 
-def _first_top(choice: Json) -> list[tuple[str, float]] | None:
+def first_top(choice: Json) -> list[tuple[str, float]] | None:
     """Most probable first tokens with their log-probabilities, in the new or the old layout."""
     try:
         logprobs = choice["logprobs"]
@@ -153,7 +153,7 @@ def _first_top(choice: Json) -> list[tuple[str, float]] | None:
 
 def is_reasoning(choice: Json) -> bool:
     """Whether a completion begins with reasoning, as far as its first tokens tell."""
-    top = _first_top(choice) or []
+    top = first_top(choice) or []
     said = read_choice(choice)
     return said.thought or any(_START.match(t.strip()) and p > math.log(0.5) for t, p in top)
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +17,23 @@ from core.benchmarks import BENCHMARKS, ENDPOINT, SELF, BenchmarkChoice
 from core.command import stage_command
 from core.config import IMAGE_SAMPLER, Config
 from core.errors import UserError
-from core.names import visible
 from core.stage import Inputs, Stage, StageContext, StageResult, run_stage
 from core.store import Store
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.figures import ALL
-from evals.benchmarks.run import CUT, ask_all, digest_of, items_of, sum_up
-from evals.checkpoints import open_model
+from evals.benchmarks.files import published_files
+from evals.benchmarks.run import (
+    CUT,
+    ask_all,
+    digest_of,
+    items_of,
+    recipe_of,
+    sum_up,
+    write_results,
+)
+from evals.checkpoints import Checkpoint
 from evals.judges.endpoint import judge_server
+from evals.systems.checkpoint import CheckpointSystem
 from models.batches import Batches
 
 if TYPE_CHECKING:
@@ -61,19 +69,24 @@ def _score(
     batches = Batches(
         config.runtime.batch_records, "runtime.batch_records", "set model.precision: bfloat16"
     )
-    part_items, folder = config.sampling.shard_records, context.input("checkpoint").path("model")
-
-    model = cache(lambda: open_model(config, folder))  # for parts that are missing, if any are
+    part_items, given = config.sampling.shard_records, context.input("checkpoint")
+    name = f"checkpoint {given.ref.digest[:12]}"
+    checkpoint = Checkpoint(name, given.path("model"), given.ref.digest)
+    system = CheckpointSystem.of(config, checkpoint)  # loaded for parts that are missing, if any
     if not ask_all(
-        context.draft, benchmark, model, items, part_items, batches, context.shard, context.progress
-    ):
+        context.draft, benchmark, lambda: system, items, part_items, batches, context.shard,
+        context.progress,
+    ):  # fmt: skip
         return None
     rows = sum_up(context.draft, benchmark, config.evaluation)
-    terms = repr((digest_of(items), sorted(benchmark.settings.items())))
+    recipe = recipe_of(benchmark, chosen, items, config.evaluation, system.recipe)
+    write_results(context.draft, name, recipe, rows)
+    drawn = system.recipe["sampling"] if BENCHMARKS[chosen.name].draws else None
+    settings = (digest_of(items), sorted(benchmark.settings.items()), drawn)
     return {
         "name": chosen.name,
         # Two results may be compared where these are equal: same items, judges and sampling.
-        "terms": sha256(terms.encode()).hexdigest(),
+        "terms": sha256(repr(settings).encode()).hexdigest(),
         "items": len(items),
         "cut/benchmark prompts": next(
             (int(row["value"]) for row in rows if row["name"] == f"items/{CUT}"), 0
@@ -93,12 +106,7 @@ def _only(config: Config) -> BenchmarkChoice:
 def _files(config: Config) -> Sequence[Path]:
     """Questions and answers, and what judges; not pictures, which are read one by one."""
     chosen = _only(config)
-    folder = Path(chosen.folder) if chosen.folder else None
-    found = {
-        path
-        for pattern in BENCHMARKS[chosen.name].files
-        for path in (visible(folder, pattern) if folder else ())
-    }
+    found = set(published_files(chosen).values())
     for judge in chosen.judges.values():
         # An artifact of a store is named by its content.
         if judge not in (SELF, ENDPOINT) and "://" not in judge:
@@ -113,7 +121,7 @@ def _with_server(config: Config) -> AbstractContextManager[Config]:
 
 BENCHMARK = Stage(
     "benchmark",
-    2,
+    3,
     config_keys=(
         "benchmarks",
         "data.eval_split?",

@@ -30,6 +30,7 @@ from tests.test_geneval import LABELS, PROMPTS
 from tests.test_own_pictures import pictures
 from tests.test_profiles import records
 from tests.tiny_judges import clip, detector, inception
+from tests.tiny_systems import chameleon
 from tests.vila_u_tiny import published_folder as published_vila_u
 
 JANUS, ENCODER = (ROOT / "models/assets/shapes" / one for one in ("janus", "caption_encoder"))
@@ -183,13 +184,20 @@ def own_model(reader: Reader) -> Mapping[str, str]:
 def benchmark_data(reader: Reader) -> Mapping[str, str]:
     own_config(reader)
     my = reader.folder / "my"
-    for name in ("pope", "geneval", "dpg", "coco", "pool/test"):
+    asked = ("pope", "mme", "vqav2", "gqa", "mmmu", "flickr30k")
+    for name in (*asked, "geneval", "dpg", "coco", "pool/test", "replies"):
         (my / name).mkdir(parents=True, exist_ok=True)
     rows = [record.row() for record in make_records(6, "validation", 0)]
     write_table(my / "pool/test/part-00000.parquet", "pool", rows)
-    for name in ("show-o", "judge"):
+    for name in ("show-o", "judge", "hermesflow"):
         shutil.copytree(ROOT / "models/assets/shapes/base", my / name)
-    benchmark_files.pope(my / "pope")
+    for name in ("janus", "vila-u", "vila-u-judge"):
+        family = name.removesuffix("-judge").replace("-", "_")
+        shutil.copytree(ROOT / "models/assets/shapes" / family, my / name)
+        put(reader.folder / f"my-{name}.yaml", {"extends": f"configs/shapes_{family}.yaml"})
+    for name in asked:
+        getattr(benchmark_files, name)(my / name)
+    elsewhere(my)
     benchmark_files.json_lines(my / "geneval/evaluation_metadata.jsonl", PROMPTS)
     write_dpg(my / "dpg")
     benchmark_files.coco(my / "coco", 5)
@@ -197,6 +205,23 @@ def benchmark_data(reader: Reader) -> Mapping[str, str]:
     clip(my / "clip")
     inception(my / "inception.pt")
     return {"--limit 30000": "--limit 5"}
+
+
+def elsewhere(my: Path) -> None:
+    """What other systems have drawn and said, and a model of transformers."""
+    chameleon(my / "chameleon")
+    for name in ("chameleon", "llamagen", "lwm", "seed-x", "gap"):
+        for number in range(2):
+            benchmark_files.picture(my / f"drawn/{name}/{number}/0.png")
+    for number in range(5):
+        benchmark_files.picture(my / f"drawn/emu-coco/{number}/0.png")
+    replies = {
+        "replies": "random/1", "replies/gemini-nano": "validation_Art_1", "replies/codi": "1.jpg",
+        "replies/emu": "11", "replies/next-gpt": "12", "replies/seed-x": "0",
+        "replies/dreamllm": "21",
+    }  # fmt: skip
+    for name, item_id in replies.items():
+        benchmark_files.json_lines(my / f"{name}.jsonl", [{"item_id": item_id, "reply": "yes"}])
 
 
 def kept(reader: Reader, stage: str) -> Iterator[str]:
@@ -319,6 +344,23 @@ SLURM = Unrun("needs Slurm", "tests/test_slurm.py")
 WORKER = "prefect worker start --pool docker --type docker"
 INSTALLS = "installs a second environment of gigabytes"
 
+GENEVAL = "hermesflow benchmark geneval --data my/geneval --detector my/mask2former --clip my/clip"
+OTHER_SYSTEMS = {
+    f"{GENEVAL} --diffusers my/ldm --name LDM --set guidance_scale=5.0 --to out/ldm/geneval": Unrun(
+        "needs diffusers", "tests/test_systems.py"
+    ),
+    "hermesflow benchmark dpg --data my/dpg --judge endpoint --diffusers my/sd-1-5 --name"
+    ' "SD 1.5" --to out/sd-1-5/dpg': Unrun("needs diffusers", "tests/test_systems.py"),
+    "hermesflow benchmark coco --data my/coco --clip my/clip --inception my/inception.pt"
+    ' --diffusers my/sd-2-1 --name "SD 2.1" --to out/sd-2-1/coco': Unrun(
+        "needs diffusers", "tests/test_systems.py"
+    ),
+    "hermesflow benchmark vqav2 --data my/vqav2 --server"
+    " facebook/chameleon-30b@http://localhost:8000/v1 --name Chameleon --to"
+    " out/chameleon/vqav2": Unrun("needs a server", "tests/test_systems.py"),
+    f'{GENEVAL} --name "DALL-E 2" --server dall-e-2@https://api.openai.com/v1 --set size=512x512'
+    " --to out/dall-e-2/geneval": Unrun("needs a server and a key", "tests/test_systems.py"),
+}
 PAGES: dict[str, Page] = {
     "README.md": Page(
         published,
@@ -393,7 +435,7 @@ PAGES: dict[str, Page] = {
         },
         after_run=True,
     ),
-    "docs/how-to/benchmarks.md": Page(benchmark_data, after_run=True),
+    "docs/how-to/benchmarks.md": Page(benchmark_data, OTHER_SYSTEMS, after_run=True),
     "docs/how-to/configs.md": Page(short),
     "docs/how-to/s3.md": Page(bucket, says={"hermesflow check my.yaml": "is valid"}),
     "docs/how-to/own-model.md": Page(own_model, hub=True),

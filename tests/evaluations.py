@@ -1,5 +1,6 @@
 """Hand-made evaluations and checkpoints, for tests of gate, registry, tracking and table."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -113,11 +114,15 @@ def publish_checkpoint(store: Store, name: str, folder: Path | None = None) -> A
 def items_table(name: str, right: float, num: int = 40) -> pa.Table:
     """Scored items of which a share is right."""
     rows = []
+    groups = ("culture", "time") if name == "wise" else ("existence", "count")
     for unit, (part, wrong) in product(range(num), ((0, "no"), (1, "yes"))):
         answer, good = ("yes", "no")[part], unit < right * num
         said = answer if good else wrong
+        if name == "geneval2":
+            answer = json.dumps([{"question": "?", "answer": "Yes", "skill": "object"}])
+            said = json.dumps({end: [float(good)] for end in ("low", "high")})
         rows.append(
-            {"item_id": f"{unit}/{part}", "group": ("existence", "count")[unit % 2]}
+            {"item_id": f"{unit}/{part}", "group": groups[unit % 2]}
             | {"sample": 0, "unit": str(unit), "text": "", "status": "answered", "cut": False}
             | {"answer": f'["{answer}"]' if name == "flickr30k" else answer}
             | {"reply": said, "prediction": said, "score": float(good)}

@@ -1,7 +1,8 @@
 """A small server that speaks the chat completions protocol, and misbehaves when told to.
 
 It answers from the captions and pictures that it is sent: it knows the words of `THINGS` and
-`COLORS`, and reads pictures of the shapes world by the pixel oracle.
+`COLORS`, and reads pictures of the shapes world by the pixel oracle. What it draws by the images
+API is what a test has put into `pictures`, or one colour.
 """
 
 import base64
@@ -26,6 +27,8 @@ MODEL = "tiny-talker"
 THINGS = ("cat", "dog", "ball", "table", "circle", "square", "triangle")
 COLORS = ("red", "blue", "green", "yellow")
 CAPTION = re.compile(r"Here is the caption of a picture:\n\n(.*?)\n\n(.*)", re.DOTALL)
+ONE_WORD = " Answer in one word."
+OFFERED = re.compile(r"Reply with one of: (.*)\.$")
 CHOICE = re.compile(r"^([A-Z])\) (.*)$", re.MULTILINE)
 
 
@@ -59,6 +62,7 @@ class Server(ChatServer):
         self.slow_seconds = 0.0  # of fault "slow"
         self.delay = 0.0  # of every answer
         self.knows = True  # or else it answers "unknown" to every question about a caption
+        self.pictures: dict[str, Image.Image | None] = {}  # by prompt; None is refused
         self.keys: list[str | None] = []
         self.most_at_once = self.at_once = 0
         self.lock = threading.Lock()
@@ -138,6 +142,8 @@ class _Handler(ChatHandler):
             self.send(fault, said, self.server.headers)
         elif lacked:
             self.send(400, {"error": {"message": f"unknown field {lacked[0]}"}})
+        elif self.path.endswith("/images/generations"):
+            self._draw(body)
         elif fault == "drop":
             self.close_connection = True
         elif fault == "page":
@@ -146,6 +152,16 @@ class _Handler(ChatHandler):
             time.sleep(self.server.slow_seconds if fault == "slow" else 0.0)
             known = {k: v for k, v in body.items() if k not in self.server.ignores}
             self.send(200, _completion(known, str(fault), self.server.knows))
+
+    def _draw(self, body: dict[str, Any]) -> None:
+        blank = Image.new("RGB", (32, 32), "red")
+        picture = self.server.pictures.get(body["prompt"], blank)
+        if picture is None:
+            self.send(400, {"error": {"message": "your request was rejected by our policy"}})
+            return
+        buffer = io.BytesIO()
+        picture.save(buffer, format="png")
+        self.send(200, {"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]})
 
 
 def _completion(body: dict[str, Any], fault: str, knows: bool) -> dict[str, Any]:
@@ -169,9 +185,9 @@ def _said(body: dict[str, Any]) -> tuple[str, Image.Image | None]:
     content = body["messages"][0]["content"]
     if isinstance(content, str):
         return content, None
-    picture, text = content
+    picture, *texts = content
     data = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
-    return text["text"], Image.open(io.BytesIO(data))
+    return "\n".join(text["text"] for text in texts), Image.open(io.BytesIO(data))
 
 
 def _reply(body: dict[str, Any], text: str, image: Image.Image | None, knows: bool) -> str:
@@ -183,6 +199,13 @@ def _reply(body: dict[str, Any], text: str, image: Image.Image | None, knows: bo
     if form == "Questions":
         return json.dumps({"questions": _write(caption, rest)})
     choices = dict(CHOICE.findall(text))
+    if form == "Score" and image:  # a picture of more than one colour is right
+        return json.dumps({"score": int(len(image.convert("RGB").getcolors() or [0, 0]) > 1)})
+    if image and text.endswith(ONE_WORD):
+        return _look(image, text.removesuffix(ONE_WORD), {"A": "yes", "B": "no"}).capitalize()
+    if offered := OFFERED.search(text):
+        asked = dict(zip("AB", offered[1].split(", "), strict=True))
+        return _look(image, text, asked) if image else "unknown"
     answer = _look(image, rest, choices) if image else _know(caption, rest)
     letter = next((x for x, choice in choices.items() if choice == answer), "A")
     if form == "Named":

@@ -13,11 +13,13 @@ from core.config import Config, load_config
 from core.errors import UserError
 from core.stage import Shard, run_shard, run_stage
 from core.store import Store
+from data.results import read_result
 from data.tables import read_table
 from evals.benchmarks.changes import benchmark_change
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK, alone
 from tests.evaluations import items_table
+from tests.llm_server import endpoint
 from tests.loops import QUICK, quick
 from tests.stage_inputs import make_config
 
@@ -54,6 +56,9 @@ def test_a_benchmark_of_published_files_is_scored_and_its_files_are_in_the_key(
     inputs = {"checkpoint": run_stage(BASE, config, store, {}).ref}
     first = run_stage(BENCHMARK, config, store, inputs)
     assert run_stage(BENCHMARK, config, store, inputs).cached
+    result = read_result(store.open(first.ref).path())
+    assert (result.benchmark, result.number) == ("pope", 12)
+    assert result.recipe["system"]["checkpoint"] == inputs["checkpoint"].digest
     file = next(data.glob("*pope_random.json"))
     file.write_text(file.read_text().replace("yes", "no"), encoding="utf-8")
     again = run_stage(BENCHMARK, config, store, inputs)
@@ -107,7 +112,8 @@ def test_commented_benchmarks_of_shipped_configs_are_valid() -> None:
     lines = text.partition("benchmarks: []\n")[2].splitlines()
     block = [line[1:] for line in lines[: lines.index("")]]
     entries = yaml.safe_load("\n".join(block))
-    config: Config = load_config(QUICK, {"benchmarks": entries})
+    judge = endpoint("http://localhost:8000/v1").model_dump()
+    config: Config = load_config(QUICK, {"benchmarks": entries, "evaluation.endpoint": judge})
     assert {entry.name for entry in config.benchmarks} == {
         n for n in BENCHMARKS if BENCHMARKS[n].files
     }

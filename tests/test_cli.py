@@ -19,8 +19,8 @@ COMMANDS = [
     "pairs import",
     "pairs export", "import showo", "import janus", "import vila_u", "export", "pretrain", "parity",
     "conformance",
-    "gap", "benchmark", "up", "down", "status", "deploy", "store verify", "store gc",
-    "store lineage",
+    "gap", "benchmark", "compare", "leaderboard", "up", "down", "status", "deploy", "store verify",
+    "store gc", "store lineage",
 ]  # fmt: skip
 PROGRAM = Path(sys.executable).parent / "hermesflow"
 
@@ -83,7 +83,7 @@ def test_examples_of_the_help_can_be_typed() -> None:
         ("import janus --janus x --roles User --to y", "is not two names with a / between"),
         ("import janus --to y", "--janus"),
         ("import vila_u --to y", "--vila-u"),
-        ("gap --pool x --to y", "--checkpoint"),
+        ("gap --checkpoint x --to y", "--pool"),
         ("deploy", "--pool"),
     ],
 )
@@ -102,8 +102,8 @@ def test_what_cannot_be_meant_is_named(
         ("pope --checkpoint x", "pope reads published files (*pope_*.json"),
         ("pope --data x --checkpoint y --clip z", "pope takes no --clip"),
         ("pope --data x --checkpoint y --split test", "pope takes no --split"),
-        ("pope --data x", "give one of --checkpoint and --answers"),
-        ("pope --data x --checkpoint y --answers z", "give one of --checkpoint and --answers"),
+        ("pope --data x", "give one of --checkpoint, --server, --transformers, --answers"),
+        ("pope --data x --checkpoint y --answers z", "pope scores one system"),
         ("dpg --data x --checkpoint y", "dpg needs --judge"),
         ("dpg --data x --judge self --answers y", "dpg takes no --answers"),
         ("shapes-pope --data x --checkpoint y", "shapes-pope takes no --data"),

@@ -14,7 +14,6 @@ from core.store import Store
 from data.tables import read_table
 from evals.benchmarks.dpg import FIELDS, DpgBench, _verdict, dependent_score
 from evals.statistics import Bootstrap
-from models.protocol import MaskPredict
 from tasks.base import BASE
 from tasks.benchmark import BENCHMARK
 from tests.llm_server import endpoint, llm_server
@@ -43,7 +42,7 @@ def test_a_no_makes_all_that_depends_on_it_a_no(yes: Sequence[bool], score: floa
 
 
 def test_the_first_row_of_the_file_counts(tmp_path: Path) -> None:
-    items = DpgBench(file(tmp_path), MaskPredict(1, 0.0), None, "self").items()
+    items = DpgBench(file(tmp_path), None, "self").items()
     assert [item.item_id for item in items] == ["a", "b"]
     assert "Is there a circle?" in items[0].answer
 
@@ -56,7 +55,7 @@ def test_what_is_no_yes_is_a_no_and_is_counted() -> None:
 
 
 def test_scores_are_means_over_prompts_and_categories_ignore_dependencies(tmp_path: Path) -> None:
-    benchmark = DpgBench(file(tmp_path), MaskPredict(1, 0.0), None, "self")
+    benchmark = DpgBench(file(tmp_path), None, "self")
     rows = []
     for item, said in zip(benchmark.items(), ('["no", "yes"]', '["yes"]'), strict=True):
         score = float(item.item_id == "b")

@@ -22,6 +22,8 @@ from data.tables import parquet_files, read_table
 from evals.benchmarks.base import ITEMS
 from evals.benchmarks.files import ImageFolder, find_file, read_json
 from evals.benchmarks.mme import Mme
+from evals.systems.base import System
+from services.replies import NoAnswer
 from tests.benchmark_files import mme
 from tests.commands import ingest
 from tests.stage_inputs import pool_row
@@ -437,14 +439,11 @@ def test_folders_of_benchmarks_from_other_systems(kind: str, tmp_path: Path) -> 
     assert len(items) == 40
     assert items[0].text.startswith("Is there one?")
 
-    class Model:
-        def see(self, pictures: list[Any]) -> list[Any]:
-            return pictures
+    class Agrees(System):
+        def reply(self, pictures: Any, asked: Any) -> list[list[str | NoAnswer]]:
+            return [["yes"] * len(same) for same in asked]
 
-        def reply(self, seen: list[Any], questions: list[Any]) -> list[list[str]]:
-            return [["yes"] * len(asked) for asked in questions]
-
-    rows = benchmark.run(Model(), items)[ITEMS]  # type: ignore[arg-type]
+    rows = benchmark.run(Agrees("agrees", {}), items)[ITEMS]
     assert {row["status"] for row in rows} == {"answered"}
 
 

@@ -16,7 +16,6 @@ from evals.benchmarks.geneval_rules import grade, kept, relations
 from evals.benchmarks.shapes_geneval import ShapesGenEval, metadata_of
 from evals.networks.clip_similarity import ClipSimilarity
 from evals.networks.detector import Detection, Detector, cut_out, mask_box
-from models.protocol import MaskPredict
 
 LABELS = ("cat", "dog", "mouse")
 MOUSE = {"class": "computer mouse", "count": 1, "color": "red"}
@@ -172,7 +171,7 @@ def test_true_pictures_of_shapes_are_right() -> None:
     """The renderer's picture of every held-out scene passes the rules for its prompt."""
     from data.shapes.records import make_records
 
-    benchmark = ShapesGenEval("validation", MaskPredict(1, 0.0), 30)
+    benchmark = ShapesGenEval("validation", 30)
     for item, record in zip(benchmark.items(), make_records(30, "validation", 0), strict=True):
         picture = Image.fromarray(record.image())
         assert [v.prediction for v in benchmark.grade(item, [picture])] == [""], (

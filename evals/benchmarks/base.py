@@ -1,4 +1,4 @@
-"""What a benchmark is: items, how a model is asked about them, and what its answers are worth."""
+"""What a benchmark is: items, how a system is asked about them, and what its answers are worth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.config import Config
 from core.errors import UserError
 from evals.benchmarks.figures import Figure
 from evals.statistics import Bootstrap, Estimate
-from models.protocol import ImageSampling, UnifiedModel, image_sampling
+from evals.systems.base import System
 
 Row = dict[str, Any]
 ITEMS, IMAGES, FEATURES = "benchmark_items", "images", "benchmark_features"
@@ -27,8 +27,9 @@ EMPTY = "empty answer"  # scored as the official rule has it
 UNCLEAR = "unclear answer"  # likewise
 NO_IMAGE = "no image"
 NO_ANSWER = "no answer"
+NOT_DRAWN = "not drawn"
 PARTLY = "partly answered"  # scored by the answers that there are
-UNSCORED = (NO_IMAGE, NO_ANSWER)
+UNSCORED = (NO_IMAGE, NO_ANSWER, NOT_DRAWN)
 """Counted and shown, but in no figure."""
 
 
@@ -88,17 +89,12 @@ class Opening:
             raise UserError(f"folder {folder} is none; give one with the published files")
         return folder
 
-    @property
-    def sampling(self) -> ImageSampling:
-        """How pictures are drawn."""
-        return image_sampling(self.config.sampling.images)
-
 
 class Benchmark(ABC):
     """One benchmark over local files.
 
     `name` is that of the command line, `settings` what decides about figures beside items and
-    checkpoint: judges, sampling.
+    system: judges, wording, number of pictures.
     """
 
     name: ClassVar[str]
@@ -114,7 +110,7 @@ class Benchmark(ABC):
         """All items, in an order that is always the same."""
 
     @abstractmethod
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+    def run(self, system: System, items: Sequence[Item]) -> Mapping[str, list[Row]]:
         """Rows of table `benchmark_items`, and of those others that the benchmark fills."""
 
     @staticmethod

@@ -52,12 +52,12 @@ def benchmark_change(
 
     UserError if there is none.
     """
-    new, old = _common(after.to_pandas(), before.to_pandas())
+    new, old = common_items(after.to_pandas(), before.to_pandas())
     if new.empty:
         raise UserError(f"benchmark {name}: no item was scored in both results")
     figures = headline(name, old), headline(name, new)
     old_value, new_value, change = (
-        figure.estimate(Bootstrap.of(evaluation)) for figure in (*figures, _difference(*figures))
+        figure.estimate(Bootstrap.of(evaluation)) for figure in (*figures, difference(*figures))
     )
     figure_name = BENCHMARKS[name].headline
     return BenchmarkChange(name, figure_name, old_value.value, new_value.value, change)
@@ -70,7 +70,7 @@ def headline(name: str, rows: pd.DataFrame) -> Figure:
     return next(one for one in found if one.group == ALL and one.name == wanted)
 
 
-def _common(after: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def common_items(after: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of items that have a score in both, in the same order."""
     new, old = (
         rows[~rows["status"].isin(UNSCORED)].set_index(KEY).sort_index() for rows in (after, before)
@@ -79,7 +79,7 @@ def _common(after: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd
     return new.loc[both].reset_index(), old.loc[both].reset_index()
 
 
-def _difference(before: Figure, after: Figure) -> Figure:
+def difference(before: Figure, after: Figure) -> Figure:
     """The change as a figure: a unit is resampled in both together."""
     widths = [part_RC.shape[1] for part_RC in before.strata_RC]
 

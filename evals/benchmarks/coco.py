@@ -40,7 +40,7 @@ from evals.checkpoints import Checkpoint, open_checkpoint
 from evals.networks.clip_similarity import ClipSimilarity
 from evals.networks.features import FeatureNetwork
 from evals.statistics import Bootstrap, Estimate, Values
-from models.protocol import ImageSampling, UnifiedModel
+from evals.systems.base import System
 
 NUM_PICTURES = 30_000  # as is usual
 
@@ -54,13 +54,12 @@ class Coco(Drawing):
     def __init__(
         self,
         data: Path,
-        sampling: ImageSampling,
         clip: Checkpoint,
         inception: Path,
         num_pictures: int,
         device: str,
     ) -> None:
-        super().__init__(sampling, {"clip": clip.digest, "inception": sha256_of(inception)})
+        super().__init__({"clip": clip.digest, "inception": sha256_of(inception)})
         self._data, self._num = data, num_pictures
         self._images = ImageFolder([data / "val2014", data / "images", data])
         self._clip = ClipSimilarity(clip.folder, device)
@@ -75,7 +74,7 @@ class Coco(Drawing):
                 f"inception {inception}: no such file; give the TorchScript file of FID"
             )
         number = opening.chosen.limit or NUM_PICTURES
-        return cls(opening.folder, opening.sampling, clip, inception, number, device)
+        return cls(opening.folder, clip, inception, number, device)
 
     def items(self) -> list[Item]:
         """A caption for each picture; UserError if there are fewer than are wanted."""
@@ -92,7 +91,7 @@ class Coco(Drawing):
         chosen = sorted(named, key=lambda name: sha256(name.encode()).hexdigest())[: self._num]
         return [Item(name, "", name, named[name], "", name) for name in sorted(chosen)]
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+    def run(self, system: System, items: Sequence[Item]) -> Mapping[str, list[Row]]:
         """Rows of items, pictures and features; without its true picture nothing is drawn."""
         self._true: dict[str, Image.Image] = {}
         self._features: list[Row] = []
@@ -103,7 +102,7 @@ class Coco(Drawing):
             except (OSError, PictureError) as error:
                 lost.append(item_row(item, str(error), Verdict("", 0.0, NO_IMAGE)))
         there = [item for item in items if item.item_id in self._true]
-        rows = super().run(model, there) if there else {ITEMS: []}
+        rows = super().run(system, there) if there else {ITEMS: []}
         return {**rows, ITEMS: [*rows[ITEMS], *lost], FEATURES: self._features}
 
     def grade(self, item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:

@@ -25,8 +25,10 @@ from evals.benchmarks.base import ANSWERED, NO_ANSWER, PARTLY, UNCLEAR, Item, Op
 from evals.benchmarks.drawing import Drawing
 from evals.benchmarks.figures import ALL, Figure, mean_of, score_figures, strata
 from evals.benchmarks.files import find_file, wanted
-from evals.checkpoints import open_checkpoint, open_model
-from models.protocol import ImageSampling, UnifiedModel
+from evals.benchmarks.judging import endpoint_client
+from evals.checkpoints import open_checkpoint
+from evals.systems.base import Question, System
+from evals.systems.checkpoint import CheckpointSystem
 from services.endpoint import Client, data_url
 from services.replies import NoAnswer
 
@@ -37,18 +39,21 @@ FIELDS = (
 YES_NO = ("yes", "no")
 
 
-class ModelJudge:
-    """A unified model as the judge; it sees pixels, as any judge from outside would."""
+class SystemJudge:
+    """A system as the judge; it sees pixels, as any judge from outside would."""
 
-    def __init__(self, model: UnifiedModel) -> None:
-        self._model = model
+    def __init__(self, system: System) -> None:
+        self._system = system
 
     def answers(
         self, pictures: Sequence[Image.Image], questions: Sequence[str]
     ) -> Sequence[Sequence[str]]:
         """Decoded answers."""
-        asked = [[(question, YES_NO) for question in questions]] * len(pictures)
-        return self._model.reply(self._model.see(pictures), asked)
+        asked = [[Question(question, YES_NO) for question in questions]] * len(pictures)
+        return [
+            ["" if isinstance(reply, NoAnswer) else reply for reply in said]
+            for said in self._system.reply(pictures, asked)
+        ]
 
 
 class EndpointJudge:
@@ -72,7 +77,7 @@ class EndpointJudge:
         return "" if isinstance(weights, NoAnswer) else YES_NO[weights.index(max(weights))]
 
 
-VqaJudge = ModelJudge | EndpointJudge
+VqaJudge = SystemJudge | EndpointJudge
 """Who gives the answer to each question about each picture."""
 
 
@@ -84,32 +89,25 @@ class DpgBench(Drawing):
     def __init__(
         self,
         data: Path,
-        sampling: ImageSampling,
-        judge: ModelJudge | EndpointJudge | None,
+        judge: SystemJudge | EndpointJudge | None,
         judge_digest: str,
     ) -> None:
-        """`judge` None: the model itself answers."""
-        super().__init__(sampling, {"judge": judge_digest})
+        """`judge` None: the system itself answers."""
+        super().__init__({"judge": judge_digest})
         self._data, self._judge = data, judge
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
-        """With its judge: the model itself, that of a server, or another checkpoint."""
+        """With its judge: the system itself, that of a server, or another checkpoint."""
         named, config = opening.chosen.judges["judge"], opening.config
         if named == SELF:
-            return cls(opening.folder, opening.sampling, None, SELF)
+            return cls(opening.folder, None, SELF)
         if named == ENDPOINT:
-            endpoint = config.evaluation.endpoint
-            if endpoint is None:
-                raise UserError(
-                    "judge endpoint: evaluation.endpoint is null; say there which model"
-                )
-            client = opening.stack.enter_context(Client(endpoint, "evaluation.endpoint"))
-            name = f"endpoint {endpoint.model}"
-            return cls(opening.folder, opening.sampling, EndpointJudge(client), name)
+            client, name = endpoint_client(opening)
+            return cls(opening.folder, EndpointJudge(client), name)
         checkpoint = open_checkpoint(named)
-        judge = ModelJudge(open_model(config, checkpoint.folder))
-        return cls(opening.folder, opening.sampling, judge, checkpoint.digest)
+        judge = SystemJudge(CheckpointSystem.of(config, checkpoint))
+        return cls(opening.folder, judge, checkpoint.digest)
 
     def items(self) -> list[Item]:
         """All prompts, each with its questions."""
@@ -127,9 +125,9 @@ class DpgBench(Drawing):
             for item_id, (text, questions) in prompts.items()
         ]
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
-        self._asked = self._judge or ModelJudge(model)
-        return super().run(model, items)
+    def run(self, system: System, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+        self._asked = self._judge or SystemJudge(system)
+        return super().run(system, items)
 
     def grade(self, item: Item, pictures: Sequence[Image.Image]) -> list[Verdict]:
         questions = json.loads(item.answer)

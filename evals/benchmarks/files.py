@@ -9,7 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from core.artifact import content_digest
+from core.benchmarks import BENCHMARKS, BenchmarkChoice
 from core.errors import UserError
+from core.files import sha256_of
 from core.names import visible
 from data.ingest.places import Folder
 from data.ingest.raw import BadRecordError
@@ -74,6 +77,24 @@ def wanted(row: dict[str, Any], fields: Sequence[str], where: str) -> list[Any]:
         if field not in row:
             raise UserError(f"{where} has no field {field!r}, it has: {', '.join(row)}")
     return [row[field] for field in fields]
+
+
+def published_files(chosen: BenchmarkChoice) -> dict[str, Path]:
+    """The published files that a benchmark reads, by their names below its folder.
+
+    Questions and answers; not pictures, which are read one by one.
+    """
+    if chosen.folder is None:
+        return {}
+    folder = Path(chosen.folder)
+    found = {path for pattern in BENCHMARKS[chosen.name].files for path in visible(folder, pattern)}
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
+
+
+def published_digest(chosen: BenchmarkChoice) -> str:
+    """Names the content of a benchmark's files; empty where it has none."""
+    files = published_files(chosen)
+    return content_digest({name: sha256_of(path) for name, path in files.items()}) if files else ""
 
 
 class ImageFolder:

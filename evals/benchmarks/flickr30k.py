@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Self
 
 import pandas as pd
+from PIL import Image
 
 from evals.benchmarks.base import ANSWERED, EMPTY, Item, Opening, Verdict
 from evals.benchmarks.cider import WORDS, cider
 from evals.benchmarks.figures import Figure, score_figures
 from evals.benchmarks.files import find_file, read_json, wanted
 from evals.benchmarks.reading import Reading
-from models.protocol import Seen, TextSampling, UnifiedModel
+from evals.systems.base import System
+from services.replies import NoAnswer
 
 
 class Flickr30k(Reading):
@@ -49,12 +51,11 @@ class Flickr30k(Reading):
         return items
 
     def replies(
-        self, model: UnifiedModel, seen: Seen, asked: Sequence[Sequence[Item]]
-    ) -> Sequence[Sequence[str]]:
+        self, system: System, pictures: Sequence[Image.Image], asked: Sequence[Sequence[Item]]
+    ) -> Sequence[Sequence[str | NoAnswer]]:
         """A greedy caption of each picture; their scores wait for all others."""
-        greedy = TextSampling(1.0, 1, self._max_new_tokens)
-        told = model.caption(seen, [greedy], [0] * len(asked))
-        return [list(captions) * len(same) for same, captions in zip(asked, told, strict=True)]
+        told = system.caption(pictures, self._max_new_tokens)
+        return [[caption] * len(same) for same, caption in zip(asked, told, strict=True)]
 
     def judge(self, item: Item, reply: str) -> Verdict:
         """A caption by itself has no score, since weights of words come from all pictures."""

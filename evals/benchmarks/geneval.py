@@ -25,7 +25,6 @@ from evals.benchmarks.geneval_rules import CATEGORIES, COLORS, grade, kept
 from evals.checkpoints import Checkpoint, open_checkpoint
 from evals.networks.clip_similarity import ClipSimilarity, Features
 from evals.networks.detector import Detection, Detector, cut_out
-from models.protocol import ImageSampling
 
 BACKGROUND = "#999"
 # GenEval's names of COCO's classes, where they differ.
@@ -40,12 +39,11 @@ class GenEval(Drawing):
     def __init__(
         self,
         data: Path,
-        sampling: ImageSampling,
         detector: Checkpoint,
         clip: Checkpoint,
         device: str,
     ) -> None:
-        super().__init__(sampling, {"detector": detector.digest, "clip": clip.digest})
+        super().__init__({"detector": detector.digest, "clip": clip.digest})
         self._data = data
         self._detector = Detector(detector.folder, device)
         self._clip = ClipSimilarity(clip.folder, device)
@@ -55,7 +53,7 @@ class GenEval(Drawing):
     def open(cls, opening: Opening) -> Self:
         judges, device = opening.chosen.judges, opening.config.runtime.device
         detector, clip = (open_checkpoint(judges[name]) for name in ("detector", "clip"))
-        return cls(opening.folder, opening.sampling, detector, clip, device)
+        return cls(opening.folder, detector, clip, device)
 
     def items(self) -> list[Item]:
         """All prompts; UserError if the detector cannot name what they ask for."""

@@ -1,4 +1,4 @@
-"""Asking a model about pictures: one question after the other, each answered by decoding."""
+"""Asking a system about pictures: one question after the other, each answered in words."""
 
 from __future__ import annotations
 
@@ -11,9 +11,20 @@ from typing import Self
 from PIL import Image
 
 from data.pictures import PictureError
-from evals.benchmarks.base import ITEMS, NO_IMAGE, Benchmark, Item, Opening, Row, Verdict, item_row
+from evals.benchmarks.base import (
+    ITEMS,
+    NO_ANSWER,
+    NO_IMAGE,
+    Benchmark,
+    Item,
+    Opening,
+    Row,
+    Verdict,
+    item_row,
+)
 from evals.benchmarks.files import ImageFolder
-from models.protocol import Seen, UnifiedModel
+from evals.systems.base import Question, System
+from services.replies import NoAnswer
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """What follows the question, as lmms-eval and LLaVA have it."""
@@ -49,17 +60,19 @@ class Reading(Benchmark):
         return self._images.open(item.image)
 
     def replies(
-        self, model: UnifiedModel, seen: Seen, asked: Sequence[Sequence[Item]]
-    ) -> Sequence[Sequence[str]]:
-        """What the model says to the items of each picture."""
-        questions = [[(item.text + self.cue, self.choices) for item in same] for same in asked]
-        return model.reply(seen, questions)
+        self, system: System, pictures: Sequence[Image.Image], asked: Sequence[Sequence[Item]]
+    ) -> Sequence[Sequence[str | NoAnswer]]:
+        """What the system says to the items of each picture."""
+        questions = [
+            [Question(item.text + self.cue, self.choices) for item in same] for same in asked
+        ]
+        return system.reply(pictures, questions)
 
-    def run(self, model: UnifiedModel, items: Sequence[Item]) -> Mapping[str, list[Row]]:
+    def run(self, system: System, items: Sequence[Item]) -> Mapping[str, list[Row]]:
         """Rows in the order of the items.
 
         Items of the same picture that follow each other are asked together. A picture that is not
-        there, or cannot be read, makes its items unscored.
+        there, or cannot be read, makes its items unscored, and so does a reply that is none.
         """
         asked: list[list[Item]] = []
         pictures: list[Image.Image] = []
@@ -73,8 +86,14 @@ class Reading(Benchmark):
                 continue
             asked.append(same)
         if pictures:
-            replies = self.replies(model, model.see(pictures), asked)
+            replies = self.replies(system, pictures, asked)
             for same, said in zip(asked, replies, strict=True):
                 for item, reply in zip(same, said, strict=True):
-                    rows[item.item_id] = item_row(item, reply, self.judge(item, reply))
+                    rows[item.item_id] = self._row(item, reply)
         return {ITEMS: [rows[item.item_id] for item in items]}
+
+    def _row(self, item: Item, reply: str | NoAnswer) -> Row:
+        if isinstance(reply, NoAnswer):
+            why = f"{reply.reason}: {reply.said}" if reply.said else reply.reason
+            return item_row(item, why, Verdict("", 0.0, NO_ANSWER))
+        return item_row(item, reply, self.judge(item, reply))

@@ -16,10 +16,12 @@ import pandas as pd
 
 from core.artifact import part_name
 from core.artifact_writer import ArtifactWriter
+from core.benchmarks import BenchmarkChoice
 from core.config import Evaluation
 from core.errors import UserError
 from core.progress import progress
 from core.stage import WHOLE, ProgressFactory, Shard
+from data.results import COUNTS, RESULTS, results_text
 from data.tables import TableWriter, read_table, write_table
 from evals.benchmarks.base import (
     ANSWERED,
@@ -35,11 +37,11 @@ from evals.benchmarks.base import (
     item_row,
 )
 from evals.benchmarks.figures import ALL
-from evals.benchmarks.files import read_json_lines, wanted
+from evals.benchmarks.files import published_digest
 from evals.benchmarks.reading import Reading
 from evals.statistics import Bootstrap
+from evals.systems.base import System
 from models.batches import Batches
-from models.protocol import UnifiedModel
 
 METRICS = "metrics.parquet"
 PARTS = "parts"
@@ -74,10 +76,10 @@ def items_of(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
             f"benchmark {benchmark.name} has {len(twice)} items twice, such as {twice[0]!r}; "
             "fetch its files again"
         )
-    return items if limit is None else _limited(items, limit)
+    return items if limit is None else limited(items, limit)
 
 
-def _limited(items: Sequence[Item], limit: int) -> list[Item]:
+def limited(items: Sequence[Item], limit: int) -> list[Item]:
     """The items of some units, from all groups in turn, in their order.
 
     Units (pictures, prompts) stay whole, as figures need them, and are those with the smallest
@@ -109,7 +111,7 @@ def digest_of(items: Sequence[Item]) -> str:
 def ask_all(
     draft: ArtifactWriter,
     benchmark: Benchmark,
-    model: Callable[[], UnifiedModel],
+    system: Callable[[], System],
     items: Sequence[Item],
     part_items: int,
     batches: Batches,
@@ -118,7 +120,7 @@ def ask_all(
 ) -> bool:
     """Write the parts of a shard that the draft lacks; whether all parts are there then.
 
-    `model` is called for each missing part only.
+    `system` is called for each missing part only.
     """
     firsts = range(0, len(items), part_items)
     parts = [items[first : first + part_items] for first in firsts]
@@ -126,7 +128,7 @@ def ask_all(
     with show(benchmark.name, sum(len(part) for _, part in own)) as bar:
         for index, part in own:
             if not draft.has(_part(ITEMS, index)):
-                _ask_part(draft, benchmark, model(), part, index, batches)
+                _ask_part(draft, benchmark, system(), part, index, batches)
             bar.update(len(part))
     return draft.has_all(_part(ITEMS, index) for index in range(len(parts)))
 
@@ -134,13 +136,13 @@ def ask_all(
 def _ask_part(
     draft: ArtifactWriter,
     benchmark: Benchmark,
-    model: UnifiedModel,
+    system: System,
     items: Sequence[Item],
     index: int,
     batches: Batches,
 ) -> None:
     rows: dict[str, list[Row]] = {}
-    for batch in batches.map(len(items), lambda a, b: benchmark.run(model, items[a:b])):
+    for batch in batches.map(len(items), lambda a, b: benchmark.run(system, items[a:b])):
         for table, new in batch.items():
             rows.setdefault(table, []).extend(new)
     # Last the items, by which a part is known to be complete.
@@ -173,17 +175,36 @@ def take_answers(
         write_table(path, ITEMS, rows)
 
 
-def read_answers(path: Path) -> dict[str, str]:
-    """Replies by item id, from JSON Lines with `item_id` and `reply`."""
-    answers: dict[str, str] = {}
-    for number, row in enumerate(read_json_lines(path), 1):
-        item_id, reply = wanted(row, ("item_id", "reply"), f"{path}, object {number}")
-        if not isinstance(reply, str):
-            raise UserError(f"{path}, object {number}: reply is {reply!r}, not a text")
-        if str(item_id) in answers:
-            raise UserError(f"{path}, object {number}: item {item_id!r} is answered twice")
-        answers[str(item_id)] = reply
-    return answers
+def recipe_of(
+    benchmark: Benchmark,
+    chosen: BenchmarkChoice,
+    items: Sequence[Item],
+    evaluation: Evaluation,
+    system: Mapping[str, object],
+) -> dict[str, object]:
+    """All that decides about the figures of a system at a benchmark, as JSON has it."""
+    return {
+        "benchmark": benchmark.name,
+        "rules": dict(benchmark.settings),
+        "files": published_digest(chosen),
+        "items": {"number": len(items), "digest": digest_of(items), "limit": chosen.limit},
+        "seeds": "of each item's id",
+        "evaluation": {
+            "bootstrap_samples": evaluation.bootstrap_samples,
+            "confidence": evaluation.confidence,
+        },
+        "system": dict(system),
+    }
+
+
+def write_results(
+    draft: ArtifactWriter, title: str, recipe: Mapping[str, object], rows: Sequence[Row]
+) -> None:
+    """Write `results.json`: figures and recipe in one file."""
+    number = next((row["count"] for row in rows if row["name"].startswith(COUNTS)), 0)
+    text = results_text(str(recipe["benchmark"]), title, recipe, rows, number)
+    with draft.write(RESULTS) as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def sum_up(
@@ -213,7 +234,7 @@ def sum_up(
     ]
     counts = frame["status"].value_counts().to_dict() | _cut(frame)
     rows += [
-        {"name": f"items/{status}", "group": ALL, "count": len(frame)}
+        {"name": f"{COUNTS}{status}", "group": ALL, "count": len(frame)}
         | dict.fromkeys(("value", "low", "high"), float(n))
         for status, n in sorted(counts.items(), key=lambda item: str(item[0]))
     ]
@@ -260,7 +281,7 @@ def describe(folder: Path) -> str:
     """The figures in a folder as lines of text."""
     lines = []
     for row in read_table(folder / METRICS, "metrics").to_pylist():
-        if row["name"].startswith("items/"):
+        if row["name"].startswith(COUNTS):
             lines.append(f"{row['name']}: {row['value']:.0f} of {row['count']}")
             continue
         lines.append(

@@ -20,7 +20,6 @@ from evals.benchmarks.figures import Figure, category_figures
 from evals.benchmarks.geneval_rules import grade, kept
 from evals.benchmarks.shapes_pope import NUM_SCENES, SEED, held_out_records
 from evals.networks.detector import Detection
-from models.protocol import ImageSampling
 
 
 class ShapesGenEval(Drawing):
@@ -28,13 +27,13 @@ class ShapesGenEval(Drawing):
 
     name = "shapes-geneval"
 
-    def __init__(self, split: str, sampling: ImageSampling, num_scenes: int = NUM_SCENES) -> None:
-        super().__init__(sampling, {})
+    def __init__(self, split: str, num_scenes: int = NUM_SCENES) -> None:
+        super().__init__({})
         self._split, self._num = split, num_scenes
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
-        return cls(opening.split, opening.sampling)
+        return cls(opening.split)
 
     def items(self) -> list[Item]:
         """All prompts."""

@@ -45,9 +45,10 @@ def read_record(folder: Path) -> JudgeRecord:
     return RECORD.validate_json((folder / JUDGE).read_bytes())
 
 
-def provenance_of(config: Config, base: Path) -> Provenance:
+def provenance_of(config: Config, base: Path | None) -> Provenance:
     """Who judges by the config, with the weights of another checkpoint held against the base's.
 
+    None in place of the base: what is judged comes from no checkpoint of a family.
     The base is the ancestor of every checkpoint that is judged, and of all that choose winners.
     """
     evaluation = config.evaluation
@@ -76,7 +77,10 @@ def provenance_of(config: Config, base: Path) -> Provenance:
     return _of_checkpoint(Path(evaluation.folder), base)
 
 
-def _of_checkpoint(folder: Path, base: Path) -> Provenance:
+def _of_checkpoint(folder: Path, base: Path | None) -> Provenance:
+    if base is None:
+        why = "what it judges comes from no checkpoint of its family"
+        return Provenance("checkpoint", f"the checkpoint {folder.name}", True, why)
     share = shared_weights(folder, base)
     if share > HALF:
         why = f"{share:.0%} of its weights are those of the base"

@@ -1,4 +1,4 @@
-"""Commands that score any checkpoint: the gap and benchmarks."""
+"""Commands that score checkpoints and other systems: the gap and benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,42 @@ Tables = Annotated[
     Path, typer.Option("--to", metavar="FOLDER", help="For tables; continued if they are there.")
 ]
 Checkpoint = Annotated[
-    str, typer.Option(metavar="PLACE", help="Model folder, or URI of an artifact.")
+    str | None, typer.Option(metavar="PLACE", help="Model folder, or URI of an artifact.")
+]
+Pictures = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Pictures drawn elsewhere, as GenEval, GenEval 2, DPG-Bench or WISE lay them out, or "
+        "PROMPT NUMBER/SAMPLE.png.",
+    ),
+]
+Diffusers = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Text-to-image pipeline of diffusers (optional extra)."),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL@URL",
+        help="Chat completions to read, the images API to draw; the key is in HERMESFLOW_API_KEY.",
+    ),
+]
+Transformers = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Image-text model of transformers, such as Chameleon."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Argument of the pipeline, the server or `generate`, such as guidance_scale=7.5.",
+    ),
+]
+Title = Annotated[
+    str | None,
+    typer.Option("--name", metavar="TEXT", help="Of the system, in results and leaderboards."),
 ]
 KNOWN = "\n\n".join(f"{name}: {declared.about}" for name, declared in BENCHMARKS.items())
 
@@ -23,14 +58,23 @@ KNOWN = "\n\n".join(f"{name}: {declared.about}" for name, declared in BENCHMARKS
     "gap",
     EVALUATION,
     """gap --checkpoint my/show-o --pool my/pool/test --config my.yaml --judge oracle --to out/gap
-    gap --checkpoint .hermesflow/store/train/1a2b... --pool my/pool/test --to out/gap""",
+    gap --checkpoint .hermesflow/store/train/1a2b... --pool my/pool/test --to out/gap
+    gap --transformers my/chameleon --diffusers my/sd-2-1 --pool my/pool/test --to out/two""",
 )
 def gap(
-    checkpoint: Checkpoint,
     pool: Annotated[
         Path, typer.Option(metavar="PLACE", help="Parquet file or folder of a pool with questions.")
     ],
     to: Tables,
+    checkpoint: Checkpoint = None,
+    pictures: Pictures = None,
+    diffusers: Diffusers = None,
+    server: Server = None,
+    transformers: Transformers = None,
+    only: Annotated[
+        Literal["reading", "drawing"] | None,
+        typer.Option(help="One side of a system that could do both.", show_default="both"),
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -40,13 +84,29 @@ def gap(
             show_default="the config's",
         ),
     ] = None,
+    settings: Settings = None,
+    title: Title = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Measure U, G and their gap of a checkpoint, with intervals and by type of question."""
-    from core.config import load_config
-    from evals.gap import measure
+    """Measure U, G and their gap of a system, or of one that reads and one that draws.
 
-    measure(load_config(config), checkpoint, pool, to, judge)
+    With intervals, and by type of question.
+    """
+    from core.config import load_config
+    from evals.gap import Request, measure
+    from evals.systems.catalog import choices, parse_settings
+
+    systems = choices(
+        {
+            "checkpoint": checkpoint,
+            "pictures": pictures,
+            "diffusers": diffusers,
+            "server": server,
+            "transformers": transformers,
+        },
+        parse_settings(settings or []),
+    )
+    measure(Request(systems, pool, to, judge, only, title), load_config(config))
 
 
 @command(
@@ -54,6 +114,8 @@ def gap(
     EVALUATION,
     """benchmark pope --data DATA --checkpoint my/janus --config my.yaml --to out/pope
     benchmark dpg --data DATA --judge self --checkpoint my/janus --config my.yaml --to out/dpg
+    benchmark geneval --data DATA --detector D --clip C --diffusers my/sd-2-1 --to out/sd-2-1
+    benchmark pope --data DATA --server MODEL@http://localhost:8000/v1 --to out/pope-model
     benchmark shapes-geneval --checkpoint models/assets/shapes/base --to out/sg""",
 )
 def benchmark(
@@ -62,14 +124,17 @@ def benchmark(
         typer.Argument(metavar="NAME", help=KNOWN, autocompletion=lambda: list(BENCHMARKS)),
     ],
     to: Tables,
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="PLACE", help="Model folder, or URI of an artifact.")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    pictures: Pictures = None,
+    diffusers: Diffusers = None,
+    server: Server = None,
+    transformers: Transformers = None,
     answers: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON Lines with item_id and reply, in place of a model; not where it draws.",
+            help="JSON Lines with item_id and reply, or lmms-eval's samples, in place of a system; "
+            "not where it draws.",
         ),
     ] = None,
     data: Annotated[
@@ -87,8 +152,9 @@ def benchmark(
         str | None,
         typer.Option(
             metavar="WHO",
-            help="dpg: who answers about pictures: self (the model that drew them), endpoint (of "
-            "evaluation.endpoint), or a checkpoint.",
+            help="dpg: who answers about pictures: self (the system that drew them), endpoint (of "
+            "evaluation.endpoint), or a checkpoint. geneval2: endpoint, or an image-text model of "
+            "transformers. wise: endpoint.",
         ),
     ] = None,
     detector: Annotated[
@@ -108,11 +174,14 @@ def benchmark(
             metavar="FILE", help="coco: FID's network in TorchScript (inception-2015-12-05.pt)."
         ),
     ] = None,
+    settings: Settings = None,
+    title: Title = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Score a checkpoint by the official rules of a benchmark, from its published files."""
+    """Score a checkpoint or any other system by the official rules, from published files."""
     from core.config import load_config
     from evals.benchmarks.command import Request, score
+    from evals.systems.catalog import choices, parse_settings
 
     asked: dict[JudgeName, str | None] = {
         "judge": judge,
@@ -121,4 +190,51 @@ def benchmark(
         "inception": inception,
     }
     judges = {who: place for who, place in asked.items() if place is not None}
-    score(Request(name, to, checkpoint, answers, data, split, judges, limit), load_config(config))
+    systems = choices(
+        {
+            "checkpoint": checkpoint,
+            "pictures": pictures,
+            "diffusers": diffusers,
+            "server": server,
+            "transformers": transformers,
+        },
+        parse_settings(settings or []),
+    )
+    request = Request(name, to, systems, answers, data, split, judges, limit, title)
+    score(request, load_config(config))
+
+
+@command(
+    "compare",
+    EVALUATION,
+    """compare out/pope-base out/pope-tuned
+    compare out/geneval-show-o out/geneval-sd --to items.csv""",
+)
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="Folder of a result.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Folder of another one.")],
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV of both scores of each item.")
+    ] = None,
+) -> None:
+    """Compare two results item by item, or say why they are not comparable."""
+    from evals.comparison import show
+
+    show(before, after, to)
+
+
+@command(
+    "leaderboard", EVALUATION, "leaderboard out\nleaderboard out .hermesflow/store --to board.html"
+)
+def leaderboard(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="With results, at any depth.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The page.")] = Path(
+        "leaderboard.html"
+    ),
+) -> None:
+    """Write one page of all results: systems and benchmarks, beside published figures."""
+    from report.leaderboard import write
+
+    write(folders, to)

@@ -17,12 +17,18 @@ from hypothesis import strategies as st
 from core.artifact import Artifact
 from core.benchmarks import BENCHMARKS, BenchmarkChoice
 from core.store import Store
+from data.results import results_text
 from evals.benchmarks.base import Item
 from evals.benchmarks.catalog import opened
 from evals.benchmarks.dpg import FIELDS, DpgBench
 from evals.benchmarks.geneval import prompt_item
-from evals.benchmarks.run import items_of, read_answers
-from models.protocol import MaskPredict
+from evals.benchmarks.geneval2 import GenEval2
+from evals.benchmarks.run import items_of
+from evals.benchmarks.wise import FILES, Wise
+from evals.systems.base import Prompt
+from evals.systems.pictures import PictureFolder
+from evals.systems.replies import read_replies
+from report.leaderboard import find_results, render
 from tests.fuzz.harness import cases, folder, survives
 from tests.fuzz.inputs import changed, damaged, texts, values
 from tests.loops import quick
@@ -160,7 +166,7 @@ def test_dpg_files(rows: list[list[str]], data: st.DataObject) -> None:
         content = data.draw(damaged(content))
     with folder() as place:
         (place / "dpg_bench.csv").write_bytes(content)
-        benchmark = DpgBench(place, MaskPredict(1, 0.0), None, "self")
+        benchmark = DpgBench(place, None, "self")
         survives(place, lambda: items_of(benchmark))
 
 
@@ -188,4 +194,68 @@ def test_answers_from_elsewhere(rows: list[Any], data: st.DataObject) -> None:
         content = data.draw(damaged(content or b"{}"))
     with folder() as place:
         (place / "answers.jsonl").write_bytes(content)
-        survives(place, lambda: read_answers(place / "answers.jsonl"))
+        survives(place, lambda: read_replies(place / "answers.jsonl", "pope", []))
+
+
+SAMPLE = {"doc": {"category": "random", "question_id": "1"}, "filtered_resps": ["yes"]}
+
+
+@cases(1.0)
+@given(rows=st.lists(changed(SAMPLE), max_size=3))
+def test_samples_of_lmms_eval(rows: list[Any]) -> None:
+    with folder() as place:
+        made.json_lines(place / "samples.jsonl", rows)
+        survives(place, lambda: read_replies(place / "samples.jsonl", "pope", []))
+
+
+ATOMS = {"prompt": "cows", "atom_count": 2, "skills": ["count", "object"]}
+ATOMS |= {"vqa_list": [["How many cows are there?", "two"], ["Are there cows?", "Yes"]]}
+KNOWN = {"prompt_id": 1, "Prompt": "a", "Explanation": "b"}
+
+
+@cases(1.0)
+@given(row=changed(ATOMS), known=changed([KNOWN]))
+def test_prompts_of_geneval2_and_wise(row: Any, known: Any) -> None:
+    with folder() as place:
+        made.json_lines(place / "geneval2_data.jsonl", [row])
+        for name in FILES:
+            (place / f"{name}_verified.json").write_text(json.dumps(known), encoding="utf-8")
+        nobody: Any = None
+        survives(place, lambda: items_of(GenEval2(place, nobody, "")))
+        survives(place, lambda: items_of(Wise(place, nobody, "")))
+
+
+RESULT = json.loads(
+    results_text(
+        "pope",
+        "a",
+        {"rules": {}},
+        [{"name": "f1", "group": "all", "value": 1.0, "low": 1.0, "high": 1.0}],
+        3,
+    )
+)
+LMMS = {
+    "results": {"mmstar": {"average,none": 0.5, "average_stderr,none": 0.1}},
+    "configs": {"mmstar": {}},
+    "n-samples": {"mmstar": {"effective": 3}},
+    "config": {"model": "a", "model_args": "b"},
+}
+
+
+@cases(1.0)
+@given(document=changed(RESULT), other=changed(LMMS))
+def test_results_of_evaluations(document: Any, other: Any) -> None:
+    """Whatever could be read can also be shown."""
+    with folder() as place:
+        (place / "results.json").write_text(json.dumps(document), encoding="utf-8")
+        (place / "x_results.json").write_text(json.dumps(other), encoding="utf-8")
+        survives(place, lambda: render(*find_results([place])))
+
+
+@cases(1.0)
+@given(document=changed({"a cat": "cat.png"}))
+def test_files_from_prompts_to_pictures(document: Any) -> None:
+    with folder() as place:
+        (place / "paths.json").write_text(json.dumps(document), encoding="utf-8")
+        prompts = [Prompt("0", "a cat")]
+        survives(place, lambda: PictureFolder(place / "paths.json", prompts).draw(prompts, 1))

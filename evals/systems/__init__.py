@@ -1,0 +1,1 @@
+"""Systems under test: checkpoints of our families, and what was made or runs elsewhere."""
