@@ -34,11 +34,8 @@ from report.ablations import figure, replace_section, section
 from tasks.evaluate import EVALUATE
 
 LOGS = Path(".hermesflow/ablations")
-RESULTS = Path("docs/results.md")
-FIGURE = Path("docs/images/ablations.png")
-TABLE = Path("docs/ablations.csv")
+DOCS = Path("docs")
 QUICK_CONFIG = "tests/configs/quick.yaml"
-MARK = "ablations"
 
 Row = dict[str, object]
 Change = bool | int | float | str | None | dict[str, Any]
@@ -60,7 +57,9 @@ class Study(Section):
     config: str = Field(min_length=1, description="config that the arms change")
     iterations: int = Field(ge=1, description="self-play iterations of each run")
     seeds: list[int] = Field(min_length=1, description="seeds of self-play")
-    arms: list[Arm] = Field(min_length=1, description="what is compared, the first against others")
+    arms: list[Arm] = Field(
+        min_length=1, max_length=20, description="what is compared, the first against others"
+    )
 
 
 def run_study(path: str, workers: int, quick: bool, split: str | None, out: Path | None) -> None:
@@ -74,7 +73,7 @@ def run_study(path: str, workers: int, quick: bool, split: str | None, out: Path
     study = load_settings(path, Study, changes)
     shared: dict[str, object] = {"data.eval_split": split} if split else {}
     table = run_all(arm_configs(study, shared), workers)
-    write_results(study, table, out or (LOGS / "quick" if quick else None))
+    write_results(Path(path).stem, study, table, out or (LOGS / "quick" if quick else None))
 
 
 def arm_configs(study: Study, shared: Mapping[str, object]) -> dict[tuple[str, int], Config]:
@@ -165,20 +164,19 @@ class _Remembering(InProcess):
         return result
 
 
-def write_results(study: Study, table: pd.DataFrame, out: Path | None) -> None:
-    """Table, figure and section, in docs or in another folder."""
+def write_results(name: str, study: Study, table: pd.DataFrame, out: Path | None) -> None:
+    """Table, figure and section under the name of the study, in docs or in another folder."""
     titles = {arm.name: arm.title for arm in study.arms}
-    places = (TABLE, FIGURE, RESULTS)
-    if out is not None:
-        places = (out / TABLE.name, out / FIGURE.name, out / RESULTS.name)
-    csv, picture, results = places
+    csv = (out or DOCS) / f"{name}.csv"
+    picture = (out or DOCS / "images") / f"{name}.png"
+    results = (out or DOCS) / "results.md"
     picture.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(csv, index=False, float_format="%.5f")
     figure(table, titles, picture)
     link = os.path.relpath(picture, results.parent)
     text = section(table, titles, link)
     known = results.read_text(encoding="utf-8") if results.exists() else "# Results\n"
-    results.write_text(replace_section(known, MARK, text), encoding="utf-8")
+    results.write_text(replace_section(known, name, text), encoding="utf-8")
     print(f"\n{text}\nwritten: {results}, {picture}, {csv}")
 
 

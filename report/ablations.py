@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from data.metrics import METRICS, TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Titles = Mapping[str, str]
 
@@ -21,14 +25,13 @@ GROUPS = {
     "composition/seen": "Seen compositions",
     "composition/held-out": "Held-out compositions",
 }
-COLORS = ("#1b6ca8", "#c4572b", "#5b8c3e", "#777777", "#8e44ad", "#b8860b")
 
 
 def section(table: pd.DataFrame, titles: Titles, figure_link: str) -> str:
     """Markdown: the figure, then for each group of records a table of the last iteration."""
     seeds, last = table["seed"].nunique(), int(table["iteration"].max())
     lines = [
-        f"![Understanding, generation and gap by iteration]({figure_link})",
+        f"![Understanding, generation, gap and diversity by iteration]({figure_link})",
         "",
         f"After {last} iterations; mean over {seeds} seeds ± standard deviation between seeds, in "
         "brackets the change from the base, which is the same for all.",
@@ -86,7 +89,7 @@ def _number(value: float, *, signed: bool = False) -> str:
 
 def replace_section(page: str, mark: str, text: str) -> str:
     """The page with `text` between the comments of `mark`, which are added at its end if absent."""
-    begin, end = f"<!-- {mark}: begin, written by make {mark} -->", f"<!-- {mark}: end -->"
+    begin, end = f"<!-- {mark}: begin, written by hermesflow ablations -->", f"<!-- {mark}: end -->"
     block = f"{begin}\n{text}{end}\n"
     if begin not in page or end not in page:
         return f"{page.rstrip()}\n\n## {mark.capitalize()}\n\n{block}"
@@ -95,27 +98,49 @@ def replace_section(page: str, mark: str, text: str) -> str:
 
 
 def figure(table: pd.DataFrame, titles: Titles, path: Path) -> None:
-    """Write a PNG: U, G and gap by iteration, a line an arm, a dot a seed."""
+    """Write a PNG: U, G and gap by iteration, and gap against diversity; a line per arm.
+
+    Dots are seeds. In the last panel the way of an arm begins at the base and ends at its cross.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     shown = {name: TITLES[name] for name in ("understanding", "generation", "gap")}
-    drawing, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
+    drawing, axes = plt.subplots(1, 4, figsize=(14, 3.8), constrained_layout=True)
     whole = table[table["group"] == "all"]
-    for axis, (name, title) in zip(axes, shown.items(), strict=True):
-        for color, (arm, label) in zip(COLORS, titles.items(), strict=False):
+    palette = plt.get_cmap("tab10" if len(titles) <= 10 else "tab20")
+    colors = {arm: palette(number) for number, arm in enumerate(titles)}
+    for axis, (name, title) in zip(axes, shown.items(), strict=False):
+        for arm, label in titles.items():
             runs = whole[(whole["arm"] == arm) & (whole["name"] == name)]
             mean = runs.groupby("iteration")["value"].mean()
-            axis.plot(mean.index, mean, color=color, label=label, linewidth=2)
-            axis.scatter(runs["iteration"], runs["value"], color=color, s=10, alpha=0.6)
+            axis.plot(mean.index, mean, color=colors[arm], label=label, linewidth=2)
+            axis.scatter(runs["iteration"], runs["value"], color=colors[arm], s=10, alpha=0.6)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("self-play iteration")
         axis.set_xticks(sorted(whole["iteration"].unique()))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
+    _trade(axes[-1], whole, colors)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     drawing.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(drawing)
+
+
+def _trade(axis: Axes, whole: pd.DataFrame, colors: Mapping[str, tuple[float, ...]]) -> None:
+    """What an arm pays in diversity for the gap that it closes."""
+    for arm, color in colors.items():
+        runs = whole[whole["arm"] == arm]
+        diversity, gap = (
+            runs[runs["name"] == name].groupby("iteration")["value"].mean()
+            for name in ("diversity", "gap")
+        )
+        axis.plot(diversity, gap, color=color, linewidth=2)
+        axis.scatter(diversity.iloc[-1:], gap.iloc[-1:], color=color, marker="x", s=40)
+    axis.set_title("gap (up) against diversity (across)", loc="left", fontsize=10)
+    axis.set_xlabel(TITLES["diversity"])
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)

@@ -95,7 +95,7 @@ def test_a_study_runs_every_arm_and_is_found_in_the_store_again(
     table = run_all(configs, 2)
     assert set(table["arm"]) == {arm.name for arm in study.arms}
     assert set(table["iteration"]) == {0, 1}
-    write_results(study, table, tmp_path / "out")
+    write_results("ablations", study, table, tmp_path / "out")
     text = (tmp_path / "out/results.md").read_text(encoding="utf-8")
     assert all(arm.title in text for arm in study.arms)
     assert (tmp_path / "out/ablations.png").stat().st_size > 10_000
