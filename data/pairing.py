@@ -78,16 +78,17 @@ class Previous:
     loser_score_R: Floats
 
 
-def pick(scored: Scored, num_records: int, loser: str) -> Picks:
+def pick(scored: Scored, num_records: int, loser: str, good: float | None = None) -> Picks:
     """Best sample of each record against its loser by rule; of equal ones the first sample.
 
-    `loser` is "worst", or "two_sigma": the sample whose score is nearest to the mean minus two
+    Winners from a score of `good` on count as equal. `loser` is "worst", or "two_sigma": the sample whose score is nearest to the mean minus two
     (population) standard deviations of the record's scores (arXiv 2502.16825).
     """
     record_S, score_S = scored.record_S, scored.score_S
     count_R = np.bincount(record_S, minlength=num_records)
     able = np.flatnonzero(scored.may_win_S)
-    winner_R = _first_by(-score_S, scored, able, num_records)
+    merit_S = score_S if good is None else np.minimum(score_S, good)
+    winner_R = _first_by(-merit_S, scored, able, num_records)
     others = np.flatnonzero(winner_R[record_S] != np.arange(len(record_S)))
     target_S = score_S
     if loser == "two_sigma":

@@ -179,7 +179,10 @@ def _branch(
     pairing = context.config.pairing
     rule = pairing.caption if modality == "caption" else pairing.image
     joined, truth_wins = join_scores(samples, scores, pool_ids), pairing.winner == "truth"
-    picks = (pick_loser if truth_wins else pick)(joined, len(pool_ids), rule.loser)
+    if truth_wins:
+        picks = pick_loser(joined, len(pool_ids), rule.loser)
+    else:
+        picks = pick(joined, len(pool_ids), rule.loser, rule.good)
     if old is not None and pairing.iteration_rule != "fresh":
         previous = _old_scores(old, modality, pool_ids)
         if pairing.iteration_rule == "published":

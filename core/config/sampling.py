@@ -123,6 +123,13 @@ class PairRule(Section):
     loser: Literal["worst", "two_sigma"] = Field(
         description="lowest score, or the one nearest mean minus two standard deviations"
     )
+    good: float | None = Field(
+        None,
+        ge=-1.0,
+        le=1.0,
+        description="samples that score at least this count as equally good, and the first of them "
+        "wins, so that taste among good ones is not learnt; null: the best wins",
+    )
 
 
 class Pairing(Section):
