@@ -81,8 +81,9 @@ class Previous:
 def pick(scored: Scored, num_records: int, loser: str, good: float | None = None) -> Picks:
     """Best sample of each record against its loser by rule; of equal ones the first sample.
 
-    Winners from a score of `good` on count as equal. `loser` is "worst", or "two_sigma": the sample whose score is nearest to the mean minus two
-    (population) standard deviations of the record's scores (arXiv 2502.16825).
+    Winners from a score of `good` on count as equal. `loser` is "worst", or "two_sigma": the sample
+    whose score is nearest to the mean minus two (population) standard deviations of the record's
+    scores (arXiv 2502.16825).
     """
     record_S, score_S = scored.record_S, scored.score_S
     count_R = np.bincount(record_S, minlength=num_records)

@@ -60,6 +60,17 @@ def test_best_wins_worst_loses_and_the_first_of_equals_is_taken() -> None:
     assert picks.num_scored_R.tolist() == [4, 2, 0]
 
 
+def test_of_good_samples_the_first_wins_and_keeps_its_score() -> None:
+    scores = [[0.2, 0.91, 0.99, 0.1], [0.3, 0.6, 0.7]]
+    picks = pick(scored(scores), 2, "worst", good=0.9)
+    assert picks.winner_row_R.tolist() == [101, 106]
+    assert picks.winner_score_R.tolist() == [0.91, 0.7]
+    assert picks.loser_row_R.tolist() == [103, 104]
+    assert pick(scored(scores), 2, "worst").winner_row_R.tolist() == [102, 106]
+    with pytest.raises(ValueError, match=r"good = 0\.7 is not above min_best = 0\.7"):
+        rule(min_best=0.7, good=0.7)
+
+
 def test_two_sigma_takes_the_sample_nearest_to_mean_minus_two_deviations() -> None:
     # mean .6, population deviation .2408: the target is .118, so .1 and not the outlier 0.
     scores = [0.9, 0.1, 0.7, 0.7, 0.8, 0.6, 0.6, 0.8, 0.7, 0.6, 0.5, 0.6, 0.6, 0.0, 0.8]

@@ -131,6 +131,15 @@ class PairRule(Section):
         "wins, so that taste among good ones is not learnt; null: the best wins",
     )
 
+    @model_validator(mode="after")
+    def _good_may_win(self) -> PairRule:
+        if self.good is not None and self.good <= self.min_best:
+            raise ValueError(
+                f"good = {self.good} is not above min_best = {self.min_best}, so that samples that "
+                "may not win would stand for better ones; raise good"
+            )
+        return self
+
 
 class Pairing(Section):
     """Homologous pairs: both modalities of the same record, or the record is left out."""
