@@ -13,6 +13,7 @@ from tests.stage_inputs import BEST_OF, GROUP_POLICY
 
 PROJECT = Path(__file__).parent.parent
 STUDY = PROJECT / "configs/ablations.yaml"
+STUDIES = [STUDY, PROJECT / "configs/objectives.yaml"]
 
 
 def row(arm: str, seed: int, iteration: int, name: str, value: float) -> dict[str, object]:
@@ -30,11 +31,16 @@ def two_seeds() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_shipped_arms_are_valid_and_differ_from_each_other() -> None:
-    study = load_settings(STUDY, Study, {})
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_arms_are_valid_and_differ_from_each_other(path: Path) -> None:
+    study = load_settings(path, Study, {})
     configs = arm_configs(study, {})
     assert len(study.seeds) >= 3
     assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
+
+
+def test_arms_leave_out_what_their_titles_say() -> None:
+    configs = arm_configs(load_settings(STUDY, Study, {}), {})
     truth, oracle = configs["truth", 0], configs["oracle", 0]
     assert (truth.pairing.winner, truth.training.objective.image.weight) == ("truth", 0.0)
     assert oracle.scoring.judge == "oracle"

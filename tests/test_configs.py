@@ -26,12 +26,13 @@ from tasks.sample import CAPTIONS, IMAGES
 from tasks.score import SCORE_CAPTIONS, SCORE_IMAGES
 from tasks.train import TRAIN
 from tests.commands import hermesflow
+from tests.test_ablations import STUDIES
 
 PROJECT = Path(__file__).parent.parent
 SHIPPED = [
     PROJECT / "pipeline.yaml",
     *sorted((PROJECT / "tests/configs").glob("*.yaml")),
-    *sorted(set((PROJECT / "configs").glob("*.yaml")) - {PROJECT / "configs/ablations.yaml"}),
+    *sorted(set((PROJECT / "configs").glob("*.yaml")) - set(STUDIES)),
 ]
 STAGES = (
     *(POOL, TEST, QUESTIONS, BASE, FIT, JUDGE, CAPTIONS, IMAGES, SCORE_CAPTIONS, SCORE_IMAGES),
