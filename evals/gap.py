@@ -219,7 +219,11 @@ def _judge(given: str | None, config: Config, base: Path | None) -> _Judge:
             "artifact of stage judge that a run has made (`hermesflow store lineage` shows it)"
         )
     if given is None and kind == "endpoint":
-        return _Judge(config, provenance_of(config, base), kind)
+        assert config.evaluation.endpoint is not None  # as the config's own check has it
+        # Its answers are those of this model, which the settings of the evaluation do not name.
+        return _Judge(
+            config, provenance_of(config, base), f"{kind} {config.evaluation.endpoint.model}"
+        )
     named = given or config.evaluation.folder or config.model.checkpoint
     folder = open_checkpoint(named)
     # As a judge from elsewhere, whose weights are held against those of the judged one.
