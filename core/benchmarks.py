@@ -77,6 +77,14 @@ BENCHMARKS: Mapping[str, Declaration] = {
         ("judge",),
         draws=True,
     ),
+    "t2i_compbench": Declaration(
+        "T2I-CompBench++, attribute binding: color_val.txt, shape_val.txt, texture_val.txt, and "
+        "noun_phrases.json, which a parser makes of them",
+        "vqa",
+        ("color_val.txt", "shape_val.txt", "texture_val.txt", "noun_phrases.json"),
+        ("judge",),
+        draws=True,
+    ),
     # Not FID: what it is worth depends on all pictures at once, so it has no paired interval.
     "coco": Declaration(
         "FID and CLIP-Score on COCO: captions_val2014.json and val2014/",
@@ -121,7 +129,7 @@ class BenchmarkChoice(Section):
         description="who scores what was drawn: detector and clip (folders) for geneval, clip and "
         "inception (a file) for coco, judge for dpg: a folder, self, or endpoint for the model of "
         "evaluation.endpoint; judge for geneval2: endpoint, or the folder of an image-text model "
-        "of transformers; judge for wise: endpoint; {} for others"
+        "of transformers; judge for wise and t2i_compbench: endpoint; {} for others"
     )
 
     @model_validator(mode="after")

@@ -351,7 +351,23 @@ WORKER = "prefect worker start --pool docker --type docker"
 INSTALLS = "installs a second environment of gigabytes"
 
 GENEVAL = "hermesflow benchmark geneval --data my/geneval --detector my/mask2former --clip my/clip"
+NOUN_PHRASES = (
+    "python - <<'END'\n"
+    "import json, pathlib, spacy\n"
+    'folder, parse = pathlib.Path("my/t2i-compbench"), spacy.load("en_core_web_sm")\n'
+    'files = [folder / f"{name}_val.txt" for name in ("color", "shape", "texture")]\n'
+    'lines = [line for file in files for line in file.read_text("utf-8").splitlines()]\n'
+    'prompts = [line.split("\\t")[0].strip() for line in lines]\n'
+    "phrases = {prompt: [one.text for one in parse(prompt).noun_chunks] for prompt in prompts}\n"
+    '(folder / "noun_phrases.json").write_text(json.dumps(phrases), "utf-8")\n'
+    "END"
+)
 OTHER_SYSTEMS = {
+    NOUN_PHRASES: Unrun("needs spaCy", ""),
+    "hermesflow benchmark t2i_compbench --data my/t2i-compbench --judge endpoint --pictures"
+    " my/drawn/t2i --config my.yaml --to out/t2i-compbench": Unrun(
+        "needs a server", "tests/test_t2i_compbench.py"
+    ),
     f"{GENEVAL} --diffusers my/ldm --name LDM --set guidance_scale=5.0 --to out/ldm/geneval": Unrun(
         "needs diffusers", "tests/test_systems.py"
     ),

@@ -28,6 +28,7 @@ THINGS = ("cat", "dog", "ball", "table", "circle", "square", "triangle")
 COLORS = ("red", "blue", "green", "yellow")
 CAPTION = re.compile(r"Here is the caption of a picture:\n\n(.*?)\n\n(.*)", re.DOTALL)
 ONE_WORD = " Answer in one word."
+YES_OR_NO = "? Answer yes or no."
 OFFERED = re.compile(r"Reply with one of: (.*)\.$")
 CHOICE = re.compile(r"^([A-Z])\) (.*)$", re.MULTILINE)
 
@@ -203,6 +204,9 @@ def _reply(body: dict[str, Any], text: str, image: Image.Image | None, knows: bo
         return json.dumps({"score": int(len(image.convert("RGB").getcolors() or [0, 0]) > 1)})
     if image and text.endswith(ONE_WORD):
         return _look(image, text.removesuffix(ONE_WORD), {"A": "yes", "B": "no"}).capitalize()
+    if image and text.endswith(YES_OR_NO):
+        asked = f"is there {text.removesuffix(YES_OR_NO)}?"
+        return _look(image, asked, {"A": "yes", "B": "no"}).capitalize()
     if offered := OFFERED.search(text):
         asked = dict(zip("AB", offered[1].split(", "), strict=True))
         return _look(image, text, asked) if image else "unknown"

@@ -32,7 +32,7 @@ OTHERS = {
     "source", "export", "cd", "cp", "cat", "echo", "printf", "kubectl", "docker", "prefect",
     "torchrun", "git", "curl", "sbatch", "squeue", "scancel", "scontrol", "salloc", "srun", "ssh",
     "nohup", "apt-get",
-    "rsync", "pip", "uv", "ls", "mkdir", "rm", "sinfo", "jupyter", "hf", "tail", "END",
+    "rsync", "pip", "uv", "python", "ls", "mkdir", "rm", "sinfo", "jupyter", "hf", "tail", "END",
 }  # fmt: skip
 
 

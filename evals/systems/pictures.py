@@ -5,7 +5,8 @@
   which are taken in the order of their names;
 - flat: a file for each prompt, named by its id: DPG-Bench's grid of two by two if a prompt has four
   pictures, or one picture (WISE);
-- GenEval 2: a JSON file from prompts to pictures.
+- GenEval 2: a JSON file from prompts to pictures;
+- T2I-CompBench: files `PROMPT_NUMBER`, those of a prompt in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class PictureFolder(System):
             raise UserError(
                 f"--pictures {place} has pictures of none of the {len(prompts)} prompts; they lie "
                 "in 00000/samples/ beside metadata.jsonl (GenEval), in files named by prompt "
-                "(DPG-Bench, WISE), in folders named by the prompt's place from 0, or in a JSON "
-                "file from prompts to pictures (GenEval 2)"
+                "(DPG-Bench, WISE; PROMPT_NUMBER in T2I-CompBench), in folders named by the "
+                "prompt's place from 0, or in a JSON file from prompts to pictures (GenEval 2)"
             )
         if stray:
             logger.warning(
@@ -124,6 +125,10 @@ def _read(place: Path, prompts: Sequence[Prompt]) -> tuple[str, Files, list[str]
             f"({folders[0].name}); leave one of both"
         )
     if files:
+        if not any(path.stem in {prompt.item_id for prompt in prompts} for path in files):
+            numbered = _numbered(files, prompts)
+            if numbered[0]:
+                return "t2i_compbench", *numbered
         return "flat", *_flat(files, prompts)
     return "plain", *_plain(folders, prompts)
 
@@ -176,6 +181,25 @@ def _flat(files: Sequence[Path], prompts: Sequence[Prompt]) -> tuple[Files, list
         if path.stem in known:
             found[path.stem] = [path]
     return found, [path.name for path in files if path.stem not in known]
+
+
+def _numbered(files: Sequence[Path], prompts: Sequence[Prompt]) -> tuple[Files, list[str]]:
+    """By the prompt before the number; items with the same prompt divide its files in order."""
+    by_text: dict[str, list[Path]] = {}
+    for path in sorted(files, key=lambda path: _number(path.stem.rpartition("_")[2])):
+        text, _, number = path.stem.rpartition("_")
+        by_text.setdefault(text if number.isdigit() else path.stem, []).append(path)
+    items: dict[str, list[str]] = {}
+    for prompt in prompts:
+        items.setdefault(prompt.text, []).append(prompt.item_id)
+    found: dict[str, Sequence[Path]] = {}
+    for text, item_ids in items.items():
+        paths = by_text.pop(text, [])
+        share = -(-len(paths) // len(item_ids))
+        for place, item_id in enumerate(item_ids):
+            if own := paths[place * share : (place + 1) * share]:
+                found[item_id] = own
+    return found, sorted(path.name for paths in by_text.values() for path in paths)
 
 
 def _plain(folders: Sequence[Path], prompts: Sequence[Prompt]) -> tuple[Files, list[str]]:

@@ -20,8 +20,8 @@ Pictures = Annotated[
     str | None,
     typer.Option(
         metavar="PLACE",
-        help="Pictures drawn elsewhere, as GenEval, GenEval 2, DPG-Bench or WISE lay them out, or "
-        "PROMPT NUMBER/SAMPLE.png.",
+        help="Pictures drawn elsewhere, as GenEval, GenEval 2, DPG-Bench, WISE or T2I-CompBench "
+        "lay them out, or PROMPT NUMBER/SAMPLE.png.",
     ),
 ]
 Diffusers = Annotated[
@@ -162,7 +162,7 @@ def benchmark(
             metavar="WHO",
             help="dpg: who answers about pictures: self (the system that drew them), endpoint (of "
             "evaluation.endpoint), or a checkpoint. geneval2: endpoint, or an image-text model of "
-            "transformers. wise: endpoint.",
+            "transformers. wise, t2i_compbench: endpoint.",
         ),
     ] = None,
     detector: Annotated[
