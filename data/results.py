@@ -27,6 +27,8 @@ ALL = "all"
 COUNTS = "items/"  # begins the names of figures that count items
 LOST = ("no image", "no answer", "not drawn")
 """Statuses of items that are in no figure."""
+PART = "partly answered"
+"""That of items that are scored by the answers that there are, and are no pair with others."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,15 @@ class Result:
     @property
     def lost(self) -> int:
         """How many items are in no figure."""
-        found = (self.figures.get((f"{COUNTS}{status}", ALL)) for status in LOST)
+        return self._count(*LOST)
+
+    @property
+    def whole(self) -> int:
+        """How many items are scored by all of their answers."""
+        return self.number - self._count(*LOST, PART)
+
+    def _count(self, *statuses: str) -> int:
+        found = (self.figures.get((f"{COUNTS}{status}", ALL)) for status in statuses)
         return int(sum(one.value for one in found if one))
 
 

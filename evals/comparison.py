@@ -55,12 +55,12 @@ class Comparison:
 
     @property
     def counts(self) -> str:
-        """How many items became better and worse, and how many only one result has scored."""
+        """How many items became better and worse, and how many only one result has whole."""
         moved = self.items["after"] - self.items["before"]
         left = [
-            f"{result.number - result.lost - len(self.items)} that only {result.system} has"
+            f"{result.whole - len(self.items)} that {result.system} alone has whole"
             for result in (self.before, self.after)
-            if result.number - result.lost > len(self.items)
+            if result.whole > len(self.items)
         ]
         out = f"; left out: {', '.join(left)}" if left else ""
         return (

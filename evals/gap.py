@@ -37,7 +37,8 @@ class Request:
     """What is measured on which pool; the options of `hermesflow gap`.
 
     `judge`: oracle, a checkpoint, or the URI of an artifact of stage judge; None: that of the
-    config. `only` says which side of a system is measured that could do both.
+    config. `only` says which side of a system is measured that could do both. `answers` is a file
+    of replies that stands for the side that reads.
     """
 
     systems: Sequence[SystemChoice]
@@ -46,11 +47,15 @@ class Request:
     judge: str | None = None
     only: Literal["reading", "drawing"] | None = None
     title: str | None = None
+    answers: Path | None = None
 
 
 def measure(given: Request, config: Config) -> None:
     """Write the tables of systems on a pool into a folder, or continue them; print them."""
-    reads, draws = sides_of(given.systems, given.only)
+    if given.answers:
+        reads, draws = None, _drawer_beside_answers(given.systems, given.only)
+    else:
+        reads, draws = sides_of(given.systems, given.only)
     files = parquet_files(given.pool)
     for batch in iter_batches(files, "pool", ["record_id", "questions"]):
         check_asked(batch, str(given.pool))
@@ -83,9 +88,25 @@ def sides_of(
                 return other, one
     raise UserError(
         "gap measures one system, or one that reads and one that draws; give one of "
-        "--checkpoint, --server, --transformers, --diffusers and --pictures, or two of which one "
-        "does only one of both"
+        "--checkpoint, --server, --transformers, --diffusers, --pictures and --answers, or two of "
+        "which one does only one of both"
     )
+
+
+def _drawer_beside_answers(
+    systems: Sequence[SystemChoice], only: str | None
+) -> SystemChoice | None:
+    """Who draws while a file of replies reads, if somebody does."""
+    if only:
+        raise UserError(f"--only {only} is for one system that does both; --answers reads alone")
+    for one in systems:
+        if one.kind not in DRAWS:
+            raise UserError(f"--answers and --{one.kind} both read; leave one of them")
+    if len(systems) > 1:
+        raise UserError(
+            f"--answers reads, and --{systems[0].kind} and --{systems[1].kind} both draw; leave one"
+        )
+    return systems[0] if systems else None
 
 
 def _measure_checkpoint(given: Request, config: Config, place: str, files: Sequence[Path]) -> None:
@@ -116,18 +137,20 @@ def _measure_systems(
 ) -> None:
     from evals.judges.catalog import open_judge
     from evals.judges.endpoint import judge_server
+    from evals.systems.answer_file import AnswerFile
     from evals.systems.gap import Sides, join_sides, measure_pool, prompts_of
 
     own = next((s for s in (reads, draws) if s and s.kind == "checkpoint"), None)
     base = open_checkpoint(own.place).folder if own else None
     judge = _not_itself(_judge(given.judge, config, base), (reads, draws))
     config, prompts = judge.config, prompts_of(files)
+    replies = AnswerFile(given.answers, files) if given.answers else None
     with ExitStack() as stack:
         opened = {
             one: stack.enter_context(opened_system(one, config, prompts))
             for one in dict.fromkeys(s for s in (reads, draws) if s)
         }
-        sides = Sides(opened[reads] if reads else None, opened[draws] if draws else None)
+        sides = Sides(opened[reads] if reads else replies, opened[draws] if draws else None)
         settings = _settings(config, judge, files) | {"system": sides.recipe}
         with outcome(given.to, "gap", settings) as draft:
             if not is_finished(given.to):
@@ -196,7 +219,11 @@ def _judge(given: str | None, config: Config, base: Path | None) -> _Judge:
             "artifact of stage judge that a run has made (`hermesflow store lineage` shows it)"
         )
     if given is None and kind == "endpoint":
-        return _Judge(config, provenance_of(config, base), kind)
+        assert config.evaluation.endpoint is not None  # as the config's own check has it
+        # Its answers are those of this model, which the settings of the evaluation do not name.
+        return _Judge(
+            config, provenance_of(config, base), f"{kind} {config.evaluation.endpoint.model}"
+        )
     named = given or config.evaluation.folder or config.model.checkpoint
     folder = open_checkpoint(named)
     # As a judge from elsewhere, whose weights are held against those of the judged one.

@@ -94,21 +94,29 @@ class Row:
 def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     """All results below some folders, and why others could not be read.
 
-    UserError if there are none.
+    What lies below several of the folders is there once. UserError if there are none.
     """
     found: list[Result] = []
     problems: list[str] = []
+    seen: set[Path] = set()
+
+    def new(folder: Path, pattern: str) -> Iterator[Path]:
+        for path in sorted(folder.rglob(pattern)):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                yield path
+
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give folders with results")
-        for path in sorted(folder.rglob(RESULTS)):
+        for path in new(folder, RESULTS):
             if any(is_hidden(part) for part in path.relative_to(folder).parts):
                 continue
             try:
                 found.append(read_result(path.parent))
             except UserError as error:
                 problems.append(str(error))
-        for path in sorted(folder.rglob(LMMS_PATTERN)):
+        for path in new(folder, LMMS_PATTERN):
             try:
                 found += read_lmms_results(path)
             except UserError as error:

@@ -55,7 +55,7 @@ def _body(context: StageContext) -> Mapping[str, object]:
 
 GATE = Stage(
     "gate",
-    1,
+    2,
     config_keys=("gate", "evaluation.bootstrap_samples", "evaluation.confidence"),
     inputs=("checkpoint", "evaluation", "benchmarks", "baseline", "baseline_benchmarks"),
     body=_body,

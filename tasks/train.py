@@ -109,7 +109,7 @@ def run(context: StageContext) -> Mapping[str, object]:
 
 TRAIN = Stage(
     "train",
-    3,
+    4,
     ("seed", "model.family", "model.precision", "training"),
     ("checkpoint", "pairs", "reference"),
     run,
@@ -269,7 +269,7 @@ def _check_winners(metrics: Metrics, training: Training, num_steps: int) -> None
     if not isinstance(objective, Preference):
         return
     for modality in active_modalities(objective):
-        mean = sum(row[f"{modality}/logratios/chosen"] for row in window) / len(window)
+        mean = _mean(window, f"{modality}/logratios/chosen")
         if mean < -objective.collapse_nats:
             raise UserError(
                 f"training stopped at step {len(metrics)} of {num_steps}: {modality} winners lost "
@@ -284,7 +284,15 @@ def _last_means(metrics: Metrics) -> dict[str, float]:
     """Each metric averaged over the last steps."""
     window: Sequence[Mapping[str, float]] = metrics[-WINDOW:]
     names = [name for name in window[-1] if name not in ("step", "epoch")]
-    return {name: sum(row[name] for row in window) / len(window) for name in names}
+    return {name: _mean(window, name) for name in names}
+
+
+def _mean(window: Sequence[Mapping[str, float]], name: str) -> float:
+    """Of a metric over steps; those of pairs by how many pairs a step has, 0 if there were none."""
+    pairs = f"{name.partition('/')[0]}/pairs"
+    weights = [1.0 if name == pairs else row.get(pairs, 1.0) for row in window]
+    total = sum(w * row[name] for w, row in zip(weights, window, strict=True))
+    return total / sum(weights) if sum(weights) else 0.0
 
 
 def _average(context: StageContext, model: UnifiedModel) -> None:

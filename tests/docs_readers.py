@@ -7,7 +7,7 @@ those of the tests, or the shipped ones with fewer records and steps.
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
@@ -197,7 +197,7 @@ def benchmark_data(reader: Reader) -> Mapping[str, str]:
         put(reader.folder / f"my-{name}.yaml", {"extends": f"configs/shapes_{family}.yaml"})
     for name in asked:
         getattr(benchmark_files, name)(my / name)
-    elsewhere(my)
+    elsewhere(my, rows)
     benchmark_files.json_lines(my / "geneval/evaluation_metadata.jsonl", PROMPTS)
     write_dpg(my / "dpg")
     benchmark_files.coco(my / "coco", 5)
@@ -207,7 +207,7 @@ def benchmark_data(reader: Reader) -> Mapping[str, str]:
     return {"--limit 30000": "--limit 5"}
 
 
-def elsewhere(my: Path) -> None:
+def elsewhere(my: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """What other systems have drawn and said, and a model of transformers."""
     chameleon(my / "chameleon")
     for name in ("chameleon", "llamagen", "lwm", "seed-x", "gap"):
@@ -222,6 +222,12 @@ def elsewhere(my: Path) -> None:
     }  # fmt: skip
     for name, item_id in replies.items():
         benchmark_files.json_lines(my / f"{name}.jsonl", [{"item_id": item_id, "reply": "yes"}])
+    said = [
+        {"record_id": row["record_id"], "question": asked["question"], "reply": asked["answer"]}
+        for row in rows
+        for asked in row["questions"]
+    ]
+    benchmark_files.json_lines(my / "replies/gap.jsonl", said)
 
 
 def kept(reader: Reader, stage: str) -> Iterator[str]:

@@ -12,10 +12,13 @@ import pytest
 from stage_inputs import QUICK
 
 from core.errors import UserError
-from data.results import RESULTS, read_result
+from data.results import RESULTS, read_result, results_text
 from data.shapes.records import make_records
 from data.tables import read_table, write_table
+from evals.benchmarks.base import Item, item_row
+from evals.benchmarks.geneval2 import verdict
 from evals.comparison import compare
+from evals.judges.first_token import Mass
 from evals.statistics import Bootstrap
 from tests.commands import gap, hermesflow
 
@@ -45,8 +48,8 @@ def test_changes_are_paired_by_item(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert accuracy.change.low <= accuracy.change.value <= accuracy.change.high
     assert len(found.items) == 9
     assert found.counts == (
-        f"9 items that both have: 3 better, 0 worse, 6 the same; left out: 3 that only "
-        f"{tmp_path / 'old.jsonl'} has"
+        f"9 items that both have: 3 better, 0 worse, 6 the same; left out: 3 that "
+        f"{tmp_path / 'old.jsonl'} alone has whole"
     )
     capsys.readouterr()
     to = tmp_path / "items.csv"
@@ -146,3 +149,36 @@ def test_gaps_are_compared_by_record(tmp_path: Path) -> None:
     assert next(c.before for c in found.changes if c.name == "understanding") == pytest.approx(u)
     with pytest.raises(UserError, match=r"judge was 'oracle'|judged by"):
         compare(tmp_path / "a", tmp_path / "c")
+
+
+def told(folder: Path, first: list[float | None], second: list[float | None]) -> Path:
+    """A result of GenEval 2 on two prompts: probabilities of an object and an attribute."""
+    asked = [{"question": "Is it?", "answer": "Yes", "skill": s} for s in ("object", "attribute")]
+    rows = [
+        item_row(
+            Item(name, "2 atoms", name, name, json.dumps(asked)),
+            "",
+            verdict([None if p is None else Mass(p, p) for p in values]),
+        )
+        for name, values in (("a", first), ("b", second))
+    ]
+    folder.mkdir()
+    write_table(folder / "items.parquet", "benchmark_items", rows)
+    recipe = {"evaluation": {"bootstrap_samples": 50, "confidence": 0.9}, "system": folder.name}
+    (folder / RESULTS).write_text(results_text("geneval2", folder.name, recipe, [], 2), "utf-8")
+    return folder
+
+
+def test_what_was_answered_in_part_is_no_pair(tmp_path: Path) -> None:
+    """Another atom of each prompt lacks an answer: rows of atoms are as many, of other prompts."""
+    old = told(tmp_path / "old", [0.5, 0.5], [None, 1.0])
+    new = told(tmp_path / "new", [0.5, 0.7], [0.2, 1.0])
+    found = compare(old, new)
+    changes = {(one.group, one.name): one.change.value for one in found.changes}
+    assert found.items["item_id"].tolist() == ["a"]
+    assert changes["object", "soft_tifa_am"] == 0
+    assert changes["attribute", "soft_tifa_am"] == pytest.approx(20)
+    assert "1 that new alone has whole" in found.counts
+    crossed = told(tmp_path / "crossed", [None, 0.7], [0.2, 1.0])
+    with pytest.raises(UserError, match="no item was scored in both"):
+        compare(old, crossed)

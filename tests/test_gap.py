@@ -1,5 +1,6 @@
 """Scores of an evaluation, by hand, and the command that measures any checkpoint on any pool."""
 
+import json
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from evals.item_response import item_gap
 from evals.scores import record_scores, summarize
 from evals.statistics import Bootstrap
 from tests.commands import gap
+from tests.llm_server import MODEL, endpoint, llm_server
 
 COLUMNS = ["record_id", "subject", "sample", "type", "question", "right", "chance", "status"]
 PUBLISHED_GAPS = [0.491, 0.637]
@@ -230,3 +232,20 @@ def test_digests_of_checkpoints_follow_their_content(tmp_path: Path) -> None:
     one = open_checkpoint(tmp_path).digest
     (tmp_path / "weights").write_text("1")
     assert open_checkpoint(tmp_path).digest != one
+
+
+def test_another_model_of_a_server_does_not_go_on_with_the_answers_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else figures of one judge would be shown under the name of another."""
+    pool, to = tmp_path / "pool.parquet", tmp_path / "out"
+    write_table(pool, "pool", [record.row() for record in make_records(2, "validation", 0)])
+    with llm_server() as server:
+        for model, code in ((MODEL, False), ("another", True)):
+            document = endpoint(server).model_dump() | {"model": model}
+            told = {"evaluation": {"judge": "endpoint", "endpoint": document}}
+            config = tmp_path / f"{model}.yaml"
+            config.write_text(json.dumps({"extends": str(QUICK), **told}), encoding="utf-8")
+            given = ["--pool", str(pool), "--to", str(to), "--config", str(config)]
+            assert (gap([*given, "--checkpoint", BASE]) != 0) == code
+    assert "judge was" in capsys.readouterr().err

@@ -24,10 +24,11 @@ from stage_inputs import (
 
 from core.artifact import ArtifactRef
 from core.errors import UserError
+from core.progress import progress
 from core.stage import run_stage
 from core.store import Store
 from data.schemas import arrow_schema
-from data.tables import read_table
+from data.tables import read_table, write_table
 from models.batches import Batches
 from models.losses import group_advantages
 from models.protocol import MODALITIES
@@ -35,7 +36,7 @@ from tasks.group import GROUP
 from tasks.reference import REFERENCE
 from tasks.train import METRICS, TRAIN, read_metrics
 from training.data import Draws, PairRows, join_reference
-from training.encode import Encoding, encode_groups, likeness, ranked, shrunk
+from training.encode import Encoding, encode_groups, likeness, open_pairs, ranked, shrunk
 
 Scores = Mapping[str, Sequence[float]]
 
@@ -148,8 +149,8 @@ def test_prompts_that_failed_come_back_with_the_curriculum_alone(
 SIZES = ((3, 2), (2, 5), (4, 4), (2, 2))
 
 
-def groups(sizes: Sequence[tuple[int, int]] = SIZES) -> pa.Table:
-    rows = [group_row(number, *size) for number, size in enumerate(sizes)]
+def groups(sizes: Sequence[tuple[int, int]] = SIZES, first: int = 0) -> pa.Table:
+    rows = [group_row(number, *size) for number, size in enumerate(sizes, first)]
     return pa.Table.from_pylist(rows, schema=arrow_schema("groups"))
 
 
@@ -165,7 +166,8 @@ def test_every_sample_is_in_one_row_and_every_group_weighs_the_same() -> None:
     for modality, sizes in zip(("caption", "image"), zip(*SIZES, strict=True), strict=True):
         shares_R2 = rows.grouped.shares[modality]  # type: ignore[index]
         sums = np.bincount(rows.grouped.record_R, shares_R2.sum(axis=1))
-        assert sums.tolist() == pytest.approx([2, 3, 2, 1])  # as many as the group has rows
+        # The mean over the eight rows is that of the four groups.
+        assert (sums / len(rows)).tolist() == pytest.approx([1 / 4] * 4)
         there = [
             (int(record), int(sample))
             for record, two, share in zip(
@@ -281,3 +283,17 @@ def test_pairs_and_groups_are_not_taken_for_each_other(store: Store) -> None:
         said = rf"'{section['name']}' learns from .* the input pairs has {wrong}; give what stage"
         with pytest.raises(UserError, match=said):
             run_stage(TRAIN, config, store, inputs | {"reference": []})
+
+
+def test_groups_of_several_parts_weigh_the_same(tmp_path: Path) -> None:
+    """Parts with more rows for each group weigh as much as one table of all groups."""
+    sizes = ((6, 6), (6, 5), (2, 2), (3, 2))
+    parts = [groups(sizes[:2]), groups(sizes[2:], 2)]
+    for number, part in enumerate(parts):
+        write_table(tmp_path / f"{number}.parquet", "groups", part)
+    paths = [tmp_path / f"{number}.parquet" for number in range(2)]
+    with open_pairs(paths, tiny_model(), 4, progress) as rows:
+        assert rows.grouped is not None
+        for modality in MODALITIES:
+            sums = np.bincount(rows.grouped.record_R, rows.grouped.shares[modality].sum(axis=1))
+            assert (sums / len(rows)).tolist() == pytest.approx([1 / 4] * 4)

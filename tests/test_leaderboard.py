@@ -199,3 +199,9 @@ def test_recipes_are_on_the_page(folder: Path) -> None:
     page = render(*find_results([folder]))
     assert json.dumps("the pixel oracle").replace('"', "&#34;") in page
     assert "&lt;script&gt;window.evil" in page
+
+
+def test_a_result_below_two_of_the_folders_is_there_once(folder: Path) -> None:
+    results, _ = find_results([folder, folder / "a", folder / "b/../a/dpg"])
+    assert sorted(r.benchmark for r in results if r.folder.resolve().parts[-1] == "dpg") == ["dpg"]
+    assert len(results) == len(find_results([folder])[0])

@@ -32,7 +32,14 @@ from tests.stage_inputs import (
     RECONSTRUCTION,
     make_config,
 )
-from training.objectives import Signals, active_modalities, objective_loss, redraw_loss, terms_of
+from training.objectives import (
+    Signals,
+    active_modalities,
+    objective_loss,
+    per_pair,
+    redraw_loss,
+    terms_of,
+)
 
 Logps = dict[Modality, BranchLogps]
 
@@ -436,3 +443,12 @@ def test_an_iteration_runs_end_to_end(
     assert known["train"].records == twos * rows == figures["pairs"]
     again, _ = play(config)
     assert again.fresh() == []
+
+
+def test_metrics_of_pairs_are_means_over_pairs() -> None:
+    """Of four rows one is no pair: three of three winners are preferred, not three of four."""
+    rows = {"image/pairs": 0.75, "image/rewards/accuracies": 0.75, "caption/nll": 2.0}
+    told = {**rows, "loss": 0.3, "loss/image": 0.3}
+    assert per_pair(told) == {**told, "image/rewards/accuracies": 1.0}
+    nothing = {"image/pairs": 0.0, "image/rewards/accuracies": 0.0}
+    assert per_pair(nothing) == nothing

@@ -21,6 +21,7 @@ from evals.checkpoints import open_checkpoint
 from evals.systems.base import NoPicture, Picture, Prompt, Question
 from evals.systems.catalog import parse_settings, server_endpoint
 from evals.systems.pictures import PictureFolder
+from evals.systems.server import ServerSystem
 from tests.commands import benchmark
 from tests.llm_server import MODEL, llm_server
 from tests.tiny_systems import chameleon, stable_diffusion
@@ -359,3 +360,18 @@ def test_settings_are_json_or_text() -> None:
     assert parse_settings(given) == {"a": 1, "b": 7.5, "size": "512x512", "c": None, "d": "a=b"}
     endpoint = server_endpoint("facebook/chameleon-7b@http://localhost:8000/v1")
     assert (endpoint.model, endpoint.url) == ("facebook/chameleon-7b", "http://localhost:8000/v1")
+
+
+def test_two_files_of_one_prompt_are_refused(truth: Truth, tmp_path: Path) -> None:
+    """One of them would be left out, and nobody would know which was scored."""
+    prompts = [prompt for prompt, _ in truth]
+    for suffix in ("png", "jpg"):
+        made.picture(tmp_path / f"{prompts[0].item_id}.{suffix}")
+    with pytest.raises(UserError, match=r"are of the same prompt; leave one"):
+        PictureFolder(tmp_path, prompts)
+
+
+@pytest.mark.parametrize("given", ["many", 0, 1.5, True, None])
+def test_a_limit_of_replies_that_is_no_number_is_refused(given: object) -> None:
+    with pytest.raises(UserError, match="--set max_tokens"):
+        ServerSystem(None, "a-model", {"max_tokens": given})  # type: ignore[arg-type]

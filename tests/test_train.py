@@ -41,11 +41,12 @@ from models.families.showo.model import ShowoModel
 from models.families.showo.phi import Block, Mlp
 from models.protocol import Modality, PairBatch, UnifiedModel
 from tasks.reference import REFERENCE, _Reference
-from tasks.train import METRICS, TRAIN, read_metrics
+from tasks.train import METRICS, TRAIN, WINDOW, _check_winners, _last_means, read_metrics
 from training.data import Draws, draw_seed
 from training.encode import encode_pairs
 from training.trainer import PairTrainer
 
+CHOSEN = "logratios/chosen"
 LN_2 = math.log(2)
 NUM_PAIRS = 10
 STATE_FILE = "shard-00001-model-00001-of-00001.safetensors"
@@ -570,3 +571,17 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
     table = pa.Table.from_pylist(rows, schema=arrow_schema("pairs"))
     with pytest.raises(UserError, match="image_lose_tokens has 2 tokens"):
         encode_pairs(table, tiny_model(), Batches(4, None, ""))
+
+
+def test_steps_without_a_pair_do_not_hide_falling_winners() -> None:
+    """Half of the steps have no pair of images; in the others winners lose a nat per token."""
+    training = make_config(
+        training__objective={**GROUP_DPO, "collapse_nats": 0.9}, training__epochs=1
+    ).training
+    quiet = {f"{m}/{name}": 0.0 for m in ("caption", "image") for name in ("pairs", CHOSEN)}
+    falling = {**quiet, "image/pairs": 0.5, f"image/{CHOSEN}": -1.0}
+    metrics = [quiet, falling] * (WINDOW // 2)
+    with pytest.raises(UserError, match=r"image winners lost 1\.000 nats"):
+        _check_winners(metrics, training, WINDOW)
+    assert _last_means(metrics)[f"image/{CHOSEN}"] == -1
+    assert _last_means(metrics)["image/pairs"] == 0.25

@@ -112,7 +112,8 @@ def encode_groups(
     for modality, size_B in sizes.items():
         there_R2 = number_R2 < size_B[record_R, None]
         numbers_R2 = np.where(there_R2, number_R2, 0)
-        shares[modality] = there_R2 * (rows_of / size_B)[record_R, None]
+        # So that the mean over rows is that over groups, however many rows each takes.
+        shares[modality] = there_R2 * (len(record_R) / len(table) / size_B)[record_R, None]
         scores = table[f"{modality}_scores"].to_pylist()
         first_R1 = (np.cumsum(size_B) - size_B)[record_R, None]
         if encoding.ranked:
@@ -319,14 +320,27 @@ def _count_twos(paths: Sequence[Path]) -> int:
 
 def _joined(groups: Sequence[Grouped]) -> Grouped:
     """The rows of all parts, whose records follow each other."""
-    before = np.cumsum([0, *(part.record_R[-1] + 1 for part in groups[:-1])])
+    records = [int(part.record_R[-1]) + 1 for part in groups]
+    before = np.cumsum([0, *records[:-1]])
+    rows_each = [len(part.record_R) / number for part, number in zip(groups, records, strict=True)]
+    of_all = sum(len(part.record_R) for part in groups) / sum(records)
 
     def join(name: str) -> dict[Modality, Array]:
         return {m: np.concatenate([getattr(part, name)[m] for part in groups]) for m in MODALITIES}
 
     return Grouped(
         np.concatenate([part.record_R + first for part, first in zip(groups, before, strict=True)]),
-        **{name: join(name) for name in ("samples", "advantages", "shares")},
+        **{name: join(name) for name in ("samples", "advantages")},
+        # Those of a part are of its own mean number of rows.
+        shares={
+            m: np.concatenate(
+                [
+                    part.shares[m] * (of_all / of_part)
+                    for part, of_part in zip(groups, rows_each, strict=True)
+                ]
+            )
+            for m in MODALITIES
+        },
         likeness_R=np.concatenate([part.likeness_R for part in groups]),
     )
 

@@ -316,3 +316,18 @@ def redraw_loss(branch: BranchLogps, training: Training) -> tuple[Tensor, dict[s
     loss_B = redrawn.weight * nll_B
     found = {"loss": loss_B, f"loss/{name}": loss_B, f"{name}/nll": nll_B}
     return loss_B, {key: value_B.detach() for key, value_B in found.items()}
+
+
+def per_pair(means: Mapping[str, float]) -> dict[str, float]:
+    """Means over rows as means over pairs, where `<modality>/pairs` is how many a row counts.
+
+    A row without a pair would else pass for a pair of 0. Without any pair they stay 0; the loss
+    stays what it is.
+    """
+    found = dict(means)
+    for modality in MODALITIES:
+        pairs = means.get(f"{modality}/pairs", 0.0)
+        for name in means if pairs > 0 else ():
+            if name.startswith(f"{modality}/") and name != f"{modality}/pairs":
+                found[name] /= pairs
+    return found

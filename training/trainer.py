@@ -38,6 +38,7 @@ from training.objectives import (
     active_modalities,
     knob,
     objective_loss,
+    per_pair,
     redraw_loss,
     terms_of,
 )
@@ -148,7 +149,8 @@ class PairTrainer:
         sums["ends"] = torch.full_like(sums["loss"], float(ends))
         mean = self._accelerator.reduce(torch.stack([*sums.values()]), reduction="mean")
         found = dict(zip(sums, mean.tolist(), strict=True))
-        return found, found.pop("ends") > 0
+        any_ends = found.pop("ends") > 0
+        return per_pair(found), any_ends
 
     def _loss(
         self, rows_b: Ints, epoch: int, terms: list[Term]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from core.benchmarks import BENCHMARKS
 from core.config import Evaluation
 from core.errors import UserError
-from evals.benchmarks.base import UNSCORED
+from evals.benchmarks.base import PARTLY, UNSCORED
 from evals.benchmarks.catalog import benchmark_class
 from evals.benchmarks.figures import ALL, Figure
 from evals.statistics import Bootstrap, Estimate, Values
@@ -71,9 +71,13 @@ def headline(name: str, rows: pd.DataFrame) -> Figure:
 
 
 def common_items(after: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of items that have a score in both, in the same order."""
+    """The rows of items that have a score in both, in the same order.
+
+    What was answered in part is no pair: its score is one of other questions than the other's.
+    """
     new, old = (
-        rows[~rows["status"].isin(UNSCORED)].set_index(KEY).sort_index() for rows in (after, before)
+        rows[~rows["status"].isin((*UNSCORED, PARTLY))].set_index(KEY).sort_index()
+        for rows in (after, before)
     )
     both = new.index.intersection(old.index)
     return new.loc[both].reset_index(), old.loc[both].reset_index()

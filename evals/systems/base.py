@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from data.questions import QuestionRow
+from data.tables import decode_image
 from evals.vqa import Answered
 from services.replies import NoAnswer
 
@@ -93,6 +95,12 @@ class System:
     ) -> list[list[Answered]]:
         """The most probable choice of each question about each picture."""
         raise NotImplementedError(f"{self.title} reads no pictures")
+
+    def choose_of_records(
+        self, records: Sequence[Mapping[str, Any]], asked: Sequence[Sequence[QuestionRow]]
+    ) -> list[list[Answered]]:
+        """The same about the true pictures of records of a pool."""
+        return self.choose([decode_image(record["image"]) for record in records], asked)
 
     def draw(self, prompts: Sequence[Prompt], num_pictures: int) -> list[list[Drawing]]:
         """`num_pictures` of each prompt."""

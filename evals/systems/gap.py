@@ -27,7 +27,6 @@ from data.questions import QuestionRow
 from data.results import COUNTS
 from data.tables import (
     count_rows,
-    decode_image,
     encode_image,
     image_row,
     iter_batches,
@@ -139,7 +138,7 @@ def _rows(
     answers: list[Row] = []
     images: list[Row] = []
     if sides.reader:
-        said = sides.reader.choose([decode_image(row["image"]) for row in records], questions)
+        said = sides.reader.choose_of_records(records, questions)
         for record, about in zip(records, said, strict=True):
             answers += answer_rows(record, "real", 0, about)
     if not sides.drawer:

@@ -124,9 +124,7 @@ def _read(place: Path, prompts: Sequence[Prompt]) -> tuple[str, Files, list[str]
             f"({folders[0].name}); leave one of both"
         )
     if files:
-        known = {prompt.item_id for prompt in prompts}
-        found = {path.stem: [path] for path in files if path.stem in known}
-        return "flat", found, [path.name for path in files if path.stem not in known]
+        return "flat", *_flat(files, prompts)
     return "plain", *_plain(folders, prompts)
 
 
@@ -164,6 +162,20 @@ def _geneval(folders: Sequence[Path], prompts: Sequence[Prompt]) -> tuple[Files,
             found[prompt.item_id] = list(_pictures(samples)) if samples.is_dir() else []
     left = [folder.name for same in by_text.values() for folder in same]
     return found, sorted(stray + left)
+
+
+def _flat(files: Sequence[Path], prompts: Sequence[Prompt]) -> tuple[Files, list[str]]:
+    known = {prompt.item_id for prompt in prompts}
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        if path.stem in found:
+            raise UserError(
+                f"--pictures: {found[path.stem][0].name} and {path.name} are of the same prompt; "
+                "leave one"
+            )
+        if path.stem in known:
+            found[path.stem] = [path]
+    return found, [path.name for path in files if path.stem not in known]
 
 
 def _plain(folders: Sequence[Path], prompts: Sequence[Prompt]) -> tuple[Files, list[str]]:

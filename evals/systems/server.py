@@ -7,6 +7,7 @@ from itertools import islice
 
 from PIL import Image
 
+from core.errors import UserError
 from core.runtime import derive_seed
 from data.pictures import PictureError, rgb
 from data.questions import QuestionRow
@@ -27,7 +28,10 @@ class ServerSystem(System):
 
     def __init__(self, client: Client, model: str, fields: Mapping[str, object]) -> None:
         self._client = client
-        self._reply_tokens = int(str(fields.get(MAX_TOKENS, REPLY_TOKENS)))
+        limit = fields.get(MAX_TOKENS, REPLY_TOKENS)
+        if type(limit) is not int or limit < 1:
+            raise UserError(f"--set {MAX_TOKENS}={limit}: give a whole number from 1 on")
+        self._reply_tokens = limit
         self._fields = {name: value for name, value in fields.items() if name != MAX_TOKENS}
         recipe = {
             "kind": "server",

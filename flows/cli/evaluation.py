@@ -59,7 +59,8 @@ KNOWN = "\n\n".join(f"{name}: {declared.about}" for name, declared in BENCHMARKS
     EVALUATION,
     """gap --checkpoint my/show-o --pool my/pool/test --config my.yaml --judge oracle --to out/gap
     gap --checkpoint .hermesflow/store/train/1a2b... --pool my/pool/test --to out/gap
-    gap --transformers my/chameleon --diffusers my/sd-2-1 --pool my/pool/test --to out/two""",
+    gap --transformers my/chameleon --diffusers my/sd-2-1 --pool my/pool/test --to out/two
+    gap --answers my/replies.jsonl --pictures my/drawn --pool my/pool/test --to out/closed""",
 )
 def gap(
     pool: Annotated[
@@ -71,6 +72,13 @@ def gap(
     diffusers: Diffusers = None,
     server: Server = None,
     transformers: Transformers = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines with record_id, question and reply, as the system that reads.",
+        ),
+    ] = None,
     only: Annotated[
         Literal["reading", "drawing"] | None,
         typer.Option(help="One side of a system that could do both.", show_default="both"),
@@ -106,7 +114,7 @@ def gap(
         },
         parse_settings(settings or []),
     )
-    measure(Request(systems, pool, to, judge, only, title), load_config(config))
+    measure(Request(systems, pool, to, judge, only, title, answers), load_config(config))
 
 
 @command(
