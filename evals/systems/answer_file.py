@@ -58,7 +58,7 @@ class AnswerFile(System):
     def choose(
         self, pictures: Sequence[Image.Image], asked: Sequence[Sequence[QuestionRow]]
     ) -> list[list[Answered]]:
-        raise NotImplementedError(f"{self.title} knows records, and no pictures")
+        raise UserError(f"{self.title} has replies about records of a pool, and reads no pictures")
 
     def choose_of_records(
         self, records: Sequence[Mapping[str, Any]], asked: Sequence[Sequence[QuestionRow]]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from core.errors import UserError
 from data.questions import QuestionRow
 from data.tables import decode_image
 from evals.vqa import Answered
@@ -84,17 +85,17 @@ class System:
         self, pictures: Sequence[Image.Image], asked: Sequence[Sequence[Question]]
     ) -> list[list[str | NoAnswer]]:
         """A greedy reply to each question about each picture."""
-        raise NotImplementedError(f"{self.title} reads no pictures")
+        raise UserError(f"{self.title} reads no pictures; give a system that does")
 
     def caption(self, pictures: Sequence[Image.Image], max_new_tokens: int) -> list[str | NoAnswer]:
         """A greedy caption of each picture."""
-        raise NotImplementedError(f"{self.title} reads no pictures")
+        raise UserError(f"{self.title} reads no pictures; give a system that does")
 
     def choose(
         self, pictures: Sequence[Image.Image], asked: Sequence[Sequence[QuestionRow]]
     ) -> list[list[Answered]]:
         """The most probable choice of each question about each picture."""
-        raise NotImplementedError(f"{self.title} reads no pictures")
+        raise UserError(f"{self.title} reads no pictures; give a system that does")
 
     def choose_of_records(
         self, records: Sequence[Mapping[str, Any]], asked: Sequence[Sequence[QuestionRow]]
@@ -104,7 +105,7 @@ class System:
 
     def draw(self, prompts: Sequence[Prompt], num_pictures: int) -> list[list[Drawing]]:
         """`num_pictures` of each prompt."""
-        raise NotImplementedError(f"{self.title} draws nothing")
+        raise UserError(f"{self.title} draws nothing; give a system that does")
 
     def cut(self, prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is longer than what the system sees of it, as far as is known."""
